@@ -1,0 +1,244 @@
+"""Contracts: the declared arithmetic of a kernel.
+
+Two correct kernels of one op rarely agree bit for bit, because they round at different places. A
+contract names those places, so that the admissible set of every output can be derived instead of
+tuned. All error constants are in units of the fp32 rounding unit ``u = 2**-24`` (one ulp is at
+most ``2u`` relative); ``1.0`` always means "correctly rounded".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+ReductionKind = Literal["any", "lanes", "serial"]
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """How a row's sum of squares may be associated.
+
+    ``any``: any order, one serial chain included. ``lanes``: at least ``count`` partial sums of equal
+    length, combined by a tree. ``serial``: no thread adds more than ``count`` terms in sequence, and the
+    partial sums are combined by a tree.
+    """
+
+    kind: ReductionKind = "any"
+    count: int = 0
+
+    def depth(self, n: int) -> int:
+        """Longest chain of additions that any of ``n`` summands goes through (``d`` of numerics 3c)."""
+        if n <= 1:
+            return 0
+        if self.kind == "any":
+            return n - 1
+        if self.kind == "lanes":
+            return min(n - 1, math.ceil(n / self.count) + math.ceil(math.log2(self.count)))
+        partials = max(1, math.ceil(n / self.count))
+        return min(n - 1, self.count + (math.ceil(math.log2(partials)) if partials > 1 else 0))
+
+
+@dataclass(frozen=True)
+class NormQuantContract:
+    """Declared arithmetic of ``add_rmsnorm_quant`` and of its last stage, ``per_token_quant``.
+
+    With ``z`` the norm's input, ``rms = 1/sqrt(mean(z^2) + eps)``, ``y = z * rms * w``,
+    ``s`` the row's scale and T the storage type (bf16 or fp16)::
+
+        z            = fl32(x + r)            norm_input "unrounded"
+                     = residual_out           norm_input "stored"
+        residual_out = RNE_T(fl32(x + r))     residual_store "rne"; round toward zero for "truncate"
+        h            = z * rms                rounded to T if round_after_normalize
+        y            = h * w                  rounded to T if round_after_weight
+        amax         = max(max|y|, amax_floor)
+        s            = amax * fl32(1/Q)       scale_rule "multiply"
+                     = amax / Q               scale_rule "divide"; then raised to 1/(Q*scale_floor_divisor)
+        code         = RNE_fp8(y / s)         division "divide", or y * fl32(1/s) for "reciprocal"
+
+    ``per_token_quant`` uses the fields from ``amax_floor`` on, with ``y = x``.
+    """
+
+    name: str
+    norm_input: Literal["unrounded", "stored"] = "unrounded"
+    residual_store: Literal["rne", "truncate"] = "rne"
+    round_after_normalize: bool = False
+    round_after_weight: bool = False
+    amax_floor: float = 0.0
+    scale_rule: Literal["multiply", "divide"] = "divide"
+    scale_floor_divisor: float | None = None
+    zero_scale: float | None = None
+    """Scale stored for an all-zero row when no floor applies; None leaves the row unspecified."""
+    division: Literal["divide", "reciprocal"] = "reciprocal"
+    fnuz_max: float = 240.0
+    """Largest code value used on e4m3fnuz (vLLM declares 224)."""
+    overflow: Literal["saturate", "nan"] = "saturate"
+    nonfinite: Literal["propagate", "unspecified"] = "unspecified"
+    """A row that holds NaN or Inf: its scale and codes are all NaN, or not settled by any source."""
+    reduction: Reduction = Reduction()
+    mean_u: float = 3.0
+    """Relative error of the division by n plus the rounding of ``+ eps``, without the reduction."""
+    rsqrt_u: float = 4.0
+    """Maximal relative error of the reciprocal square root."""
+    scale_u: float = 1.0
+    """Maximal relative error of the operation that forms the scale; 1.0 is correctly rounded."""
+    reciprocal_u: float = 1.0
+    """Maximal relative error of 1/s (or of y/s for "divide"); exact for powers of two in every preset."""
+    deterministic: bool = True
+    batch_invariant: bool = True
+    source: str = ""
+    """Where the declaration comes from, for reports."""
+
+    def qmax(self, fp8: str) -> float:
+        """Value that a row's largest element is scaled to, for format ``"e4m3fn"`` or ``"e4m3fnuz"``."""
+        if fp8 == "e4m3fn":
+            return 448.0
+        if fp8 == "e4m3fnuz":
+            return self.fnuz_max
+        raise ValueError(f"unknown FP8 format {fp8!r}; known: e4m3fn, e4m3fnuz")
+
+    def replace(self, **changes: object) -> NormQuantContract:
+        """The same contract with some fields changed (used to explain violations)."""
+        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class GemmContract:
+    """Declared arithmetic of ``ptpc_gemm``: ``out = store_T((sum_k a*b) * sa * sb (+ bias))``."""
+
+    name: str
+    accumulator: Literal["fp32", "unknown"] = "fp32"
+    """``fp32``: every product exact, every addition an fp32 RNE, any order. ``unknown``: a fused
+    matrix unit of unpublished width, under the assumption stated in ``budgets.unknown_unit_budget``."""
+    bias: Literal["epilogue", "after_store", "either"] = "epilogue"
+    """Bias added in fp32 before the store, or in T after it (one more rounding)."""
+    deterministic: bool = True
+    batch_invariant: bool = False
+    source: str = ""
+
+    def replace(self, **changes: object) -> GemmContract:
+        """The same contract with some fields changed (used to explain violations)."""
+        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+
+
+_AITER_HIP = NormQuantContract(
+    name="aiter-hip-gfx950",
+    norm_input="unrounded",
+    residual_store="rne",
+    amax_floor=1e-10,
+    scale_rule="multiply",
+    division="reciprocal",
+    # v_rcp_f32 is documented to 1 ulp = 2u; rcp of a power of two is exact (ISA examples).
+    reciprocal_u=2.0,
+    # at most 32 elements a thread, then a tree over the block (kernels.md 1); -ffast-math
+    # may turn the division by n into a multiplication by v_rcp: 3u, plus 1u for + eps.
+    reduction=Reduction("serial", 32),
+    mean_u=4.0,
+    rsqrt_u=2.0,
+    nonfinite="unspecified",
+    source="aiter csrc/kernels/rmsnorm_quant_kernels.cu, add_rmsnorm_quant_kernel",
+)
+
+NORM_QUANT_CONTRACTS: dict[str, NormQuantContract] = {
+    c.name: c
+    for c in (
+        _AITER_HIP,
+        _AITER_HIP.replace(
+            name="aiter-hip-gfx942",
+            residual_store="truncate",
+            source="aiter, OPUS_FP32_to_BF16_DEFAULT=2 (truncate), its default build for gfx942",
+        ),
+        NormQuantContract(
+            name="aiter-triton",
+            norm_input="stored",
+            scale_rule="divide",
+            zero_scale=1.0,
+            division="reciprocal",
+            # Triton's fp32 "/" is div.full (2 ulp) on CUDA and v_rcp based (2.5 ulp) on AMD.
+            scale_u=5.0,
+            reciprocal_u=5.0,
+            reduction=Reduction("serial", 128),
+            mean_u=6.0,
+            rsqrt_u=4.0,
+            overflow="nan",
+            nonfinite="unspecified",
+            source="aiter ops/triton rmsnorm.py, _quant_fused_add_rmsnorm_kernel",
+        ),
+        NormQuantContract(
+            name="vllm",
+            norm_input="unrounded",
+            round_after_normalize=True,
+            round_after_weight=True,
+            scale_rule="divide",
+            scale_floor_divisor=512.0,
+            division="reciprocal",
+            fnuz_max=224.0,
+            # block of up to 1024 threads, at most n/64 elements a thread for the sizes in use
+            reduction=Reduction("lanes", 64),
+            mean_u=3.0,
+            rsqrt_u=4.0,
+            nonfinite="unspecified",
+            source="vLLM csrc/quantization/fused_kernels, rms_norm_dynamic_per_token_quant",
+        ),
+        NormQuantContract(
+            name="torch-compile",
+            norm_input="stored",
+            amax_floor=1e-12,
+            scale_rule="divide",
+            division="reciprocal",
+            # on CUDA Inductor emits Triton, whose "/" is div.full: 2 ulp = 4u
+            scale_u=4.0,
+            reciprocal_u=4.0,
+            reduction=Reduction("lanes", 8),
+            mean_u=6.0,
+            rsqrt_u=4.0,
+            nonfinite="propagate",
+            source="torch.compile of the fp32 form, validators/kernels/inductor.py",
+        ),
+        NormQuantContract(
+            name="eager",
+            norm_input="stored",
+            round_after_normalize=True,
+            round_after_weight=True,
+            amax_floor=1e-12,
+            scale_rule="divide",
+            division="divide",
+            reduction=Reduction("lanes", 8),
+            mean_u=3.0,
+            rsqrt_u=4.0,
+            nonfinite="propagate",
+            source="Hugging Face RMSNorm followed by a per-token quantizer, in eager PyTorch",
+        ),
+        NormQuantContract(
+            name="unfused",
+            norm_input="unrounded",
+            round_after_weight=True,
+            scale_rule="multiply",
+            division="reciprocal",
+            reciprocal_u=2.0,
+            reduction=Reduction("serial", 32),
+            mean_u=4.0,
+            rsqrt_u=2.0,
+            nonfinite="unspecified",
+            source="aiter add_rmsnorm then per_token_quant_hip, the path before SGLang #21403",
+        ),
+    )
+}
+
+GEMM_CONTRACTS: dict[str, GemmContract] = {
+    c.name: c
+    for c in (
+        GemmContract("fp32", "fp32", source="fp32 FMA or multiply-add in any order"),
+        GemmContract("unknown", "unknown", bias="either", source="matrix unit without a public model"),
+    )
+}
+
+
+def get_contract(op: str, name: str) -> NormQuantContract | GemmContract:
+    """The preset ``name`` for ``op``; raises KeyError with the list of known names."""
+    table: dict[str, NormQuantContract] | dict[str, GemmContract]
+    table = GEMM_CONTRACTS if op == "ptpc_gemm" else NORM_QUANT_CONTRACTS
+    if name not in table:
+        raise KeyError(f"unknown contract {name!r} for op {op}; known: {', '.join(sorted(table))}")
+    return table[name]  # type: ignore[return-value]
