@@ -76,6 +76,8 @@ class NormQuantContract:
     overflow: Literal["saturate", "nan"] = "saturate"
     nonfinite: Literal["propagate", "unspecified"] = "unspecified"
     """A row that holds NaN or Inf: its scale and codes are all NaN, or not settled by any source."""
+    denormals: Literal["preserve", "either"] = "preserve"
+    """fp32 results below 2**-126 are kept, or may also be flushed to zero (AMD -fgpu-flush-denormals-to-zero, PTX .ftz)."""
     reduction: Reduction = Reduction()
     mean_u: float = 3.0
     """Relative error of the division by n plus the rounding of ``+ eps``, without the reduction."""
@@ -136,6 +138,7 @@ _AITER_HIP = NormQuantContract(
     reduction=Reduction("serial", 32),
     mean_u=4.0,
     rsqrt_u=2.0,
+    denormals="either",
     nonfinite="unspecified",
     source="aiter csrc/kernels/rmsnorm_quant_kernels.cu, add_rmsnorm_quant_kernel",
 )
@@ -162,6 +165,7 @@ NORM_QUANT_CONTRACTS: dict[str, NormQuantContract] = {
             mean_u=6.0,
             rsqrt_u=4.0,
             overflow="nan",
+            denormals="either",
             nonfinite="unspecified",
             source="aiter ops/triton rmsnorm.py, _quant_fused_add_rmsnorm_kernel",
         ),
@@ -178,6 +182,7 @@ NORM_QUANT_CONTRACTS: dict[str, NormQuantContract] = {
             reduction=Reduction("lanes", 64),
             mean_u=3.0,
             rsqrt_u=4.0,
+            denormals="either",
             nonfinite="unspecified",
             source="vLLM csrc/quantization/fused_kernels, rms_norm_dynamic_per_token_quant",
         ),
@@ -193,6 +198,7 @@ NORM_QUANT_CONTRACTS: dict[str, NormQuantContract] = {
             reduction=Reduction("lanes", 8),
             mean_u=6.0,
             rsqrt_u=4.0,
+            denormals="either",
             nonfinite="propagate",
             source="torch.compile of the fp32 form, validators/kernels/inductor.py",
         ),
@@ -220,6 +226,7 @@ NORM_QUANT_CONTRACTS: dict[str, NormQuantContract] = {
             reduction=Reduction("serial", 32),
             mean_u=4.0,
             rsqrt_u=2.0,
+            denormals="either",
             nonfinite="unspecified",
             source="aiter add_rmsnorm then per_token_quant_hip, the path before SGLang #21403",
         ),

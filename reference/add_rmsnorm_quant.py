@@ -1,0 +1,263 @@
+"""Float64 truth of residual add + RMSNorm + per-token FP8 quantization, and its admissible sets.
+
+Rows are independent; every function takes a chunk of rows. What one fp32 operation defines exactly
+(fl32(x + r), a product of known fp32 numbers) is evaluated by that IEEE operation; everything else is
+float64 with outward bounds from ``budgets``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from reference import budgets
+from reference.contract import NormQuantContract
+from reference.formats import FORMATS, FloatFormat, format_of, round_fp32, round_to
+from reference.quantize import HUGE, Row, ScaleTruth, scale_truth, t_bounds
+
+MIN_NORMAL = 2.0**-126
+
+
+@dataclass(frozen=True)
+class NormTruth:
+    """Truth of a chunk of m rows by n columns.
+
+    residual: fp32 [m, n], the values that the contract stores (fp32 holds every bf16 and fp16), None without
+    residual. z: fp32 [m, n], the norm's input, exact. weight: fp32 [n], effective gamma. p_max: max|z*w|,
+    float64 [m]. rms: 1/sqrt(mean(z^2)+eps), float64 [m]. rms_low/high: ends of the kernel's fp32 value.
+    scale: admissible scales and the kind of every row. grid: format of y before the quantizer, or None.
+    """
+
+    residual: torch.Tensor | None
+    z: torch.Tensor
+    weight: torch.Tensor
+    p_max: torch.Tensor
+    rms: torch.Tensor
+    rms_low: torch.Tensor
+    rms_high: torch.Tensor
+    scale: ScaleTruth
+    grid: FloatFormat | None
+    code_bound: float
+    y_bound: float
+
+
+def fp32_ends(low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Smallest fp32 >= low and largest fp32 <= high (float64 in and out): the fp32 numbers inside [low, high]."""
+    down, up = high.to(torch.float32), low.to(torch.float32)
+    inf = torch.tensor(torch.inf, dtype=torch.float32, device=low.device)
+    down = torch.where(down.double() > high, torch.nextafter(down, -inf), down)
+    up = torch.where(up.double() < low, torch.nextafter(up, inf), up)
+    return up.double(), down.double()
+
+
+def stored_residual(total: torch.Tensor, fmt: FloatFormat, contract: NormQuantContract) -> torch.Tensor:
+    """fl32(x + r) (fp32) -> the value that residual_out holds, as fp32.
+
+    RNE of the fp32 sum equals RNE of the exact sum: the sum is inexact in fp32 only where the exponents
+    differ by more than 13 (fp16) or 16 (bf16), far from any midpoint of T (numerics.md 3c).
+    """
+    return round_to(total.double(), fmt, contract.residual_store).float()
+
+
+def norm_input(
+    x: torch.Tensor, residual: torch.Tensor | None, contract: NormQuantContract
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(z, stored residual), both fp32 [m, n]; x and residual bf16/fp16 [m, n]."""
+    if residual is None:
+        return x.float(), None
+    total = x.float() + residual.float()
+    if format_of(x.dtype).name == "bf16" and contract.residual_store == "rne":
+        # The IEEE conversion; tests hold it against round_to over all ties on every device.
+        stored = total.to(torch.bfloat16).float()
+    elif format_of(x.dtype).name == "bf16":
+        bits = total.view(torch.int32)
+        # Clearing the low half of the bits truncates toward zero; a NaN keeps its top payload bit.
+        stored = torch.where(total.isnan(), total, (bits & -65536).view(torch.float32))
+    else:
+        stored = stored_residual(total, format_of(x.dtype), contract)
+    return (total if contract.norm_input == "unrounded" else stored), stored
+
+
+def effective_weight(weight: torch.Tensor, gemma: bool) -> torch.Tensor:
+    """gamma (T or fp32 [n]) -> fp32 [n]; with gemma fl32(1 + gamma)."""
+    return weight.float() + 1.0 if gemma else weight.float()
+
+
+def norm_truth(
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    weight: torch.Tensor,
+    eps: float,
+    contract: NormQuantContract,
+    fp8: str,
+    *,
+    gemma: bool = False,
+) -> NormTruth:
+    """Truth of a chunk: x, residual [m, n] bf16/fp16, weight [n], fp8 the name of the code format."""
+    n = x.shape[-1]
+    qmax = contract.qmax(fp8)
+    z, stored = norm_input(x, residual, contract)
+    w = effective_weight(weight, gemma)
+    root = torch.linalg.vector_norm(z, dim=-1, dtype=torch.float64)
+    mean_square = root * root / n
+    rms = 1.0 / torch.sqrt(mean_square + eps)
+    rms_bound = budgets.rms_budget(contract, n).bound
+    rms_low, rms_high = fp32_ends(rms * (1 - rms_bound), rms * (1 + rms_bound))
+    p_max = exact_product_max(z, w)
+    y_budget = budgets.multiply_budget(contract, gemma=gemma)
+    grid = format_of(x.dtype) if contract.round_after_weight else None
+    nonfinite = ~(mean_square.isfinite() & p_max.isfinite())
+    # vector_norm may overflow or hide an Inf of float64 nowhere: |z| < 2**128 squares below 2**256.
+    unspecified = (mean_square * n > HUGE) | (p_max > HUGE) | (mean_square + eps < 2.0**-100) | (rms > 2.0**20)
+    if contract.round_after_normalize or contract.round_after_weight:
+        low, high = rounded_row_max(z, w, rms_low, rms_high, contract, format_of(x.dtype), gemma)
+        nominal = rounded_row_max(z, w, rms, rms, contract, format_of(x.dtype), gemma, widen=False)[0]
+    else:
+        bound = rms_bound + y_budget.bound
+        low, high = fp32_ends(p_max * rms * (1 - bound), p_max * rms * (1 + bound))
+        nominal = p_max * rms
+        low, high = (torch.where(p_max == 0, torch.zeros_like(p_max), v) for v in (low, high))
+    scale = scale_truth(low, high, nominal, unspecified, nonfinite, contract, qmax)
+    return NormTruth(
+        residual=stored, z=z, weight=w, p_max=p_max, rms=rms, rms_low=rms_low, rms_high=rms_high, scale=scale,
+        grid=grid, code_bound=budgets.code_budget(contract, qmax, gemma=gemma).bound, y_bound=y_budget.bound,
+    )  # fmt: skip
+
+
+def exact_product_max(z: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    """max over columns of |z*w|, exact: fp32 z [m, n] and w [n] -> float64 [m].
+
+    fl32 is monotone, so the exact maximum is among the elements whose fp32 product is the fp32 maximum;
+    only those are multiplied again in float64 (48-bit products, exact).
+    """
+    product = (z * w).abs_()
+    top = product.amax(dim=-1)
+    exact = top.double()
+    candidates = (product == top[:, None]).nonzero()
+    row, col = candidates[:, 0], candidates[:, 1]
+    values = (z[row, col].double() * w[col].double()).abs()
+    return exact.scatter_reduce(0, row, values, reduce="amax", include_self=False)
+
+
+def rounded_row_max(
+    z: torch.Tensor,
+    w: torch.Tensor,
+    rms_low: torch.Tensor,
+    rms_high: torch.Tensor,
+    contract: NormQuantContract,
+    fmt: FloatFormat,
+    gemma: bool,
+    *,
+    widen: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ends of max|y| per row where y is rounded to T on the way: float64 [m], values of T (or fp32)."""
+    ends = []
+    for rms, direction in ((rms_low, -1.0), (rms_high, 1.0)):
+        y = rounded_y(z, w, rms[:, None], contract, fmt, direction if widen else 0.0, gemma)
+        ends.append(y.amax(dim=-1).double())
+    return ends[0], ends[1]
+
+
+def rounded_y(
+    z: torch.Tensor,
+    w: torch.Tensor,
+    rms: torch.Tensor,
+    contract: NormQuantContract,
+    fmt: FloatFormat,
+    direction: float,
+    gemma: bool,
+) -> torch.Tensor:
+    """|y| for a contract with rounding points, at one end of the rms interval: fp32, values after the last rounding.
+
+    z [m, n], w [n] (or both gathered, same shape) fp32, rms float64 broadcastable (fp32 values).
+    direction: -1 gives a lower bound, +1 an upper bound, 0 the nominal value.
+    With a rounding after the normalisation the kernel's operations are known one by one: fl32(z*rms),
+    RNE_T, fl32(h*w), RNE_T; all monotone in rms, so evaluating them at the ends is exact. Without it the
+    order of the two products is free, and the end is widened by their budget first. The extra 3u
+    there pay for evaluating the product in fp32 (one rounding of z*w, one of the factor, one of the product).
+    """
+    cast = {"bf16": torch.bfloat16, "fp16": torch.float16}[fmt.name]
+    magnitude_w = w.abs()
+    widening = direction * budgets.U * (1.0 if gemma else 0.0)
+    if contract.round_after_normalize:
+        h = (z.abs() * rms.float()).to(cast).float()
+        y = h * (magnitude_w * (1.0 + widening * 2) if gemma else magnitude_w)
+    else:
+        factor = rms * (1 + direction * (5 * budgets.U) + widening)
+        y = (z * w).abs() * factor.float()
+    return y.to(cast).float() if contract.round_after_weight else y
+
+
+def code_t_bounds(
+    truth: NormTruth,
+    row: torch.Tensor,
+    col: torch.Tensor,
+    scale: torch.Tensor,
+    contract: NormQuantContract,
+    qmax: float,
+    fmt: FloatFormat,
+    *,
+    gemma: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(nominal, low, high) of the signed t = y/s of gathered elements (row, col): float64, same shape as row.
+
+    scale: the kernel's own scale of each element's row (float64), already replaced by the nominal one where
+    it is not admissible. Rows must be NORMAL or FLOORED. In a NORMAL row without rounding points the
+    cancellation theorem applies (``budgets.code_budget``) and the kernel's scale does not enter.
+    """
+    z, w = truth.z[row, col], truth.weight[col]
+    sign = torch.where(torch.signbit(z) ^ torch.signbit(w), -1.0, 1.0).to(torch.float64)
+    if contract.round_after_normalize or contract.round_after_weight:
+        low_y = rounded_y(z, w, truth.rms_low[row], contract, fmt, -1.0, gemma).double()
+        high_y = rounded_y(z, w, truth.rms_high[row], contract, fmt, 1.0, gemma).double()
+        mid_y = rounded_y(z, w, truth.rms[row], contract, fmt, 0.0, gemma).double()
+        low, high = t_bounds(low_y, high_y, scale, scale, contract)
+        # Where the division is exact the ends coincide, and the nominal t is that fp32 number.
+        return order(torch.minimum(torch.maximum(mid_y / scale, low), high), low, high, sign)
+    p = (z.double() * w.double()).abs()
+    cancelled = p * (qmax / truth.p_max[row])
+    floored = truth.scale.kind[row] == int(Row.FLOORED)
+    own = p * truth.rms[row]
+    bound = truth.y_bound
+    rms_width_low, rms_width_high = truth.rms_low[row] * p * (1 - bound), truth.rms_high[row] * p * (1 + bound)
+    low_own, high_own = t_bounds(rms_width_low, rms_width_high, scale, scale, contract)
+    nominal = torch.where(floored, own / scale, cancelled)
+    low = torch.where(floored, low_own, cancelled * (1 - truth.code_bound))
+    high = torch.where(floored, high_own, cancelled * (1 + truth.code_bound))
+    return order(nominal, low, high, sign)
+
+
+def order(
+    nominal: torch.Tensor, low: torch.Tensor, high: torch.Tensor, sign: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Magnitude bounds and a sign (+-1) -> signed (nominal, low, high) with low <= high."""
+    return nominal * sign, torch.where(sign > 0, low, -high), torch.where(sign > 0, high, -low)
+
+
+def y_nominal(truth: NormTruth, contract: NormQuantContract, fmt: FloatFormat, *, gemma: bool = False) -> torch.Tensor:
+    """Nominal signed y of the whole chunk, float64 [m, n], with the contract's rounding points."""
+    sign = torch.where(torch.signbit(truth.z) ^ torch.signbit(truth.weight), -1.0, 1.0).double()
+    if contract.round_after_normalize or contract.round_after_weight:
+        return rounded_y(truth.z, truth.weight, truth.rms[:, None], contract, fmt, 0.0, gemma).double() * sign
+    return truth.z.double() * truth.weight.double() * truth.rms[:, None]
+
+
+def quant_truth(x: torch.Tensor, contract: NormQuantContract, fp8: str) -> ScaleTruth:
+    """Truth of ``per_token_quant`` for a chunk x [m, n]: amax is exact, so the scale is a single value (or scale_u wide)."""
+    amax = x.abs().amax(dim=-1).double()
+    nonfinite = ~(amax.isfinite())
+    return scale_truth(
+        amax, amax, amax, amax > HUGE, nonfinite, contract, contract.qmax(fp8)
+    )
+
+
+def known_formats() -> tuple[str, ...]:
+    """Names of the code formats."""
+    return tuple(name for name in FORMATS if name.startswith("e4m3"))
+
+
+__all__ = [
+    "NormTruth", "code_t_bounds", "effective_weight", "exact_product_max", "fp32_ends", "norm_input", "norm_truth",
+    "quant_truth", "round_fp32", "rounded_y", "stored_residual", "y_nominal",
+]  # fmt: skip

@@ -1,0 +1,122 @@
+"""Float64 truth of the PTPC GEMM: out = store_T((sum_k a*b) * sa * sb (+ bias)), and its admissible sets.
+
+The float64 product is exact: every FP8 product is an integer multiple of 2**-18 (e4m3fn) or 2**-20
+(e4m3fnuz), and so is every partial sum; while sum|a*b| stays below 2**53 of those units no order, tree
+or FMA rounds (numerics.md 3a). That holds for every K up to ``EXACT_K``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from reference import budgets
+from reference.contract import GemmContract
+from reference.formats import FloatFormat, bytes_of, decode_table, round_to
+
+EXACT_K = {"e4m3fn": 171_196, "e4m3fnuz": 149_130}
+"""Largest K for which K * max**2 <= 2**53 * (product grid): the float64 sum is exact for any operands."""
+
+
+@dataclass(frozen=True)
+class GemmTruth:
+    """Truth of an [m, n] block, all float64 [m, n].
+
+    accumulator: sum_k a*b, exact. magnitude: an upper bound of sum_k |a*b|, within 2**-10 of it.
+    value: accumulator*sa*sb (+ bias), the exact output. low, high: ends of the admissible outputs, values of T.
+    error: bound of |output before the last rounding - value|.
+    """
+
+    accumulator: torch.Tensor
+    magnitude: torch.Tensor
+    value: torch.Tensor
+    low: torch.Tensor
+    high: torch.Tensor
+    error: torch.Tensor
+
+
+def operand(codes: torch.Tensor, fmt: FloatFormat) -> torch.Tensor:
+    """FP8 codes [r, K] -> exact float64 values."""
+    table = decode_table(fmt, str(codes.device))
+    return torch.index_select(table, 0, bytes_of(codes).to(torch.int32).flatten()).view(codes.shape)
+
+
+def exact_sums(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(sum_k a*b exactly, an upper bound of sum_k |a*b|) for float64 a [m, K], b [n, K]: float64 [m, n].
+
+    The magnitude is summed in fp32 (half the cost): its terms are non-negative, so the relative error is at most
+    gamma_K <= K*u/(1 - K*u), which the factor gives back. TF32 would void that, so the precision is pinned by
+    the caller's device: float64 is used on GPUs, where the setting is global.
+    """
+    k = a.shape[1]
+    exact = a @ b.T
+    if a.is_cuda:
+        return exact, a.abs() @ b.abs().T
+    gamma = k * budgets.U / (1 - k * budgets.U)
+    magnitude = (a.abs().float() @ b.abs().float().T).double() * (1 + 2 * gamma)
+    return exact, magnitude
+
+
+def largest_exponent(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """2**(max_k e_a + max_k e_b) per output, with e the exponent of a code's binade: float64 [m, n]."""
+
+    def top(v: torch.Tensor) -> torch.Tensor:
+        largest = v.abs().amax(dim=1)
+        mantissa_free = torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 1)
+        # A subnormal code keeps the lowest normal exponent (never renormalised, numerics.md 2).
+        return torch.where(largest == 0, torch.zeros_like(largest), mantissa_free.clamp(min=2.0**-6))
+
+    return top(a)[:, None] * top(b)[None, :]
+
+
+def accumulator_error(
+    contract: GemmContract, a: torch.Tensor, b: torch.Tensor, magnitude: torch.Tensor
+) -> torch.Tensor:
+    """Bound of |kernel's accumulator - exact sum|, float64 [m, n]; derivations in ``budgets``."""
+    k = a.shape[1]
+    if contract.accumulator == "fp32":
+        return budgets.fp32_sum_budget(k) * magnitude
+    alpha, beta = budgets.unknown_unit_budget(k)
+    return alpha * magnitude + beta * largest_exponent(a, b)
+
+
+def gemm_truth(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    a_scale: torch.Tensor,
+    b_scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    out_format: FloatFormat,
+    contract: GemmContract,
+) -> GemmTruth:
+    """Truth of a block: a float64 [m, K], b float64 [n, K] (decoded), a_scale fp32 [m], b_scale fp32 [n], bias [n] or None.
+
+    Epilogue: (acc*sa)*sb or acc*(sa*sb), two fp32 multiplications in any order: relative 2u of the value
+    plus the accumulator's own error times the scales. A bias in the epilogue costs one fp32 addition, u of
+    the sum; a bias after the store is added in T, which rounds the GEMM's output first. Results below
+    2**-126 may be flushed: an absolute 2**-126.
+    """
+    accumulator, magnitude = exact_sums(a, b)
+    scales = a_scale.double()[:, None] * b_scale.double()[None, :]
+    product = accumulator * scales
+    error = accumulator_error(contract, a, b, magnitude) * scales.abs()
+    two_u = 2 * budgets.U / (1 - 2 * budgets.U) + budgets.FLOAT64_SLACK
+    error = error * (1 + two_u) + two_u * product.abs() + 2.0**-126
+    if bias is None:
+        low, high = round_to(product - error, out_format), round_to(product + error, out_format)
+        return GemmTruth(accumulator, magnitude, product, low, high, error)
+    shift = bias.double()[None, :]
+    value = product + shift
+    sets = []
+    if contract.bias in ("epilogue", "either"):
+        summed = error + budgets.U * (value.abs() + error)
+        sets.append((round_to(value - summed, out_format), round_to(value + summed, out_format)))
+        error_out = summed
+    if contract.bias in ("after_store", "either"):
+        first = round_to(product - error, out_format), round_to(product + error, out_format)
+        sets.append((round_to(first[0] + shift, out_format), round_to(first[1] + shift, out_format)))
+        error_out = error + budgets.U * value.abs()
+    low = torch.stack([s[0] for s in sets]).amin(dim=0)
+    high = torch.stack([s[1] for s in sets]).amax(dim=0)
+    return GemmTruth(accumulator, magnitude, value, low, high, error_out)

@@ -1,0 +1,176 @@
+"""Admissible scales and codes of a row: the last stage of both quantizing ops.
+
+Everything here is elementwise or per row in float64, broadcasts, and is exact or outward rounded, so a
+caller may evaluate whole tensors, row chunks or a handful of gathered elements alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+
+from reference import budgets
+from reference.contract import NormQuantContract
+from reference.formats import FloatFormat, code_preimages, decode_table, round_fp32, round_to
+
+TINY_SCALE = 2.0**-90
+"""Below this scale a result that may be flushed to zero (|y| < 2**-126, or |z*w| < 2**-126 before rms <= 2**20)
+could reach a code boundary (2**-11 * s): the row is reported, not judged. Above it, flushed elements have
+t = y/s < 2**-106/2**-90 = 2**-16, which rounds to code 0 whether flushed or not."""
+HUGE = 2.0**126
+"""Products and square sums beyond this may overflow fp32 in one legal order and not in another."""
+
+
+class Row(IntEnum):
+    """How a row is judged."""
+
+    NORMAL = 0
+    FLOORED = 1  # amax or scale may be replaced by a floor: nothing cancels, codes follow the kernel's own scale
+    ZERO = 2  # every y is exactly zero
+    NONFINITE = 3  # holds NaN or Inf
+    UNSPECIFIED = 4  # overflow or underflow of an intermediate: reported, not judged
+
+
+@dataclass(frozen=True)
+class ScaleTruth:
+    """Per row, float64 [m]: nominal scale and the ends of its admissible set, and the row's kind (int8)."""
+
+    kind: torch.Tensor
+    nominal: torch.Tensor
+    low: torch.Tensor
+    high: torch.Tensor
+    amax_low: torch.Tensor
+    amax_high: torch.Tensor
+
+
+def reciprocal_of(qmax: float) -> float:
+    """fl32(1/Q) as a float."""
+    return float(round_fp32(torch.tensor(1.0 / qmax, dtype=torch.float64)))
+
+
+def scale_of(amax: torch.Tensor, contract: NormQuantContract, qmax: float) -> torch.Tensor:
+    """The scale that the contract forms from an fp32 amax (float64 in, float64 out), correctly rounded."""
+    floored = amax.clamp(min=float(round_fp32(torch.tensor(contract.amax_floor, dtype=torch.float64))))
+    if contract.scale_rule == "multiply":
+        scale = round_fp32(floored * reciprocal_of(qmax))
+    else:
+        scale = round_fp32(floored / qmax)
+    if contract.scale_floor_divisor is not None:
+        floor = round_fp32(torch.tensor(1.0 / (qmax * contract.scale_floor_divisor), dtype=torch.float64))
+        scale = scale.clamp(min=float(floor))
+    if contract.zero_scale is not None:
+        scale = torch.where(scale == 0, torch.full_like(scale, contract.zero_scale), scale)
+    return scale
+
+
+def scale_truth(
+    amax_low: torch.Tensor,
+    amax_high: torch.Tensor,
+    amax_nominal: torch.Tensor,
+    unspecified: torch.Tensor,
+    nonfinite: torch.Tensor,
+    contract: NormQuantContract,
+    qmax: float,
+) -> ScaleTruth:
+    """Admissible scales from the interval of the kernel's fp32 amax before any floor; all float64 [m].
+
+    fl32 and the floors are monotone, so the scale of each end bounds every admissible scale. An operation
+    that is only good to ``scale_u`` widens the interval by that and is not rounded again.
+    """
+    low, high = scale_of(amax_low, contract, qmax), scale_of(amax_high, contract, qmax)
+    nominal = scale_of(amax_nominal, contract, qmax)
+    floor = max(contract.amax_floor, qmax / (qmax * contract.scale_floor_divisor) if contract.scale_floor_divisor else 0.0)
+    floored = amax_low < floor * (1 + 2.0**-20)
+    if contract.scale_u > 1.0:
+        width = contract.scale_u * budgets.U + budgets.FLOAT64_SLACK
+        constant = floor > 0
+        # A scale that is wholly a constant floor is stored, not computed, where the floor is on the scale itself.
+        fixed = (amax_high < floor) if constant and contract.scale_floor_divisor else torch.zeros_like(floored)
+        low = torch.where(fixed, low, low * (1 - width))
+        high = torch.where(fixed, high, high * (1 + width))
+    zero = amax_high == 0
+    kind = torch.full(amax_low.shape, int(Row.NORMAL), dtype=torch.int8, device=amax_low.device)
+    kind[floored] = int(Row.FLOORED)
+    kind[(low < TINY_SCALE) | unspecified] = int(Row.UNSPECIFIED)
+    has_zero_rule = contract.zero_scale is not None or floor > 0
+    kind[zero] = int(Row.ZERO) if has_zero_rule else int(Row.UNSPECIFIED)
+    if contract.zero_scale is not None and floor == 0:
+        low, high, nominal = (torch.where(zero, torch.full_like(v, contract.zero_scale), v) for v in (low, high, nominal))
+    kind[nonfinite] = int(Row.NONFINITE)
+    return ScaleTruth(kind, nominal, low, high, amax_low, amax_high)
+
+
+def scale_admissible(
+    scale: torch.Tensor, truth: ScaleTruth, contract: NormQuantContract, qmax: float, grid: FloatFormat | None
+) -> torch.Tensor:
+    """Which scales (float64 [m], the kernel's fp32 values) are admissible: bool [m].
+
+    grid: the format that y is rounded to (or that x already has) before amax, None if y stays fp32. With a
+    grid the amax is one of few numbers: the one nearest to s*Q must lie in the interval and give s exactly.
+    """
+    inside = (scale >= truth.low) & (scale <= truth.high)
+    if grid is None or contract.scale_u > 1.0:
+        return inside
+    # Steps of the grid are 2**-8 apart and one scale rule moves s*Q by 3u, so the nearest is the only one.
+    amax = round_to(scale * qmax, grid).clamp(min=0.0)
+    amax = torch.minimum(torch.maximum(amax, truth.amax_low), truth.amax_high)
+    exact = scale_of(amax, contract, qmax) == scale
+    return inside & (exact | (truth.kind != int(Row.NORMAL)))
+
+
+def t_bounds(
+    y_low: torch.Tensor,
+    y_high: torch.Tensor,
+    scale_low: torch.Tensor,
+    scale_high: torch.Tensor,
+    contract: NormQuantContract,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ends of t = y/s for magnitudes y in [y_low, y_high] (fp32 values) and s in [scale_low, scale_high].
+
+    Float64. A correctly rounded division or reciprocal is evaluated exactly (the set is one value when y
+    and s are); a reciprocal good to k*u is widened by it, except for powers of two, whose reciprocal every
+    declared unit gives exactly (AMD ISA, V_RCP_F32 examples; CUDA div.full and rcp likewise).
+    The product of two fp32 numbers is exact in float64, so fl32 is applied to the exact product.
+    """
+    if contract.division == "divide" and contract.reciprocal_u <= 1.0:
+        return round_fp32(y_low / scale_high), round_fp32(y_high / scale_low)
+    width = contract.reciprocal_u * budgets.U + budgets.FLOAT64_SLACK
+    if contract.division == "divide":
+        low, high = y_low / scale_high, y_high / scale_low
+        exact = is_power_of_two(scale_low) & (scale_low == scale_high)
+        return torch.where(exact, low, low * (1 - width)), torch.where(exact, high, high * (1 + width))
+    inverse_low, inverse_high = 1.0 / scale_high, 1.0 / scale_low
+    if contract.reciprocal_u <= 1.0:
+        inverse_low, inverse_high = round_fp32(inverse_low), round_fp32(inverse_high)
+    else:
+        inverse_low = torch.where(is_power_of_two(scale_high), inverse_low, inverse_low * (1 - width))
+        inverse_high = torch.where(is_power_of_two(scale_low), inverse_high, inverse_high * (1 + width))
+    return round_fp32(y_low * inverse_low), round_fp32(y_high * inverse_high)
+
+
+def is_power_of_two(values: torch.Tensor) -> torch.Tensor:
+    """Which positive float64 values are powers of two."""
+    return torch.frexp(values).mantissa == 0.5
+
+
+def codes_admissible(
+    codes: torch.Tensor, t_low: torch.Tensor, t_high: torch.Tensor, fmt: FloatFormat, contract: NormQuantContract
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(admissible, single): is each code (uint8) one that some t in [t_low, t_high] rounds to, and the only one?
+
+    t_low <= t_high signed float64. RNE is monotone and onto, so the admissible codes are those whose
+    preimage meets the interval (numerics.md 3e). -0 and +0 of e4m3fn are one value; 0x80 of e4m3fnuz
+    is NaN and never admissible for a finite t. NaN is admissible under overflow "nan" where the interval
+    passes the overflow threshold.
+    """
+    low, high = code_preimages(fmt, contract.overflow, str(codes.device))
+    index = codes.long()
+    meets = (t_high >= low[index]) & (t_low <= high[index])
+    inside = (t_low >= low[index]) & (t_high <= high[index])
+    if contract.overflow == "nan":
+        top = float(high[fmt.max_code])
+        is_nan = decode_table(fmt, str(codes.device))[index].isnan()
+        meets = meets | (is_nan & (torch.maximum(t_high.abs(), t_low.abs()) > top))
+    return meets, inside & meets

@@ -1,0 +1,135 @@
+"""Compare the output of a PTPC GEMM with its admissible set, in blocks, and measure its bias."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from reference import budgets
+from reference.contract import GemmContract
+from reference.formats import FORMATS, FloatFormat, format_of, key_of, round_to, ulp
+from reference.ptpc_gemm import GemmTruth, gemm_truth, operand
+from validators.cases.tensors import GemmInputs, GemmOutputs
+from validators.records import Comparison, Element
+from validators.statistics import BiasResult, rounding_bias
+from validators.tally import Tally
+
+BLOCK_ELEMENTS = 2**22
+"""float64 elements of one operand block or of one output block: 32 MB each, so that memory stays flat."""
+
+
+class Bias:
+    """Running sums for the bias check over the judged, finite elements of a GEMM."""
+
+    def __init__(self, out_format: FloatFormat) -> None:
+        self.format = out_format
+        self.signed = self.variance = self.weight = self.floor = 0.0
+        self.elements = 0
+
+    def add(self, got: torch.Tensor, truth: GemmTruth, judged: torch.Tensor, k: int, scales: torch.Tensor) -> None:
+        """got, judged and truth of one block; scales = |sa*sb| of the block."""
+        spacing = torch.where(judged, ulp(got, self.format), torch.zeros_like(got))
+        error = torch.where(judged, got - truth.value, torch.zeros_like(got))
+        self.signed += float((error * torch.sign(truth.value)).sum())
+        magnitude = torch.where(judged, truth.magnitude * scales, torch.zeros_like(got))
+        # K - 1 additions, each off by at most u * sum|a*b| * scales; one store, off by at most half a step.
+        self.variance += float((k * (budgets.U * magnitude) ** 2 + (0.5 * spacing) ** 2).sum())
+        size = torch.where(judged, truth.value.abs(), torch.zeros_like(got))
+        self.weight += float(size.sum())
+        # sa*sb may be one rounded fp32 number a row or column: a constant relative error of 2u, not a random one.
+        self.floor += 2 * budgets.U * float(size.sum())
+        self.elements += int(judged.sum())
+
+    def result(self) -> BiasResult:
+        """The check's numbers."""
+        return rounding_bias(self.signed, self.variance, self.weight, self.elements, self.floor)
+
+
+def compare_gemm(inputs: GemmInputs, outputs: GemmOutputs, contract: GemmContract) -> list[Comparison]:
+    """Every output element against its admissible set."""
+    return judge_gemm(inputs, outputs, contract)[0]
+
+
+def judge_gemm(
+    inputs: GemmInputs, outputs: GemmOutputs, contract: GemmContract
+) -> tuple[list[Comparison], BiasResult]:
+    """The comparison of ``out`` and the bias over all its judged elements. a [M, K], b [N, K] FP8."""
+    with torch.inference_mode():
+        m, k = inputs.a.shape
+        n = inputs.b.shape[0]
+        fmt, out_format = format_of(inputs.a.dtype), format_of(outputs.out.dtype)
+        tally, bias_sums = Tally("out", m, n), Bias(out_format)
+        rows = max(1, min(m, BLOCK_ELEMENTS // k))
+        cols = max(1, min(n, BLOCK_ELEMENTS // k, BLOCK_ELEMENTS // rows))
+        sa, sb = inputs.a_scale.reshape(-1), inputs.b_scale.reshape(-1)
+        # The smaller operand stays decoded in the inner loop.
+        for c in range(0, n, cols):
+            b = operand(inputs.b[c : c + cols], fmt)
+            for r in range(0, m, rows):
+                a = operand(inputs.a[r : r + rows], fmt)
+                bias = None if inputs.bias is None else inputs.bias[c : c + cols]
+                truth = gemm_truth(a, b, sa[r : r + rows], sb[c : c + cols], bias, out_format, contract)
+                got = outputs.out[r : r + rows, c : c + cols].double()
+                judged = _judge_block(tally, r, c, got, truth, out_format.name)
+                scales = sa[r : r + rows].double()[:, None].abs() * sb[c : c + cols].double()[None, :].abs()
+                if inputs.bias is None:
+                    bias_sums.add(got, truth, judged & got.isfinite(), k, scales)
+        return [tally.result()], bias_sums.result()
+
+
+def _judge_block(
+    tally: Tally, first_row: int, first_col: int, got: torch.Tensor, truth: GemmTruth, out_name: str
+) -> torch.Tensor:
+    """Judge one block; returns which elements were judged with finite truth, bool [m, n]."""
+    fmt = FORMATS[out_name]
+    expected_nan = truth.value.isnan()
+    # Beyond T's largest value a kernel may store Inf or saturate: reported only.
+    spilled = (truth.high.isinf() | truth.low.isinf()) & ~expected_nan
+    judged = ~spilled
+    tally.judged += int(judged.sum())
+    tally.unspecified += int(spilled.sum())
+    if bool(spilled.any()):
+        seen = got[spilled]
+        tally.note(f"beyond the range of {out_name}: Inf" if bool(seen.isinf().all()) else f"beyond the range of {out_name}")
+    inside = (got >= truth.low) & (got <= truth.high)
+    inside = torch.where(expected_nan, got.isnan(), inside)
+    finite = judged & ~expected_nan
+    tally.ambiguous += int((finite & (truth.low < truth.high)).sum())
+    bad = judged & ~inside
+    nearest = round_to(truth.value, fmt)
+    steps = (key_of(got, fmt) - key_of(nearest, fmt)).round()
+    tally.step_counts(steps[finite])
+    err = (got - truth.value).abs()
+    budget = truth.error + 0.5 * ulp(truth.value, fmt)
+    tally.use((err / budget)[finite], bad[finite])
+    if bool(bad.any()):
+        row, col = bad.nonzero().unbind(1)
+        tally.violation_points(row + first_row, col + first_col)
+        expected = torch.where(expected_nan, torch.full_like(got, math.nan), truth.value)
+        seen = got[row, col]
+        tally.nonfinite["got_nan"] += int(seen.isnan().sum())
+        tally.nonfinite["got_inf"] += int(seen.isinf().sum())
+        tally.nonfinite["unexpected"] += int((~seen.isfinite() & expected[row, col].isfinite()).sum())
+        tally.nonfinite["missing"] += int((seen.isfinite() & ~expected[row, col].isfinite()).sum())
+
+        def make(i: int) -> Element:
+            r, c = int(row[i]), int(col[i])
+            spacing = float(0.5 * ulp(truth.value[r, c], fmt))
+            return Element(
+                r + first_row, c + first_col, float(expected[r, c]), float(truth.low[r, c]), float(truth.high[r, c]),
+                float(got[r, c]), bits_of(float(got[r, c]), out_name), float(err[r, c]), float(budget[r, c]),
+                float(steps[r, c]), {"accumulate and scales": float(truth.error[r, c]), "store": spacing},
+            )  # fmt: skip
+
+        tally.candidates((err / budget)[row, col], make)
+    return finite
+
+
+def bits_of(value: float, name: str) -> str:
+    """Bytes of a value of T in hex."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[name]
+    scalar = torch.tensor(value, dtype=dtype)
+    if name == "fp32":
+        return f"0x{int(scalar.view(torch.int32)) & 0xFFFFFFFF:08x}"
+    return f"0x{int(scalar.view(torch.int16)) & 0xFFFF:04x}"
