@@ -13,7 +13,8 @@ import torch
 
 from reference import budgets
 from reference.contract import GemmContract
-from reference.formats import FloatFormat, bytes_of, decode_table, round_to
+from reference.formats import FloatFormat, bytes_of, decode_table, round_fp32, round_to
+from reference.quantize import is_power_of_two
 
 EXACT_K = {"e4m3fn": 171_196, "e4m3fnuz": 149_130}
 """Largest K for which K * max**2 <= 2**53 * (product grid): the float64 sum is exact for any operands."""
@@ -25,7 +26,7 @@ class GemmTruth:
 
     accumulator: sum_k a*b, exact. magnitude: an upper bound of sum_k |a*b|, within 2**-10 of it.
     value: accumulator*sa*sb (+ bias), the exact output. low, high: ends of the admissible outputs, values of T.
-    error: bound of |output before the last rounding - value|.
+    error: bound of |output before the last rounding - value|. scales: |sa*sb|.
     """
 
     accumulator: torch.Tensor
@@ -34,6 +35,7 @@ class GemmTruth:
     low: torch.Tensor
     high: torch.Tensor
     error: torch.Tensor
+    scales: torch.Tensor
 
 
 def operand(codes: torch.Tensor, fmt: FloatFormat) -> torch.Tensor:
@@ -70,15 +72,41 @@ def largest_exponent(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return top(a)[:, None] * top(b)[None, :]
 
 
+def granularity(v: torch.Tensor) -> torch.Tensor:
+    """Largest power of two that divides every value of a row: float64 [r, K] -> float64 [r]; 2**10 for a zero row.
+
+    Every FP8 value is an integer multiple of 2**-10; its lowest set bit is the power of two that divides it.
+    """
+    units = (v * 2.0**10).to(torch.int64)
+    lowest = units & -units
+    lowest = torch.where(units == 0, torch.full_like(lowest, 1 << 20), lowest)
+    return lowest.amin(dim=1).double() / 2.0**10
+
+
+EXACT_RANGE = {"fp32": 2.0**24, "unknown": 2.0**20}
+"""sum|a*b| in units of the products' common granularity g, below which the accumulator cannot round. fp32: every partial
+sum is an integer multiple of g of at most 24 bits. unknown (at least 23 fraction bits of the largest exponent, and an
+unnormalised product exponent at most 8 times the product where one operand is subnormal): 2**23 / 8."""
+
+
 def accumulator_error(
     contract: GemmContract, a: torch.Tensor, b: torch.Tensor, magnitude: torch.Tensor
 ) -> torch.Tensor:
-    """Bound of |kernel's accumulator - exact sum|, float64 [m, n]; derivations in ``budgets``."""
+    """Bound of |kernel's accumulator - exact sum|, float64 [m, n]; derivations in ``budgets``.
+
+    Zero where the operands themselves prove that nothing rounds in any order: products and partial sums are
+    integer multiples of g = g_a*g_b and stay within ``EXACT_RANGE`` of it. One-hot rows and small integers
+    are judged with zero tolerance that way, whatever the lane is called.
+    """
     k = a.shape[1]
     if contract.accumulator == "fp32":
-        return budgets.fp32_sum_budget(k) * magnitude
-    alpha, beta = budgets.unknown_unit_budget(k)
-    return alpha * magnitude + beta * largest_exponent(a, b)
+        error = budgets.fp32_sum_budget(k) * magnitude
+    else:
+        alpha, beta = budgets.unknown_unit_budget(k)
+        error = alpha * magnitude + beta * largest_exponent(a, b)
+    grain = granularity(a)[:, None] * granularity(b)[None, :]
+    exact = magnitude <= EXACT_RANGE[contract.accumulator] * grain
+    return torch.where(exact, torch.zeros_like(error), error)
 
 
 def gemm_truth(
@@ -102,21 +130,26 @@ def gemm_truth(
     product = accumulator * scales
     error = accumulator_error(contract, a, b, magnitude) * scales.abs()
     two_u = 2 * budgets.U / (1 - 2 * budgets.U) + budgets.FLOAT64_SLACK
-    error = error * (1 + two_u) + two_u * product.abs() + 2.0**-126
+    # A product with two powers of two does not round.
+    free = is_power_of_two(a_scale.double())[:, None] & is_power_of_two(b_scale.double())[None, :]
+    rounding = torch.where(free, torch.zeros_like(product), two_u * product.abs())
+    flushed = (product.abs() < 2.0**-100) & (product != 0)
+    error = error * (1 + two_u) + rounding + 2.0**-126 * flushed
     if bias is None:
         low, high = round_to(product - error, out_format), round_to(product + error, out_format)
-        return GemmTruth(accumulator, magnitude, product, low, high, error)
+        return GemmTruth(accumulator, magnitude, product, low, high, error, scales.abs())
     shift = bias.double()[None, :]
     value = product + shift
     sets = []
     if contract.bias in ("epilogue", "either"):
-        summed = error + budgets.U * (value.abs() + error)
-        sets.append((round_to(value - summed, out_format), round_to(value + summed, out_format)))
-        error_out = summed
+        # fl32 is monotone: rounding the ends of the sum bounds every rounded sum, FMA included.
+        ends = round_fp32(product - error + shift), round_fp32(product + error + shift)
+        sets.append((round_to(ends[0], out_format), round_to(ends[1], out_format)))
+        error_out = error + budgets.U * value.abs()
     if contract.bias in ("after_store", "either"):
         first = round_to(product - error, out_format), round_to(product + error, out_format)
         sets.append((round_to(first[0] + shift, out_format), round_to(first[1] + shift, out_format)))
         error_out = error + budgets.U * value.abs()
     low = torch.stack([s[0] for s in sets]).amin(dim=0)
     high = torch.stack([s[1] for s in sets]).amax(dim=0)
-    return GemmTruth(accumulator, magnitude, value, low, high, error_out)
+    return GemmTruth(accumulator, magnitude, value, low, high, error_out, scales.abs())

@@ -73,6 +73,8 @@ class Comparison:
     ulp_histogram: dict[str, int] = field(default_factory=dict)
     nonfinite: dict[str, int] = field(default_factory=dict)
     observed: str = ""
+    vacuous: int = 0
+    """Judged elements whose budget is so wide that a wrong value could hardly have left the admissible set."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,37 @@
+# Each target is sufficient alone on a bare machine with Python 3.10 or newer.
+#   PYTHON=python3.11       another interpreter
+#   TORCH="torch==2.13.0"   what to install where no PyTorch is found; an existing one is used and never replaced
+#   VENV=.venv              where the environment goes
+
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+export TORCH
+
+.PHONY: help test signoff lint clean
+
+help:
+	@echo "make test      the whole test suite (pytest -n auto)"
+	@echo "make signoff   validate every kernel that this machine can run; the decision is in signoff/"
+	@echo "make lint      ruff and mypy"
+	@echo "make clean     remove the environment, caches, records and sign-off pages"
+
+test:
+	$(PYTHON) .ci/environment.py $(VENV) test report
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto
+
+# The sign-off decides, also where a kernel failed: the run's own exit status must not keep it from being written.
+signoff:
+	$(PYTHON) .ci/environment.py $(VENV) report
+	-$(RUN) -m validators run --all-available --records signoff/records
+	$(RUN) -m validators signoff signoff/records --out signoff
+
+lint:
+	$(PYTHON) .ci/environment.py $(VENV) test report dev
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+clean:
+	rm -rf $(VENV) signoff records .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

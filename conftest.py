@@ -1,0 +1,238 @@
+"""pytest wiring: options, a GPU for each xdist worker, the record sink, and "no kernel case ran" as a failure.
+
+Nothing is judged here; ``validators.run.validate`` does that, and ``tests/kernels`` turns its records into outcomes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # One thread a worker: otherwise every worker starts as many threads as there are cores. Before torch is imported.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+if TYPE_CHECKING:
+    from validators.cases.case import Case
+    from validators.kernels.base import Kernel
+    from validators.records import Record
+    from validators.store import Sink
+
+KERNEL_TESTS = "tests/kernels/"
+DEPTHS = ("smoke", "default", "deep")
+TIME_LIMIT_S = 120.0
+
+
+@dataclass(frozen=True)
+class KernelCase:
+    """One test of tests/kernels: a case for a kernel, or the sentence why the kernel cannot run here.
+
+    own: True for the user's kernel from a file or module, which runs in a worker process of its own.
+    """
+
+    kernel: Kernel
+    case: Case | None
+    unavailable: str | None
+    own: bool = False
+    spec: str = ""
+
+    @property
+    def id(self) -> str:
+        last = self.case.id if self.case else f"{self.kernel.op}-unavailable"
+        return f"{self.spec or self.kernel.name}::{last}"
+
+
+Judge = Callable[[KernelCase], "Record"]
+
+_CASES: pytest.StashKey[list[KernelCase]] = pytest.StashKey()
+_SINK: pytest.StashKey[Sink] = pytest.StashKey()
+_RAN: pytest.StashKey[dict[str, int]] = pytest.StashKey()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("fp8-signoff", "numerical sign-off of FP8 kernels")
+    group.addoption("--kernel", action="append", metavar="NAME", help="kernel, or file.py:function; repeatable")
+    group.addoption("--contract", metavar="NAME", help="judge by this contract instead of the declared one")
+    group.addoption("--lane", action="append", metavar="LANE", help="only cases of this lane; repeatable")
+    group.addoption("--depth", default="smoke", metavar="|".join(DEPTHS), help="how many cases (default: smoke)")
+    group.addoption("--dtype", default="bf16", metavar="bf16|fp16", help="storage type of the cases (default: bf16)")
+    group.addoption("--fp8", default="e4m3fn", metavar="e4m3fn|e4m3fnuz", help="FP8 format (default: e4m3fn)")
+    group.addoption("--records", metavar="DIR", help="write one JSON line a kernel case into this directory")
+    group.addoption("--device", metavar="cpu|cuda", help="default: cuda where PyTorch sees a GPU, else cpu")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_RAN] = {"seen": 0, "ran": 0}
+    option = config.option
+    if option.depth not in DEPTHS:
+        raise pytest.UsageError(f"unknown depth {option.depth!r}; known: {', '.join(DEPTHS)}")
+    _check_names(option)
+    if option.device and option.device.startswith("cuda"):
+        import torch
+
+        if not torch.cuda.is_available():
+            raise pytest.UsageError(f"--device {option.device} was asked for, but PyTorch sees no GPU here")
+    if option.kernel or option.contract:
+        config.stash[_CASES] = _kernel_cases(config)
+    if option.records:
+        from validators.store import Sink, StoreError
+
+        try:
+            config.stash[_SINK] = Sink(option.records)
+        except StoreError as error:
+            raise pytest.UsageError(str(error)) from None
+    _take_gpu(config)
+
+
+def _check_names(option: object) -> None:
+    from validators.cases.case import DTYPES, FP8_FORMATS, LANES
+
+    lanes = getattr(option, "lane", None) or []
+    for noun, given, known in (
+        *(("lane", lane, LANES) for lane in lanes),
+        ("dtype", getattr(option, "dtype", ""), DTYPES),
+        ("FP8 format", getattr(option, "fp8", ""), FP8_FORMATS),
+    ):
+        if given not in known:
+            raise pytest.UsageError(f"unknown {noun} {given!r}; known: {', '.join(known)}")
+
+
+def _take_gpu(config: pytest.Config) -> None:
+    """Under xdist worker gw<i> uses GPU i modulo their number; tests go on saying "cuda", so ids are the same."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    if not worker.startswith("gw") or config.option.device == "cpu":
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(worker.removeprefix("gw")) % torch.cuda.device_count())
+
+
+def _device(config: pytest.Config) -> str:
+    if config.option.device:
+        return str(config.option.device)
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _kernels(config: pytest.Config) -> list[tuple[str, Kernel]]:
+    """(spec as given, kernel); the same name may serve several ops."""
+    from validators.kernels.base import KernelError, all_kernels, find_kernel
+
+    if not config.option.kernel:
+        return [("", kernel) for kernel in all_kernels()]
+    found: list[tuple[str, Kernel]] = []
+    for name in config.option.kernel:
+        try:
+            first = find_kernel(name)
+        except KernelError as error:
+            raise pytest.UsageError(str(error)) from None
+        if ":" in name:
+            found.append((name, first))
+        else:
+            found.extend(("", kernel) for kernel in all_kernels() if kernel.name == name)
+    return found
+
+
+def _kernel_cases(config: pytest.Config) -> list[KernelCase]:
+    """What tests/kernels runs, in a fixed order that every xdist worker finds alike."""
+    from validators.cases.suite import cases_for
+
+    from reference.contract import get_contract
+
+    option, device = config.option, _device(config)
+    chosen: list[KernelCase] = []
+    for spec, kernel in _kernels(config):
+        if option.contract and option.contract != "identify":
+            try:
+                get_contract(kernel.op, option.contract)
+            except KeyError as error:
+                raise pytest.UsageError(f"{error.args[0]}, asked for kernel {kernel.name}") from None
+        reason = kernel.unavailable(device)
+        if reason:
+            chosen.append(KernelCase(kernel, None, reason, bool(spec), spec))
+            continue
+        cases = cases_for(kernel.op, depth=option.depth, lanes=option.lane, dtype=option.dtype, fp8=option.fp8)
+        chosen.extend(KernelCase(kernel, case, None, bool(spec), spec) for case in cases)
+    return chosen
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "kernel_case" in metafunc.fixturenames:
+        if _CASES not in metafunc.config.stash:
+            metafunc.config.stash[_CASES] = _kernel_cases(metafunc.config)
+        chosen = metafunc.config.stash[_CASES]
+        metafunc.parametrize("kernel_case", chosen, ids=[kernel_case.id for kernel_case in chosen])
+
+
+@pytest.fixture(scope="session")
+def judge(pytestconfig: pytest.Config) -> Iterator[Judge]:
+    """judge(kernel_case) -> Record, written to --records; a user's own kernel runs in a worker process."""
+    from validators.run import validate
+
+    from validators.isolate import Worker
+
+    workers: dict[tuple[str, str], Worker] = {}
+    contract, device = pytestconfig.option.contract, _device(pytestconfig)
+
+    def run(chosen: KernelCase) -> Record:
+        assert chosen.case is not None
+        if chosen.own:
+            key = (chosen.spec, chosen.kernel.op)
+            if key not in workers:
+                workers[key] = Worker(*key, contract=contract, device=device, time_limit_s=TIME_LIMIT_S)
+            record = workers[key].validate(chosen.case)
+        else:
+            record = validate(chosen.kernel, chosen.case, contract=contract, device=device)
+        if sink := pytestconfig.stash.get(_SINK, None):
+            sink.write(record)
+        return record
+
+    yield run
+    for worker in workers.values():
+        worker.close()
+
+
+# ---- nothing passes by not running
+
+
+class _Counter:
+    """Counts kernel cases; registered where reports of all xdist workers arrive."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if KERNEL_TESTS in report.nodeid and "kernel_cases" in report.keywords:
+            counts = self.config.stash[_RAN]
+            counts["seen"] += report.when == "setup"
+            counts["ran"] += report.when == "call" and report.outcome != "skipped"
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if not hasattr(session.config, "workerinput"):
+        session.config.pluginmanager.register(_Counter(session.config), "fp8-signoff-counter")
+
+
+def _nothing_ran(config: pytest.Config) -> bool:
+    counts = config.stash[_RAN]
+    return counts["ran"] == 0 and bool(counts["seen"] or config.option.kernel) and not config.option.collectonly
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    quiet = (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
+    if not hasattr(session.config, "workerinput") and exitstatus in quiet and _nothing_ran(session.config):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if _nothing_ran(config):
+        terminalreporter.write_line(
+            "ERROR: no kernel case ran: every selected kernel is unavailable here or supports none of the cases.",
+            red=True,
+        )

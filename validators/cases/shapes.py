@@ -1,0 +1,70 @@
+"""Shapes: GLM-4.7 at each tensor-parallel degree, and the boundaries at which kernels change.
+
+Model shapes are those of the GLM-4.7 configuration (hidden 5120, 96 query and 8 KV heads of 128, dense
+intermediate 12288, shared expert 1536). Block sizes of aiter's ``add_rmsnorm_quant`` switch at the widths
+in ``SWITCHES``.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+HIDDEN = 5120
+TENSOR_PARALLEL = (1, 2, 4, 8)
+
+SWITCHES = (512, 1024, 2048, 4096, 6144, 8192)
+"""Row widths at which the elements a thread takes, or the path, change."""
+
+ODD_TAILS = (769, 1000, 1002, 5124, 6136, 8184)
+"""Row widths that are odd, or no multiple of 4, of 8, or of a block."""
+
+BOUNDARY_M = (1, 2, 3, 15, 16, 17, 31, 33, 37, 63, 64, 65, 127, 128, 129, 255, 256, 257, 300, 1024)
+"""Row counts at both sides of tiles, of wavefronts and of dispatch thresholds."""
+
+
+def _sides(switch: int) -> tuple[int, ...]:
+    # One vector of 8 to each side; at the smallest switch also one element.
+    return (
+        (switch - 8, switch - 1, switch, switch + 1, switch + 8) if switch == 512 else (switch - 8, switch, switch + 8)
+    )
+
+
+BOUNDARY_N = tuple(sorted({8, 64, HIDDEN, *ODD_TAILS, *(n for switch in SWITCHES for n in _sides(switch))}))
+"""Row widths for the norm and quantization ops."""
+
+GEMM_BOUNDARY_N = (16, 17, 32, 48, 100, 127, 128, 129, 136, 144, 160, 255, 256, 272)
+"""Output widths at both sides of tiles of 16, 128 and 256."""
+
+GEMM_BOUNDARY_K = (16, 32, 48, 64, 96, 112, 128, 144, 176, 250, 256, 384, 512, 528, 1056)
+"""Inner sizes at both sides of an instruction (32), a promotion interval (128) and a tile (256)."""
+
+
+class GemmShape(NamedTuple):
+    """One linear layer of the model on one rank: out [m, n] = a [m, k] b [n, k]^T."""
+
+    layer: str
+    n: int
+    k: int
+
+
+def glm_gemm_shapes(tp: int) -> tuple[GemmShape, ...]:
+    """The PTPC linear layers of GLM-4.7 at tensor-parallel degree ``tp`` (1, 2, 4 or 8); ValueError otherwise.
+
+    qkv, gate_up and the shared expert's first layer split n; o, down and its second layer split k.
+    """
+    if tp not in TENSOR_PARALLEL:
+        raise ValueError(f"tensor-parallel degree {tp} is none of {TENSOR_PARALLEL}")
+    return (
+        GemmShape("qkv", 14336 // tp, HIDDEN),
+        GemmShape("o", HIDDEN, 12288 // tp),
+        GemmShape("gate_up", 24576 // tp, HIDDEN),
+        GemmShape("down", HIDDEN, 12288 // tp),
+        GemmShape("shared_gate_up", 3072 // tp, HIDDEN),
+        GemmShape("shared_down", HIDDEN, 1536 // tp),
+    )
+
+
+def boundary_rows(count: int) -> tuple[int, ...]:
+    """``count`` row counts that hold every one of ``BOUNDARY_M`` if count allows, largest first."""
+    rows = sorted(BOUNDARY_M, reverse=True)
+    return tuple(rows[i * len(rows) // count] for i in range(count)) if count >= len(rows) else tuple(rows[:count])

@@ -1,0 +1,290 @@
+"""Isolation: each case runs in a worker process, so that a kernel that crashes or hangs costs one case and not the run.
+
+The worker imports torch and loads the kernel once, then serves cases. It is replaced after a crash, after a case that
+ran past the time limit, and after an error on a GPU, whose context may be lost with it. Messages travel over a socket
+of their own; what kernels print goes to a file, whose end is quoted when the worker dies.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from validators.cases.case import Case
+from validators.kernels.base import KernelError, find_kernel
+from validators.records import Record, Status
+
+LOAD_LIMIT_S = 300.0
+"""Time for a worker to import torch and load its kernel, compilers' first start included."""
+
+_ROOT = Path(__file__).resolve().parent.parent
+_QUOTED_BYTES = 2000
+
+
+def run_isolated(
+    kernel_name: str,
+    op: str | None,
+    cases: Iterable[Case],
+    *,
+    contract: str | None = None,
+    device: str = "cpu",
+    time_limit_s: float = 120.0,
+) -> Iterator[Record]:
+    """One record a case, in the cases' order, from ``validators.run.validate`` in a worker process.
+
+    kernel_name, op: as for ``validators.kernels.base.find_kernel``. A case that takes longer than ``time_limit_s``
+    seconds, or that kills the worker, gives a record with status ERROR and the next case starts in a new worker.
+    Raises KernelError if the kernel cannot be loaded. The worker is killed when the generator is closed.
+    """
+    with Worker(kernel_name, op, contract=contract, device=device, time_limit_s=time_limit_s) as worker:
+        for case in cases:
+            yield worker.validate(case)
+
+
+class Worker:
+    """A worker process that serves the cases of one kernel; a context manager, killed on exit.
+
+    Started by the first ``validate``. Not for use from two threads at once.
+    """
+
+    def __init__(
+        self,
+        kernel_name: str,
+        op: str | None,
+        *,
+        contract: str | None = None,
+        device: str = "cpu",
+        time_limit_s: float = 120.0,
+    ) -> None:
+        self.kernel_name, self.op, self.contract, self.device = kernel_name, op, contract, device
+        self.time_limit_s = time_limit_s
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pipe: Connection | None = None
+        self._output: Any = None
+        self._about: dict[str, Any] = {}
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the live worker, or None."""
+        return self._process.pid if self._process else None
+
+    def validate(self, case: Case) -> Record:
+        """The record of ``case``; raises KernelError if the kernel cannot be loaded."""
+        if self._process is None:
+            self._start()
+        assert self._pipe is not None
+        started = time.monotonic()
+        try:
+            self._pipe.send(case)
+            if not self._pipe.poll(self.time_limit_s):
+                reason = f"kernel did not return within {self.time_limit_s:g} s"
+                return self._lost(case, reason, time.monotonic() - started, dump=True)
+            kind, payload = self._pipe.recv()
+        except (EOFError, OSError):
+            return self._lost(case, self._death(), time.monotonic() - started)
+        except BaseException:
+            self.close()
+            raise
+        if kind == "raised":
+            return self._lost(case, payload, time.monotonic() - started)
+        if payload.status is Status.ERROR and self.device != "cpu":
+            self.close()
+        return payload
+
+    def close(self) -> None:
+        """Kill the worker and everything it started."""
+        process, self._process = self._process, None
+        if process is not None:
+            # The worker leads a session of its own, so compilers that it started go with it.
+            for kill in (lambda: os.killpg(process.pid, signal.SIGKILL), process.kill):
+                try:
+                    kill()
+                except (ProcessLookupError, PermissionError):
+                    continue
+            process.wait()
+        if self._pipe is not None:
+            self._pipe.close()
+            self._pipe = None
+        if self._output is not None:
+            self._output.close()
+            self._output = None
+
+    def _start(self) -> None:
+        ours, theirs = Pipe()
+        self._pipe = ours
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the worker, in close)
+        environment = dict(os.environ)
+        paths = [str(_ROOT), environment.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+        code = "import sys; from validators.isolate import _serve; _serve(int(sys.argv[1]))"
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-X", "faulthandler", "-c", code, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=self._output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+            )
+        finally:
+            theirs.close()
+        try:
+            settings = (self.kernel_name, self.op, self.contract, self.device, _gpu_index(self.device))
+            ours.send((os.getpid(), sys.argv, settings))
+            if not ours.poll(LOAD_LIMIT_S):
+                raise KernelError(f"kernel {self.kernel_name!r} could not be loaded within {LOAD_LIMIT_S:g} s")
+            kind, payload = ours.recv()
+        except (EOFError, OSError):
+            reason, printed = self._death(), self._printed().splitlines()
+            self.close()
+            last = f" after printing {printed[-1]!r}" if printed else ""
+            raise KernelError(f"kernel {self.kernel_name!r} could not be loaded: {reason}{last}") from None
+        except BaseException:
+            self.close()
+            raise
+        if kind != "ready":
+            self.close()
+            raise KernelError(payload)
+        self._about = payload
+
+    def _death(self) -> str:
+        assert self._process is not None
+        try:
+            code = self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            return "worker closed its connection"
+        if code >= 0:
+            return f"worker died with exit code {code}"
+        try:
+            name = f" ({signal.Signals(-code).name})"
+        except ValueError:
+            name = ""
+        hint = ", which is also how a system short of memory ends it" if -code == signal.SIGKILL else ""
+        return f"worker died with signal {-code}{name}{hint}"
+
+    def _lost(self, case: Case, reason: str, seconds: float, *, dump: bool = False) -> Record:
+        from validators.cases.recipes import lane_of
+
+        if dump and self._process is not None:
+            # The worker's fault handler answers SIGUSR1 with its Python stack, from inside native code as well.
+            self._process.send_signal(signal.SIGUSR1)
+            time.sleep(0.2)
+        printed = self._printed()
+        self.close()
+        declared = self._about["contract"]
+        return Record(
+            status=Status.ERROR,
+            reasons=(reason,),
+            kernel=self._about["name"],
+            op=case.op,
+            case=case.id,
+            lane=lane_of(case),
+            contract=self.contract or declared,
+            contract_from="given" if self.contract else "declared" if declared else "identified",
+            device=self.device,
+            arch=self._about["arch"],
+            emulated=self._about["emulated"],
+            fake=self._about["fake"],
+            seconds=seconds,
+            reproduce=self._reproduce(case),
+            provenance={**self._about["provenance"], **({"worker_output": printed} if printed else {})},
+        )
+
+    def _printed(self) -> str:
+        if self._output is None:
+            return ""
+        end = self._output.seek(0, os.SEEK_END)
+        self._output.seek(max(0, end - _QUOTED_BYTES))
+        return self._output.read().decode(errors="replace").strip()
+
+    def _reproduce(self, case: Case) -> str:
+        words = ["python", "-m", "validators", "run", "--op", case.op, "--kernel", self.kernel_name]
+        words += ["--case", case.id, "--device", self.device]
+        words += ["--contract", self.contract] if self.contract else []
+        return shlex.join(words)
+
+
+def _gpu_index(device: str) -> int | None:
+    """The parent's current GPU where it has chosen one (a test worker takes its own), without starting CUDA here."""
+    torch = sys.modules.get("torch")
+    if device != "cuda" or torch is None or not torch.cuda.is_initialized():
+        return None
+    return int(torch.cuda.current_device())
+
+
+# ---- inside the worker
+
+
+def _serve(descriptor: int) -> None:
+    """The worker's main: load the kernel, then answer each case with a record until the connection closes."""
+    import faulthandler
+
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    os.set_inheritable(descriptor, False)
+    pipe = Connection(descriptor)
+    # Records name the command that a person gave, which is the parent's.
+    parent, sys.argv, (name, op, contract, device, gpu) = pipe.recv()
+    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+    try:
+        if gpu is not None:
+            importlib.import_module("torch").cuda.set_device(gpu)
+        kernel = find_kernel(name, op)
+        validate = importlib.import_module("validators.run").validate
+        about = {
+            "name": kernel.name,
+            "contract": kernel.contract,
+            "emulated": kernel.emulated,
+            "fake": kernel.fake,
+            "arch": _arch(device),
+            "provenance": importlib.import_module("validators.store").provenance(device),
+        }
+    except KernelError as error:
+        pipe.send(("unloadable", str(error)))
+        return
+    pipe.send(("ready", about))
+    while True:
+        try:
+            case = pipe.recv()
+        except EOFError:
+            return
+        try:
+            answer = ("record", validate(kernel, case, contract=contract, device=device))
+        except Exception as error:
+            answer = ("raised", f"validation raised {type(error).__name__}: {error}")
+        pipe.send(answer)
+
+
+def _die_with(parent: int) -> None:
+    """Kill the worker's session once its parent is gone, however that ended."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.killpg(0, signal.SIGKILL)
+
+
+def _arch(device: str) -> str:
+    if not device.startswith("cuda"):
+        return device
+    torch = importlib.import_module("torch")
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip:
+        return str(properties.gcnArchName).split(":")[0]
+    return f"sm_{properties.major}{properties.minor}"

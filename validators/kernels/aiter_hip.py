@@ -1,0 +1,304 @@
+"""aiter's HIP and CK kernels: the fused kernel that the suite exists for, the path before it, and PTPC GEMMs.
+
+Call forms are those of ``aiter/ops/rmsnorm.py``, ``quant.py``, ``gemm_op_a8w8.py`` and ``shuffle.py`` (2026-08).
+aiter is imported on first use only. On the package index the name ``aiter`` is an unrelated asyncio library
+(AMD's distribution is ``amd-aiter``), and AMD's own raises RuntimeError where ROCm is missing, so every way
+of not being there has its own sentence.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from validators.cases.case import Case
+from validators.cases.tensors import (
+    GemmInputs,
+    GemmOutputs,
+    Inputs,
+    NormQuantInputs,
+    NormQuantOutputs,
+    Outputs,
+    QuantInputs,
+    QuantOutputs,
+)
+from validators.kernels import arch
+from validators.kernels.base import Kernel, KernelError
+
+# add_rmsnorm_quant_kernel has no instance for wider rows; its loads and stores move pairs of elements.
+_WIDEST = 8192
+_DEFAULT_ARCHITECTURE = "gfx950"
+
+
+def aiter_module() -> Any:
+    """The imported aiter; raises KernelError with the sentence of ``missing``."""
+    reason = missing("__name__")
+    if reason is not None:
+        raise KernelError(reason)
+    return sys.modules["aiter"]
+
+
+def missing(function: str) -> str | None:
+    """One sentence why ``aiter.function`` cannot be called here, or None. Imports aiter if it is installed."""
+    module = sys.modules.get("aiter")
+    if module is None:
+        try:
+            spec = importlib.util.find_spec("aiter")
+        except (ImportError, ValueError):
+            spec = None
+        if spec is None:
+            return "aiter is not installed (AMD's distribution is amd-aiter; ROCm images carry their own build)"
+        reason = _import_failure(str(spec.origin))
+        if reason is not None:
+            return reason
+        module = sys.modules["aiter"]
+    if hasattr(module, function):
+        return None
+    where = getattr(module, "__file__", None) or "an unknown place"
+    # The asyncio library's whole purpose is these names; AMD's package has none of them.
+    if not hasattr(module, "dtypes") and not hasattr(module, "ops"):
+        return f"the aiter at {where} is not AMD's but another library of that name (asyncio); it has no {function}"
+    version = arch.distribution_version("amd-aiter", "aiter") or "of unknown version"
+    return f"this aiter ({version}, at {where}) has no {function}"
+
+
+@functools.lru_cache(maxsize=8)
+def _import_failure(origin: str) -> str | None:
+    """Imports aiter; a failed import is slow and never heals in a process, so it is remembered by its place."""
+    try:
+        importlib.import_module("aiter")
+    except Exception as error:
+        message = str(error).strip().split("\n")[0]
+        return f"importing the aiter at {origin} raised {type(error).__name__}: {message}"
+    return None
+
+
+def _is_fake() -> bool:
+    return bool(getattr(sys.modules.get("aiter"), "__fake__", False))
+
+
+def _unavailable(function: str, device: str) -> str | None:
+    if not _is_fake() and device.partition(":")[0] == "cpu":
+        return "needs an AMD GPU; the device is cpu"
+    return missing(function) or (None if _is_fake() else arch.no_amd_gpu(device))
+
+
+def _versions() -> Mapping[str, str]:
+    found = dict(arch.versions("amd-aiter", "triton"))
+    module = sys.modules.get("aiter")
+    version = getattr(module, "__version__", None)
+    if "amd-aiter" not in found and version is not None:
+        found["aiter"] = str(version)
+    return found
+
+
+def _architecture() -> str:
+    return arch.rocm_architecture() or _DEFAULT_ARCHITECTURE
+
+
+def _flat(tensor: torch.Tensor) -> torch.Tensor:
+    """[..., N] as [M, N]: a view, because aiter takes two dimensions and writes outputs in place."""
+    return tensor.view(-1, tensor.shape[-1])
+
+
+def _gemma(inputs: NormQuantInputs) -> dict[str, bool]:
+    # Older builds know no gemma_norm, so it is named only where it is needed.
+    return {"gemma_norm": True} if inputs.gemma else {}
+
+
+def _add_rmsnorm_quant(inputs: Inputs, buffers: Outputs) -> NormQuantOutputs:
+    assert isinstance(inputs, NormQuantInputs)
+    assert isinstance(buffers, NormQuantOutputs)
+    aiter = aiter_module()
+    codes, scale, x = _flat(buffers.codes), _flat(buffers.scale), _flat(inputs.x)
+    if inputs.residual is None:
+        aiter.rmsnorm_quant(codes, x, scale, inputs.weight, inputs.eps, group_size=0, **_gemma(inputs))
+        return NormQuantOutputs(buffers.codes, buffers.scale, None)
+    assert buffers.residual_out is not None
+    aiter.add_rmsnorm_quant(
+        codes,
+        x,
+        _flat(inputs.residual),
+        _flat(buffers.residual_out),
+        scale,
+        inputs.weight,
+        inputs.eps,
+        group_size=0,
+        **_gemma(inputs),
+    )
+    return buffers
+
+
+def _unfused(inputs: Inputs, buffers: Outputs) -> NormQuantOutputs:
+    assert isinstance(inputs, NormQuantInputs)
+    aiter = aiter_module()
+    x = _flat(inputs.x)
+    if inputs.residual is None:
+        normed, residual_out = aiter.rmsnorm2d_fwd(x, inputs.weight, inputs.eps), None
+    else:
+        normed = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        residual_out = torch.empty(inputs.residual.shape, dtype=x.dtype, device=x.device)
+        residual = _flat(inputs.residual)
+        aiter.add_rmsnorm(normed, x, residual, _flat(residual_out), inputs.weight, inputs.eps, **_gemma(inputs))
+    codes, scale = aiter.per_token_quant_hip(normed, quant_dtype=inputs.fp8_dtype)
+    shape = inputs.x.shape
+    return NormQuantOutputs(codes.view(shape), scale.view(*shape[:-1], 1), residual_out)
+
+
+def _per_token_quant_hip(inputs: Inputs, buffers: Outputs) -> QuantOutputs:
+    assert isinstance(inputs, QuantInputs)
+    codes, scale = aiter_module().per_token_quant_hip(inputs.x, quant_dtype=inputs.fp8_dtype)
+    return QuantOutputs(codes, scale)
+
+
+def shuffle_16x16(weight: torch.Tensor) -> torch.Tensor:
+    """(N, K) weight of 1-byte elements in the tile order of ``gemm_a8w8_bpreshuffle``, same shape and dtype.
+
+    Tiles of 16 rows by 32 columns, each stored as two halves of 16 columns, row by row. N % 16 == 0 and
+    K % 32 == 0; raises KernelError otherwise. Used where aiter has no ``shuffle_weight``.
+    """
+    n, k = weight.shape
+    if n % 16 or k % 32 or weight.element_size() != 1:
+        raise KernelError(f"the 16x16 shuffle takes 1-byte (N % 16, K % 32) weights, not {weight.dtype} N={n} K={k}")
+    tiles = weight.view(torch.uint8).view(n // 16, 16, k // 32, 2, 16)
+    return tiles.permute(0, 2, 3, 1, 4).contiguous().view(n, k).view(weight.dtype)
+
+
+def _shuffle(weight: torch.Tensor) -> torch.Tensor:
+    try:
+        shuffle_weight = importlib.import_module("aiter.ops.shuffle").shuffle_weight
+    except (ImportError, AttributeError):
+        return shuffle_16x16(weight)
+    shuffled: torch.Tensor = shuffle_weight(weight, layout=(16, 16))
+    return shuffled
+
+
+def _bpreshuffle(inputs: Inputs, buffers: Outputs) -> GemmOutputs:
+    assert isinstance(inputs, GemmInputs)
+    out = aiter_module().gemm_a8w8_bpreshuffle(
+        inputs.a, _shuffle(inputs.b), inputs.a_scale, inputs.b_scale, None, inputs.out_dtype
+    )
+    # The kernel takes no bias; SGLang adds it to the stored result, one rounding later than an epilogue would.
+    return GemmOutputs(out if inputs.bias is None else out + inputs.bias)
+
+
+def _ck(inputs: Inputs, buffers: Outputs) -> GemmOutputs:
+    assert isinstance(inputs, GemmInputs)
+    out = aiter_module().gemm_a8w8_CK(inputs.a, inputs.b, inputs.a_scale, inputs.b_scale, inputs.bias, inputs.out_dtype)
+    return GemmOutputs(out)
+
+
+def _wrong_format(case: Case) -> str | None:
+    name = _architecture()
+    wanted = arch.native_fp8(name)
+    return None if case.fp8 == wanted else f"aiter's FP8 type on {name} is {wanted}, not {case.fp8}"
+
+
+def _norm_unsupported(case: Case) -> str | None:
+    if case.n > _WIDEST:
+        return f"aiter's kernel takes rows of at most {_WIDEST} elements, not {case.n}"
+    if case.n % 2:
+        return f"aiter's kernel moves pairs of elements and takes even widths only, not {case.n}"
+    if case.gamma != "T":
+        return "aiter's kernel reads the weight in the type of x and takes no fp32 weight"
+    if case.layout == "strided" and case.n % 8:
+        return "aiter's kernel loads 16 bytes; a strided case with n % 8 != 0 is not offered"
+    return _wrong_format(case)
+
+
+def _unfused_unsupported(case: Case) -> str | None:
+    if case.gemma and not case.residual:
+        return "aiter.rmsnorm2d_fwd, the form without a residual, has no 1 + weight"
+    return _norm_unsupported(case)
+
+
+def _quant_unsupported(case: Case) -> str | None:
+    if case.layout == "strided":
+        return "per_token_quant_hip takes contiguous input only"
+    return _wrong_format(case)
+
+
+def _bpreshuffle_unsupported(case: Case) -> str | None:
+    if case.n % 16 or case.k % 64 or case.k < 192:
+        return f"gemm_a8w8_bpreshuffle wants N % 16 == 0, K % 64 == 0 and K >= 192, not N={case.n} K={case.k}"
+    return _wrong_format(case)
+
+
+def _ck_unsupported(case: Case) -> str | None:
+    if case.k % 16 or case.n % 8:
+        return f"CK's instances load 16 bytes of K and store 8 columns; not offered: N={case.n} K={case.k}"
+    return _wrong_format(case)
+
+
+def kernels() -> list[Kernel]:
+    """aiter's kernels, with the contract of the AMD GPU that torch sees (of gfx950 where there is none).
+
+    gfx942 stores bf16 by truncation (aiter's default build there). For the unfused path no preset has
+    that store, so on gfx942 its contract is left to identification.
+    """
+    name = _architecture()
+    fused = "aiter-hip-gfx942" if name == "gfx942" else "aiter-hip-gfx950"
+    common: dict[str, Any] = {"versions": _versions, "fake": _is_fake()}
+
+    def needs(function: str) -> Any:
+        return functools.partial(_unavailable, function)
+
+    return [
+        Kernel(
+            name="aiter_hip/add_rmsnorm_quant",
+            op="add_rmsnorm_quant",
+            contract=fused,
+            call=_add_rmsnorm_quant,
+            in_place=True,
+            unavailable=needs("add_rmsnorm_quant"),
+            unsupported=_norm_unsupported,
+            notes="rmsnorm_quant where there is no residual",
+            options={"group_size": 0},
+            **common,
+        ),
+        Kernel(
+            name="aiter_hip/unfused",
+            op="add_rmsnorm_quant",
+            contract=None if name == "gfx942" else "unfused",
+            call=_unfused,
+            unavailable=needs("add_rmsnorm"),
+            unsupported=_unfused_unsupported,
+            notes="add_rmsnorm, then per_token_quant_hip: the path before SGLang #21403",
+            **common,
+        ),
+        Kernel(
+            name="aiter_hip/per_token_quant_hip",
+            op="per_token_quant",
+            contract="unfused",
+            call=_per_token_quant_hip,
+            unavailable=needs("per_token_quant_hip"),
+            unsupported=_quant_unsupported,
+            **common,
+        ),
+        Kernel(
+            name="aiter_hip/gemm_a8w8_bpreshuffle",
+            op="ptpc_gemm",
+            contract="unknown",
+            call=_bpreshuffle,
+            unavailable=needs("gemm_a8w8_bpreshuffle"),
+            unsupported=_bpreshuffle_unsupported,
+            notes="weight shuffled 16x16; bias added to the stored result, as SGLang does",
+            **common,
+        ),
+        Kernel(
+            name="aiter_hip/gemm_a8w8_CK",
+            op="ptpc_gemm",
+            contract="unknown",
+            call=_ck,
+            unavailable=needs("gemm_a8w8_CK"),
+            unsupported=_ck_unsupported,
+            notes="plain weight layout; splitK as aiter's tuned table says",
+            **common,
+        ),
+    ]

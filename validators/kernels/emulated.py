@@ -1,0 +1,476 @@
+"""Emulated kernels: any declared arithmetic, executed in fp32 PyTorch with explicit rounding points.
+
+They stand in for hardware on a machine that has none, and they are the clean kernels from which the
+zoo of defects is made. Nothing here is shared with the float64 reference but the contract itself: the
+roundings, the FP8 encoder and the order of every operation are written a second time, so that one
+mistake cannot hide in both paths.
+
+A kernel is a list of named stages, each of which reads and sets fields of a ``Work`` (one chunk of
+rows). Replacing a stage gives another kernel; a ``Variant`` only picks among freedoms that the
+contract leaves open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from reference.contract import NORM_QUANT_CONTRACTS, NormQuantContract
+from validators.cases.tensors import Inputs, NormQuantInputs, NormQuantOutputs, Outputs, QuantInputs, QuantOutputs
+from validators.kernels.base import Kernel
+
+FP8_NAMES = {torch.float8_e4m3fn: "e4m3fn", torch.float8_e4m3fnuz: "e4m3fnuz"}
+# A chunk's fp32 temporaries stay in the second-level cache of a core.
+_CHUNK_ELEMENTS = 1 << 17
+_MIN_NORMAL = 2.0**-126
+
+Direction = Literal["nearest", "up", "down", "ulp_up", "ulp_down"]
+
+
+class EmulatedError(ValueError):
+    """Inputs, a variant or a stage that the emulated kernels cannot execute; its message is one sentence."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Legal freedoms of a kernel: each value changes low bits and breaks no contract that admits it.
+
+    order: how squares are summed; ``tree`` pairs only, ``chunks`` adds ``chain`` neighbours in sequence
+    (0: as many as the contract allows) and combines by a tree, ``lanes`` adds elements ``lanes`` apart,
+    ``torch_sum`` is the framework's reduction. arrangement: order of the elements before that.
+    adjacent: the tree pairs neighbours, not halves. fma: square and add with one rounding. mean: divide
+    by n, or multiply by fl32(1/n). rsqrt: fl(1/fl(sqrt v)), ``torch.rsqrt``, or the exact value rounded
+    in a Direction. product: ``(z*rms)*w`` or ``z*(rms*w)``. scale, reciprocal: Direction of amax/Q and 1/s.
+
+    A Direction ``up`` / ``down`` is the fp32 neighbour above / below the exact value (error below 2u);
+    ``ulp_up`` / ``ulp_down`` is one ulp from the correctly rounded value (error at most 3u). A value that
+    is exact in fp32 stays so in all of them, and subnormal ones are left alone: an ulp is no longer 2u there.
+    """
+
+    name: str = "default"
+    order: Literal["tree", "chunks", "lanes", "torch_sum"] = "tree"
+    chain: int = 0
+    lanes: int = 256
+    arrangement: Literal["forward", "reversed", "permuted"] = "forward"
+    adjacent: bool = False
+    fma: bool = False
+    mean: Literal["divide", "multiply"] = "divide"
+    rsqrt: Literal["sqrt_divide", "native", "nearest", "up", "down", "ulp_up", "ulp_down"] = "sqrt_divide"
+    product: Literal["normalise_first", "weight_first"] = "normalise_first"
+    scale: Direction = "nearest"
+    reciprocal: Direction = "nearest"
+
+
+_ERROR_U = {"nearest": 1.0, "sqrt_divide": 2.0, "up": 2.0, "down": 2.0, "ulp_up": 3.0, "ulp_down": 3.0}
+# Exhaustive maximum of torch.rsqrt on an H200: 2.09u. On a CPU it is sqrt and divide.
+_ERROR_U["native"] = 2.1
+
+
+def illegal(contract: NormQuantContract, variant: Variant) -> str | None:
+    """One sentence why ``variant`` is not an execution of ``contract``, or None."""
+    if variant.product == "weight_first" and contract.round_after_normalize:
+        return f"contract {contract.name} rounds z*rms, so the weight cannot be multiplied into rms first"
+    if variant.fma and variant.order in ("tree", "torch_sum"):
+        return f"order {variant.order} has no sequential add for an FMA to fuse"
+    if variant.order == "torch_sum" and contract.reduction.kind == "serial" and contract.reduction.count < 128:
+        return (
+            f"torch.sum may add more than the {contract.reduction.count} terms that {contract.name} allows in sequence"
+        )
+    if variant.mean == "multiply" and contract.mean_u < 3.0:
+        return (
+            f"a mean by fl(1/n) costs 3u with the addition of eps, contract {contract.name} allows {contract.mean_u}u"
+        )
+    limits = (("rsqrt", variant.rsqrt, contract.rsqrt_u), ("scale", variant.scale, contract.scale_u))
+    for what, value, limit in (*limits, ("reciprocal", variant.reciprocal, contract.reciprocal_u)):
+        if _ERROR_U[value] > limit:
+            return f"{what} {value} may be {_ERROR_U[value]}u off, contract {contract.name} allows {limit}u"
+    if variant.reciprocal != "nearest" and contract.division == "divide":
+        return f"contract {contract.name} divides and forms no reciprocal"
+    return None
+
+
+def round_to(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """fp32 ``value`` rounded to nearest even in bf16, fp16 or fp32; NaN stays NaN, overflow becomes Inf."""
+    if dtype != torch.bfloat16:
+        return value.to(dtype)
+    bits = value.contiguous().view(torch.int32)
+    high = ((bits >> 16) & 1).add_(0x7FFF).add_(bits).bitwise_right_shift_(16)
+    if bool(value.isnan().any()):
+        high = torch.where(value.isnan(), 0x7FC0, high)
+    return high.to(torch.int16).view(torch.bfloat16)
+
+
+def truncate_to(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """fp32 ``value`` rounded toward zero in bf16 or fp16; NaN and Inf stay what they are."""
+    rounded = round_to(value, dtype)
+    away = rounded.float().abs() > value.abs()
+    # The step toward zero is one less in the sign-magnitude code, also from Inf to the largest finite value.
+    return (rounded.view(torch.int16) - away.to(torch.int16)).view(dtype)
+
+
+def encode(value: Tensor, fp8: str, overflow: Literal["saturate", "nan"]) -> Tensor:
+    """Bytes (uint8) of fp32 ``value`` in ``fp8`` by round to nearest even; NaN gives the format's NaN.
+
+    Adding 2**(e+20) to a magnitude with exponent e makes fp32's own rounding keep exactly the three
+    fraction bits of E4M3; holding e at the smallest normal exponent does the same for subnormal codes.
+    """
+    bias, largest = (7, 0x7E) if fp8 == "e4m3fn" else (8, 0x7F)
+    bits = value.contiguous().view(torch.int32)
+    magnitude = value.abs().clamp_max_(1024.0)
+    exponent = magnitude.view(torch.int32).bitwise_and(0x7F800000).clamp_min_((128 - bias) << 23)
+    anchor = exponent + (20 << 23)
+    codes = magnitude.add_(anchor.view(torch.float32)).view(torch.int32).sub_(anchor)
+    codes += exponent.bitwise_right_shift_(20)
+    codes -= (128 - bias) << 3
+    sign = (bits >> 24).bitwise_and_(0x80)
+    bad = value.isnan()
+    if overflow == "saturate":
+        codes.clamp_max_(largest)
+    else:
+        bad |= codes > largest
+    if fp8 == "e4m3fn":
+        return codes.bitwise_or_(sign).masked_fill_(bad, 0x7F).to(torch.uint8)
+    # 0x80 is NaN in e4m3fnuz, so a zero code takes no sign.
+    return torch.where(codes == 0, 0, codes | sign).masked_fill_(bad, 0x80).to(torch.uint8)
+
+
+def _constant(value: float, like: Tensor) -> Tensor:
+    # CUDA turns a division by a Python number into a multiplication by its reciprocal; a tensor is divided by.
+    return torch.tensor([value], dtype=torch.float32, device=like.device)
+
+
+def _directed(exact: Tensor, direction: str, normal: Tensor) -> Tensor:
+    """float64 ``exact`` as fp32 in a Direction; where ``normal`` is false, correctly rounded."""
+    nearest = exact.float()
+    if direction == "nearest":
+        return nearest
+    toward = torch.full_like(nearest, float("inf") if direction.endswith("up") else 0.0)
+    back = nearest.double()
+    if direction.startswith("ulp"):
+        moves = back != exact
+    else:
+        moves = back < exact if direction == "up" else back > exact
+    moves &= normal & nearest.isfinite() & (nearest.abs() > _MIN_NORMAL)
+    return torch.where(moves, torch.nextafter(nearest, toward), nearest)
+
+
+@dataclass
+class Work:
+    """One chunk of rows on its way through the stages. x, residual: [m, n] T; weight: [n]; the rest is fp32.
+
+    total = fl32(x + r); stored: T; z, y: [m, n]; square_sum, mean, variance, rms, amax, scale: [m, 1].
+    qmax: value that the scale maps a row's amax to. clamp: magnitude that scaled values are held to,
+    None for no clamp. codes: uint8. out_*: where ``write`` puts results; out_residual is None without a residual.
+    """
+
+    contract: NormQuantContract
+    variant: Variant
+    fp8: str
+    x: Tensor
+    out_codes: Tensor
+    out_scale: Tensor
+    qmax: float
+    clamp: float | None
+    residual: Tensor | None = None
+    weight: Tensor | None = None
+    eps: float = 0.0
+    gemma: bool = False
+    out_residual: Tensor | None = None
+    total: Tensor = field(init=False)
+    stored: Tensor = field(init=False)
+    z: Tensor = field(init=False)
+    square_sum: Tensor = field(init=False)
+    mean: Tensor = field(init=False)
+    variance: Tensor = field(init=False)
+    rms: Tensor = field(init=False)
+    gamma: Tensor = field(init=False)
+    y: Tensor = field(init=False)
+    amax: Tensor = field(init=False)
+    bad: Tensor = field(init=False)
+    scale: Tensor = field(init=False)
+    scaled: Tensor = field(init=False)
+    codes: Tensor = field(init=False)
+
+
+Stage = Callable[[Work], None]
+
+
+def _load(w: Work) -> None:
+    w.total = w.x.float()
+
+
+def _add(w: Work) -> None:
+    if w.residual is not None:
+        w.total += w.residual.float()
+
+
+def _store_residual(w: Work) -> None:
+    store = truncate_to if w.contract.residual_store == "truncate" else round_to
+    w.stored = w.x if w.residual is None else store(w.total, w.x.dtype)
+
+
+def _norm_input(w: Work) -> None:
+    w.z = w.stored.float() if w.contract.norm_input == "stored" else w.total
+
+
+def chain_length(contract: NormQuantContract, variant: Variant, n: int) -> int:
+    """Terms that ``variant`` adds in sequence in a row of ``n``, held to what the contract allows."""
+    reduction = contract.reduction
+    limit = {"any": n, "serial": reduction.count, "lanes": n // max(1, reduction.count)}[reduction.kind]
+    wish = {"tree": 1, "torch_sum": 1, "chunks": variant.chain or limit, "lanes": -(-n // variant.lanes)}[variant.order]
+    return max(1, min(wish, limit, n))
+
+
+def _tree(partials: Tensor, adjacent: bool) -> Tensor:
+    width = partials.shape[-1]
+    half = 1 << max(0, (width - 1).bit_length() - 1)
+    if adjacent:
+        partials = torch.nn.functional.pad(partials, (0, 2 * half - width)) if width > 1 else partials
+        while partials.shape[-1] > 1:
+            partials = partials[:, 0::2] + partials[:, 1::2]
+        return partials
+    # Folding the part beyond the largest power of two first equals padding with zeros.
+    while width > 1:
+        partials = torch.cat([partials[:, : width - half] + partials[:, half:], partials[:, width - half : half]], 1)
+        width, half = half, half // 2
+    return partials
+
+
+def _square_sum(w: Work) -> None:
+    z, v = w.z, w.variant
+    n = z.shape[-1]
+    if v.arrangement == "reversed":
+        z = z.flip(-1)
+    elif v.arrangement == "permuted":
+        # 2654435761 is prime, so its multiples visit every index modulo any n in use once.
+        z = z[:, torch.arange(n, device=z.device) * 2654435761 % n]
+    if v.order == "torch_sum":
+        w.square_sum = (z * z).sum(-1, keepdim=True)
+        return
+    chain = chain_length(w.contract, v, n)
+    if chain == 1:
+        w.square_sum = _tree(z * z, v.adjacent)
+        return
+    partials = -(-n // chain)
+    padded = torch.nn.functional.pad(z, (0, partials * chain - n))
+    steps = padded.view(-1, partials, chain).unbind(-1) if v.order == "chunks" else padded.split(partials, -1)
+    total = steps[0] * steps[0]
+    for term in steps[1:]:
+        # float64 holds the square exactly, so only the sum is rounded, as an FMA does.
+        total = (total.double() + term.double().square()).float() if v.fma else total + term * term
+    w.square_sum = _tree(total, v.adjacent)
+
+
+def _mean(w: Work) -> None:
+    n = _constant(w.z.shape[-1], w.square_sum)
+    w.mean = w.square_sum / n if w.variant.mean == "divide" else w.square_sum * (1.0 / n)
+
+
+def _variance(w: Work) -> None:
+    w.variance = w.mean + _constant(w.eps, w.mean)
+
+
+def _rsqrt(w: Work) -> None:
+    kind = w.variant.rsqrt
+    if kind == "sqrt_divide":
+        w.rms = _constant(1.0, w.variance) / w.variance.sqrt()
+    elif kind == "native":
+        w.rms = w.variance.rsqrt()
+    else:
+        w.rms = _directed(1.0 / w.variance.double().sqrt(), kind, w.variance >= _MIN_NORMAL)
+
+
+def _gamma(w: Work) -> None:
+    assert w.weight is not None
+    w.gamma = w.weight.float() + 1.0 if w.gemma else w.weight.float()
+
+
+def _normalise(w: Work) -> None:
+    if w.variant.product == "weight_first":
+        w.y = (w.rms * w.gamma).mul_(w.z)
+    else:
+        w.y = w.z * w.rms
+        if w.contract.round_after_normalize:
+            w.y = round_to(w.y, w.x.dtype).float()
+        w.y *= w.gamma
+    if w.contract.round_after_weight:
+        w.y = round_to(w.y, w.x.dtype).float()
+
+
+def _take_input(w: Work) -> None:
+    w.y = w.x.float()
+
+
+def _amax(w: Work) -> None:
+    w.amax = w.y.abs().amax(-1, keepdim=True)
+    w.bad = ~w.amax.isfinite()
+    if bool(w.bad.any()):
+        # fmax and v_max3 return the operand that is a number.
+        w.amax = w.y.abs().nan_to_num(nan=0.0, posinf=float("inf")).amax(-1, keepdim=True)
+    w.amax.clamp_min_(w.contract.amax_floor)
+
+
+def _scale(w: Work) -> None:
+    c, q = w.contract, _constant(w.qmax, w.amax)
+    factor = 1.0 / q
+    if w.variant.scale != "nearest":
+        exact = w.amax.double() * factor.double() if c.scale_rule == "multiply" else w.amax.double() / w.qmax
+        w.scale = _directed(exact, w.variant.scale, w.amax > 0)
+    else:
+        w.scale = w.amax * factor if c.scale_rule == "multiply" else w.amax / q
+    if c.scale_floor_divisor is not None:
+        w.scale = torch.maximum(w.scale, 1.0 / _constant(w.qmax * c.scale_floor_divisor, w.amax))
+    elif c.zero_scale is not None:
+        w.scale = torch.where(w.scale == 0, c.zero_scale, w.scale)
+
+
+def _divide(w: Work) -> None:
+    if w.contract.division == "divide":
+        w.scaled = w.y / w.scale
+    elif w.variant.reciprocal == "nearest":
+        w.scaled = w.y * (_constant(1.0, w.scale) / w.scale)
+    else:
+        w.scaled = w.y * _directed(1.0 / w.scale.double(), w.variant.reciprocal, w.scale >= _MIN_NORMAL)
+
+
+def _encode(w: Work) -> None:
+    if w.clamp is not None:
+        w.scaled = w.scaled.clamp(-w.clamp, w.clamp)
+        if w.contract.nonfinite == "unspecified":
+            # v_med3_f32 returns the smallest operand when one is NaN.
+            w.scaled = w.scaled.nan_to_num_(nan=-w.clamp)
+    w.codes = encode(w.scaled, w.fp8, "nan" if w.clamp is None else "saturate")
+
+
+def _special_rows(w: Work) -> None:
+    if w.contract.nonfinite == "propagate" and bool(w.bad.any()):
+        w.scale = w.scale.masked_fill(w.bad, float("nan"))
+        w.codes = w.codes.masked_fill(w.bad, 0x7F if w.fp8 == "e4m3fn" else 0x80)
+
+
+def _write(w: Work) -> None:
+    w.out_codes.copy_(w.codes)
+    w.out_scale.copy_(w.scale)
+    if w.out_residual is not None:
+        w.out_residual.copy_(w.stored)
+
+
+_QUANT_STAGES: dict[str, Stage] = {
+    "amax": _amax, "scale": _scale, "divide": _divide, "encode": _encode,
+    "special_rows": _special_rows, "write": _write,
+}  # fmt: skip
+STAGES: dict[str, dict[str, Stage]] = {
+    "add_rmsnorm_quant": {
+        "load": _load, "add": _add, "store_residual": _store_residual, "norm_input": _norm_input,
+        "square_sum": _square_sum, "mean": _mean, "variance": _variance, "rsqrt": _rsqrt, "gamma": _gamma,
+        "normalise": _normalise, **_QUANT_STAGES,
+    },
+    "per_token_quant": {"load": _take_input, **_QUANT_STAGES},
+}  # fmt: skip
+"""The stages of each op, by name, in the order in which they run."""
+
+
+def empty_outputs(inputs: NormQuantInputs | QuantInputs) -> NormQuantOutputs | QuantOutputs:
+    """Uninitialised outputs of the right shapes, dtypes and device for ``inputs``."""
+    codes = torch.empty(inputs.x.shape, dtype=torch.uint8, device=inputs.x.device).view(inputs.fp8_dtype)
+    scale = torch.empty((*inputs.x.shape[:-1], 1), dtype=torch.float32, device=inputs.x.device)
+    if isinstance(inputs, QuantInputs):
+        return QuantOutputs(codes, scale)
+    if inputs.residual is None:
+        return NormQuantOutputs(codes, scale)
+    return NormQuantOutputs(codes, scale, torch.empty(inputs.x.shape, dtype=inputs.x.dtype, device=inputs.x.device))
+
+
+def _rows(buffer: Tensor, what: str) -> Tensor:
+    try:
+        return buffer.view(-1, buffer.shape[-1])
+    except RuntimeError:
+        raise EmulatedError(f"buffer {what} with strides {buffer.stride()} has no uniform row stride") from None
+
+
+def execute(
+    inputs: Inputs,
+    buffers: Outputs | None,
+    contract: NormQuantContract,
+    variant: Variant = Variant(),
+    *,
+    stages: Mapping[str, Stage] | None = None,
+) -> NormQuantOutputs | QuantOutputs:
+    """Runs ``contract`` on norm or quant ``inputs``, writes into ``buffers`` (None: new tensors) and returns them.
+
+    stages: replacements by stage name; all rows are then one chunk, so that a stage sees the whole tensor.
+    Raises EmulatedError for inputs of another op, an unknown stage, dtype or buffer layout.
+    """
+    if not isinstance(inputs, NormQuantInputs | QuantInputs):
+        raise EmulatedError(f"expected inputs of a norm or quant op, got {type(inputs).__name__}")
+    if inputs.fp8_dtype not in FP8_NAMES or inputs.x.dtype not in (torch.bfloat16, torch.float16):
+        raise EmulatedError(f"cannot quantize {inputs.x.dtype} to {inputs.fp8_dtype}")
+    op = "per_token_quant" if isinstance(inputs, QuantInputs) else "add_rmsnorm_quant"
+    unknown = set(stages or ()) - set(STAGES[op])
+    if unknown:
+        raise EmulatedError(f"op {op} has no stage {sorted(unknown)[0]!r}; known: {', '.join(STAGES[op])}")
+    pipeline = [(stages or {}).get(name, stage) for name, stage in STAGES[op].items()]
+    out = empty_outputs(inputs) if buffers is None else buffers
+    assert isinstance(out, NormQuantOutputs | QuantOutputs)
+
+    n, fp8 = inputs.x.shape[-1], FP8_NAMES[inputs.fp8_dtype]
+    x = inputs.x.reshape(-1, n)
+    codes, scale = _rows(out.codes.view(torch.uint8), "codes"), _rows(out.scale, "scale")
+    residual = weight = out_residual = None
+    eps, gemma = 0.0, False
+    if isinstance(inputs, NormQuantInputs):
+        weight, eps, gemma = inputs.weight, inputs.eps, inputs.gemma
+        if inputs.residual is not None:
+            residual = inputs.residual.reshape(-1, n)
+            assert isinstance(out, NormQuantOutputs)
+            assert out.residual_out is not None
+            out_residual = _rows(out.residual_out, "residual_out")
+    qmax = contract.qmax(fp8)
+    step = len(x) if stages else max(1, _CHUNK_ELEMENTS // n)
+    for start in range(0, len(x), step):
+        part = slice(start, start + step)
+        work = Work(
+            contract, variant, fp8, x[part], codes[part], scale[part], qmax,
+            qmax if contract.overflow == "saturate" else None,
+            residual if residual is None else residual[part], weight, eps, gemma,
+            out_residual if out_residual is None else out_residual[part],
+        )  # fmt: skip
+        for stage in pipeline:
+            stage(work)
+    return out
+
+
+def make(contract: NormQuantContract, variant: Variant = Variant()) -> Callable[..., NormQuantOutputs | QuantOutputs]:
+    """A callable ``(inputs, buffers=None) -> outputs`` for both ops; raises EmulatedError for an illegal variant."""
+    reason = illegal(contract, variant)
+    if reason:
+        raise EmulatedError(reason)
+
+    def call(inputs: Inputs, buffers: Outputs | None = None) -> NormQuantOutputs | QuantOutputs:
+        return execute(inputs, buffers, contract, variant)
+
+    return call
+
+
+def versions() -> Mapping[str, str]:
+    """The library whose operations the emulation is made of."""
+    return {"torch": torch.__version__}
+
+
+def kernels() -> list[Kernel]:
+    """``emulated/<contract>`` for every preset and both ops; GEMMs ``emulated/fp32``, ``emulated/unknown``."""
+    from validators.kernels import emulated_gemm
+
+    found = [
+        Kernel(
+            f"emulated/{name}", op, name, make(contract), in_place=True, versions=versions, emulated=True,
+            notes="fp32 PyTorch stand-in; shows the pipeline, says nothing about a shipped kernel",
+        )
+        for op in ("add_rmsnorm_quant", "per_token_quant")
+        for name, contract in NORM_QUANT_CONTRACTS.items()
+    ]  # fmt: skip
+    return found + emulated_gemm.kernels()

@@ -1,0 +1,146 @@
+"""``torch.compile`` of the fused forms, the contract ``torch-compile``.
+
+    z = (x.float() + r.float()) rounded to T, stored as residual_out
+    y = z.float() * rsqrt(mean(z^2) + eps) * weight.float()          no rounding to T
+    s = max(amax(|y|), 1e-12) / Q;  codes = fp8(clamp(y * (1/s), -Q, Q))
+
+One function is compiled for each combination of types, options and scalars, because eps and Q are constants in
+the model code that this stands for. On a CPU both sizes are dynamic, so that one compilation (about 3 s,
+25 s for the first in a process) serves every shape. On a GPU only the row count is: there the width
+decides whether Inductor picks a persistent reduction, and models compile with a fixed width.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+import shutil
+import types
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+
+from validators.cases.case import Case
+from validators.cases.tensors import (
+    Inputs,
+    NormQuantInputs,
+    NormQuantOutputs,
+    Outputs,
+    QuantInputs,
+    QuantOutputs,
+)
+from validators.kernels import arch
+from validators.kernels.base import Kernel
+
+_AMAX_FLOOR = 1e-12
+_numbers = itertools.count()
+
+
+def _quantize(y: Any, fp8_dtype: Any, qmax: float) -> tuple[Any, Any]:
+    """y: fp32 [..., N] -> (codes [..., N], scale [..., 1]). amax and clamp propagate NaN."""
+    scale = y.abs().amax(dim=-1, keepdim=True).clamp(min=_AMAX_FLOOR) / qmax
+    inverse = 1.0 / scale
+    return (y * inverse).clamp(-qmax, qmax).to(fp8_dtype), scale
+
+
+def _fused(x: Any, residual: Any, weight: Any, eps: float, gemma: bool, fp8_dtype: Any, qmax: float) -> Any:
+
+    stored = x if residual is None else (x.float() + residual.float()).to(x.dtype)
+    z = stored.float()
+    rms = torch.rsqrt(z.square().mean(dim=-1, keepdim=True) + eps)
+    scaled = weight.float() + 1.0 if gemma else weight.float()
+    codes, scale = _quantize(z * rms * scaled, fp8_dtype, qmax)
+    return codes, scale, None if residual is None else stored
+
+
+def _per_token(x: Any, fp8_dtype: Any, qmax: float) -> Any:
+    return _quantize(x.float(), fp8_dtype, qmax)
+
+
+@functools.cache
+def _compiled(function: Callable[..., Any], key: tuple[object, ...], dynamic: bool | None) -> Callable[..., Any]:
+    """``function`` compiled for one combination ``key`` of types and constants.
+
+    Every key gets its own code object under its own name: dynamo counts recompilations by code object and
+    remembers dynamic sizes by name, and would otherwise mix the keys. fullgraph=True because a
+    fall-back to eager would be judged as if it were compiled.
+    """
+
+    original = cast(types.FunctionType, function)
+    code = original.__code__.replace(co_name=f"{original.__name__}_{next(_numbers)}")
+    own = types.FunctionType(code, original.__globals__, code.co_name)
+    return torch.compile(own, dynamic=dynamic, fullgraph=True)
+
+
+def _run(function: Callable[..., Any], x: Any, args: tuple[Any, ...], constants: tuple[Any, ...]) -> Any:
+    """Compiles if needed and calls ``function(x, *args, *constants)``; ``args`` are tensors or None."""
+    import torch._dynamo as dynamo
+
+    dynamic: bool | None = True
+    shape: tuple[object, ...] = (x.dim(),)
+    if x.is_cuda:
+        dynamic = None
+        shape = (x.dim(), x.shape[-1])
+        # "maybe": a single row is specialized, as every size of 1 is
+        for tensor in (x, *(a for a in args if a is not None and a.dim() == x.dim())):
+            dynamo.maybe_mark_dynamic(tensor, 0)
+    signature = tuple(None if a is None else (a.dtype, a.is_contiguous()) for a in (x, *args))
+    key = (x.device.type, shape, signature, constants)
+    compiled = _compiled(function, key, dynamic)
+    # Scalars stay constants of the graph; dynamic shapes would turn them into fp64 inputs otherwise.
+    with torch.no_grad(), dynamo.config.patch(specialize_float=True):
+        return compiled(x, *args, *constants)
+
+
+def _add_rmsnorm_quant(inputs: Inputs, buffers: Outputs) -> NormQuantOutputs:
+
+    assert isinstance(inputs, NormQuantInputs)
+    qmax = torch.finfo(inputs.fp8_dtype).max
+    tensors = (inputs.residual, inputs.weight)
+    constants = (inputs.eps, inputs.gemma, inputs.fp8_dtype, qmax)
+    return NormQuantOutputs(*_run(_fused, inputs.x, tensors, constants))
+
+
+def _per_token_quant(inputs: Inputs, buffers: Outputs) -> QuantOutputs:
+
+    assert isinstance(inputs, QuantInputs)
+    qmax = torch.finfo(inputs.fp8_dtype).max
+    return QuantOutputs(*_run(_per_token, inputs.x, (), (inputs.fp8_dtype, qmax)))
+
+
+def _unavailable(device: str) -> str | None:
+    if device.partition(":")[0] == "cpu":
+        compilers = [os.environ.get("CXX", ""), "g++", "clang++"]
+        if not any(name and shutil.which(name) for name in compilers):
+            return "torch.compile on a CPU needs a C++ compiler; found none of $CXX, g++, clang++"
+        return None
+    return arch.no_gpu(device) or arch.no_triton(interpreted=False)
+
+
+def _unsupported(case: Case) -> str | None:
+
+    if case.fp8 == "e4m3fnuz" and torch.cuda.is_available() and not arch.is_rocm():
+        return "Inductor's GPU back end, Triton, has no e4m3fnuz on NVIDIA"
+    return None
+
+
+def kernels() -> list[Kernel]:
+    """``inductor/add_rmsnorm_quant`` and ``inductor/per_token_quant``, on a CPU (C++) or a GPU (Triton)."""
+    calls: dict[str, Callable[[Inputs, Outputs], Outputs]] = {
+        "add_rmsnorm_quant": _add_rmsnorm_quant,
+        "per_token_quant": _per_token_quant,
+    }
+    return [
+        Kernel(
+            name=f"inductor/{op}",
+            op=op,
+            contract="torch-compile",
+            call=call,
+            unavailable=_unavailable,
+            unsupported=_unsupported,
+            versions=lambda: arch.versions("triton"),
+        )
+        for op, call in calls.items()
+    ]

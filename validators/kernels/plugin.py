@@ -1,0 +1,319 @@
+"""The user's own kernel: ``path/to/file.py:function`` or ``module:function``.
+
+The parameter names are the protocol, and they say which op it is::
+
+    f(x, residual, weight, eps, fp8_dtype) -> (codes, scale, residual_out or None)      add_rmsnorm_quant
+    f(out, input, residual_in, residual_out, scale, weight, epsilon)                    the same, in place
+    f(x, fp8_dtype) -> (codes, scale)                                                   per_token_quant
+    f(a, a_scale, b, b_scale, bias, out_dtype) -> out [M, N], with b (N, K)             ptpc_gemm
+
+Further parameters need defaults. One named ``gemma`` or ``gemma_norm`` is passed True in gemma cases. Three
+attributes of the function may say more: ``contract`` (name of the declared preset; without it the
+contract is identified from the outputs), ``devices`` (of "cpu" and "cuda"; both by default), and
+``supports``, a dict that overrides DEFAULT_SUPPORTS (an in-place function has no form without a residual).
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from reference.contract import get_contract
+from validators.cases.case import Case
+from validators.cases.tensors import (
+    GemmInputs,
+    GemmOutputs,
+    Inputs,
+    NormQuantInputs,
+    NormQuantOutputs,
+    Outputs,
+    QuantInputs,
+    QuantOutputs,
+)
+from validators.kernels import arch
+from validators.kernels.base import Kernel, KernelError
+
+DEFAULT_SUPPORTS: dict[str, bool] = {
+    "3d": False,
+    "strided": False,
+    "fp16": True,
+    "fnuz": True,
+    "bias": True,
+    "fp32_gamma": True,
+    "gemma": False,
+    "residual_none": True,
+}
+_GEMMA_PARAMETERS = ("gemma", "gemma_norm")
+
+
+@dataclass(frozen=True)
+class _Protocol:
+    op: str
+    parameters: tuple[str, ...]
+    in_place: bool = False
+
+
+_PROTOCOLS = (
+    _Protocol("add_rmsnorm_quant", ("x", "residual", "weight", "eps", "fp8_dtype")),
+    _Protocol(
+        "add_rmsnorm_quant",
+        ("out", "input", "residual_in", "residual_out", "scale", "weight", "epsilon"),
+        in_place=True,
+    ),
+    _Protocol("per_token_quant", ("x", "fp8_dtype")),
+    _Protocol("ptpc_gemm", ("a", "a_scale", "b", "b_scale", "bias", "out_dtype")),
+)
+
+
+def load(spec: str, op: str | None = None) -> Kernel:
+    """The kernel that ``spec`` names, under the name ``spec``.
+
+    Raises KernelError with one sentence if it cannot be found, imported or called as the protocol
+    says, or if it computes another op than ``op``.
+    """
+    where, _, name = spec.rpartition(":")
+    if not where or not name:
+        raise KernelError(f"{spec!r} names no kernel; expected path/to/file.py:function or module:function")
+    module = _from_file(spec, where) if where.endswith(".py") else _from_module(spec, where)
+    function = getattr(module, name, None)
+    if function is None:
+        raise KernelError(f"{where} has no function {name!r}")
+    if not callable(function):
+        raise KernelError(f"{spec} is a {type(function).__name__}, not a function")
+    protocol = _protocol(spec, function)
+    if op is not None and op != protocol.op:
+        raise KernelError(f"{spec} computes {protocol.op} by its parameter names, not {op}")
+    gemma = next((p for p in _GEMMA_PARAMETERS if p in inspect.signature(function).parameters), None)
+    supports = _supports(spec, function, protocol, gemma)
+    call: Callable[[Inputs, Outputs], Outputs] = functools.partial(_CALLS[protocol], spec, function, gemma)
+    return Kernel(
+        name=spec,
+        op=protocol.op,
+        contract=_contract(spec, function, protocol.op),
+        call=call,
+        in_place=protocol.in_place,
+        unavailable=functools.partial(_unavailable, spec, _devices(spec, function)),
+        unsupported=functools.partial(_unsupported, supports),
+        versions=functools.partial(arch.versions, "triton"),
+        options={"supports": supports},
+    )
+
+
+def _from_file(spec: str, where: str) -> ModuleType:
+    path = Path(where).expanduser().resolve()
+    if not path.is_file():
+        raise KernelError(f"{spec}: there is no file {where}")
+    return _execute(path, path.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=32)
+def _execute(path: Path, modified_ns: int) -> ModuleType:
+    """The module at ``path``, executed once for each version of the file on disk."""
+    spec = importlib.util.spec_from_file_location(f"kernel_under_test_{path.stem}_{modified_ns}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses, pickling and just-in-time compilers look the module up by name.
+    sys.modules[spec.name] = module
+    try:
+        with _importable(path.parent):
+            spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[spec.name]
+        raise KernelError(f"importing {path} raised {type(error).__name__}: {error}") from error
+    return module
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """Modules beside the user's file can be imported from it, as if it were run as a script."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+
+
+def _from_module(spec: str, where: str) -> ModuleType:
+    try:
+        return importlib.import_module(where)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (where == error.name or where.startswith(f"{error.name}.")):
+            raise KernelError(f"{spec}: there is no module {where} (a file needs its .py)") from error
+        raise KernelError(f"importing {where} raised {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise KernelError(f"importing {where} raised {type(error).__name__}: {error}") from error
+
+
+def _protocol(spec: str, function: Callable[..., object]) -> _Protocol:
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError) as error:
+        raise KernelError(f"{spec} has no signature that Python can read; wrap it in a def") from error
+    required = [
+        p.name for p in parameters.values() if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
+    for protocol in _PROTOCOLS:
+        # A default on a protocol parameter is fine (bias=None); an extra one without a default is not.
+        if set(protocol.parameters) <= set(parameters) and set(required) <= set(protocol.parameters):
+            by_position = [p for p in protocol.parameters if parameters[p].kind is inspect.Parameter.POSITIONAL_ONLY]
+            if by_position:
+                raise KernelError(f"{spec} takes {', '.join(by_position)} by position only; they are passed by name")
+            return protocol
+    known = "; ".join(f"({', '.join(p.parameters)})" for p in _PROTOCOLS)
+    raise KernelError(f"{spec} takes ({', '.join(parameters)}), which is none of the known forms: {known}")
+
+
+def _contract(spec: str, function: Callable[..., object], op: str) -> str | None:
+    name = getattr(function, "contract", None)
+    if name is None:
+        return None
+    try:
+        get_contract(op, name)
+    except (KeyError, TypeError) as error:
+        raise KernelError(f"{spec} declares an {error.args[0]}") from error
+    return str(name)
+
+
+def _supports(spec: str, function: Callable[..., object], protocol: _Protocol, gemma: str | None) -> dict[str, bool]:
+    declared = getattr(function, "supports", {})
+    if not isinstance(declared, Mapping) or not all(isinstance(value, bool) for value in declared.values()):
+        raise KernelError(f"{spec}.supports must be a dict of True and False, keys {', '.join(DEFAULT_SUPPORTS)}")
+    unknown = [str(key) for key in declared if key not in DEFAULT_SUPPORTS]
+    if unknown:
+        raise KernelError(
+            f"{spec}.supports has unknown keys {', '.join(unknown)}; known: {', '.join(DEFAULT_SUPPORTS)}"
+        )
+    supports = {**DEFAULT_SUPPORTS, "residual_none": not protocol.in_place, **declared}
+    if supports["gemma"] and protocol.op == "add_rmsnorm_quant" and gemma is None:
+        raise KernelError(f"{spec}.supports says gemma, but no parameter is named {' or '.join(_GEMMA_PARAMETERS)}")
+    return supports
+
+
+def _devices(spec: str, function: Callable[..., object]) -> tuple[str, ...]:
+    devices = getattr(function, "devices", ("cpu", "cuda"))
+    if isinstance(devices, str) or not set(devices) <= {"cpu", "cuda"} or not devices:
+        raise KernelError(f'{spec}.devices must be a tuple of "cpu" and "cuda", not {devices!r}')
+    return tuple(devices)
+
+
+def _unavailable(spec: str, devices: tuple[str, ...], device: str) -> str | None:
+    kind = device.partition(":")[0]
+    if kind not in devices:
+        return f"{spec} says that it runs on {', '.join(devices)}, not on {device}"
+    return None if kind == "cpu" else arch.no_gpu(device)
+
+
+def _unsupported(supports: Mapping[str, bool], case: Case) -> str | None:
+    wanted = {
+        "3d": case.layout == "3d",
+        "strided": case.layout == "strided",
+        "fp16": case.dtype == "fp16",
+        "fnuz": case.fp8 == "e4m3fnuz",
+        "bias": case.bias,
+        "fp32_gamma": case.gamma == "fp32",
+        "gemma": case.gemma,
+        "residual_none": case.op == "add_rmsnorm_quant" and not case.residual,
+    }
+    for feature, needed in wanted.items():
+        if needed and not supports[feature]:
+            return f'the kernel does not offer "{feature}" (its attribute supports, or the default)'
+    return None
+
+
+def _tensors(spec: str, result: object, form: str, optional_last: bool = False) -> tuple[Any, ...]:
+    """``result`` as a tuple of the shape that ``form`` names; raises KernelError with one sentence."""
+    names = form.split(", ")
+    if not isinstance(result, (tuple, list)):
+        raise KernelError(f"{spec} returned a {type(result).__name__}, not a tuple ({form})")
+    if len(result) != len(names):
+        raise KernelError(f"{spec} returned {len(result)} values, not the {len(names)} of ({form})")
+    for place, (name, value) in enumerate(zip(names, result, strict=True)):
+        if value is None and optional_last and place == len(names) - 1:
+            continue
+        if not isinstance(value, torch.Tensor):
+            raise KernelError(f"{spec} returned a {type(value).__name__} as {name}, not a tensor")
+    return tuple(result)
+
+
+def _call_norm(
+    spec: str, function: Callable[..., object], gemma: str | None, inputs: Inputs, buffers: Outputs
+) -> NormQuantOutputs:
+    assert isinstance(inputs, NormQuantInputs)
+    result = function(
+        x=inputs.x,
+        residual=inputs.residual,
+        weight=inputs.weight,
+        eps=inputs.eps,
+        fp8_dtype=inputs.fp8_dtype,
+        **_gemma(gemma, inputs),
+    )
+    codes, scale, residual_out = _tensors(spec, result, "codes, scale, residual_out", optional_last=True)
+    if inputs.residual is not None and residual_out is None:
+        raise KernelError(f"{spec} returned None as residual_out although there was a residual")
+    # Without a residual there is nothing to judge: returning x itself is a common convention.
+    return NormQuantOutputs(codes, scale, None if inputs.residual is None else residual_out)
+
+
+def _call_in_place(
+    spec: str, function: Callable[..., object], gemma: str | None, inputs: Inputs, buffers: Outputs
+) -> NormQuantOutputs:
+    assert isinstance(inputs, NormQuantInputs)
+    assert isinstance(buffers, NormQuantOutputs)
+    function(
+        out=buffers.codes,
+        input=inputs.x,
+        residual_in=inputs.residual,
+        residual_out=buffers.residual_out,
+        scale=buffers.scale,
+        weight=inputs.weight,
+        epsilon=inputs.eps,
+        **_gemma(gemma, inputs),
+    )
+    return buffers
+
+
+def _gemma(parameter: str | None, inputs: NormQuantInputs) -> dict[str, bool]:
+    return {parameter: True} if parameter is not None and inputs.gemma else {}
+
+
+def _call_quant(
+    spec: str, function: Callable[..., object], gemma: str | None, inputs: Inputs, buffers: Outputs
+) -> QuantOutputs:
+    assert isinstance(inputs, QuantInputs)
+    result = function(x=inputs.x, fp8_dtype=inputs.fp8_dtype)
+    codes, scale = _tensors(spec, result, "codes, scale")
+    return QuantOutputs(codes, scale)
+
+
+def _call_gemm(
+    spec: str, function: Callable[..., object], gemma: str | None, inputs: Inputs, buffers: Outputs
+) -> GemmOutputs:
+    assert isinstance(inputs, GemmInputs)
+    out = function(
+        a=inputs.a,
+        a_scale=inputs.a_scale,
+        b=inputs.b,
+        b_scale=inputs.b_scale,
+        bias=inputs.bias,
+        out_dtype=inputs.out_dtype,
+    )
+    if not isinstance(out, torch.Tensor):
+        raise KernelError(f"{spec} returned a {type(out).__name__}, not the tensor out [M, N]")
+    return GemmOutputs(out)
+
+
+_CALLS: dict[_Protocol, Callable[..., Outputs]] = dict(
+    zip(_PROTOCOLS, (_call_norm, _call_in_place, _call_quant, _call_gemm), strict=True)
+)

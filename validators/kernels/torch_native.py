@@ -1,0 +1,165 @@
+"""Kernels that every torch has: the eager form as users write it, and ``torch._scaled_mm``.
+
+torch's own FP8 cast is part of these kernels, so its overflow behaviour (which differs by version)
+is under test too; all values are clamped before it.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from validators.cases.case import Case
+from validators.cases.tensors import (
+    GemmInputs,
+    GemmOutputs,
+    Inputs,
+    NormQuantInputs,
+    NormQuantOutputs,
+    Outputs,
+    QuantInputs,
+    QuantOutputs,
+)
+from validators.kernels import arch
+from validators.kernels.base import Kernel
+
+# CUDA and HIP rowwise GEMMs load 16 bytes at a time; torch refuses other sizes.
+_GPU_ALIGNMENT = 16
+
+
+def _quantize(y: torch.Tensor, fp8_dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Last stage of the eager form. y: [..., N] of any float type -> (codes [..., N], scale fp32 [..., 1])."""
+
+    y = y.float()
+    qmax = torch.finfo(fp8_dtype).max
+    scale = y.abs().amax(dim=-1, keepdim=True).clamp(min=1e-12) / qmax
+    codes = (y / scale).clamp(-qmax, qmax).to(fp8_dtype)
+    return codes, scale
+
+
+def _add_rmsnorm_quant(inputs: Inputs, buffers: Outputs) -> NormQuantOutputs:
+
+    assert isinstance(inputs, NormQuantInputs)
+    storage = inputs.x.dtype
+    hidden = inputs.x if inputs.residual is None else inputs.x + inputs.residual
+    wide = hidden.float()
+    normed = (wide * torch.rsqrt(wide.pow(2).mean(dim=-1, keepdim=True) + inputs.eps)).to(storage)
+    weight = inputs.weight.float() + 1.0 if inputs.gemma else inputs.weight
+    # bf16 * bf16 rounds once to bf16; an fp32 weight promotes, and the store to T rounds once as well.
+    codes, scale = _quantize((normed * weight).to(storage), inputs.fp8_dtype)
+    return NormQuantOutputs(codes, scale, None if inputs.residual is None else hidden)
+
+
+def _per_token_quant(inputs: Inputs, buffers: Outputs) -> QuantOutputs:
+    assert isinstance(inputs, QuantInputs)
+    return QuantOutputs(*_quantize(inputs.x, inputs.fp8_dtype))
+
+
+def _scaled_mm(inputs: Inputs, use_fast_accum: bool) -> GemmOutputs:
+
+    assert isinstance(inputs, GemmInputs)
+    out = torch._scaled_mm(
+        inputs.a,
+        inputs.b.t(),
+        scale_a=inputs.a_scale.contiguous(),
+        scale_b=inputs.b_scale.reshape(1, -1).contiguous(),
+        bias=inputs.bias,
+        out_dtype=inputs.out_dtype,
+        use_fast_accum=use_fast_accum,
+    )
+    return GemmOutputs(out)
+
+
+def _exact_accumulation(inputs: Inputs, buffers: Outputs) -> GemmOutputs:
+    return _scaled_mm(inputs, use_fast_accum=False)
+
+
+def _fast_accumulation(inputs: Inputs, buffers: Outputs) -> GemmOutputs:
+    return _scaled_mm(inputs, use_fast_accum=True)
+
+
+def _no_device(device: str) -> str | None:
+    return None if device == "cpu" else arch.no_gpu(device)
+
+
+def _only_cpu(device: str) -> str | None:
+    if device.partition(":")[0] == "cpu":
+        return None
+    return "is torch._scaled_mm of the CPU; torch_native/scaled_mm_cuda is the GPU's"
+
+
+def _no_fp8_gpu(device: str) -> str | None:
+    reason = arch.no_gpu(device)
+    if reason is not None or arch.is_rocm():
+        return reason
+    name = arch.architecture(device)
+    if int(name.removeprefix("sm_")) < 89:
+        return f"torch._scaled_mm needs FP8 matrix units (sm_89 or later); {device} is {name}"
+    return None
+
+
+def _gpu_gemm_unsupported(case: Case) -> str | None:
+    if case.k % _GPU_ALIGNMENT or case.n % _GPU_ALIGNMENT:
+        return f"rowwise torch._scaled_mm on a GPU wants K and N in multiples of 16, not K={case.k} N={case.n}"
+    if case.dtype != "bf16":
+        return f"rowwise torch._scaled_mm on a GPU stores bf16 only, not {case.dtype}"
+    wanted = arch.native_fp8(arch.rocm_architecture() or "sm_90")
+    if case.fp8 != wanted:
+        return f"the GPU's matrix unit takes {wanted}, not {case.fp8}"
+    return None
+
+
+def kernels() -> list[Kernel]:
+    """The eager kernels (contract ``eager``) and rowwise ``torch._scaled_mm`` on the CPU and on a GPU.
+
+    On the CPU ``_scaled_mm`` takes every size, both formats, bf16/fp16/fp32 outputs and adds its bias in
+    the epilogue (tried on torch 2.13). On a GPU its accumulator is the matrix unit's: contract ``unknown``.
+    """
+    return [
+        Kernel(
+            name="torch_native/eager",
+            op="add_rmsnorm_quant",
+            contract="eager",
+            call=_add_rmsnorm_quant,
+            unavailable=_no_device,
+            versions=arch.versions,
+        ),
+        Kernel(
+            name="torch_native/eager",
+            op="per_token_quant",
+            contract="eager",
+            call=_per_token_quant,
+            unavailable=_no_device,
+            versions=arch.versions,
+        ),
+        Kernel(
+            name="torch_native/scaled_mm",
+            op="ptpc_gemm",
+            contract="fp32",
+            call=_exact_accumulation,
+            unavailable=_only_cpu,
+            versions=arch.versions,
+            options={"use_fast_accum": False},
+        ),
+        Kernel(
+            name="torch_native/scaled_mm_cuda",
+            op="ptpc_gemm",
+            contract="unknown",
+            call=_exact_accumulation,
+            unavailable=_no_fp8_gpu,
+            unsupported=_gpu_gemm_unsupported,
+            versions=arch.versions,
+            notes="use_fast_accum=False: on Hopper the sum moves to fp32 every 128 elements of K",
+            options={"use_fast_accum": False},
+        ),
+        Kernel(
+            name="torch_native/scaled_mm_cuda_fast",
+            op="ptpc_gemm",
+            contract="unknown",
+            call=_fast_accumulation,
+            unavailable=_no_fp8_gpu,
+            unsupported=_gpu_gemm_unsupported,
+            versions=arch.versions,
+            notes="use_fast_accum=True: on Hopper the whole sum stays in the matrix unit's 14-bit register",
+            options={"use_fast_accum": True},
+        ),
+    ]

@@ -1,0 +1,198 @@
+"""vLLM's fused norm, per-token quantizer and CUTLASS GEMM, through ``torch.ops._C``.
+
+Schemas (vLLM ``csrc``, unchanged since 0.7)::
+
+    rms_norm_dynamic_per_token_quant(Tensor! result, Tensor input, Tensor weight, Tensor! scale,
+                                     float epsilon, Tensor? scale_ub, Tensor!? residual) -> ()
+    dynamic_per_token_scaled_fp8_quant(Tensor! result, Tensor input, Tensor! scale, Tensor? scale_ub) -> ()
+    cutlass_scaled_mm(Tensor! out, Tensor a, Tensor b, Tensor a_scales, Tensor b_scales, Tensor? bias) -> ()
+
+Importing an extension of vLLM registers them; vLLM's Python package proper is not used.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import sys
+from typing import Any
+
+import torch
+
+from validators.cases.case import Case
+from validators.cases.tensors import (
+    GemmInputs,
+    GemmOutputs,
+    Inputs,
+    NormQuantInputs,
+    NormQuantOutputs,
+    Outputs,
+    QuantInputs,
+    QuantOutputs,
+)
+from validators.kernels import arch
+from validators.kernels.base import Kernel, KernelError
+
+# Newer builds register most of the ops from the second extension, still in the namespace _C.
+_EXTENSIONS = ("vllm._C", "vllm._C_stable_libtorch")
+
+
+@functools.lru_cache(maxsize=8)
+def _load(origin: str) -> str | None:
+    """Imports vLLM's extensions once for each place ``origin``; one sentence if none can be, else None."""
+    failures = []
+    for name in _EXTENSIONS:
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            failures.append(f"{name}: {str(error).strip().splitlines()[0] if str(error).strip() else error!r}")
+    if len(failures) == len(_EXTENSIONS):
+        return f"no extension of the vllm at {origin} can be imported ({'; '.join(failures)})"
+    return None
+
+
+def missing(op: str) -> str | None:
+    """One sentence why ``torch.ops._C.op`` cannot be called here, or None. Imports vLLM's extensions."""
+    module = sys.modules.get("vllm")
+    if module is not None:
+        origin = str(getattr(module, "__file__", None) or id(module))
+    else:
+        try:
+            spec = importlib.util.find_spec("vllm")
+        except (ImportError, ValueError):
+            spec = None
+        if spec is None:
+            return "vllm is not installed"
+        origin = str(spec.origin)
+    reason = _load(origin)
+    if reason is not None:
+        return reason
+    if not hasattr(torch.ops._C, op):
+        version = arch.distribution_version("vllm") or "of unknown version"
+        return f"this vllm ({version}, at {origin}) registers no torch.ops._C.{op}"
+    return None
+
+
+def _op(name: str) -> Any:
+    reason = missing(name)
+    if reason is not None:
+        raise KernelError(reason)
+    return getattr(torch.ops._C, name)
+
+
+def _is_fake() -> bool:
+    return bool(getattr(sys.modules.get("vllm"), "__fake__", False))
+
+
+def _unavailable(op: str, device: str) -> str | None:
+    if not _is_fake():
+        reason = arch.no_gpu(device)
+        if reason is not None:
+            return reason
+    return missing(op)
+
+
+def _outputs(x: torch.Tensor, fp8_dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    codes = torch.empty(x.shape, dtype=fp8_dtype, device=x.device)
+    return codes, torch.empty((*x.shape[:-1], 1), dtype=torch.float32, device=x.device)
+
+
+def _rms_norm(inputs: Inputs, buffers: Outputs) -> NormQuantOutputs:
+    assert isinstance(inputs, NormQuantInputs)
+    codes, scale = _outputs(inputs.x, inputs.fp8_dtype)
+    # The op overwrites the residual with the sum; the copy keeps the inputs as they were.
+    residual = None if inputs.residual is None else inputs.residual.clone()
+    op = _op("rms_norm_dynamic_per_token_quant")
+    op(codes, inputs.x, inputs.weight, scale, inputs.eps, None, residual)
+    return NormQuantOutputs(codes, scale, residual)
+
+
+def _per_token(inputs: Inputs, buffers: Outputs) -> QuantOutputs:
+    assert isinstance(inputs, QuantInputs)
+    codes, scale = _outputs(inputs.x, inputs.fp8_dtype)
+    _op("dynamic_per_token_scaled_fp8_quant")(codes, inputs.x, scale, None)
+    return QuantOutputs(codes, scale)
+
+
+def _scaled_mm(inputs: Inputs, buffers: Outputs) -> GemmOutputs:
+    assert isinstance(inputs, GemmInputs)
+    shape = (inputs.a.shape[0], inputs.b.shape[0])
+    out = torch.empty(shape, dtype=inputs.out_dtype, device=inputs.a.device)
+    # The transposed view of (N, K) is the column-major (K, N) that the op wants.
+    _op("cutlass_scaled_mm")(out, inputs.a, inputs.b.t(), inputs.a_scale, inputs.b_scale, inputs.bias)
+    return GemmOutputs(out)
+
+
+def _wrong_format(case: Case) -> str | None:
+    name = arch.rocm_architecture() or "sm_90"
+    wanted = arch.native_fp8(name)
+    if case.fp8 == wanted:
+        return None
+    return f"vLLM's FP8 type on this platform is {wanted}, not {case.fp8}"
+
+
+def _norm_unsupported(case: Case) -> str | None:
+    if case.layout == "strided":
+        return "rms_norm_dynamic_per_token_quant takes contiguous input only"
+    if case.gamma != "T":
+        return "rms_norm_dynamic_per_token_quant reads the weight in the type of x and takes no fp32 weight"
+    if case.gemma:
+        return "rms_norm_dynamic_per_token_quant has no 1 + weight"
+    return _wrong_format(case)
+
+
+def _quant_unsupported(case: Case) -> str | None:
+    if case.layout == "strided":
+        return "dynamic_per_token_scaled_fp8_quant takes contiguous input only"
+    return _wrong_format(case)
+
+
+def _gemm_unsupported(case: Case) -> str | None:
+    if case.k % 16 or case.n % 16:
+        return f"cutlass_scaled_mm wants K and N in multiples of 16, not K={case.k} N={case.n}"
+    if case.fp8 != "e4m3fn":
+        return f"cutlass_scaled_mm takes e4m3fn, not {case.fp8}"
+    return None
+
+
+def _gemm_unavailable(device: str) -> str | None:
+    if not _is_fake() and arch.is_rocm():
+        return "cutlass_scaled_mm needs an NVIDIA GPU; this torch is a ROCm build"
+    return _unavailable("cutlass_scaled_mm", device)
+
+
+def kernels() -> list[Kernel]:
+    """vLLM's three ops: contract ``vllm`` for the norm and the quantizer, ``unknown`` for the GEMM."""
+    common: dict[str, Any] = {"versions": lambda: arch.versions("vllm", "triton"), "fake": _is_fake()}
+    return [
+        Kernel(
+            name="vllm/rms_norm_dynamic_per_token_quant",
+            op="add_rmsnorm_quant",
+            contract="vllm",
+            call=_rms_norm,
+            unavailable=functools.partial(_unavailable, "rms_norm_dynamic_per_token_quant"),
+            unsupported=_norm_unsupported,
+            notes="the op overwrites its residual, so it is given a copy",
+            **common,
+        ),
+        Kernel(
+            name="vllm/dynamic_per_token_scaled_fp8_quant",
+            op="per_token_quant",
+            contract="vllm",
+            call=_per_token,
+            unavailable=functools.partial(_unavailable, "dynamic_per_token_scaled_fp8_quant"),
+            unsupported=_quant_unsupported,
+            **common,
+        ),
+        Kernel(
+            name="vllm/cutlass_scaled_mm",
+            op="ptpc_gemm",
+            contract="unknown",
+            call=_scaled_mm,
+            unavailable=_gemm_unavailable,
+            unsupported=_gemm_unsupported,
+            notes="always accumulates fast on Hopper",
+            **common,
+        ),
+    ]

@@ -1,0 +1,212 @@
+"""The pipeline: validate(kernel, case) -> Record. No pytest, no printing."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from reference.contract import GemmContract, NormQuantContract, get_contract
+from validators import integrity, invariance
+from validators.cases.case import Case
+from validators.cases.inputs import build
+from validators.cases.recipes import lane_of, reasons_impossible
+from validators.cases.tensors import GemmInputs, GemmOutputs, Inputs, Outputs
+from validators.compare import compare
+from validators.compare_gemm import judge_gemm
+from validators.records import Check, Comparison, Record, Status
+from validators.statistics import FALSE_ALARM, BiasResult
+from validators.verdict import decide, strength
+
+if TYPE_CHECKING:
+    from validators.kernels.base import Kernel
+
+INVARIANCE_ELEMENTS = 2**22
+"""Batch invariance calls the kernel six more times; on larger cases the smaller ones of the same lane speak for it."""
+BIAS_ELEMENTS = 4096
+"""Fewer outputs than this say nothing about a bias below the budget of a single element."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Outputs of one validation before they are judged."""
+
+    inputs: Inputs
+    outputs: Outputs
+    checks: tuple[Check, ...]
+    kernel_seconds: float
+
+
+class KernelFault(RuntimeError):
+    """The kernel raised, or returned something that is no output; one sentence."""
+
+
+def validate(kernel: Kernel, case: Case, *, contract: str | None = None, device: str = "cpu") -> Record:
+    """Run the kernel on the case and judge it. Never raises for what a kernel does; see ``Record``.
+
+    contract: name of a preset that overrides the kernel's declaration, or "identify" to find it from outputs.
+    device: "cpu", "cuda" or "cuda:1".
+    """
+    start = time.perf_counter()
+    frame = _Frame(kernel, case, device)
+    if reason := kernel.unavailable(device.split(":")[0]):
+        return frame.record(Status.UNTESTED, (reason,), None, "declared", start)
+    if reason := reasons_impossible(case):
+        return frame.record(Status.UNSUPPORTED, (reason,), None, "declared", start)
+    if reason := kernel.unsupported(case):
+        return frame.record(Status.UNSUPPORTED, (reason,), kernel.contract, "declared", start)
+    identified: tuple[str, ...] = ()
+    try:
+        chosen, origin, identified = choose_contract(kernel, case, contract, device)
+    except KernelFault as fault:
+        return frame.record(Status.ERROR, (str(fault),), None, "identified", start)
+    if chosen is None:
+        reason = "the outputs fit no contract of the closed list; the nearest: " + "; ".join(identified[:2])
+        return frame.record(Status.FAILED, (reason,), None, "identified", start, identified=identified)
+    try:
+        claim = run_kernel(kernel, case, device)
+    except KernelFault as fault:
+        return frame.record(Status.ERROR, (str(fault),), chosen.name, origin, start)
+    comparisons, statistical = judge(claim, chosen)
+    checks = [*claim.checks, *statistical, *_invariances(kernel, case, claim, chosen)]
+    status, reasons = decide(comparisons, checks)
+    explanations: tuple[str, ...] = ()
+    if status is Status.FAILED and any(c.violations for c in comparisons):
+        from validators.identify import explain
+
+        explanations = explain(claim.inputs, claim.outputs, chosen, comparisons)
+    return frame.record(
+        status, reasons, chosen.name, origin, start, identified=identified, comparisons=tuple(comparisons),
+        checks=tuple(checks), explanations=explanations, strength=strength(comparisons),
+        kernel_seconds=claim.kernel_seconds,
+    )  # fmt: skip
+
+
+def choose_contract(
+    kernel: Kernel, case: Case, given: str | None, device: str
+) -> tuple[NormQuantContract | GemmContract | None, str, tuple[str, ...]]:
+    """(contract or None, where it comes from, evidence lines if identified)."""
+    if given not in (None, "identify"):
+        return get_contract(kernel.op, str(given)), "given", ()
+    if given is None and kernel.contract is not None:
+        return get_contract(kernel.op, kernel.contract), "declared", ()
+    from validators.identify import identify
+
+    result = identify(kernel, device=device, dtype=case.dtype, fp8=case.fp8)
+    best = result.best
+    return (None if best is None else get_contract(kernel.op, best)), "identified", tuple(result.lines())
+
+
+def run_kernel(kernel: Kernel, case: Case, device: str) -> Claim:
+    """Build the inputs and call the kernel twice into poisoned, guarded buffers; raises KernelFault."""
+    inputs = build(case, device=device)
+    before = integrity.snapshot(inputs)
+    first, guards1, seconds1 = call(kernel, inputs, integrity.POISONS[0])
+    second, guards2, seconds2 = call(kernel, inputs, integrity.POISONS[1])
+    try:
+        shape = integrity.check_outputs(inputs, first, kernel.op, strict=False)
+        integrity.check_outputs(inputs, second, kernel.op, strict=False)
+    except integrity.OutputError as error:
+        raise KernelFault(str(error)) from error
+    checks = [shape, integrity.check_unchanged(inputs, before)]
+    if kernel.in_place:
+        checks.append(guards1 if not guards1.ok else guards2)
+    unwritten = integrity.check_unwritten(first, second, *integrity.POISONS)
+    if kernel.in_place or not unwritten.ok:
+        checks.append(unwritten)
+    differing = integrity.describe_differences(integrity.same_bits(first, second)) if unwritten.ok else ""
+    checks.append(
+        Check(
+            "run to run", not differing,
+            f"two runs on the same inputs differ: {differing}" if differing else "two runs gave the same bits",
+            "determinism",
+        )
+    )  # fmt: skip
+    return Claim(inputs, first, tuple(checks), min(seconds1, seconds2))
+
+
+def call(kernel: Kernel, inputs: Inputs, poison: int) -> tuple[Outputs, Check, float]:
+    """One call into fresh buffers: (outputs, guard check, seconds). Raises KernelFault with one sentence."""
+    buffers = integrity.make_buffers(inputs, poison=poison)
+    if not kernel.in_place:
+        integrity.poison_allocator(inputs, poison=poison)
+    on_gpu = buffers.storages and next(iter(buffers.storages.values())).is_cuda
+    start = time.perf_counter()
+    try:
+        outputs = kernel.call(inputs, buffers.outputs)
+        if on_gpu:
+            torch.cuda.synchronize()
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise KernelFault(f"the kernel raised {type(error).__name__}: {text[:300]}") from error
+    return outputs, buffers.check(), time.perf_counter() - start
+
+
+def judge(claim: Claim, contract: NormQuantContract | GemmContract) -> tuple[list[Comparison], list[Check]]:
+    """Comparisons of the claim's outputs, and the statistical checks."""
+    if isinstance(claim.inputs, GemmInputs) and isinstance(contract, GemmContract):
+        assert isinstance(claim.outputs, GemmOutputs)
+        comparisons, bias = judge_gemm(claim.inputs, claim.outputs, contract)
+        return comparisons, [bias_check(bias, contract)] if bias.elements >= BIAS_ELEMENTS else []
+    return compare(claim.inputs, claim.outputs, contract), []
+
+
+def bias_check(bias: BiasResult, contract: GemmContract) -> Check:
+    """Are the rounding errors of the GEMM balanced? Judged where the contract declares rounding to nearest."""
+    judged = contract.accumulator == "fp32"
+    detail = (
+        f"mean error in the direction of the exact value is {bias.relative:.2g} of it over {bias.elements:,} outputs; "
+        f"round-to-nearest stays within {bias.effect:.2g} except with probability {FALSE_ALARM:g}"
+    )
+    return Check("bias", bias.ok if judged else None, detail, "statistical")
+
+
+def _invariances(
+    kernel: Kernel, case: Case, claim: Claim, contract: NormQuantContract | GemmContract
+) -> list[Check]:
+    checks = []
+    if case.m * max(case.n, case.k) <= INVARIANCE_ELEMENTS:
+        checks.append(
+            invariance.batch_invariance(kernel, claim.inputs, claim.outputs, judged=contract.batch_invariant)
+        )
+    if case.layout != "contiguous":
+        checks.append(
+            invariance.layout_equals_contiguous(kernel, claim.inputs, claim.outputs, judged=contract.batch_invariant)
+        )
+    return checks
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """What every record of this validation has in common."""
+
+    kernel: Kernel
+    case: Case
+    device: str
+
+    def record(
+        self,
+        status: Status,
+        reasons: tuple[str, ...],
+        contract: str | None,
+        origin: str,
+        start: float,
+        **fields: object,
+    ) -> Record:
+        from validators.kernels.arch import architecture
+        from validators.store import provenance
+
+        kernel, case = self.kernel, self.case
+        flags = "" if origin == "declared" else f" --contract {contract or 'identify'}"
+        flags += "" if self.device == "cpu" else f" --device {self.device}"
+        return Record(
+            status=status, reasons=reasons, kernel=kernel.name, op=kernel.op, case=case.id, lane=lane_of(case),
+            contract=contract, contract_from=origin, device=self.device, arch=architecture(self.device),
+            emulated=kernel.emulated, fake=kernel.fake, seconds=time.perf_counter() - start,
+            reproduce=f"python -m validators run --op {kernel.op} --kernel {kernel.name} --case {case.id}{flags}",
+            provenance={**provenance(self.device), "kernel_versions": dict(kernel.versions())},
+            peak_bytes=torch.cuda.max_memory_allocated() if self.device.startswith("cuda") else 0,
+            **fields,  # type: ignore[arg-type]
+        )  # fmt: skip

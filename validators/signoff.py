@@ -1,0 +1,379 @@
+"""Sign-off: from record files alone to SIGNED or NOT SIGNED, with the reasons.
+
+A claim is (kernel, op, contract, arch). It is SIGNED only if, in every lane that its op requires, at
+least one case PASSED and every other is PASSED or UNSUPPORTED with a reason. Nothing here imports
+torch or a kernel, so a sign-off can be computed elsewhere, and years later.
+
+What cannot help a claim: records of test doubles (``fake``), silence (an empty lane is UNTESTED), a
+later record that contradicts an earlier one, and a record that says PASSED while its own numbers do
+not. What can hurt it: any record of its kernel, also one that died before its contract was known.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import re
+import shlex
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from validators import report, store
+from validators.records import Record, Status
+
+SIGNOFF_SCHEMA_VERSION = 1
+SIGNED, NOT_SIGNED = "SIGNED", "NOT SIGNED"
+
+REQUIRED_LANES: dict[str, tuple[str, ...]] = {
+    # The norm's square root leaves nothing that every correct kernel must get bit for bit: no exact lane.
+    "add_rmsnorm_quant": tuple(lane for lane in report.LANES if lane != "exact"),
+    "per_token_quant": report.LANES,
+    "ptpc_gemm": report.LANES,
+}
+"""Lanes that hold cases, by op. Written down because the suite of cases needs torch; a test compares the two."""
+
+_FAILING = (Status.FAILED, Status.NONDETERMINISTIC, Status.MISTRUSTED)
+_BAD = (*_FAILING, Status.ERROR)
+
+
+class SignoffError(ValueError):
+    """Records that no decision can rest on; its message is one sentence."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim and what the records say about it.
+
+    cells: lane -> status -> number of distinct cases (a case with several statuses counts in each).
+    untested: (lane, command that would test it). caveats: sentences that a reader should know and that
+    do not change the decision. records: everything that counted, in the order recorded.
+    """
+
+    kernel: str
+    op: str
+    contract: str
+    contract_from: str
+    arch: str
+    signed: bool
+    emulated: bool
+    reasons: tuple[str, ...]
+    untested: tuple[tuple[str, str], ...]
+    caveats: tuple[str, ...]
+    cells: dict[str, Counter[Status]]
+    records: tuple[Record, ...]
+
+    @property
+    def decision(self) -> str:
+        """``SIGNED``, ``SIGNED in emulation only`` or ``NOT SIGNED``."""
+        if not self.signed:
+            return NOT_SIGNED
+        return f"{SIGNED} in emulation only" if self.emulated else SIGNED
+
+    @property
+    def failing(self) -> list[Record]:
+        """Records that stand in the way, in the order recorded."""
+        return [r for r in self.records if r.status in _BAD or _inconsistency(r)]
+
+
+@dataclass(frozen=True)
+class Signoff:
+    """The decision over all claims. files: (name, SHA-256) of the record files; date: UTC, ISO 8601."""
+
+    claims: tuple[Claim, ...]
+    ignored: tuple[str, ...]
+    warnings: tuple[str, ...]
+    files: tuple[tuple[str, str], ...] = ()
+    date: str = ""
+
+    @property
+    def decision(self) -> str:
+        """SIGNED if every claim is; ``in emulation only`` if no claim is about a shipped kernel."""
+        if not all(c.signed for c in self.claims):
+            return NOT_SIGNED
+        return f"{SIGNED} in emulation only" if all(c.emulated for c in self.claims) else SIGNED
+
+    @property
+    def exit_code(self) -> int:
+        """0 SIGNED; 1 NOT SIGNED; 2 NOT SIGNED where records of ERROR, and no failing one, are in the way."""
+        if self.decision != NOT_SIGNED:
+            return 0
+        seen = {r.status for c in self.claims for r in c.records}
+        return 2 if Status.ERROR in seen and not seen.intersection(_FAILING) else 1
+
+
+def decide(records: Sequence[Record], *, warnings: Sequence[str] = (), records_dir: str = "records") -> Signoff:
+    """The sign-off of ``records``; raises SignoffError if none of them counts.
+
+    warnings: what reading the files had to say. records_dir: named in the commands for UNTESTED cells.
+    """
+    counted = [r for r in records if not r.fake]
+    fakes = len(records) - len(counted)
+    if not records:
+        raise SignoffError("there are no records to sign off.")
+    if not counted:
+        raise SignoffError(f"all {fakes} records come from test doubles, which never count for a sign-off.")
+    keys = _claim_keys(counted)
+    claims = [_claim(key, [r for r in counted if _belongs(r, key, keys)], records_dir) for key in keys]
+    ignored = [f"{fakes} records of test doubles were ignored."] if fakes else []
+    return Signoff(tuple(claims), tuple(ignored), tuple(warnings), date=_now())
+
+
+def signoff_directory(directory: str | Path, *, warn: Callable[[str], None] | None = None) -> Signoff:
+    """Read every record under ``directory`` and decide; raises StoreError or SignoffError."""
+    said: list[str] = []
+
+    def both(sentence: str) -> None:
+        said.append(sentence)
+        if warn is not None:
+            warn(sentence)
+
+    records = store.load(directory, warn=both)
+    if not records:
+        raise SignoffError(f"{directory} holds no records.")
+    decided = decide(records, warnings=said, records_dir=str(directory))
+    root = Path(directory)
+    digests = [
+        (str(p.relative_to(root)), hashlib.sha256(p.read_bytes()).hexdigest()) for p in store.record_files(directory)
+    ]
+    return Signoff(decided.claims, decided.ignored, decided.warnings, tuple(digests), decided.date)
+
+
+_Key = tuple[str, str, str | None, str]
+
+
+def _claim_keys(records: Sequence[Record]) -> list[_Key]:
+    """Claims in the order first recorded. A record whose contract or arch never became known makes a
+    claim of its own only where no other claim of its kernel can take it."""
+    full = list(dict.fromkeys((r.kernel, r.op, _contract(r), _arch(r)) for r in records if _contract(r) and _arch(r)))
+    loose = [
+        (r.kernel, r.op, _contract(r), _arch(r)) for r in records if not any(_belongs(r, key, full) for key in full)
+    ]
+    return full + list(dict.fromkeys(loose))
+
+
+def _contract(record: Record) -> str | None:
+    """A worker that died while it identified the contract leaves the request in place of a name."""
+    return None if record.contract in ("", "identify") else record.contract
+
+
+def _arch(record: Record) -> str:
+    return "" if record.arch in ("", "unknown") else record.arch
+
+
+def _belongs(record: Record, key: _Key, keys: Sequence[_Key]) -> bool:
+    """A crash before the contract or the arch was known counts against every claim that it may concern."""
+    kernel, op, contract, arch = key
+    if (record.kernel, record.op) != (kernel, op):
+        return False
+    own = (record.kernel, record.op, _contract(record), _arch(record))
+    if own in keys:
+        return own == key
+    return _contract(record) in (None, contract) and _arch(record) in ("", arch)
+
+
+def _claim(key: _Key, records: list[Record], records_dir: str) -> Claim:
+    kernel, op, contract, arch = key
+    lanes = report.lane_order([*REQUIRED_LANES.get(op, report.LANES), *(r.lane for r in records)])
+    cells = {lane: _cell([r for r in records if r.lane == lane]) for lane in lanes}
+    untested = tuple((lane, _test_command(records, lane, records_dir)) for lane in lanes if not _ran(cells[lane]))
+    reasons = _reasons(records, cells, untested)
+    return Claim(
+        kernel=kernel,
+        op=op,
+        contract=contract or "not identified",
+        contract_from=next((r.contract_from for r in records if _contract(r) == contract), ""),
+        arch=arch or "unknown",
+        signed=not reasons,
+        emulated=any(r.emulated for r in records),
+        reasons=tuple(reasons),
+        untested=untested,
+        caveats=tuple(_caveats(records)),
+        cells=cells,
+        records=tuple(records),
+    )
+
+
+def _cell(records: list[Record]) -> Counter[Status]:
+    return Counter(status for _, status in {(r.case, r.status) for r in records})
+
+
+def _ran(cell: Counter[Status]) -> bool:
+    return any(cell[s] for s in Status if s is not Status.UNTESTED)
+
+
+def _reasons(
+    records: list[Record], cells: dict[str, Counter[Status]], untested: tuple[tuple[str, str], ...]
+) -> list[str]:
+    """Why the claim is NOT SIGNED, one sentence a cause; empty if it is SIGNED."""
+    reasons = []
+    if all(_contract(r) is None for r in records):
+        reasons.append("No contract was declared, given or identified, so there is nothing to hold the kernel to.")
+    for lane, cell in cells.items():
+        here = [r for r in records if r.lane == lane]
+        for status in _BAD:
+            found = [r for r in here if r.status is status]
+            if found:
+                total = len({r.case for r in here})
+                first = f"{found[0].case}: {report.headline(found[0])}"
+                reasons.append(f"Lane {lane}: {cell[status]} of {total} cases {status.value}, first {first}.")
+        if _ran(cell) and not cell[Status.PASSED] and not any(cell[s] for s in _BAD):
+            reasons.append(f"Lane {lane}: no case PASSED ({report.counts_text(cell)}).")
+        silent = sorted({r.case for r in here if r.status is Status.UNSUPPORTED and not any(map(str.strip, r.reasons))})
+        if silent:
+            reasons.append(f"Lane {lane}: {len(silent)} cases UNSUPPORTED without a reason, first {silent[0]}.")
+        left = {r.case for r in here if r.status is Status.UNTESTED}
+        if _ran(cell) and left:
+            reasons.append(f"Lane {lane}: {len(left)} cases UNTESTED, first {min(left)}.")
+    reasons += _contradictions(records)
+    reasons += [
+        f"Record of {r.case} says PASSED and {problem}." for r in records if (problem := _inconsistency(r)) is not None
+    ]
+    if untested:
+        reasons.append(f"UNTESTED: {', '.join(lane for lane, _ in untested)}.")
+    return reasons
+
+
+def _contradictions(records: list[Record]) -> list[str]:
+    """Cases that PASSED and also did not: no later record silently replaces an earlier one."""
+    by_case: dict[str, list[Record]] = {}
+    for record in records:
+        by_case.setdefault(record.case, []).append(record)
+    found = []
+    for case, group in by_case.items():
+        bad = [r for r in group if r.status in _BAD]
+        good = [r for r in group if r.status is Status.PASSED]
+        if bad and good:
+            found.append(
+                f"Contradiction: {case} is PASSED in {len(good)} records (commit {_commits(good)}) and "
+                f"{bad[0].status.value} in {len(bad)} (commit {_commits(bad)}); "
+                "sign off from records of one run once it is understood."
+            )
+    return found
+
+
+def _commits(records: Sequence[Record]) -> str:
+    names = dict.fromkeys(str(r.provenance.get("commit") or "unknown")[:10] for r in records)
+    return ", ".join(names)
+
+
+def _inconsistency(record: Record) -> str | None:
+    """What in a PASSED record's own numbers says otherwise, or None."""
+    if record.status is not Status.PASSED:
+        return None
+    for c in record.comparisons:
+        if c.violations:
+            return f"holds {c.violations:,} violations of {c.output}"
+    for check in record.checks:
+        if check.ok is False:
+            return f"holds a check that failed ({check.name})"
+    if not any(c.judged for c in record.comparisons) and not any(check.ok for check in record.checks):
+        return "holds nothing that was judged"
+    return None
+
+
+def _caveats(records: Sequence[Record]) -> list[str]:
+    """What a reader should know beside the decision."""
+    caveats = []
+    commits = {r.provenance.get("commit") for r in records}
+    if len(commits) > 1:
+        caveats.append(f"The records come from {len(commits)} commits: {_commits(records)}.")
+    dirty = sum(bool(r.provenance.get("dirty")) for r in records)
+    if dirty:
+        caveats.append(f"{dirty} of {len(records)} records were made with sources that differ from their commit.")
+    if None in commits:
+        caveats.append("Some records do not name the commit that made them.")
+    torches = sorted({str(r.provenance["torch"]) for r in records if r.provenance.get("torch")})
+    if len(torches) > 1:
+        caveats.append(f"The records come from {len(torches)} versions of torch: {', '.join(torches)}.")
+    if any(r.emulated for r in records):
+        caveats.append("The kernel is emulated: nothing here was computed by a kernel that anybody ships.")
+    return caveats
+
+
+def _test_command(records: Sequence[Record], lane: str, records_dir: str) -> str:
+    """The command that runs ``lane`` for the claim of ``records``."""
+    like = next((r for r in records if r.contract), records[0])
+    command = ["python", "-m", "validators", "run", "--op", like.op, "--kernel", like.kernel, "--lane", lane]
+    command += ["--device", like.device] if like.device else []
+    if like.contract and like.contract_from == "given":
+        command += ["--contract", like.contract]
+    formats = re.search(r"-(bf16|fp16)-(e4m3fnuz|e4m3fn)-", like.case)
+    if formats:
+        command += [] if formats[1] == "bf16" else ["--dtype", formats[1]]
+        command += [] if formats[2] == "e4m3fn" else ["--fp8", formats[2]]
+    return shlex.join([*command, "--records", records_dir])
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+def to_dict(signoff: Signoff) -> dict[str, Any]:
+    """``signoff.json``'s content: JSON values, versioned by ``schema``."""
+    return {
+        "schema": SIGNOFF_SCHEMA_VERSION,
+        "decision": signoff.decision,
+        "exit_code": signoff.exit_code,
+        "date": signoff.date,
+        "warnings": list(signoff.warnings),
+        "ignored": list(signoff.ignored),
+        "files": [{"name": name, "sha256": digest} for name, digest in signoff.files],
+        "claims": [
+            {
+                "kernel": c.kernel,
+                "op": c.op,
+                "contract": c.contract,
+                "contract_from": c.contract_from,
+                "arch": c.arch,
+                "decision": c.decision,
+                "emulated": c.emulated,
+                "reasons": list(c.reasons),
+                "untested": [{"lane": lane, "command": command} for lane, command in c.untested],
+                "caveats": list(c.caveats),
+                "lanes": {lane: {s.value: n for s, n in cell.items()} for lane, cell in c.cells.items()},
+                "strength": report.strength_sentence(c.records),
+                "records": len(c.records),
+                "failing": [{"case": r.case, "status": r.status.value} for r in c.failing],
+            }
+            for c in signoff.claims
+        ],
+    }
+
+
+class TemplateError(SignoffError):
+    """The page cannot be rendered here, though the decision stands; its message says what to install."""
+
+
+def write(signoff: Signoff, out: str | Path, *, warn: Callable[[str], None] | None = None) -> list[Path]:
+    """Write ``signoff.json``, ``signoff.md`` and ``signoff.html`` into ``out``; returns their paths.
+
+    Without jinja2 the page is left out, a sentence to ``warn`` says how to install it, and without
+    ``warn`` TemplateError is raised. Raises SignoffError if a file cannot be written.
+    """
+    from validators import signoff_html, signoff_text
+
+    directory = Path(out)
+    texts: list[tuple[str, Callable[[], str]]] = [
+        ("signoff.json", lambda: json.dumps(to_dict(signoff), indent=2) + "\n"),
+        ("signoff.md", lambda: signoff_text.markdown(signoff)),
+        ("signoff.html", lambda: signoff_html.page(signoff)),
+    ]
+    paths = []
+    for name, text in texts:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            (directory / name).unlink(missing_ok=True)  # an old page must not stand beside a new decision
+            (directory / name).write_text(text(), encoding="utf-8")
+        except TemplateError as error:
+            if warn is None:
+                raise
+            warn(str(error))
+            continue
+        except OSError as error:
+            raise SignoffError(f"cannot write {directory / name}: {error.strerror or error}.") from None
+        paths.append(directory / name)
+    return paths

@@ -1,0 +1,69 @@
+"""A sign-off in Markdown, short enough for a comment on a pull request."""
+
+from __future__ import annotations
+
+import re
+
+from validators import report
+from validators.signoff import Claim, Signoff
+
+_MOST_REASONS = 5
+_MOST_CHARACTERS = 60_000  # GitHub refuses a comment beyond 65,536
+
+
+def markdown(signoff: Signoff) -> str:
+    """Decision first, then a table kernel x lane, then what stands in the way of each claim."""
+    lanes = report.lane_order(lane for c in signoff.claims for lane in c.cells)
+    lines = [f"## {signoff.decision}", "", summary_sentence(signoff), ""]
+    lines += [f"- {_escape(text)}" for text in (*signoff.warnings, *signoff.ignored)]
+    lines += ["", f"| kernel | contract | arch | decision | {' | '.join(lanes)} |", "|---" * (4 + len(lanes)) + "|"]
+    for c in signoff.claims:
+        cells = (report.counts_text(c.cells[x]) if x in c.cells else "-" for x in lanes)
+        head = (_code(c.kernel), _escape(f"{c.contract}"), _escape(c.arch), c.decision)
+        lines.append(f"| {' | '.join([*head, *cells])} |")
+    for c in signoff.claims:
+        lines += _claim_lines(c)
+    if signoff.files:
+        lines += ["", f"Record files read: {len(signoff.files)}; their digests are in signoff.json. {signoff.date}"]
+    text = "\n".join(lines) + "\n"
+    if len(text) > _MOST_CHARACTERS:
+        text = text[:_MOST_CHARACTERS].rsplit("\n", 1)[0] + "\n\nCut to fit a comment; signoff.json has the rest.\n"
+    return text
+
+
+def summary_sentence(signoff: Signoff) -> str:
+    """``1 of 3 claims signed; 420 records.``"""
+    signed = sum(c.signed for c in signoff.claims)
+    records = len({id(r) for c in signoff.claims for r in c.records})
+    noun = "claim" if len(signoff.claims) == 1 else "claims"
+    return (
+        f"{signed} of {len(signoff.claims)} {noun} signed, from {records:,} {'record' if records == 1 else 'records'}."
+    )
+
+
+def _claim_lines(c: Claim) -> list[str]:
+    lines = ["", f"**{_code(c.kernel)}** ({_escape(c.contract)}, {_escape(c.arch)}): {c.decision}."]
+    lines.append(_escape(report.strength_sentence(c.records)) + ".")
+    shown = c.reasons[:_MOST_REASONS]
+    lines += ["", *(f"- {_escape(reason)}" for reason in shown)] if shown else []
+    if len(c.reasons) > len(shown):
+        lines.append(f"- and {len(c.reasons) - len(shown)} more reasons, in signoff.json")
+    lines += [f"- {_escape(caveat)}" for caveat in c.caveats]
+    if c.untested:
+        lines += ["", "To test what is UNTESTED:", "", *(f"    {_flat(command)}" for _, command in c.untested)]
+    return lines
+
+
+def _flat(text: str) -> str:
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\s]+", " ", text).strip()
+
+
+def _code(text: str) -> str:
+    """Inline code; a backtick or a table bar inside it would end it."""
+    return "`" + _flat(text).replace("`", "'").replace("|", "¦") + "`"
+
+
+def _escape(text: str) -> str:
+    """Markdown's and HTML's own characters as plain text; an at-sign must not notify anybody."""
+    flat = re.sub(r"([\\`*\[\]|#])", r"\\\1", _flat(text))
+    return flat.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("@", "&#64;")
