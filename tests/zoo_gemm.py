@@ -108,10 +108,11 @@ def _tile_not_launched(w: GemmWork) -> None:
 
 
 def _weight_read_as_shuffled(w: GemmWork) -> None:
-    n, k = w.b.shape
-    if n % 16 == 0 and k % 32 == 0:
-        b = w.b.reshape(n // 16, k // 32, 2, 16, 16).permute(0, 3, 1, 2, 4)
-        w.b = b.reshape(n, k)
+    # Whole tiles of 16 rows and 32 columns; shuffled weights have no others.
+    n, k = w.b.shape[0] // 16 * 16, w.b.shape[1] // 32 * 32
+    w.b = w.b.clone()
+    tiles = w.b[:n, :k].reshape(n // 16, k // 32, 2, 16, 16)
+    w.b[:n, :k] = tiles.permute(0, 3, 1, 2, 4).reshape(n, k)
     CLEAN["decode"](w)
 
 
@@ -138,7 +139,7 @@ def _order_by_coin() -> GemmStage:
         nonlocal calls
         calls += 1
         # Alternating is the least random coin: two runs of one case always meet both orders.
-        parts = _slices(w)[:: 1 if calls % 2 else -1]
+        parts = _slices(w)[:: -1 if calls % 2 else 1]
         w.accumulator = sum(parts, torch.zeros_like(parts[0]))
 
     return accumulate

@@ -76,9 +76,9 @@ def _gamma_bytes_as_storage_type(w: Work) -> None:
 
 
 def _gamma_not_interleaved(w: Work) -> None:
-    n = w.gamma.shape[-1]
-    if n % 16 == 0:
-        w.gamma = w.gamma.view(2, n // 16, 8).transpose(0, 1).reshape(n)
+    n = w.gamma.shape[-1] // 16 * 16
+    head = w.gamma[:n].view(2, n // 16, 8).transpose(0, 1).reshape(n)
+    w.gamma = torch.cat([head, w.gamma[n:]])
 
 
 def _residual_overwritten_by_norm(w: Work) -> None:

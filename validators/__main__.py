@@ -192,7 +192,7 @@ def _list_contracts(parsed: argparse.Namespace) -> Iterator[str]:
 
 
 def _run(parsed: argparse.Namespace) -> int:
-    if parsed.time_limit <= 0:
+    if not parsed.time_limit > 0:
         raise UsageError(f"--time-limit {parsed.time_limit:g} is not a positive number of seconds.")
     plan = make_plan(parsed)
     directory = parsed.records or f"records/{datetime.datetime.now(datetime.timezone.utc):%Y%m%dT%H%M%SZ}"
@@ -274,6 +274,7 @@ class _Progress:
 
 def _identify(parsed: argparse.Namespace) -> int:
     from validators.identify import identify
+    from validators.run import KernelFault
 
     check_options(parsed)
     if parsed.rows < 1 or parsed.seed < 0:
@@ -281,7 +282,10 @@ def _identify(parsed: argparse.Namespace) -> int:
     parsed.case = []
     _, kernel, device = one_kernel(parsed)
     dtype, fp8 = parsed.dtype or "bf16", parsed.fp8 or native_fp8(device)
-    result = identify(kernel, device=device, rows=parsed.rows, seed=parsed.seed, dtype=dtype, fp8=fp8)
+    try:
+        result = identify(kernel, device=device, rows=parsed.rows, seed=parsed.seed, dtype=dtype, fp8=fp8)
+    except KernelFault as fault:
+        raise UsageError(str(fault)) from None
     for line in result.lines():
         print(line)
     return 0 if result.admitted else 1

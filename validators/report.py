@@ -34,15 +34,14 @@ def failure_report(record: Record) -> str:
     failing = _failing(record)
     lines = [headline(record), f"  {_identity(record)}"]
     lines += _labelled("lane", f"{record.lane}    contract {contract_text(record)}")
-    lines += _labelled("reason", *_clip_list(_other_reasons(record), 4))
+    lines += _labelled("reason", *_clip_list(_other_reasons(record), 3))
     main = failing[0] if failing else None
     if main is not None:
         lines += _comparison_lines(main)
     lines += _labelled("also failed", *_clip_list([_comparison_line(c) for c in failing[1:]], 3))
     lines += _labelled("check failed", *_clip_list([f"{c.name}: {c.detail}" for c in _broken(record)], 3))
     lines += _labelled("explained by", *_clip_list(record.explanations, 3))
-    if record.identified:
-        lines += _labelled("identified", f"contracts that admit these outputs: {', '.join(record.identified)}")
+    lines += _labelled("identified", *_clip_list(record.identified, 2))
     printed = str(record.provenance.get("worker_output") or "").strip().splitlines()
     lines += _labelled("printed", *printed[-3:])
     if main is None:
@@ -108,9 +107,9 @@ def provenance_lines(record: Record) -> list[str]:
     first += [str(known.pop("date"))] if known.get("date") else []
     second = [f"device {record.device}", f"arch {record.arch}"]
     second += [str(known.pop(name)) for name in ("gpu", "cpu", "platform") if known.get(name)]
-    versions = known.get("versions")
+    versions = known.get("kernel_versions")
     if isinstance(versions, dict):
-        second += [f"{name} {version}" for name, version in versions.items()]
+        second += [text for name, version in versions.items() if (text := f"{name} {version}") not in first]
     second.append(f"{record.seconds:.2f} s")
     return ["  ".join(first), "  ".join(second)]
 
@@ -147,7 +146,8 @@ def summary_table(records: Sequence[Record], *, terminal: bool | None = None, wi
         name = f"{_flat(record.kernel)} on {record.arch}" + _marks(record)
         cells.setdefault(name, {}).setdefault(record.lane, Counter())[record.status] += 1
     rows = [[name, *(counts_text(by_lane.get(x, Counter())) for x in lanes)] for name, by_lane in cells.items()]
-    total = f"{len(records)} {'record' if len(records) == 1 else 'records'}: {counts_text(Counter(r.status for r in records))}"
+    noun = "record" if len(records) == 1 else "records"
+    total = f"{len(records)} {noun}: {counts_text(Counter(r.status for r in records))}"
     if terminal is None:
         terminal = sys.stdout.isatty()
     table = _rich_table(lanes, rows, width) if terminal else None
@@ -210,9 +210,10 @@ def _other_reasons(record: Record) -> list[str]:
 
 def _comparison_line(c: Comparison) -> str:
     noun = "rows" if c.output == "scale" else "elements"
-    return (
-        f"{c.output}: {c.violations:,} of {c.judged:,} {noun} outside their admissible set, worst {_times(c.worst_use)}"
-    )
+    steps = max((abs(e.err_ulp) for e in c.worst if math.isfinite(e.err_ulp)), default=0.0)
+    # Where one value is admissible the budget is zero and the ratio infinite: the distance says more.
+    worst = f"{steps:,.0f} ulp away" if math.isinf(c.worst_use) and steps >= 1 else _times(c.worst_use)
+    return f"{c.output}: {c.violations:,} of {c.judged:,} {noun} outside their admissible set, worst {worst}"
 
 
 def _comparison_lines(c: Comparison) -> list[str]:
@@ -223,7 +224,7 @@ def _comparison_lines(c: Comparison) -> list[str]:
         f"got {n.get('got_nan', 0):,} NaN, {n.get('got_inf', 0):,} Inf    "
         f"not admissible there {n.get('unexpected', 0):,}    missing {n.get('missing', 0):,}",
     )
-    lines += _labelled("where", f"{c.where or 'no pattern'} (rows {c.rows:,}, columns {c.cols:,} hold a violation)")
+    lines += _labelled("where", c.where or f"rows {c.rows:,}, columns {c.cols:,} hold a violation")
     quantiles = "  ".join(f"{name} {use_text(value)}" for name, value in c.use_quantiles.items())
     quantiles = quantiles or f"max {use_text(c.worst_use)}"
     within = f"worst among admissible {use_text(c.worst_use_passing)}"
@@ -298,7 +299,9 @@ def _times(x: float, *, short: bool = False) -> str:
         return "NaN" if short else "not comparable"
     if math.isinf(x):
         return "inf" if short else "beyond any budget"
-    return f"{x:,.0f}x".replace(",", "") if x >= 100 else f"{x:.3g}x"
+    if 1.0 < x < 1.005:
+        return "just over 1x"  # "1x" would read as if it were within its budget
+    return f"{x:.0f}x" if x >= 100 else f"{x:.3g}x"
 
 
 def _flat(text: str) -> str:

@@ -76,7 +76,7 @@ def validate(kernel: Kernel, case: Case, *, contract: str | None = None, device:
     if status is Status.FAILED and any(c.violations for c in comparisons):
         from validators.identify import explain
 
-        explanations = explain(claim.inputs, claim.outputs, chosen, comparisons)
+        explanations = explain(claim.inputs, claim.outputs, chosen, comparisons, checks)
     return frame.record(
         status, reasons, chosen.name, origin, start, identified=identified, comparisons=tuple(comparisons),
         checks=tuple(checks), explanations=explanations, strength=strength(comparisons),

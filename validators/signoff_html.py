@@ -168,7 +168,7 @@ def provenance_groups(records: Sequence[Record]) -> list[tuple[str, int]]:
         commit = str(known.get("commit") or "unknown")[:10]
         state = "" if known.get("dirty") is None else (" (dirty)" if known["dirty"] else " (clean)")
         machine = known.get("gpu") or known.get("cpu") or record.device
-        versions = known.get("versions")
+        versions = known.get("kernel_versions")
         more = [f"{k} {v}" for k, v in versions.items()] if isinstance(versions, dict) else []
         parts = [f"commit {commit}{state}", f"torch {known.get('torch') or 'unknown'}", *more, f"on {machine}"]
         groups[", ".join(parts)] = groups.get(", ".join(parts), 0) + 1

@@ -38,7 +38,7 @@ def record(status: Status = Status.PASSED, **changes: Any) -> Record:
         "seconds": 1.5,
         "provenance": {
             "commit": "abc1234def5678", "dirty": False, "torch": "2.13.0", "python": "3.11.7", "cpu": "a CPU",
-            "date": "2026-08-25T10:00:00+00:00", "versions": {"triton": "3.9.0"},
+            "date": "2026-08-25T10:00:00+00:00", "kernel_versions": {"triton": "3.9.0"},
         },
     }  # fmt: skip
     return Record(**{**fields, **changes})
@@ -59,7 +59,7 @@ def failed(**changes: Any) -> Record:
             Check("bias", None, "mean -0.01 ulp", "statistical"),
         ),
         "explanations": ("every violation vanishes if the scale is halved",),
-        "identified": ("eager",),
+        "identified": ("eager: 0 violations", "vllm: 550 violations"),
     }
     return record(Status.FAILED, **{**fields, **changes})
 

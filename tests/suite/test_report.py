@@ -16,7 +16,7 @@ FAILED scale: 510 of 512 rows outside their admissible set, worst 1892x
   kernel  demo/fused    case  {CASE}
   lane          adversarial    contract vllm (declared)
   non-finite    got 2 NaN, 0 Inf    not admissible there 2    missing 1
-  where         all in row 9 (rows 510, columns 1 hold a violation)
+  where         all in row 9
   err/budget    p50 0.26  p99 0.78  max 1892  (all 512 judged); worst among admissible 0.91
   index    exact         admissible                 got           bits      |err|   budget   ratio  ulp        reduction  scale    store
   (9, 0)   0.0123456789  [0.012345678, 0.01234568]  0.0246913578  3cca4588  0.0123  6.5e-06  1892x  1.311e+05  3e-06      1.5e-06  -
@@ -26,7 +26,8 @@ FAILED scale: 510 of 512 rows outside their admissible set, worst 1892x
   also failed   codes: 40 of 512 elements outside their admissible set, worst 1892x
   check failed  joint: row maximum: 510 rows do not decode to 448
   explained by  every violation vanishes if the scale is halved
-  identified    contracts that admit these outputs: eager
+  identified    eager: 0 violations
+                vllm: 550 violations
   provenance    commit abc1234def (clean)  torch 2.13.0  python 3.11.7  2026-08-25T10:00:00+00:00
                 device cpu  arch cpu  a CPU  triton 3.9.0  1.50 s
   reproduce     python -m validators run --op add_rmsnorm_quant --kernel demo/fused --case {CASE} --device cpu"""  # noqa: E501
@@ -43,11 +44,22 @@ def test_one_line() -> None:
 
 @pytest.mark.parametrize(
     ("worst", "words"),
-    [(math.inf, "worst beyond any budget"), (math.nan, "worst not comparable"), (1.004, "worst 1x"), (12.34, "worst 12.3x")],
-)  # fmt: skip
+    [
+        (math.inf, "worst beyond any budget"),
+        (math.nan, "worst not comparable"),
+        (1.0000001, "worst just over 1x"),
+        (12.34, "worst 12.3x"),
+        (1892.3, "worst 1892x"),
+    ],
+)
 def test_headline_of_an_extreme_ratio(worst: float, words: str) -> None:
-    bad = failed(comparisons=(comparison("codes", violations=3, worst_use=worst),))
+    bad = failed(comparisons=(comparison("codes", violations=3, worst_use=worst, worst=()),))
     assert report.headline(bad) == f"FAILED codes: 3 of 512 elements outside their admissible set, {words}"
+
+
+def test_headline_where_one_value_is_admissible_says_how_far_off() -> None:
+    bad = failed(comparisons=(comparison("codes", violations=3, worst_use=math.inf),))
+    assert report.headline(bad).endswith("outside their admissible set, worst 131,072 ulp away")
 
 
 @pytest.mark.parametrize("status", [s for s in Status if s is not Status.PASSED])
@@ -84,8 +96,8 @@ def test_report_is_bounded_and_one_record_cannot_break_its_layout() -> None:
     element = Element(0, 0, 1.0, 1.0, 1.0, 2.0, "00", 1.0, 0.5, 1.0, {f"term{i}": 1.0 for i in range(30)})
     outputs = tuple(comparison(f"out{i}", violations=5, worst=(element,) * 30) for i in range(20))
     bad = failed(
-        reasons=many, checks=checks, comparisons=outputs, explanations=many, identified=("c",) * 100, kernel="a\nb",
-        provenance={"worker_output": "\n".join(many), "versions": {f"lib{i}": "1" for i in range(99)}},
+        reasons=many, checks=checks, comparisons=outputs, explanations=many, identified=many, kernel="a\nb",
+        provenance={"worker_output": "\n".join(many), "kernel_versions": {f"lib{i}": "1" for i in range(99)}},
     )  # fmt: skip
     lines = report.failure_report(bad).split("\n")
     assert len(lines) <= report.MAX_LINES

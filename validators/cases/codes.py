@@ -7,6 +7,7 @@ and are never used to judge an output.
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -45,7 +46,7 @@ def positive_values(fp8: str) -> tuple[float, ...]:
 def midpoints(fp8: str) -> tuple[float, ...]:
     """Points halfway between neighbouring non-negative values: 126 for e4m3fn, 127 for e4m3fnuz."""
     values = positive_values(fp8)
-    return tuple((low + high) / 2 for low, high in zip(values, values[1:], strict=False))
+    return tuple((low + high) / 2 for low, high in pairwise(values))
 
 
 @lru_cache

@@ -217,7 +217,7 @@ def huge_exponent(case: Case) -> int:
 
 
 def _huge_scales(block: Block, side: str) -> torch.Tensor:
-    """Scales whose product, mantissas included, is below 2^e: ``huge_exponent``; results come within 2^7 of overflow."""
+    """Scales whose product is below 2^e, e from ``huge_exponent``; results come within 2^7 of overflow."""
     total = huge_exponent(block.case) - 2
     exponent = total // 2 if side == "a" else total - total // 2
     return odd_scale(exponent - block.rows % 2, _scale_draw(block, side))

@@ -50,26 +50,30 @@ def _midpoint_exponents(block: Block) -> torch.Tensor:
 
 
 def midpoint_targets(block: Block) -> tuple[torch.Tensor, torch.Tensor]:
-    """fp32 [rows, N] values to quantize and the bool mask of the row's largest element.
+    """fp32 [rows, N] values to quantize and the bool mask of the row's largest elements.
 
-    Row i walks the list of ``midpoint_values`` from where row i-1 ended; its largest element is Q * 2^j, for
+    Row i walks the list of ``midpoint_values`` from where row i-1 ended; its largest magnitude is Q * 2^j, for
     which fl32(amax * fl32(1/Q)) and fl32(amax / Q) are both exactly 2^j (fl32(1/448) and fl32(1/240) are less than
-    one unit 2^-24 high, so Q times each rounds to 1). In every fourth row of an e4m3fnuz case the largest element
+    one unit 2^-24 high, so Q times each rounds to 1). In every fourth row of an e4m3fnuz case it
     is 224 * 2^j, the Q of kernels that stop there; the larger entries are halved.
     """
     fp8 = block.case.fp8
     table = midpoint_values(fp8, block.case.dtype).to(block.device)
     peak_column = walk_column(block)
     qmax = torch.full_like(block.rows, int(QMAX[fp8]))
+    ordinal = block.rows
     if fp8 == "e4m3fnuz":
-        qmax = torch.where(block.rows % 4 == 3, 224, qmax)
+        # The 224 rows walk apart, so that the others miss nothing.
+        other = block.rows % 4 == 3
+        qmax = torch.where(other, 224, qmax)
+        ordinal = torch.where(other, block.rows // 4, block.rows - (block.rows + 1) // 4)
     # The peak takes its own column; the entries behind it move up by one, so none is lost.
-    position = block.rows * (block.width - 1) + block.cols - (block.cols > peak_column).long()
+    position = ordinal * (block.width - 1) + block.cols - (block.cols > peak_column).long()
     value = table[position % len(table)]
     value = torch.where(value.abs() > qmax, value * 0.5, value)
-    peak = block.cols == peak_column
     sign = 1.0 - 2.0 * (block.rows % 2).float()
-    return torch.where(peak, qmax * sign, value) * power_of_two(_midpoint_exponents(block)), peak
+    value = torch.where(block.cols == peak_column, qmax * sign, value)
+    return value * power_of_two(_midpoint_exponents(block)), value.abs() == qmax
 
 
 def _midpoints(block: Block) -> Pair:

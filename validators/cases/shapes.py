@@ -24,9 +24,8 @@ BOUNDARY_M = (1, 2, 3, 15, 16, 17, 31, 33, 37, 63, 64, 65, 127, 128, 129, 255, 2
 
 def _sides(switch: int) -> tuple[int, ...]:
     # One vector of 8 to each side; at the smallest switch also one element.
-    return (
-        (switch - 8, switch - 1, switch, switch + 1, switch + 8) if switch == 512 else (switch - 8, switch, switch + 8)
-    )
+    element = (switch - 1, switch + 1) if switch == SWITCHES[0] else ()
+    return (switch - 8, switch, switch + 8, *element)
 
 
 BOUNDARY_N = tuple(sorted({8, 64, HIDDEN, *ODD_TAILS, *(n for switch in SWITCHES for n in _sides(switch))}))

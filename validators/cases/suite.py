@@ -67,8 +67,9 @@ def cases_for(
 ) -> list[Case]:
     """The cases of ``op`` at ``depth`` (smoke, default, deep), in a fixed order, ids unique, all possible.
 
-    lanes: only these; None means all. dtype and fp8: of all cases except a few of the other type in the default
-    and deep suites. Raises CaseError for an unknown op, depth, lane or type, and where nothing is left.
+    lanes: only these; None means all. The list is empty where the op has no such lane: add_rmsnorm_quant has no exact
+    one. dtype and fp8: of all cases except a few of the other type in the default and deep suites. Raises CaseError
+    for an unknown op, depth, lane or type.
     """
     for value, known, what in ((op, OPS, "op"), (depth, DEPTHS, "depth"), (dtype, DTYPES, "dtype")):
         if value not in known:
@@ -82,10 +83,7 @@ def cases_for(
     if op != GEMM:
         make = {"smoke": _norm_smoke, "default": _norm_default, "deep": _norm_deep}
     unique = {case.id: case for case in make[depth](op, dtype, fp8)}
-    found = [case for case in unique.values() if reasons_impossible(case) is None and lane_of(case) in wanted]
-    if not found:
-        raise CaseError(f"the {depth} suite of {op} has no case in {', '.join(sorted(wanted))}")
-    return found
+    return [case for case in unique.values() if reasons_impossible(case) is None and lane_of(case) in wanted]
 
 
 def find(ids: Iterable[str]) -> list[Case]:

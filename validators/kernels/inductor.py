@@ -140,7 +140,7 @@ def kernels() -> list[Kernel]:
             call=call,
             unavailable=_unavailable,
             unsupported=_unsupported,
-            versions=lambda: arch.versions("triton"),
+            versions=functools.partial(arch.versions, "triton"),
         )
         for op, call in calls.items()
     ]

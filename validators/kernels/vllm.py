@@ -38,9 +38,8 @@ from validators.kernels.base import Kernel, KernelError
 _EXTENSIONS = ("vllm._C", "vllm._C_stable_libtorch")
 
 
-@functools.lru_cache(maxsize=8)
 def _load(origin: str) -> str | None:
-    """Imports vLLM's extensions once for each place ``origin``; one sentence if none can be, else None."""
+    """Imports vLLM's extensions; one sentence if none of them can be imported, else None."""
     failures = []
     for name in _EXTENSIONS:
         try:
@@ -56,7 +55,7 @@ def missing(op: str) -> str | None:
     """One sentence why ``torch.ops._C.op`` cannot be called here, or None. Imports vLLM's extensions."""
     module = sys.modules.get("vllm")
     if module is not None:
-        origin = str(getattr(module, "__file__", None) or id(module))
+        origin = str(getattr(module, "__file__", None) or "an unknown place")
     else:
         try:
             spec = importlib.util.find_spec("vllm")
@@ -164,7 +163,7 @@ def _gemm_unavailable(device: str) -> str | None:
 
 def kernels() -> list[Kernel]:
     """vLLM's three ops: contract ``vllm`` for the norm and the quantizer, ``unknown`` for the GEMM."""
-    common: dict[str, Any] = {"versions": lambda: arch.versions("vllm", "triton"), "fake": _is_fake()}
+    common: dict[str, Any] = {"versions": functools.partial(arch.versions, "vllm", "triton"), "fake": _is_fake()}
     return [
         Kernel(
             name="vllm/rms_norm_dynamic_per_token_quant",

@@ -1,0 +1,268 @@
+"""Which known defect would have produced these outputs of a PTPC GEMM?
+
+Each hypothesis predicts the exact value of every sampled output under one defect; it explains a violation if the
+kernel's output lies within the contract's own budget of that value. Diagnosis only; see ``explain_norm``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from reference.contract import GEMM_CONTRACTS, GemmContract
+from reference.formats import BF16, E4M3FN, E4M3FNUZ, FloatFormat, format_of, round_to, ulp
+from reference.ptpc_gemm import gemm_truth, operand
+from validators.cases.tensors import GemmInputs, GemmOutputs
+
+SAMPLE_ROWS = 64
+SAMPLE_COLS = 256
+SPLITS = 4
+MOST = 0.95
+
+
+@dataclass(frozen=True)
+class GemmScene:
+    """A block of sampled rows and columns; float64. a [m, K], b [n, K] decoded; sa [m], sb [n]; rows, cols global numbers."""
+
+    rows: Tensor
+    cols: Tensor
+    a: Tensor
+    b: Tensor
+    sa: Tensor
+    sb: Tensor
+    bias: Tensor | None
+    inputs: GemmInputs
+    fmt: FloatFormat
+    out_format: FloatFormat
+
+    @property
+    def k(self) -> int:
+        """Inner dimension."""
+        return self.a.shape[1]
+
+    def out(self, accumulator: Tensor, sa: Tensor | None = None, sb: Tensor | None = None, bias: float = 1.0) -> Tensor:
+        """Accumulator [m, n] -> output value with the given scales; bias times a factor."""
+        value = accumulator * (self.sa if sa is None else sa)[:, None] * (self.sb if sb is None else sb)[None, :]
+        return value if self.bias is None else value + bias * self.bias[None, :]
+
+
+@dataclass(frozen=True)
+class GemmHypothesis:
+    """slug: the defect's name. value: predicted output before the last rounding. needs: whether it can differ here."""
+
+    slug: str
+    sentence: str
+    value: Callable[[GemmScene], Tensor]
+    needs: Callable[[GemmScene], bool] = lambda scene: True
+    loose: bool = False
+    """Predicts a rounding error rather than a value: judged by agreement after the last rounding."""
+
+
+def _dot(scene: GemmScene, first: int = 0, last: int | None = None) -> Tensor:
+    return scene.a[:, first:last] @ scene.b[:, first:last].T
+
+
+def _slice_bounds(scene: GemmScene, index: int) -> tuple[int, int]:
+    step = -(-scene.k // SPLITS)
+    return index * step, min(scene.k, (index + 1) * step)
+
+
+def _without_slice(index: int) -> Callable[[GemmScene], Tensor]:
+    return lambda s: s.out(_dot(s) - _dot(s, *_slice_bounds(s, index)))
+
+
+def _slices_rounded(scene: GemmScene) -> Tensor:
+    parts = [round_to(_dot(scene, *_slice_bounds(scene, i)), BF16) for i in range(SPLITS)]
+    return scene.out(sum(parts, torch.zeros_like(parts[0])))
+
+
+def _all(scene: GemmScene, name: str) -> Tensor:
+    return getattr(scene.inputs, name).reshape(-1).double()
+
+
+def _swapped(scene: GemmScene) -> Tensor:
+    sa, sb = _all(scene, "a_scale"), _all(scene, "b_scale")
+    return scene.out(_dot(scene), sb[scene.rows % len(sb)], sa[scene.cols % len(sa)])
+
+
+def _clamped_rows(scene: GemmScene) -> Tensor:
+    sa = _all(scene, "a_scale")
+    m = len(sa)
+    return scene.out(_dot(scene), sa[scene.rows.clamp(max=m // 16 * 16 if m % 16 else m - 1)])
+
+
+def _neighbour(scene: GemmScene) -> Tensor:
+    sa = _all(scene, "a_scale")
+    return scene.out(_dot(scene), sa[(scene.rows - 1) % len(sa)])
+
+
+def _other_format(scene: GemmScene, both: bool) -> Tensor:
+    other = E4M3FNUZ if scene.fmt is E4M3FN else E4M3FN
+    b = operand(scene.inputs.b[scene.cols], other)
+    a = operand(scene.inputs.a[scene.rows], other) if both else scene.a
+    return scene.out(a @ b.T)
+
+
+def _rows_of_b(scene: GemmScene, codes: Tensor) -> Tensor:
+    return scene.out(scene.a @ operand(codes[scene.cols], scene.fmt).T)
+
+
+def _read_as_shuffled(scene: GemmScene) -> Tensor:
+    n, k = scene.inputs.b.shape
+    raw = scene.inputs.b.view(torch.uint8).reshape(n // 16, k // 32, 2, 16, 16).permute(0, 3, 1, 2, 4)
+    return _rows_of_b(scene, raw.reshape(n, k))
+
+
+def _shuffled(scene: GemmScene) -> Tensor:
+    n, k = scene.inputs.b.shape
+    raw = scene.inputs.b.view(torch.uint8).reshape(n // 16, 16, k // 32, 2, 16).permute(0, 2, 3, 1, 4)
+    return _rows_of_b(scene, raw.reshape(n, k))
+
+
+def _stride_ignored(scene: GemmScene) -> Tensor:
+    b = scene.inputs.b.view(torch.uint8)
+    return _rows_of_b(scene, b.as_strided(b.shape, (b.shape[1], 1)))
+
+
+def _nan_spread(scene: GemmScene) -> Tensor:
+    value = scene.out(_dot(scene))
+    bad = operand(scene.inputs.a, scene.fmt).isnan().any(dim=1)
+    tiles = torch.nn.functional.pad(bad, (0, -len(bad) % 16)).view(-1, 16).any(1).repeat_interleave(16)[: len(bad)]
+    return torch.where(tiles[scene.rows][:, None], torch.full_like(value, float("nan")), value)
+
+
+def _bf16_scales(scene: GemmScene) -> Tensor:
+    return scene.out(_dot(scene), round_to(scene.sa, BF16), round_to(scene.sb, BF16))
+
+
+def _kept_bits(scene: GemmScene, bits: int, group: int) -> Tensor:
+    """A chain that adds groups of products and keeps ``bits`` significant bits by truncation."""
+    total = torch.zeros(scene.a.shape[0], scene.b.shape[0], dtype=torch.float64, device=scene.a.device)
+    for first in range(0, scene.k, group):
+        total = total + _dot(scene, first, first + group)
+        step = torch.ldexp(torch.ones_like(total), torch.frexp(total).exponent - bits)
+        total = (total / step).trunc() * step
+    return scene.out(total)
+
+
+def _bias(scene: GemmScene) -> bool:
+    return scene.bias is not None
+
+
+def _shufflable(scene: GemmScene) -> bool:
+    n, k = scene.inputs.b.shape
+    return n % 16 == 0 and k % 32 == 0
+
+
+HYPOTHESES: tuple[GemmHypothesis, ...] = (
+    GemmHypothesis("token-scale-missing", "the token scale is not applied", lambda s: s.out(_dot(s), sa=torch.ones_like(s.sa))),
+    GemmHypothesis("channel-scale-missing", "the channel scale is not applied", lambda s: s.out(_dot(s), sb=torch.ones_like(s.sb))),
+    GemmHypothesis("token-scale-twice", "the token scale is applied twice", lambda s: s.out(_dot(s), sa=s.sa**2)),
+    GemmHypothesis("scales-swapped", "token scales are applied to columns and channel scales to rows", _swapped),
+    GemmHypothesis("first-token-scale", "the first token's scale is used for every row", lambda s: s.out(_dot(s), sa=_all(s, "a_scale")[:1].expand_as(s.sa))),
+    GemmHypothesis("first-channel-scale", "the first channel's scale is used for every column", lambda s: s.out(_dot(s), sb=_all(s, "b_scale")[:1].expand_as(s.sb))),
+    GemmHypothesis("channel-scale-per-tile", "each tile of 16 columns uses its first channel's scale", lambda s: s.out(_dot(s), sb=_all(s, "b_scale")[s.cols // 16 * 16])),
+    GemmHypothesis("token-scale-clamped", "rows of the last partial tile use the scale of its first row", _clamped_rows),
+    GemmHypothesis("token-scale-of-neighbour", "each row uses the scale of the row before it", _neighbour),
+    GemmHypothesis("scales-in-bf16", "the scales are rounded to bf16", _bf16_scales),
+    GemmHypothesis("k-tail-dropped", "the last K % 128 products are dropped", lambda s: s.out(_dot(s, 0, s.k // 128 * 128)), lambda s: s.k % 128 != 0),
+    GemmHypothesis("last-k-dropped", "the last product of the sum is dropped", lambda s: s.out(_dot(s, 0, s.k - 1))),
+    *(GemmHypothesis("split-k-slice-missing", f"slice {i + 1} of {SPLITS} along K is missing", _without_slice(i), lambda s: s.k >= SPLITS) for i in reversed(range(SPLITS))),
+    GemmHypothesis("bias-missing", "the bias is not added", lambda s: s.out(_dot(s), bias=0.0), _bias),
+    GemmHypothesis("bias-twice", "the bias is added twice", lambda s: s.out(_dot(s), bias=2.0), _bias),
+    GemmHypothesis("bias-in-each-slice", f"each of {SPLITS} split-K slices adds the bias", lambda s: s.out(_dot(s), bias=float(SPLITS)), _bias),
+    GemmHypothesis("bias-before-scales", "the bias is added before the scales", lambda s: (_dot(s) + s.bias[None, :]) * s.sa[:, None] * s.sb[None, :] if s.bias is not None else _dot(s), _bias),
+    GemmHypothesis("weight-in-other-format", "the weight's bytes are decoded in the other FP8 format", lambda s: _other_format(s, False)),
+    GemmHypothesis("operands-in-other-format", "both operands are decoded in the other FP8 format", lambda s: _other_format(s, True)),
+    GemmHypothesis("weight-not-shuffled", "the weight is read as pre-shuffled although it is not", _read_as_shuffled, _shufflable),
+    GemmHypothesis("weight-shuffled-twice", "the weight is shuffled once more than it is read", _shuffled, _shufflable),
+    GemmHypothesis("weight-stride-ignored", "the weight is read with row stride K", _stride_ignored, lambda s: not s.inputs.b.is_contiguous()),
+    GemmHypothesis("nan-spreads", "a NaN row makes its tile of 16 rows NaN", _nan_spread),
+    GemmHypothesis("output-truncated", "the output is rounded toward zero", lambda s: round_to(s.out(_dot(s)), s.out_format, "truncate"), loose=True),
+    GemmHypothesis("fp16-through-bf16", "the fp16 output is rounded to bf16 first", lambda s: round_to(s.out(_dot(s)), BF16), lambda s: s.out_format.name == "fp16", loose=True),
+    GemmHypothesis("split-k-in-bf16", "split-K partial sums are rounded to bf16", _slices_rounded, loose=True),
+    *(GemmHypothesis("short-accumulator", f"the accumulator keeps {bits} bits and truncates, {group} products at a time", lambda s, b=bits, g=group: _kept_bits(s, b, g), loose=True) for bits in (14, 13, 11) for group in (32, 16)),
+)  # fmt: skip
+
+
+def _sample(count: int, most: int, worst: Tensor, device: torch.device) -> Tensor:
+    spread = torch.linspace(0, count - 1, min(count, most), device=device).long()
+    chosen = torch.cat((worst[: most // 2].to(device), torch.tensor([count - 1, 0], device=device), spread))
+    return torch.tensor(list(dict.fromkeys(chosen.tolist()))[:most], device=device)
+
+
+def explain_gemm(inputs: GemmInputs, outputs: GemmOutputs, contract: GemmContract) -> tuple[str, ...]:
+    """Sentences, best first. Looks at violating rows and columns first."""
+    m, n = outputs.out.shape
+    device = outputs.out.device
+    fmt, out_format = format_of(inputs.a.dtype), format_of(outputs.out.dtype)
+
+    def scene_of(rows: Tensor, cols: Tensor) -> GemmScene:
+        return GemmScene(
+            rows, cols, operand(inputs.a[rows], fmt), operand(inputs.b[cols], fmt),
+            inputs.a_scale.reshape(-1)[rows].double(), inputs.b_scale.reshape(-1)[cols].double(),
+            None if inputs.bias is None else inputs.bias[cols].double(), inputs, fmt, out_format,
+        )  # fmt: skip
+
+    def bad_of(scene: GemmScene) -> Tensor:
+        truth = gemm_truth(
+            scene.a, scene.b, scene.sa.float(), scene.sb.float(),
+            None if inputs.bias is None else inputs.bias[scene.cols], out_format, contract,
+        )  # fmt: skip
+        got = outputs.out[scene.rows][:, scene.cols].double()
+        inside = (got >= truth.low) & (got <= truth.high)
+        return ~torch.where(truth.value.isnan(), got.isnan(), inside)
+
+    every = torch.arange(m, device=device), torch.arange(n, device=device)
+    probe = scene_of(_sample(m, 256, every[0][:0], device), _sample(n, SAMPLE_COLS, every[1][:0], device))
+    bad = bad_of(probe)
+    rows = _sample(m, SAMPLE_ROWS, probe.rows[bad.any(dim=1)], device)
+    cols = _sample(n, SAMPLE_COLS, probe.cols[bad.any(dim=0)], device)
+    scene = scene_of(rows, cols)
+    bad = bad_of(scene)
+    if not bool(bad.any()):
+        return ()
+    got = outputs.out[rows][:, cols].double()
+    truth = gemm_truth(scene.a, scene.b, scene.sa.float(), scene.sb.float(), None if inputs.bias is None else inputs.bias[cols], out_format, contract)  # fmt: skip
+    scored = []
+    for position, h in enumerate(HYPOTHESES):
+        if not h.needs(scene):
+            continue
+        try:
+            value = h.value(scene)
+        except RuntimeError:  # a layout that this hypothesis cannot describe
+            continue
+        width = torch.zeros_like(truth.error) if h.loose else truth.error * (value.abs() / truth.value.abs()).nan_to_num(1.0, 1.0).clamp(min=1.0)
+        close = (got >= round_to(value - width, out_format)) & (got <= round_to(value + width, out_format))
+        close |= (got - value).abs() <= 0.5 * ulp(value, out_format) if not h.loose else torch.zeros_like(close)
+        close |= got.isnan() & value.isnan()
+        met = float((close & bad).sum()) / int(bad.sum())
+        kept = int((~bad).sum())
+        broken = float((~close & ~bad).sum()) / kept if kept and not h.loose else 0.0
+        scored.append((round(max(0.0, met - broken), 3), round(broken, 4), -position, h))
+    scored.sort(key=lambda s: (s[0], -s[1], s[2]), reverse=True)
+    found = []
+    for share, _, _, h in scored[:3]:
+        if share >= MOST:
+            found.append(f"{h.slug}: every violation vanishes if {h.sentence}")
+        elif share > 0.3:
+            found.append(f"{h.slug}: {100 * share:.0f} % of the violations vanish if {h.sentence}")
+    return tuple(found) + _bias_direction(got, truth.value, bad)
+
+
+def _bias_direction(got: Tensor, value: Tensor, bad: Tensor) -> tuple[str, ...]:
+    """One-sided errors in words: what a short or truncating accumulator looks like."""
+    usable = bad & value.isfinite() & got.isfinite() & (value != 0)
+    if int(usable.sum()) < 16:
+        return ()
+    ratio = (got[usable] / value[usable]) - 1.0
+    low = float((ratio < 0).double().mean())
+    if low > 0.99:
+        return (f"outputs are low in magnitude by {-100 * float(ratio.median()):.2g} % (median): truncation or lost products",)
+    return ()
+
+
+__all__ = ["GEMM_CONTRACTS", "HYPOTHESES", "explain_gemm"]
