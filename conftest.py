@@ -60,7 +60,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--lane", action="append", metavar="LANE", help="only cases of this lane; repeatable")
     group.addoption("--depth", default="smoke", metavar="|".join(DEPTHS), help="how many cases (default: smoke)")
     group.addoption("--dtype", default="bf16", metavar="bf16|fp16", help="storage type of the cases (default: bf16)")
-    group.addoption("--fp8", default="e4m3fn", metavar="e4m3fn|e4m3fnuz", help="FP8 format (default: e4m3fn)")
+    group.addoption("--fp8", metavar="e4m3fn|e4m3fnuz", help="FP8 format of the cases (default: the device's own)")
     group.addoption("--records", metavar="DIR", help="write one JSON line a kernel case into this directory")
     group.addoption("--device", metavar="cpu|cuda", help="default: cuda where PyTorch sees a GPU, else cpu")
 
@@ -68,6 +68,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_RAN] = {"seen": 0, "ran": 0}
     option = config.option
+    if not option.log_level and not config.getini("log_level"):
+        # torch.compile logs hundreds of empty debug lines, which pytest would print under every failure.
+        option.log_level = "WARNING"
     if option.depth not in DEPTHS:
         raise pytest.UsageError(f"unknown depth {option.depth!r}; known: {', '.join(DEPTHS)}")
     _check_names(option)
@@ -95,7 +98,7 @@ def _check_names(option: object) -> None:
     for noun, given, known in (
         *(("lane", lane, LANES) for lane in lanes),
         ("dtype", getattr(option, "dtype", ""), DTYPES),
-        ("FP8 format", getattr(option, "fp8", ""), FP8_FORMATS),
+        ("FP8 format", getattr(option, "fp8", None) or FP8_FORMATS[0], FP8_FORMATS),
     ):
         if given not in known:
             raise pytest.UsageError(f"unknown {noun} {given!r}; known: {', '.join(known)}")
@@ -141,11 +144,12 @@ def _kernels(config: pytest.Config) -> list[tuple[str, Kernel]]:
 
 def _kernel_cases(config: pytest.Config) -> list[KernelCase]:
     """What tests/kernels runs, in a fixed order that every xdist worker finds alike."""
-    from validators.cases.suite import cases_for
-
     from reference.contract import get_contract
+    from validators.cases.suite import cases_for
+    from validators.plan import native_fp8
 
     option, device = config.option, _device(config)
+    fp8 = option.fp8 or native_fp8(device)
     chosen: list[KernelCase] = []
     for spec, kernel in _kernels(config):
         if option.contract and option.contract != "identify":
@@ -157,7 +161,7 @@ def _kernel_cases(config: pytest.Config) -> list[KernelCase]:
         if reason:
             chosen.append(KernelCase(kernel, None, reason, bool(spec), spec))
             continue
-        cases = cases_for(kernel.op, depth=option.depth, lanes=option.lane, dtype=option.dtype, fp8=option.fp8)
+        cases = cases_for(kernel.op, depth=option.depth, lanes=option.lane, dtype=option.dtype, fp8=fp8)
         chosen.extend(KernelCase(kernel, case, None, bool(spec), spec) for case in cases)
     return chosen
 
@@ -173,9 +177,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(scope="session")
 def judge(pytestconfig: pytest.Config) -> Iterator[Judge]:
     """judge(kernel_case) -> Record, written to --records; a user's own kernel runs in a worker process."""
-    from validators.run import validate
-
     from validators.isolate import Worker
+    from validators.run import validate
 
     workers: dict[tuple[str, str], Worker] = {}
     contract, device = pytestconfig.option.contract, _device(pytestconfig)

@@ -244,12 +244,10 @@ def y_nominal(truth: NormTruth, contract: NormQuantContract, fmt: FloatFormat, *
 
 
 def quant_truth(x: torch.Tensor, contract: NormQuantContract, fp8: str) -> ScaleTruth:
-    """Truth of ``per_token_quant`` for a chunk x [m, n]: amax is exact, so the scale is a single value (or scale_u wide)."""
+    """Truth of ``per_token_quant`` for a chunk x [m, n]: amax is exact, so the scale is one value (or scale_u wide)."""
     amax = x.abs().amax(dim=-1).double()
-    nonfinite = ~(amax.isfinite())
-    return scale_truth(
-        amax, amax, amax, amax > HUGE, nonfinite, contract, contract.qmax(fp8)
-    )
+    # amax propagates NaN. A row with Inf and no NaN has scale Inf, and Inf/Inf in the cast: no source settles it.
+    return scale_truth(amax, amax, amax, amax > HUGE, amax.isnan(), contract, contract.qmax(fp8))
 
 
 def known_formats() -> tuple[str, ...]:

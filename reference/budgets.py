@@ -121,12 +121,22 @@ def fp32_sum_budget(k: int) -> float:
     return max(k - 1, 0) * U
 
 
+def dequantized_sum_budget(k: int) -> float:
+    """As ``fp32_sum_budget`` where the operands are scaled first: fl32(a*sa), fl32(b*sb), products of 24-bit numbers.
+
+    Each term carries three more roundings (two operands, one product; none with FMA), relative to its own size, so
+    relative to sum|a*b|*sa*sb the bound is gamma_(K+2).
+    """
+    total = (max(k - 1, 0) + 3) * U
+    return total / (1 - total)
+
+
 UNKNOWN_GROUPS = (1, 2, 4, 8, 16, 32, 64, 128)
 UNKNOWN_FRACTION_BITS = 23
 UNKNOWN_SPLITS = 64
 UNKNOWN_ASSUMPTION = (
-    "assumes that the matrix unit forms products exactly, that one fused add of g inputs (1 <= g <= 128) keeps at least "
-    "23 fraction bits of the largest exponent and rounds its result to within 2u, and that at most 64 split-K partials "
+    "assumes that the matrix unit forms products exactly, that one fused add of g inputs (1 <= g <= 128) keeps at "
+    "least 23 fraction bits of the largest exponent and rounds its result to within 2u, and that at most 64 split-K partials "
     "are added in fp32"
 )
 

@@ -77,7 +77,7 @@ class NormQuantContract:
     nonfinite: Literal["propagate", "unspecified"] = "unspecified"
     """A row that holds NaN or Inf: its scale and codes are all NaN, or not settled by any source."""
     denormals: Literal["preserve", "either"] = "preserve"
-    """fp32 results below 2**-126 are kept, or may also be flushed to zero (AMD -fgpu-flush-denormals-to-zero, PTX .ftz)."""
+    """fp32 results below 2**-126 are kept, or may also be flushed (AMD -fgpu-flush-denormals-to-zero, PTX .ftz)."""
     reduction: Reduction = Reduction()
     mean_u: float = 3.0
     """Relative error of the division by n plus the rounding of ``+ eps``, without the reduction."""
@@ -113,6 +113,8 @@ class GemmContract:
     accumulator: Literal["fp32", "unknown"] = "fp32"
     """``fp32``: every product exact, every addition an fp32 RNE, any order. ``unknown``: a fused
     matrix unit of unpublished width, under the assumption stated in ``budgets.unknown_unit_budget``."""
+    scaling: Literal["epilogue", "operands"] = "epilogue"
+    """Scales multiply the finished sum, or each operand in fp32 before the sum (a dequantize-first fallback)."""
     bias: Literal["epilogue", "after_store", "either"] = "epilogue"
     """Bias added in fp32 before the store, or in T after it (one more rounding)."""
     deterministic: bool = True
@@ -200,6 +202,8 @@ NORM_QUANT_CONTRACTS: dict[str, NormQuantContract] = {
             rsqrt_u=4.0,
             denormals="either",
             nonfinite="propagate",
+            # A single row compiles to a graph of its own, which may reduce in another order (measured on a CPU).
+            batch_invariant=False,
             source="torch.compile of the fp32 form, validators/kernels/inductor.py",
         ),
         NormQuantContract(
@@ -237,6 +241,13 @@ GEMM_CONTRACTS: dict[str, GemmContract] = {
     c.name: c
     for c in (
         GemmContract("fp32", "fp32", source="fp32 FMA or multiply-add in any order"),
+        GemmContract(
+            "dequantized-fp32",
+            "fp32",
+            scaling="operands",
+            bias="either",
+            source="torch._scaled_mm rowwise on CPU: bit-equal to fl32(a*sa) @ fl32(b*sb) in fp32 (torch 2.13)",
+        ),
         GemmContract("unknown", "unknown", bias="either", source="matrix unit without a public model"),
     )
 }

@@ -204,8 +204,10 @@ def round_to(values: torch.Tensor, fmt: FloatFormat, mode: Literal["rne", "trunc
 
 
 def ulp(values: torch.Tensor, fmt: FloatFormat) -> torch.Tensor:
-    """Spacing of the format's values at each |value| (the binade that holds it), float64; 1.0 for non-finite."""
-    finite = torch.where(values.isfinite(), values.abs().to(torch.float64), torch.ones_like(values, dtype=torch.float64))
+    """Spacing of the format's values at each |value| (the binade that holds it), float64; that of 1.0 for non-finite."""
+    finite = torch.where(
+        values.isfinite(), values.abs().to(torch.float64), torch.ones_like(values, dtype=torch.float64)
+    )
     exponent = torch.frexp(finite).exponent - 1
     # frexp(0) has exponent 0; zero belongs to the lowest binade.
     exponent = torch.where(finite == 0, torch.full_like(exponent, fmt.min_exponent), exponent)

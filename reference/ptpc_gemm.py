@@ -84,28 +84,36 @@ def granularity(v: torch.Tensor) -> torch.Tensor:
 
 
 EXACT_RANGE = {"fp32": 2.0**24, "unknown": 2.0**20}
-"""sum|a*b| in units of the products' common granularity g, below which the accumulator cannot round. fp32: every partial
-sum is an integer multiple of g of at most 24 bits. unknown (at least 23 fraction bits of the largest exponent, and an
-unnormalised product exponent at most 8 times the product where one operand is subnormal): 2**23 / 8."""
+"""sum|a*b| in units of the products' common granularity g, below which the accumulator cannot round. fp32: every
+partial sum is an integer multiple of g of at most 24 bits. unknown (at least 23 fraction bits of the largest
+exponent, and an unnormalised product exponent at most 8 times the product where one operand is subnormal): 2**23 / 8."""
 
 
 def accumulator_error(
-    contract: GemmContract, a: torch.Tensor, b: torch.Tensor, magnitude: torch.Tensor
+    contract: GemmContract,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    magnitude: torch.Tensor,
+    free: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Bound of |kernel's accumulator - exact sum|, float64 [m, n]; derivations in ``budgets``.
 
     Zero where the operands themselves prove that nothing rounds in any order: products and partial sums are
     integer multiples of g = g_a*g_b and stay within ``EXACT_RANGE`` of it. One-hot rows and small integers
-    are judged with zero tolerance that way, whatever the lane is called.
+    are judged with zero tolerance that way, whatever the lane is called. free: where the scales are powers of two,
+    bool [m, n]; needed where they multiply the operands, whose products are exact only then.
     """
     k = a.shape[1]
     if contract.accumulator == "fp32":
-        error = budgets.fp32_sum_budget(k) * magnitude
+        scaled_first = contract.scaling == "operands"
+        error = (budgets.dequantized_sum_budget(k) if scaled_first else budgets.fp32_sum_budget(k)) * magnitude
     else:
         alpha, beta = budgets.unknown_unit_budget(k)
         error = alpha * magnitude + beta * largest_exponent(a, b)
     grain = granularity(a)[:, None] * granularity(b)[None, :]
     exact = magnitude <= EXACT_RANGE[contract.accumulator] * grain
+    if free is not None:
+        exact = exact & free
     return torch.where(exact, torch.zeros_like(error), error)
 
 
@@ -118,7 +126,7 @@ def gemm_truth(
     out_format: FloatFormat,
     contract: GemmContract,
 ) -> GemmTruth:
-    """Truth of a block: a float64 [m, K], b float64 [n, K] (decoded), a_scale fp32 [m], b_scale fp32 [n], bias [n] or None.
+    """Truth of a block: a float64 [m, K], b float64 [n, K] (decoded), scales fp32 [m] and [n], bias [n] or None.
 
     Epilogue: (acc*sa)*sb or acc*(sa*sb), two fp32 multiplications in any order: relative 2u of the value
     plus the accumulator's own error times the scales. A bias in the epilogue costs one fp32 addition, u of
@@ -128,10 +136,11 @@ def gemm_truth(
     accumulator, magnitude = exact_sums(a, b)
     scales = a_scale.double()[:, None] * b_scale.double()[None, :]
     product = accumulator * scales
-    error = accumulator_error(contract, a, b, magnitude) * scales.abs()
+    free = is_power_of_two(a_scale.double())[:, None] & is_power_of_two(b_scale.double())[None, :]
+    need = free if contract.scaling == "operands" else None
+    error = accumulator_error(contract, a, b, magnitude, need) * scales.abs()
     two_u = 2 * budgets.U / (1 - 2 * budgets.U) + budgets.FLOAT64_SLACK
     # A product with two powers of two does not round.
-    free = is_power_of_two(a_scale.double())[:, None] & is_power_of_two(b_scale.double())[None, :]
     rounding = torch.where(free, torch.zeros_like(product), two_u * product.abs())
     flushed = (product.abs() < 2.0**-100) & (product != 0)
     error = error * (1 + two_u) + rounding + 2.0**-126 * flushed

@@ -81,7 +81,7 @@ def scale_truth(
     """
     low, high = scale_of(amax_low, contract, qmax), scale_of(amax_high, contract, qmax)
     nominal = scale_of(amax_nominal, contract, qmax)
-    floor = max(contract.amax_floor, qmax / (qmax * contract.scale_floor_divisor) if contract.scale_floor_divisor else 0.0)
+    floor = max(contract.amax_floor, 1.0 / contract.scale_floor_divisor if contract.scale_floor_divisor else 0.0)
     floored = amax_low < floor * (1 + 2.0**-20)
     if contract.scale_u > 1.0:
         width = contract.scale_u * budgets.U + budgets.FLOAT64_SLACK
@@ -97,7 +97,9 @@ def scale_truth(
     has_zero_rule = contract.zero_scale is not None or floor > 0
     kind[zero] = int(Row.ZERO) if has_zero_rule else int(Row.UNSPECIFIED)
     if contract.zero_scale is not None and floor == 0:
-        low, high, nominal = (torch.where(zero, torch.full_like(v, contract.zero_scale), v) for v in (low, high, nominal))
+        low, high, nominal = (
+            torch.where(zero, torch.full_like(v, contract.zero_scale), v) for v in (low, high, nominal)
+        )
     kind[nonfinite] = int(Row.NONFINITE)
     return ScaleTruth(kind, nominal, low, high, amax_low, amax_high)
 

@@ -128,9 +128,7 @@ def compare_quant(inputs: QuantInputs, outputs: QuantOutputs, contract: NormQuan
     return [t.result() for t in tallies]
 
 
-def _residual(
-    tally: Tally, first: int, expected: torch.Tensor, got: torch.Tensor, contract: NormQuantContract
-) -> None:
+def _residual(tally: Tally, first: int, expected: torch.Tensor, got: torch.Tensor, contract: NormQuantContract) -> None:
     """Bit equality with the contract's store (fp32 values that T holds exactly)."""
     fmt = format_of(got.dtype)
     want = expected.to(got.dtype)
@@ -233,7 +231,10 @@ def _scales(
 
 def _note_unspecified(tally: Tally, got: torch.Tensor, kind: torch.Tensor, skipped: torch.Tensor) -> None:
     """What the kernel stored where the contract says nothing."""
-    for value, what in ((Row.NONFINITE, "NaN or Inf in the row"), (Row.UNSPECIFIED, "overflow or underflow in the row")):
+    for value, what in (
+        (Row.NONFINITE, "NaN or Inf in the row"),
+        (Row.UNSPECIFIED, "overflow or underflow in the row"),
+    ):
         rows = skipped & (kind == int(value))
         if bool(rows.any()):
             seen = got[rows]
@@ -368,9 +369,7 @@ def _special_row(
     else:
         tally.unspecified += codes.numel()
         common = torch.bincount(codes.long(), minlength=256).topk(2)
-        words = ", ".join(
-            f"0x{int(c):02x} x {int(k)}" for k, c in zip(*(v.tolist() for v in common), strict=True) if k
-        )
+        words = ", ".join(f"0x{int(c):02x} x {int(k)}" for k, c in zip(*(v.tolist() for v in common), strict=True) if k)
         tally.note(f"{kind.name.lower()} row: most frequent codes {words}")
         return
     tally.judged += codes.numel()

@@ -51,9 +51,7 @@ def compare_gemm(inputs: GemmInputs, outputs: GemmOutputs, contract: GemmContrac
     return judge_gemm(inputs, outputs, contract)[0]
 
 
-def judge_gemm(
-    inputs: GemmInputs, outputs: GemmOutputs, contract: GemmContract
-) -> tuple[list[Comparison], BiasResult]:
+def judge_gemm(inputs: GemmInputs, outputs: GemmOutputs, contract: GemmContract) -> tuple[list[Comparison], BiasResult]:
     """The comparison of ``out`` and the bias over all its judged elements. a [M, K], b [N, K] FP8."""
     with torch.inference_mode():
         m, k = inputs.a.shape
@@ -91,7 +89,9 @@ def _judge_block(
     tally.unspecified += int(spilled.sum())
     if bool(spilled.any()):
         seen = got[spilled]
-        tally.note(f"beyond the range of {out_name}: Inf" if bool(seen.isinf().all()) else f"beyond the range of {out_name}")
+        tally.note(
+            f"beyond the range of {out_name}: Inf" if bool(seen.isinf().all()) else f"beyond the range of {out_name}"
+        )
     inside = (got >= truth.low) & (got <= truth.high)
     inside = torch.where(expected_nan, got.isnan(), inside)
     finite = judged & ~expected_nan

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from reference import budgets
 from reference.contract import NORM_QUANT_CONTRACTS, NormQuantContract
-from reference.formats import FP16, BF16, FloatFormat, bytes_of, decode, encode, format_of, round_fp32, round_to
+from reference.formats import BF16, FP16, FloatFormat, bytes_of, decode, encode, format_of, round_fp32, round_to
 from reference.quantize import scale_of
 from validators.cases.tensors import NormQuantInputs, NormQuantOutputs, QuantInputs, QuantOutputs
 

@@ -73,9 +73,14 @@ class IdentifyResult:
 def identification_cases(op: str, *, rows: int, dtype: str, fp8: str, seed: int) -> list[Case]:
     """The cases that tell contracts apart: ordinary rows for the rounding points, zero rows for the floors."""
     if op == "ptpc_gemm":
-        return [Case(op, rows, 256, recipe, k=2048, dtype=dtype, fp8=fp8, seed=seed) for recipe in ("gaussian", "positive_mean")]
+        return [
+            Case(op, rows, 256, recipe, k=2048, dtype=dtype, fp8=fp8, seed=seed)
+            for recipe in ("gaussian", "positive_mean")
+        ]
     names = ["gaussian", "zero_rows"]
-    return [Case(op, rows, 5120 if name == "gaussian" else 512, name, dtype=dtype, fp8=fp8, seed=seed) for name in names]
+    return [
+        Case(op, rows, 5120 if name == "gaussian" else 512, name, dtype=dtype, fp8=fp8, seed=seed) for name in names
+    ]
 
 
 def identify(
@@ -130,7 +135,8 @@ def explain(
         if isinstance(inputs, GemmInputs):
             from validators.explain_gemm import explain_gemm
 
-            assert isinstance(outputs, GemmOutputs) and isinstance(contract, GemmContract)
+            assert isinstance(outputs, GemmOutputs)
+            assert isinstance(contract, GemmContract)
             return first + explain_gemm(inputs, outputs, contract) + last
         assert isinstance(contract, NormQuantContract)
         return first + _explain_norm(inputs, outputs, contract, failing, comparisons) + last

@@ -254,7 +254,7 @@ def _serve(descriptor: int) -> None:
             "contract": kernel.contract,
             "emulated": kernel.emulated,
             "fake": kernel.fake,
-            "arch": _arch(device),
+            "arch": importlib.import_module("validators.kernels.arch").architecture(device),
             "provenance": importlib.import_module("validators.store").provenance(device),
         }
     except KernelError as error:
@@ -278,13 +278,3 @@ def _die_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(0.5)
     os.killpg(0, signal.SIGKILL)
-
-
-def _arch(device: str) -> str:
-    if not device.startswith("cuda"):
-        return device
-    torch = importlib.import_module("torch")
-    properties = torch.cuda.get_device_properties(device)
-    if torch.version.hip:
-        return str(properties.gcnArchName).split(":")[0]
-    return f"sm_{properties.major}{properties.minor}"

@@ -73,7 +73,7 @@ def validate(kernel: Kernel, case: Case, *, contract: str | None = None, device:
     checks = [*claim.checks, *statistical, *_invariances(kernel, case, claim, chosen)]
     status, reasons = decide(comparisons, checks)
     explanations: tuple[str, ...] = ()
-    if status is Status.FAILED and any(c.violations for c in comparisons):
+    if status is Status.FAILED:
         from validators.identify import explain
 
         explanations = explain(claim.inputs, claim.outputs, chosen, comparisons, checks)
@@ -163,14 +163,10 @@ def bias_check(bias: BiasResult, contract: GemmContract) -> Check:
     return Check("bias", bias.ok if judged else None, detail, "statistical")
 
 
-def _invariances(
-    kernel: Kernel, case: Case, claim: Claim, contract: NormQuantContract | GemmContract
-) -> list[Check]:
+def _invariances(kernel: Kernel, case: Case, claim: Claim, contract: NormQuantContract | GemmContract) -> list[Check]:
     checks = []
     if case.m * max(case.n, case.k) <= INVARIANCE_ELEMENTS:
-        checks.append(
-            invariance.batch_invariance(kernel, claim.inputs, claim.outputs, judged=contract.batch_invariant)
-        )
+        checks.append(invariance.batch_invariance(kernel, claim.inputs, claim.outputs, judged=contract.batch_invariant))
     if case.layout != "contiguous":
         checks.append(
             invariance.layout_equals_contiguous(kernel, claim.inputs, claim.outputs, judged=contract.batch_invariant)

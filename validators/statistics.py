@@ -1,4 +1,4 @@
-"""What no single element can show: bias. Every check states its false-alarm probability and the smallest effect it sees."""
+"""What no single element can show: bias. A check states its false-alarm probability and the smallest effect seen."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -103,7 +104,9 @@ class Tally:
             ulp_histogram={names[k]: histogram[k] for k in keys},
             vacuous=self.vacuous,
             nonfinite={k: v for k, v in self.nonfinite.items() if v},
-            observed="; ".join(f"{words} ({count} rows)" if count > 1 else words for words, count in self.observed.items()),
+            observed="; ".join(
+                f"{words} ({count} rows)" if count > 1 else words for words, count in self.observed.items()
+            ),
         )
 
     def _quantiles(self) -> dict[str, float]:
@@ -127,7 +130,7 @@ def runs_in_words(indices: list[int], noun: str) -> str:
         return f"{noun} {indices[0]}"
     if indices[-1] - indices[0] + 1 == len(indices):
         return f"{noun}s {indices[0]} to {indices[-1]}"
-    steps = {b - a for a, b in zip(indices, indices[1:], strict=False)}
+    steps = {b - a for a, b in itertools.pairwise(indices)}
     if len(steps) == 1 and len(indices) > 2:
         return f"every {steps.pop()}th {noun} from {indices[0]}"
     if len(indices) <= 6:
@@ -142,12 +145,16 @@ def where_in_words(row_counts: torch.Tensor, col_counts: torch.Tensor) -> str:
     all_rows, all_cols = len(rows) == len(row_counts), len(cols) == len(col_counts)
     total = int(row_counts.sum())
     if len(col_counts) == 1:
-        return "every row" if all_rows else f"{len(rows)} of {len(row_counts)} rows" + _after(runs_in_words(rows, "row"))
+        return (
+            "every row" if all_rows else f"{len(rows)} of {len(row_counts)} rows" + _after(runs_in_words(rows, "row"))
+        )
     parts = []
     if all_rows and all_cols:
         parts.append("every row and column")
     else:
-        parts.append("every row" if all_rows else runs_in_words(rows, "row") or f"{len(rows)} of {len(row_counts)} rows")
+        parts.append(
+            "every row" if all_rows else runs_in_words(rows, "row") or f"{len(rows)} of {len(row_counts)} rows"
+        )
         parts.append(
             "every column" if all_cols else runs_in_words(cols, "column") or f"{len(cols)} of {len(col_counts)} columns"
         )

@@ -24,7 +24,9 @@ def decide(comparisons: Sequence[Comparison], checks: Sequence[Check]) -> tuple[
         return Status.MISTRUSTED, ("no output was compared",)
     if all(c.judged == 0 for c in comparisons):
         seen = "; ".join(f"{c.output}: {c.observed}" for c in comparisons if c.observed)
-        return Status.UNSUPPORTED, (f"the contract leaves every row of this case unspecified; seen: {seen or 'nothing'}",)
+        return Status.UNSUPPORTED, (
+            f"the contract leaves every row of this case unspecified; seen: {seen or 'nothing'}",
+        )
     doubts = [doubt for c in comparisons if (doubt := mistrust(c))]
     if doubts:
         return Status.MISTRUSTED, tuple(doubts)

@@ -140,9 +140,12 @@ def _wrong(path: str, source: str) -> list[str]:
         if reason := _forbidden(path, name, top):
             found.append(f"{path}:{line} imports {name}: {reason}")
     if path.startswith(("reference/", "validators/", "golden/")) and path != "reference/budgets.py":
-        found += [
-            f"{path}:{line} {words}: a budget is derived in reference/budgets.py" for line, words in tolerances(tree)
-        ]
+        where = "a budget is derived in reference/budgets.py"
+        found += [f"{path}:{line} {words}: {where}" for line, words in tolerances(tree)]
+    if not path.startswith(("validators/kernels/", "tests/")):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and ast.unparse(node) in ("torch.compile", "torch._scaled_mm"):
+                found.append(f"{path}:{node.lineno} {ast.unparse(node)}: validators.kernels alone calls it")
     return found
 
 

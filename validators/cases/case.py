@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Literal, cast
 
 from validators.cases.tensors import OPS
 
@@ -88,7 +88,7 @@ class Case:
             op=g["op"], m=int(g["m"]), n=int(g["n"]), k=int(g["k"] or 0), dtype=g["dtype"], fp8=g["fp8"],
             recipe=g["recipe"], seed=int(g["seed"]), residual=not g["nores"],
             gamma="fp32" if g["gamma"] else "T", gemma=bool(g["gemma"]), eps=g["eps"] or "1e-5",
-            layout=g["layout"] or "contiguous", bias=bool(g["bias"]),
+            layout=cast(Layout, g["layout"] or "contiguous"), bias=bool(g["bias"]),
         )  # fmt: skip
 
     def asdict(self) -> dict[str, object]:

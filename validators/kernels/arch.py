@@ -103,14 +103,6 @@ def _find_spec(name: str) -> object | None:
         return None
 
 
-def rows(shape: tuple[int, ...]) -> tuple[int, int]:
-    """``(M, N)`` of a [..., N] shape: what a kernel that only takes two dimensions is given."""
-    count = 1
-    for size in shape[:-1]:
-        count *= size
-    return count, shape[-1]
-
-
 def distribution_version(*names: str) -> str | None:
     """Version of the first installed distribution among ``names``, or None."""
     for name in names:

@@ -56,7 +56,7 @@ class Kernel:
 
 
 # One provider a file; each has kernels() -> list[Kernel] that imports nothing heavy.
-PROVIDERS = ("emulated", "torch_native", "inductor", "aiter_hip", "aiter_triton", "vllm")
+PROVIDERS = ("emulated", "torch_native", "inductor", "aiter_hip", "aiter_triton", "triton_own", "vllm")
 
 
 def all_kernels() -> list[Kernel]:

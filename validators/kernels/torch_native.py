@@ -1,4 +1,4 @@
-"""Kernels that every torch has: the eager form as users write it, and ``torch._scaled_mm``.
+"""Kernels that every torch has: the eager forms as users write them, and ``torch._scaled_mm``.
 
 torch's own FP8 cast is part of these kernels, so its overflow behaviour (which differs by version)
 is under test too; all values are clamped before it.
@@ -31,7 +31,9 @@ def _quantize(y: torch.Tensor, fp8_dtype: torch.dtype) -> tuple[torch.Tensor, to
 
     y = y.float()
     qmax = torch.finfo(fp8_dtype).max
-    scale = y.abs().amax(dim=-1, keepdim=True).clamp(min=1e-12) / qmax
+    amax = y.abs().amax(dim=-1, keepdim=True).clamp(min=1e-12)
+    # By a tensor: on CUDA torch turns division by a Python number into multiplication by fl(1/Q) (seen with 2.11).
+    scale = amax / torch.full_like(amax, qmax)
     codes = (y / scale).clamp(-qmax, qmax).to(fp8_dtype)
     return codes, scale
 
@@ -52,6 +54,15 @@ def _add_rmsnorm_quant(inputs: Inputs, buffers: Outputs) -> NormQuantOutputs:
 def _per_token_quant(inputs: Inputs, buffers: Outputs) -> QuantOutputs:
     assert isinstance(inputs, QuantInputs)
     return QuantOutputs(*_quantize(inputs.x, inputs.fp8_dtype))
+
+
+def _gemm(inputs: Inputs, buffers: Outputs) -> GemmOutputs:
+    assert isinstance(inputs, GemmInputs)
+    # FP8 products are exact in fp32, and the scales multiply the finished sum.
+    out = (inputs.a.float() @ inputs.b.float().t()) * inputs.a_scale * inputs.b_scale.reshape(1, -1)
+    if inputs.bias is not None:
+        out = out + inputs.bias.float()
+    return GemmOutputs(out.to(inputs.out_dtype))
 
 
 def _scaled_mm(inputs: Inputs, use_fast_accum: bool) -> GemmOutputs:
@@ -109,10 +120,12 @@ def _gpu_gemm_unsupported(case: Case) -> str | None:
 
 
 def kernels() -> list[Kernel]:
-    """The eager kernels (contract ``eager``) and rowwise ``torch._scaled_mm`` on the CPU and on a GPU.
+    """The eager kernels of all three ops, and rowwise ``torch._scaled_mm`` on the CPU and on a GPU.
 
     On the CPU ``_scaled_mm`` takes every size, both formats, bf16/fp16/fp32 outputs and adds its bias in
-    the epilogue (tried on torch 2.13). On a GPU its accumulator is the matrix unit's: contract ``unknown``.
+    the epilogue. It multiplies the scales into the operands and not into the sum: torch 2.13 equals
+    ``(a * a_scale) @ (b * b_scale).T`` in fp32 bit for bit, which leaves the contract ``fp32`` where a sum
+    cancels. On a GPU its accumulator is the matrix unit's: contract ``unknown``.
     """
     return [
         Kernel(
@@ -132,12 +145,21 @@ def kernels() -> list[Kernel]:
             versions=arch.versions,
         ),
         Kernel(
-            name="torch_native/scaled_mm",
+            name="torch_native/eager",
             op="ptpc_gemm",
             contract="fp32",
+            call=_gemm,
+            unavailable=_no_device,
+            versions=arch.versions,
+        ),
+        Kernel(
+            name="torch_native/scaled_mm",
+            op="ptpc_gemm",
+            contract="dequantized-fp32",
             call=_exact_accumulation,
             unavailable=_only_cpu,
             versions=arch.versions,
+            notes="the CPU path rounds a * a_scale and b * b_scale to fp32 before the products",
             options={"use_fast_accum": False},
         ),
         Kernel(

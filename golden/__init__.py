@@ -1,0 +1,1 @@
+"""Golden tensors: what was true before, bit for bit."""

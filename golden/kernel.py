@@ -1,0 +1,187 @@
+"""One golden of a kernel: run it, judge it under its contract, compare its bits; and judge stored outputs alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from golden.outcome import Outcome, State
+from golden.sets import this_isa
+from golden.store import GoldenError, Row, Tensor
+from golden.tensors import Drift, drift_of, from_stored, stored_outputs
+from reference.contract import GemmContract, NormQuantContract, get_contract
+from validators.cases.case import Case
+from validators.cases.inputs import build, digest
+from validators.cases.recipes import lane_of
+from validators.cases.tensors import GemmOutputs, NormQuantOutputs, Outputs, QuantOutputs
+from validators.kernels import arch
+from validators.kernels.base import Kernel, all_kernels
+from validators.records import Check, Comparison, Record
+from validators.records import Status as Verdict
+from validators.run import Claim, KernelFault, judge, run_kernel
+from validators.store import provenance
+from validators.verdict import decide, strength
+
+_OUTPUTS = {"add_rmsnorm_quant": NormQuantOutputs, "per_token_quant": QuantOutputs, "ptpc_gemm": GemmOutputs}
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """Outputs of a kernel with their verdict. outputs: by name, on the CPU."""
+
+    outputs: dict[str, torch.Tensor]
+    comparisons: tuple[Comparison, ...]
+    checks: tuple[Check, ...]
+    verdict: Verdict
+    reasons: tuple[str, ...]
+    inputs: str
+    seconds: float
+
+
+def find(name: str | None, op: str) -> Kernel | None:
+    """The kernel of the suite's registry, or None. A user's own kernel has no golden: nobody else could check it."""
+    return next((k for k in all_kernels() if k.name == name and k.op == op), None)
+
+
+def run(kernel: Kernel, case: Case, contract: NormQuantContract | GemmContract, device: str) -> Judged:
+    """Run and judge; raises KernelFault where there are no outputs."""
+    claim = run_kernel(kernel, case, device)
+    comparisons, statistical = judge(claim, contract)
+    checks = (*claim.checks, *statistical)
+    verdict, reasons = decide(comparisons, checks)
+    outputs = stored_outputs(claim.outputs)
+    return Judged(outputs, tuple(comparisons), checks, verdict, reasons, digest(claim.inputs), claim.kernel_seconds)
+
+
+def judge_stored(row: Row, tensors: dict[str, Tensor]) -> tuple[Verdict, tuple[str, ...]]:
+    """Verdict of outputs that are stored whole, under the row's contract; no kernel runs."""
+    inputs = build(Case.parse(row.case))
+    if digest(inputs) != row.inputs:
+        raise GoldenError(f"golden {row.id}: its inputs have other bits here than where it was proposed")
+    named: dict[str, Any] = {name: from_stored(t, row.outputs[name].dtype) for name, t in tensors.items()}
+    try:
+        outputs: Outputs = _OUTPUTS[row.op](**named)
+        contract = get_contract(row.op, str(row.contract))
+        comparisons, statistical = judge(Claim(inputs, outputs, (), 0.0), contract)
+    except (TypeError, KeyError, RuntimeError, ValueError) as error:
+        raise GoldenError(f"golden {row.id}: its outputs cannot be judged: {error}") from None
+    return decide(comparisons, statistical)
+
+
+def check(row: Row, tensors: dict[str, Tensor], device: str | None) -> Outcome:
+    """Outcome of a kernel golden. device: where its architecture is, None if this machine has no such device."""
+    start = time.perf_counter()
+    kernel = find(row.kernel, row.op)
+    if kernel is None:
+        return _not_checked(row, None, device, f"no kernel {row.kernel} for {row.op} in this suite")
+    if device is None:
+        return _not_checked(row, kernel, device, f"needs {row.arch}, which this machine has not")
+    if reason := kernel.unavailable(device.split(":")[0]):
+        return _not_checked(row, kernel, device, reason)
+    if row.isa is not None and row.isa != this_isa():
+        sentence = f"its bits belong to a CPU with {row.isa}; PyTorch uses {this_isa()} here"
+        return _not_checked(row, kernel, device, sentence, State.UNTESTED)
+    case = Case.parse(row.case)
+    if reason := kernel.unsupported(case):
+        return _failed(row, kernel, device, start, Verdict.UNSUPPORTED, f"the kernel no longer offers it: {reason}")
+    now = digest(build(case, device=device))
+    if now != row.inputs:
+        sentence = f"the input generator makes other bits: {now[:12]} and not {row.inputs[:12]}"
+        return _failed(row, kernel, device, start, Verdict.UNTESTED, sentence)
+    try:
+        judged = run(kernel, case, get_contract(row.op, str(row.contract)), device)
+    except KernelFault as fault:
+        return _failed(row, kernel, device, start, Verdict.ERROR, str(fault))
+    except KeyError as error:
+        return _failed(row, kernel, device, start, Verdict.UNTESTED, str(error.args[0]))
+    return _compare(row, tensors, kernel, device, judged, start)
+
+
+def _compare(
+    row: Row, tensors: dict[str, Tensor], kernel: Kernel, device: str, judged: Judged, start: float
+) -> Outcome:
+    if set(judged.outputs) != set(row.outputs):
+        sentence = f"outputs are {', '.join(sorted(judged.outputs))} now and were {', '.join(sorted(row.outputs))}"
+        return _failed(row, kernel, device, start, Verdict.ERROR, sentence)
+    try:
+        found = [drift_of(name, row.outputs[name], tensors[name], judged.outputs[name]) for name in row.outputs]
+    except GoldenError as error:
+        return _failed(row, kernel, device, start, Verdict.ERROR, str(error))
+    drifts: tuple[Drift, ...] = tuple(d for d in found if d is not None)
+    words = "; ".join(d.sentence() for d in drifts)
+    state = State.DRIFTED if drifts else State.UNCHANGED
+    if judged.verdict is not Verdict.PASSED:
+        # Bits that were accepted once and are now refused: the contract or the judge has changed.
+        moved = f"other bits than accepted ({words})" if drifts else "the accepted bits, but"
+        words = f"{moved}: {judged.verdict.value}: {'; '.join(judged.reasons)}"
+        state = State.FAILED
+    elif kernel.contract != row.contract:
+        words = f"accepted under contract {row.contract}, and the kernel declares {kernel.contract} now" + (
+            f"; {words}" if words else ""
+        )
+        state = State.DRIFTED
+    seen = Check("golden", True if state is State.UNCHANGED else None, words or "the accepted bits", "determinism")
+    record = _record(
+        row, kernel, device, judged.verdict, judged.reasons, state,
+        comparisons=judged.comparisons, checks=(*judged.checks, seen), strength=strength(judged.comparisons),
+        kernel_seconds=judged.seconds, seconds=time.perf_counter() - start,
+    )  # fmt: skip
+    return Outcome(
+        row.id, row.kind, kernel.name, str(row.arch), state, words, drifts, record, time.perf_counter() - start
+    )
+
+
+def _failed(row: Row, kernel: Kernel, device: str, start: float, verdict: Verdict, sentence: str) -> Outcome:
+    seconds = time.perf_counter() - start
+    record = _record(row, kernel, device, verdict, (sentence,), State.FAILED, seconds=seconds)
+    return Outcome(row.id, row.kind, kernel.name, str(row.arch), State.FAILED, sentence, (), record, seconds)
+
+
+def _not_checked(
+    row: Row, kernel: Kernel | None, device: str | None, sentence: str, state: State = State.MISSING
+) -> Outcome:
+    record = _record(row, kernel, device or "cpu", Verdict.UNTESTED, (sentence,), state)
+    return Outcome(row.id, row.kind, str(row.kernel), str(row.arch), state, sentence, (), record)
+
+
+def _record(
+    row: Row, kernel: Kernel | None, device: str, verdict: Verdict, reasons: tuple[str, ...], state: State,
+    **fields: Any,
+) -> Record:  # fmt: skip
+    """The verdict as a record: whether the outputs are admissible. That they drifted stands beside it, unjudged."""
+    flags = "" if device == "cpu" else f" --device {device}"
+    versions = dict(kernel.versions()) if kernel else {}
+    return Record(
+        status=verdict, reasons=reasons, kernel=str(row.kernel), op=row.op, case=row.case,
+        lane=lane_of(Case.parse(row.case)), contract=row.contract, contract_from="declared", device=device,
+        arch=str(row.arch), emulated=row.emulated, fake=kernel.fake if kernel else row.fake,
+        reproduce=f"python -m golden check --id '{row.id}'{flags}",
+        provenance={
+            **provenance(device), "kernel_versions": versions, "golden": {"id": row.id, "state": state.value},
+        },
+        **fields,
+    )  # fmt: skip
+
+
+def versions_of(kernel: Kernel | None, device: str) -> dict[str, str]:
+    """What a golden's bits may depend on: libraries, Python, CPU, GPU and its driver."""
+    where = provenance(device)
+    found = dict(kernel.versions()) if kernel else arch.versions()
+    found |= {"python": str(where["python"]), "platform": str(where["platform"]), "cpu": str(where["cpu"])}
+    if where["gpu"]:
+        found["gpu"] = str(where["gpu"])
+        found |= _driver()
+    return {str(k): str(v) for k, v in found.items()}
+
+
+def _driver() -> dict[str, str]:
+    for name in ("/proc/driver/nvidia/version", "/sys/module/amdgpu/version"):
+        try:
+            return {"driver": " ".join(Path(name).read_text().splitlines()[0].split())}
+        except (OSError, IndexError):
+            continue
+    return {}

@@ -1,0 +1,48 @@
+"""What came of one golden, and of all of them: data and its few derived numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from golden.tensors import Drift
+    from validators.records import Record
+
+
+class State(str, Enum):
+    """State of a golden. Only UNCHANGED is good; MISSING and UNTESTED were not checked and say why."""
+
+    UNCHANGED = "UNCHANGED"
+    DRIFTED = "DRIFTED"  # other bits, still admissible: to be accepted or explained
+    FAILED = "FAILED"  # not admissible, no output, or other inputs or truth than recorded
+    MISSING = "MISSING"  # its kernel or architecture is not here
+    UNTESTED = "UNTESTED"  # its bits belong to another vector ISA than this CPU's
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """State of one golden. sentence: why, empty for UNCHANGED. drifts: per output whose bits differ.
+
+    record: verdict of the kernel's outputs under the contract, None for reference and inputs goldens.
+    """
+
+    id: str
+    kind: str
+    name: str
+    arch: str
+    state: State
+    sentence: str = ""
+    drifts: tuple[Drift, ...] = ()
+    record: Record | None = None
+    seconds: float = 0.0
+
+
+def exit_code(outcomes: Iterable[Outcome]) -> int:
+    """0 if everything checked is UNCHANGED, and something was; 1 if anything DRIFTED or FAILED; else 2."""
+    states = {outcome.state for outcome in outcomes}
+    if states & {State.DRIFTED, State.FAILED}:
+        return 1
+    return 0 if State.UNCHANGED in states else 2

@@ -1,0 +1,207 @@
+"""False alarms: every legitimate execution of every contract must be admitted, over as many elements as asked for.
+
+``python -m tests.benchmarks.legitimate --elements 1e8`` draws inputs (recipe, shape, types, seed in turn), runs every
+(contract, variant) pair of ``tests.variants``, every variant of the emulated GEMMs and the kernels that torch itself
+brings on them, and counts violations. The elements counted are judged codes and GEMM outputs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+
+from reference.contract import GEMM_CONTRACTS, NORM_QUANT_CONTRACTS, GemmContract, NormQuantContract
+from tests.variants import legitimate_variants
+from validators.cases.case import DTYPES, FP8_FORMATS, Case
+from validators.cases.inputs import build
+from validators.cases.recipes import ADD, GEMM, QUANT, reasons_impossible, recipe_names
+from validators.cases.tensors import Inputs, Outputs
+from validators.compare import compare
+from validators.kernels import emulated, emulated_gemm
+from validators.kernels.base import all_kernels
+
+# Rows x columns: model width, the widest, both sides of a vector and of a block, one column more than a block.
+NORM_SHAPES = ((8, 5120), (33, 769), (64, 512), (4, 8192), (20, 1002), (1, 2048), (72, 264), (7, 4104))
+GEMM_SHAPES = ((32, 48, 512), (17, 33, 250), (16, 64, 5120), (40, 24, 1056))
+OPTIONS: tuple[dict[str, object], ...] = ({}, {"residual": False}, {"gemma": True}, {"gamma": "fp32"}, {"eps": "1e-6"})
+
+Call = Callable[[Inputs], Outputs]
+
+
+@dataclass(frozen=True)
+class Claimant:
+    """A legitimate execution: who it is, the contract that it keeps, and how to run it on inputs."""
+
+    name: str
+    ops: tuple[str, ...]
+    contract: NormQuantContract | GemmContract
+    call: Call
+    unsupported: Callable[[Case], str | None] = lambda case: None
+
+
+@dataclass
+class Totals:
+    """What was seen: judged elements and violations by claimant, and the cases that had any."""
+
+    elements: dict[str, int] = field(default_factory=dict)
+    scales: int = 0
+    residuals: int = 0
+    single: int = 0
+    violations: dict[str, int] = field(default_factory=dict)
+    failing: list[str] = field(default_factory=list)
+    cases: int = 0
+    seeds: int = 0
+    seconds: float = 0.0
+
+    @property
+    def judged(self) -> int:
+        """Judged codes and GEMM outputs."""
+        return sum(self.elements.values())
+
+
+def emulated_claimants() -> list[Claimant]:
+    """Every (contract, variant) pair of the norm and quantization ops."""
+    found = []
+    for name, contract in NORM_QUANT_CONTRACTS.items():
+        for variant in legitimate_variants(name):
+            call = emulated.make(contract, variant)
+            found.append(Claimant(f"{name}/{variant.name}", (ADD, QUANT), contract, call))
+    return found
+
+
+def gemm_claimants() -> list[Claimant]:
+    """Every order of scales for both accumulators; block lengths and the serial sum for fp32."""
+    orders = ("token_first", "channel_first", "product_first")
+    found = []
+    for order in orders:
+        variants = [emulated_gemm.GemmVariant(f"block-{b}+{order}", b, False, order) for b in (1 << 5, 1 << 7, 1 << 9)]  # type: ignore[arg-type]
+        variants.append(emulated_gemm.GemmVariant(f"serial+{order}", serial=True, scale_order=order))  # type: ignore[arg-type]
+        found += [_gemm("fp32", variant) for variant in variants]
+        found.append(_gemm("unknown", emulated_gemm.GemmVariant(order, scale_order=order)))  # type: ignore[arg-type]
+    return found
+
+
+def _gemm(name: str, variant: emulated_gemm.GemmVariant) -> Claimant:
+    contract = GEMM_CONTRACTS[name]
+    return Claimant(f"{name}/{variant.name}", (GEMM,), contract, emulated_gemm.make(contract, variant))
+
+
+def native_claimants(device: str = "cpu") -> list[Claimant]:
+    """Kernels of torch itself that can run here: eager, ``torch._scaled_mm``, ``torch.compile``."""
+    found = []
+    for kernel in all_kernels():
+        if not kernel.name.startswith(("torch_native/", "inductor/")) or kernel.unavailable(device):
+            continue
+        table = GEMM_CONTRACTS if kernel.op == GEMM else NORM_QUANT_CONTRACTS
+        assert kernel.contract is not None
+
+        def call(inputs: Inputs, run: Callable[..., Outputs] = kernel.call) -> Outputs:
+            return run(inputs, None)
+
+        contract: NormQuantContract | GemmContract = table[kernel.contract]  # type: ignore[index]
+        found.append(Claimant(f"{kernel.name} ({kernel.op})", (kernel.op,), contract, call, kernel.unsupported))
+    return found
+
+
+def draw_cases(ops: Sequence[str] = (ADD, QUANT, GEMM), *, seed: int = 0) -> Iterator[Case]:
+    """Cases without end, the ops in turn; recipes, shapes, types and options turn at their own pace; then new seeds."""
+    for current in itertools.count(seed):
+        rounds = [list(_of_seed(op, current)) for op in ops]
+        yield from (case for turn in itertools.zip_longest(*rounds) for case in turn if case is not None)
+
+
+def _of_seed(op: str, seed: int) -> Iterator[Case]:
+    pairs = itertools.product(DTYPES, FP8_FORMATS, recipe_names(op))
+    for turn, (dtype, fp8, name) in enumerate(pairs):
+        at = turn + seed * 3
+        if op == GEMM:
+            m, n, k = GEMM_SHAPES[at % len(GEMM_SHAPES)]
+            case = Case(op, m, n, name, k=k, dtype=dtype, fp8=fp8, seed=seed, bias=at % 3 == 1)
+        else:
+            m, n = NORM_SHAPES[at % len(NORM_SHAPES)]
+            options = OPTIONS[at % len(OPTIONS)] if op == ADD else {}
+            case = Case(op, m, n, name, dtype=dtype, fp8=fp8, seed=seed, **options)  # type: ignore[arg-type]
+        if reasons_impossible(case) is None:
+            yield case
+
+
+def judge(claimant: Claimant, case: Case, inputs: Inputs, totals: Totals) -> None:
+    """One execution of one claimant."""
+    outputs = claimant.call(inputs)
+    for c in compare(inputs, outputs, claimant.contract):
+        if c.output in ("codes", "out"):
+            totals.elements[claimant.name] = totals.elements.get(claimant.name, 0) + c.judged
+            totals.single += c.single
+        elif c.output == "scale":
+            totals.scales += c.judged
+        else:
+            totals.residuals += c.judged
+        if c.violations:
+            totals.violations[claimant.name] = totals.violations.get(claimant.name, 0) + c.violations
+            totals.failing.append(f"{claimant.name} on {case.id}: {c.violations} of {c.judged} of {c.output}")
+
+
+def run(
+    claimants: Sequence[Claimant], elements: float, *, device: str = "cpu", cases: Iterator[Case] | None = None,
+    echo: bool = False,
+) -> Totals:  # fmt: skip
+    """Judge all claimants on case after case until ``elements`` codes and GEMM outputs were judged."""
+    totals, start, told = Totals(), time.perf_counter(), 0.0
+    ops = tuple(dict.fromkeys(op for claimant in claimants for op in claimant.ops))
+    for case in draw_cases(ops) if cases is None else cases:
+        inputs = build(case, device=device)
+        for claimant in claimants:
+            if case.op in claimant.ops and claimant.unsupported(case) is None:
+                judge(claimant, case, inputs, totals)
+        totals.cases += 1
+        totals.seeds = max(totals.seeds, case.seed + 1)
+        totals.seconds = time.perf_counter() - start
+        if echo and totals.seconds - told > 30:
+            told = totals.seconds
+            print(f"{totals.judged:.3g} elements, {totals.seconds:.0f} s, {len(totals.failing)} failures", flush=True)
+        if totals.judged >= elements:
+            break
+    return totals
+
+
+def lines(title: str, totals: Totals) -> list[str]:
+    """The result in words."""
+    bad = sum(totals.violations.values())
+    return [
+        f"{title}: {bad} violations in {totals.judged:,} codes and outputs ({totals.scales:,} scales, "
+        f"{totals.residuals:,} residuals) of {len(totals.elements)} executions, {totals.cases:,} cases, "
+        f"seeds 0 to {totals.seeds - 1}, {totals.seconds:.0f} s; "
+        f"{100 * totals.single / max(1, totals.judged):.4f} % had one admissible value",
+        *totals.failing[:20],
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; 1 if there is a violation."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.legitimate", description=__doc__)
+    parser.add_argument("--elements", type=float, default=1e8, help="elements of the emulated variants (default 1e8)")
+    parser.add_argument("--native-elements", type=float, default=5e6, help="elements of torch's own kernels")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="write the numbers as JSON")
+    options = parser.parse_args(arguments)
+    results = {
+        "emulated": run(emulated_claimants() + gemm_claimants(), options.elements, device=options.device, echo=True),
+        "torch": run(native_claimants(options.device), options.native_elements, device=options.device, echo=True),
+    }
+    for title, totals in results.items():
+        print("\n".join(lines(title, totals)))
+    if options.write:
+        numbers = {title: asdict(totals) for title, totals in results.items()}
+        options.write.write_text(json.dumps({"torch": torch.__version__, "device": options.device, **numbers}) + "\n")
+    return int(any(totals.failing for totals in results.values()))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
