@@ -57,9 +57,7 @@ def commit(root: str | Path, entries: Sequence[Entry]) -> list[str]:
             for path in written:
                 with contextlib.suppress(OSError):
                     path.unlink()
-            raise GoldenError(
-                f"cannot write to {folder}: {error.strerror or error}; nothing was accepted"
-            ) from None
+            raise GoldenError(f"cannot write to {folder}: {error.strerror or error}; nothing was accepted") from None
         _remove_debris(folder, rows)
     return changed
 
@@ -128,7 +126,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def _remove_debris(folder: Path, rows: dict[str, Row]) -> None:
-    """Files of superseded rows, and what killed writers left half-written. Others' files stay: ``verify`` names them."""
+    """Files of superseded rows and what killed writers left half-written; ``verify`` names any other stray file."""
     named = {row.file for row in rows.values()}
     superseded = {str(old["file"]) for row in rows.values() for old in row.history if old.get("file")} - named
     with contextlib.suppress(OSError):
@@ -136,4 +134,3 @@ def _remove_debris(folder: Path, rows: dict[str, Row]) -> None:
             (folder / name).unlink(missing_ok=True)
         for path in folder.rglob(f"*{TEMPORARY}"):
             path.unlink(missing_ok=True)
-

@@ -77,14 +77,11 @@ def check(row: Row, tensors: dict[str, Tensor], device: str | None) -> Outcome:
     start = time.perf_counter()
     kernel = find(row.kernel, row.op)
     if kernel is None:
-        return _not_checked(row, None, device, f"no kernel {row.kernel} for {row.op} in this suite")
+        return _not_here(row, None, device, f"no kernel {row.kernel} for {row.op} in this suite")
     if device is None:
-        return _not_checked(row, kernel, device, f"needs {row.arch}, which this machine has not")
+        return _not_here(row, kernel, device, f"needs {row.arch}, which this machine has not")
     if reason := kernel.unavailable(device.split(":")[0]):
-        return _not_checked(row, kernel, device, reason)
-    if row.isa is not None and row.isa != this_isa():
-        sentence = f"its bits belong to a CPU with {row.isa}; PyTorch uses {this_isa()} here"
-        return _not_checked(row, kernel, device, sentence, State.UNTESTED)
+        return _not_here(row, kernel, device, reason)
     case = Case.parse(row.case)
     if reason := kernel.unsupported(case):
         return _failed(row, kernel, device, start, Verdict.UNSUPPORTED, f"the kernel no longer offers it: {reason}")
@@ -124,6 +121,9 @@ def _compare(
             f"; {words}" if words else ""
         )
         state = State.DRIFTED
+    elif drifts and row.isa is not None and row.isa != this_isa():
+        words = f"its bits belong to a CPU with {row.isa} and PyTorch uses {this_isa()} here; admissible, but {words}"
+        state = State.UNTESTED
     seen = Check("golden", True if state is State.UNCHANGED else None, words or "the accepted bits", "determinism")
     record = _record(
         row, kernel, device, judged.verdict, judged.reasons, state,
@@ -141,11 +141,9 @@ def _failed(row: Row, kernel: Kernel, device: str, start: float, verdict: Verdic
     return Outcome(row.id, row.kind, kernel.name, str(row.arch), State.FAILED, sentence, (), record, seconds)
 
 
-def _not_checked(
-    row: Row, kernel: Kernel | None, device: str | None, sentence: str, state: State = State.MISSING
-) -> Outcome:
-    record = _record(row, kernel, device or "cpu", Verdict.UNTESTED, (sentence,), state)
-    return Outcome(row.id, row.kind, str(row.kernel), str(row.arch), state, sentence, (), record)
+def _not_here(row: Row, kernel: Kernel | None, device: str | None, sentence: str) -> Outcome:
+    record = _record(row, kernel, device or "cpu", Verdict.UNTESTED, (sentence,), State.MISSING)
+    return Outcome(row.id, row.kind, str(row.kernel), str(row.arch), State.MISSING, sentence, (), record)
 
 
 def _record(
@@ -170,7 +168,7 @@ def _record(
 def versions_of(kernel: Kernel | None, device: str) -> dict[str, str]:
     """What a golden's bits may depend on: libraries, Python, CPU, GPU and its driver."""
     where = provenance(device)
-    found = dict(kernel.versions()) if kernel else arch.versions()
+    found = dict(kernel.versions() if kernel else arch.versions())
     found |= {"python": str(where["python"]), "platform": str(where["platform"]), "cpu": str(where["cpu"])}
     if where["gpu"]:
         found["gpu"] = str(where["gpu"])

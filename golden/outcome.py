@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 class State(str, Enum):
-    """State of a golden. Only UNCHANGED is good; MISSING and UNTESTED were not checked and say why."""
+    """State of a golden. Only UNCHANGED is good; MISSING and UNTESTED say nothing of the golden, and say why."""
 
     UNCHANGED = "UNCHANGED"
     DRIFTED = "DRIFTED"  # other bits, still admissible: to be accepted or explained
     FAILED = "FAILED"  # not admissible, no output, or other inputs or truth than recorded
     MISSING = "MISSING"  # its kernel or architecture is not here
-    UNTESTED = "UNTESTED"  # its bits belong to another vector ISA than this CPU's
+    UNTESTED = "UNTESTED"  # other bits, admissible, on a CPU of another vector ISA than recorded
 
 
 @dataclass(frozen=True)

@@ -147,10 +147,11 @@ def marked_truth() -> list[Marked]:
 
 
 def isa_of(kernel: str, arch: str) -> str | None:
-    """Vector ISA that a CPU golden's bits belong to, or None where they do not depend on it.
+    """Vector ISA that a CPU golden's bits may belong to, or None where they do not depend on it.
 
-    The emulated norms sum in an order of their own with elementwise IEEE operations: the same bits everywhere (tried
-    with ATEN_CPU_CAPABILITY default, avx2, avx512). What ATen, Inductor or oneDNN vectorise sums in their order.
+    The emulated norms sum in an order of their own with elementwise IEEE operations: the same bits everywhere (the
+    same with ATEN_CPU_CAPABILITY=default and avx2). What ATen, Inductor and oneDNN vectorise may sum in another order
+    on another CPU: bits that differ there, and are admissible, are not called drift.
     """
     if arch != CPU or kernel.startswith("emulated/"):
         return None

@@ -134,9 +134,7 @@ def stored_part(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value for name, value in values.items() if not name.endswith("/declared_magnitude")}
 
 
-def differences(
-    outputs: dict[str, Output], stored: dict[str, Tensor], now: dict[str, torch.Tensor]
-) -> list[str]:
+def differences(outputs: dict[str, Output], stored: dict[str, Tensor], now: dict[str, torch.Tensor]) -> list[str]:
     """One sentence for every value of a reference golden that has moved."""
     found = []
     current = stored_part(now)

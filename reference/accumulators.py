@@ -21,6 +21,7 @@ Scaling by 2^k is exact because every exponent stays within +-600.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -118,12 +119,11 @@ def get_unit(name: str) -> Unit:
     )
 
 
-def _lanes(k: int, width: int, rows: int) -> Tensor:
+def _lanes(k: int, width: int, groups: int) -> Tensor:
     """k-map of a tile of ``k`` products in which each lane loads ``width`` consecutive bytes and feeds 8 an instruction.
 
     Instruction i multiplies bytes 8i..8i+7 of every lane group g: physical (i, g, j) is logical (g, 8i + j).
     """
-    groups = rows
     return torch.arange(k).view(groups, width // 8, 8).permute(1, 0, 2).reshape(-1)
 
 
@@ -146,19 +146,13 @@ def arrange(codes: Tensor, k_map: Tensor | None, multiple: int) -> Tensor:
     """
     raw = bytes_of(codes)
     length = 1 if k_map is None else len(k_map)
-    whole = length * multiple // _gcd(length, multiple)
+    whole = math.lcm(length, multiple)
     raw = torch.nn.functional.pad(raw, (0, -raw.shape[1] % whole))
     if k_map is None or length == 1:
         return raw
     if not torch.equal(k_map.cpu().sort().values, torch.arange(length)):
         raise AccumulatorError(f"a k-map of length {length} must be a permutation of 0..{length - 1}")
     return raw.view(raw.shape[0], -1, length)[:, :, k_map.to(raw.device)].reshape(raw.shape)
-
-
-def _gcd(x: int, y: int) -> int:
-    while y:
-        x, y = y, x % y
-    return x
 
 
 @dataclass(frozen=True)
@@ -323,6 +317,8 @@ def emulate(
         raise AccumulatorError(f"operands {tuple(a.shape)} and {tuple(b.shape)} are not [m, K] and [n, K]")
     if splits < 1:
         raise AccumulatorError(f"a GEMM has at least one slice along K, not {splits}")
+    if splits > 1 and k_map is not None and SPLIT_MULTIPLE % len(k_map):
+        raise AccumulatorError(f"with split-K a k-map's length divides {SPLIT_MULTIPLE}; this one has {len(k_map)}")
     if a.shape[1] == 0:
         raise AccumulatorError("a GEMM without products has no accumulator")
     out = torch.zeros(a.shape[0], b.shape[0], dtype=torch.float32, device=a.device)

@@ -89,7 +89,7 @@ def test_scale_interval_is_the_budget_around_the_exact_scale(name: str, fp8: str
         low, nominal, high = (float(v[i]) for v in (got.scale.low, got.scale.nominal, got.scale.high))
         assert exact * (1 - width - 2 * budgets.U) <= low <= nominal <= high <= exact * (1 + width + 2 * budgets.U)
         if not rounded:
-            inner = (budgets.rms_budget(contract, inputs.x.shape[1]).total_u + 2.0 - 2.0) * budgets.U
+            inner = budgets.rms_budget(contract, inputs.x.shape[1]).total_u * budgets.U
             assert low <= exact * (1 - inner)
             assert high >= exact * (1 + inner)
         assert int(got.scale.kind[i]) == int(Row.NORMAL)
@@ -304,7 +304,8 @@ def test_special_rows_follow_the_contract(fp8: str) -> None:
     assert int(zero.kind[0]) == int(Row.UNSPECIFIED)
     eager = NORM_QUANT_CONTRACTS["eager"]
     nan = truth_of.quant_truth(torch.tensor([[1.0, torch.nan], [1.0, torch.inf]]), eager, fp8)
-    assert nan.kind.tolist() == [int(Row.NONFINITE)] * 2
+    # NaN propagates by contract; Inf/Inf in the cast is settled by no source.
+    assert nan.kind.tolist() == [int(Row.NONFINITE), int(Row.UNSPECIFIED)]
 
 
 def codes_dtype(fp8: str) -> torch.dtype:

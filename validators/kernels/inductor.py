@@ -8,7 +8,7 @@ What the source says is not what the default options compile: Inductor keeps a s
 across the store. Measured on an H100 (torch 2.11.0, N = 520): the whole norm uses the unrounded sum, and about
 2 % of the codes leave the contract. On a CPU (torch 2.13.0) with row-strided x: only the mean of squares does, and
 the scale is off by 1200 to 13000 units of 2^-24. The contract is kept, on both, with
-``emulate_precision_casts``, under which ``inductor/add_rmsnorm_quant_casts`` compiles.
+``emulate_precision_casts``, under which ``inductor/add_rmsnorm_quant`` compiles; ``default_options`` is the other one.
 
 One function is compiled for each combination of types, options and scalars, because eps and Q are constants in
 the model code that this stands for. On a CPU both sizes are dynamic, so that one compilation (about 3 s,

@@ -1,0 +1,99 @@
+"""What a person wants to see of a check: one table, then each golden that is not as accepted; and a line of history."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from golden.outcome import Outcome, State, exit_code
+from golden.store import GoldenError, Row
+
+_COLUMNS = tuple(State)
+
+
+def table(outcomes: Sequence[Outcome]) -> list[tuple[str, ...]]:
+    """Header, then one line a kernel and architecture: name, arch, goldens, and how many are in each state."""
+    counts: dict[tuple[str, str], Counter[State]] = {}
+    for outcome in outcomes:
+        counts.setdefault((outcome.name, outcome.arch), Counter())[outcome.state] += 1
+    lines = [("golden of", "arch", "goldens", *(state.value for state in _COLUMNS))]
+    for (name, arch), count in sorted(counts.items()):
+        numbers = (str(count[state] or "") for state in _COLUMNS)
+        lines.append((name, arch, str(sum(count.values())), *numbers))
+    return lines
+
+
+def text(lines: Sequence[Sequence[str]]) -> str:
+    """Columns aligned with spaces."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def headline(outcomes: Sequence[Outcome]) -> str:
+    """One sentence: is everything as accepted?"""
+    states = Counter(outcome.state for outcome in outcomes)
+    counted = ", ".join(f"{states[s]:,} {s.value}" for s in _COLUMNS if states[s])
+    words = {
+        0: "As accepted.",
+        1: "NOT as accepted." if states[State.FAILED] else "Bits have drifted; all of them are admissible.",
+        2: "Nothing was checked.",
+    }[exit_code(outcomes)]
+    return f"{words} {len(outcomes):,} goldens: {counted or 'none'}."
+
+
+def details(outcomes: Sequence[Outcome]) -> list[str]:
+    """A line for every golden that is not UNCHANGED; those of one kernel with one sentence share it."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for outcome in outcomes:
+        if outcome.state is not State.UNCHANGED:
+            same = outcome.name if outcome.state is State.MISSING else outcome.id
+            found.setdefault((outcome.state.value, same, outcome.sentence), []).append(outcome.id)
+    order = [State.FAILED.value, State.DRIFTED.value, State.UNTESTED.value, State.MISSING.value]
+    return [
+        f"{state} {same}{f' ({len(ids)} goldens)' if len(ids) > 1 else ''}: {sentence}"
+        for (state, same, sentence), ids in sorted(found.items(), key=lambda item: order.index(item[0][0]))
+    ]
+
+
+def markdown(outcomes: Sequence[Outcome]) -> str:
+    """Headline, table, details; for a workflow's summary page."""
+    lines = table(outcomes)
+    rows = ["| " + " | ".join(line) + " |" for line in lines]
+    rows.insert(1, "|---|---|" + "---:|" * (len(lines[0]) - 2))
+    more = details(outcomes)
+    notes = ["", *(f"- {line.replace('|', chr(92) + '|')}" for line in more)] if more else []
+    return "\n".join([f"### {headline(outcomes)}", "", *rows, *notes, ""])
+
+
+def append_history(path: str | Path, outcomes: Sequence[Outcome], where: dict[str, Any]) -> None:
+    """One JSON line at the end of ``path``: date, where, counts, and the state of what is not as accepted."""
+    states = Counter(outcome.state.value for outcome in outcomes)
+    line = {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "exit": exit_code(outcomes),
+        "states": dict(sorted(states.items())),
+        "not_unchanged": {o.id: o.state.value for o in outcomes if o.state is not State.UNCHANGED},
+        **{name: where.get(name) for name in ("commit", "dirty", "torch", "gpu", "cpu", "host")},
+    }
+    try:
+        with Path(path).open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line, sort_keys=True) + "\n")
+    except OSError as error:
+        raise GoldenError(f"cannot write the history {path}: {error.strerror or error}") from None
+
+
+def listing(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """Header and one line a golden for ``list``: id, contract, date, torch, earlier rows, reason."""
+    lines: list[tuple[str, ...]] = [("golden", "contract", "isa", "accepted", "torch", "earlier", "reason")]
+    for row in rows:
+        lines.append(
+            (
+                row.id, row.contract or "-", row.isa or "-", row.date[:10] or "-", row.versions.get("torch", "-"),
+                str(len(row.history)), row.reason or "-",
+            )
+        )  # fmt: skip
+    return lines
