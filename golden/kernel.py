@@ -18,8 +18,8 @@ from validators.cases.case import Case
 from validators.cases.inputs import build, digest
 from validators.cases.recipes import lane_of
 from validators.cases.tensors import GemmOutputs, NormQuantOutputs, Outputs, QuantOutputs
-from validators.kernels import arch
-from validators.kernels.base import Kernel, all_kernels
+from validators.kernels import arch, base
+from validators.kernels.base import Kernel
 from validators.records import Check, Comparison, Record
 from validators.records import Status as Verdict
 from validators.run import Claim, KernelFault, judge, run_kernel
@@ -44,7 +44,7 @@ class Judged:
 
 def find(name: str | None, op: str) -> Kernel | None:
     """The kernel of the suite's registry, or None. A user's own kernel has no golden: nobody else could check it."""
-    return next((k for k in all_kernels() if k.name == name and k.op == op), None)
+    return next((k for k in base.all_kernels() if k.name == name and k.op == op), None)
 
 
 def run(kernel: Kernel, case: Case, contract: NormQuantContract | GemmContract, device: str) -> Judged:

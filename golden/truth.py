@@ -168,4 +168,4 @@ def _moved(before: torch.Tensor, after: torch.Tensor, *, exact: bool) -> torch.T
     if exact:
         return ~same | (torch.signbit(before) != torch.signbit(after)) & ~before.isnan()
     close = (before - after).abs() <= SUM_ORDER * torch.maximum(before.abs(), after.abs())
-    return ~(same | close)
+    return ~(same | (close & before.isfinite() & after.isfinite()))

@@ -123,6 +123,8 @@ def _norm_smoke(op: str, dtype: str, fp8: str) -> Iterator[Case]:
     for name, options in _norm_options(op)[: _SMOKE_OPTIONS[op]]:
         yield Case(op, 18, 264, name, dtype=dtype, fp8=fp8, **options)
     yield Case(op, 37, 1002, "shape_walk", dtype=dtype, fp8=fp8)
+    # An odd width: rows whose last bytes share a word with the next row.
+    yield Case(op, 9, 769, "shape_walk", dtype=dtype, fp8=fp8)
     yield Case(op, 4, shapes.HIDDEN, "model", dtype=dtype, fp8=fp8)
 
 
@@ -174,6 +176,9 @@ def _gemm_smoke(op: str, dtype: str, fp8: str) -> Iterator[Case]:
     for name in _recipes(op):
         yield Case(op, 24, 48, name, k=176, dtype=dtype, fp8=fp8)
     yield Case(op, 24, 48, "gaussian", k=176, dtype=dtype, fp8=fp8, bias=True)
+    yield Case(op, 24, 48, "gaussian", k=176, dtype=dtype, fp8=fp8, layout="strided")
+    # The other storage type: fp16 shows what passes through bf16, and split-K sums that change order.
+    yield Case(op, 32, 64, "random_bytes", k=512, dtype=_other(dtype, DTYPES), fp8=fp8)
     yield Case(op, 37, 136, "shape_walk", k=144, dtype=dtype, fp8=fp8)
     yield Case(op, 4, 384, "model", k=shapes.HIDDEN, dtype=dtype, fp8=fp8)
 

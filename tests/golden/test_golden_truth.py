@@ -1,0 +1,165 @@
+"""Goldens of the reference and of the input generator: what may move, and that a moved truth is noticed."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from golden import sets, truth
+from golden.check import check_row
+from golden.commit import Entry
+from golden.outcome import State
+from golden.propose import truth_entry
+from golden.sets import Marked
+from reference import add_rmsnorm_quant, ptpc_gemm
+from reference.contract import GEMM_CONTRACTS, NORM_QUANT_CONTRACTS
+from validators.cases.case import Case
+from validators.cases.generator import Block
+from validators.cases.recipes import recipe_names
+from validators.cases.tensors import OPS
+
+NORM, QUANT, GEMM = (next(c for c in sets.REFERENCE_CASES if c.startswith(op)) for op in OPS)
+
+
+def _golden(case: str, kind: str = "reference") -> Entry:
+    return truth_entry(Marked(kind, None, None, case))
+
+
+def _sentence(golden: Entry) -> str:
+    """What a check of the golden says now; empty if it is as accepted."""
+    outcome = check_row(golden.row, golden.tensors)
+    assert outcome.state is (State.FAILED if outcome.sentence else State.UNCHANGED)
+    return outcome.sentence
+
+
+def test_the_cases_cover_every_op_contract_and_format() -> None:
+    cases = [Case.parse(case) for case in sets.REFERENCE_CASES]
+    assert {case.op for case in cases} == set(OPS)
+    assert {(c.op, c.fp8) for c in cases} == {(op, fp8) for op in OPS for fp8 in ("e4m3fn", "e4m3fnuz")}
+    contracts = {name.split("/")[0] for case in cases for name in truth.compute(case)}
+    assert contracts == {*NORM_QUANT_CONTRACTS, *GEMM_CONTRACTS}
+
+
+def test_the_cases_are_narrow_enough_for_the_bound() -> None:
+    """The derivation of SUM_ORDER: (n - 1 + 12) 2**-53."""
+    assert (truth.WIDEST - 1 + 12) * 2.0**-53 <= truth.SUM_ORDER
+    assert all(Case.parse(case).n <= truth.WIDEST for case in sets.REFERENCE_CASES)
+
+
+def test_another_order_of_the_sum_of_squares_is_no_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another BLAS does: the float64 sum of squares from the other end."""
+    goldens = [_golden(case) for case in sets.REFERENCE_CASES if case.startswith("add_rmsnorm_quant")]
+
+    def backwards(z: torch.Tensor, dim: int, dtype: torch.dtype) -> torch.Tensor:
+        total = torch.zeros(z.shape[0], dtype=dtype)
+        for column in z.to(dtype).flip(dim).unbind(dim):
+            total = total + column * column
+        return total.sqrt()
+
+    before = [golden.tensors["vllm/rms"].data for golden in goldens]
+    monkeypatch.setattr(torch.linalg, "vector_norm", backwards)
+    after = [_golden(golden.row.case).tensors["vllm/rms"].data for golden in goldens]
+    assert before != after, "the other order gave the same bits, so this shows nothing"
+    assert [_sentence(golden) for golden in goldens] == [""] * len(goldens)
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "function", "change"),
+    [
+        ("rms", add_rmsnorm_quant, "norm_truth", lambda t: t.rms.mul_(1 + 2.0**-45)),
+        ("p_max", add_rmsnorm_quant, "norm_truth", lambda t: t.p_max.mul_(1 + 2.0**-45)),
+        ("scale_low", add_rmsnorm_quant, "norm_truth", lambda t: t.scale.low.mul_(1 - 2.0**-52)),
+        ("kind", add_rmsnorm_quant, "norm_truth", lambda t: t.scale.kind.add_(1)),
+        ("residual", add_rmsnorm_quant, "norm_truth", lambda t: t.residual.neg_()),
+        ("sum", ptpc_gemm, "gemm_truth", lambda t: t.accumulator.mul_(1 + 2.0**-52)),
+        ("high", ptpc_gemm, "gemm_truth", lambda t: t.high.mul_(1 + 2.0**-8)),
+        ("declared_magnitude", ptpc_gemm, "gemm_truth", lambda t: t.magnitude.mul_(1 + 2.0**-9)),
+        ("declared_magnitude", ptpc_gemm, "gemm_truth", lambda t: t.magnitude.mul_(1 - 2.0**-14)),
+    ],
+)
+def test_a_moved_value_is_named(
+    monkeypatch: pytest.MonkeyPatch, name: str, module: object, function: str, change: object
+) -> None:
+    golden = _golden(NORM if function == "norm_truth" else GEMM)
+    assert _sentence(golden) == ""
+    original = getattr(truth, function)
+
+    def moved(*args: object, **kwargs: object) -> object:
+        found = original(*args, **kwargs)
+        change(found)  # type: ignore[operator]
+        return found
+
+    monkeypatch.setattr(truth, function, moved)
+    assert f"/{name}: " in _sentence(golden)
+    assert getattr(module, function) is original
+
+
+@pytest.mark.parametrize("case", [NORM, QUANT])
+def test_a_moved_end_of_the_admissible_codes_is_named(monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+    golden = _golden(case)
+    encode = truth.encode
+
+    def up(values: torch.Tensor, *args: object) -> torch.Tensor:
+        codes = encode(values, *args)  # type: ignore[arg-type]
+        codes[3] ^= 1
+        return codes
+
+    monkeypatch.setattr(truth, "encode", up)
+    assert "/codes_low: 1 of 1,152 values moved, the first at (0, 3)" in _sentence(golden)
+
+
+def test_a_contract_that_came_or_went_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    golden = _golden(QUANT)
+    fewer = {name: c for name, c in NORM_QUANT_CONTRACTS.items() if name != "vllm"}
+    monkeypatch.setattr(truth, "NORM_QUANT_CONTRACTS", fewer)
+    assert "vllm/scale is no longer computed" in _sentence(golden)
+    monkeypatch.setattr(truth, "NORM_QUANT_CONTRACTS", {**NORM_QUANT_CONTRACTS, "x": CONTRACT})
+    assert "x/scale is new" in _sentence(golden)
+
+
+CONTRACT = NORM_QUANT_CONTRACTS["eager"].replace(name="x")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "close", "exact"),
+    [
+        (1.0, 1.0 + 2.0**-47, False, True),
+        (1.0, 1.0 + 2.0**-46, True, True),
+        (math.nan, math.nan, False, False),
+        (math.nan, 1.0, True, True),
+        (math.inf, math.inf, False, False),
+        (math.inf, 1e308, True, True),
+        (0.0, -0.0, False, True),
+        (0.0, 5e-324, True, True),
+    ],
+)
+def test_what_counts_as_moved(before: float, after: float, close: bool, exact: bool) -> None:
+    pair = torch.tensor([before], dtype=torch.float64), torch.tensor([after], dtype=torch.float64)
+    assert bool(truth._moved(*pair, exact=False)) is close
+    assert bool(truth._moved(*pair, exact=True)) is exact
+
+
+def test_the_input_goldens_cover_every_recipe() -> None:
+    cases = [Case.parse(m.case) for m in sets.marked_truth() if m.kind == "inputs"]
+    for op in OPS:
+        # The smoke cases leave a few recipes out; what is left out there must not be everything of a lane.
+        covered = {case.recipe for case in cases if case.op == op}
+        assert len(covered) > len(recipe_names(op)) // 2
+        assert covered <= set(recipe_names(op))
+
+
+def test_one_changed_bit_of_the_generator_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    golden = _golden("per_token_quant-m24-n520-bf16-e4m3fn-gaussian-s0", kind="inputs")
+    assert _sentence(golden) == ""
+    gaussian = Block.gaussian
+
+    def changed(self: Block, *args: object, **kwargs: object) -> torch.Tensor:
+        values = gaussian(self, *args, **kwargs).clone()  # type: ignore[arg-type]
+        # One unit of bf16 in one element: fp32's low bits would be rounded away.
+        values.view(-1).view(torch.int32)[17] ^= 1 << 16
+        return values
+
+    monkeypatch.setattr(Block, "gaussian", changed)
+    assert "the input generator makes other bits" in _sentence(golden)

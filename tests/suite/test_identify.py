@@ -1,0 +1,80 @@
+"""Identification tells contracts apart from 64 rows, and says so when none fits."""
+
+from __future__ import annotations
+
+import pytest
+
+from reference.contract import GEMM_CONTRACTS, NORM_QUANT_CONTRACTS
+from tests import zoo
+from tests.benchmarks.identification import CONTRACTS, ROWS, ask
+from validators.cases.case import Case
+from validators.cases.recipes import ADD, GEMM
+from validators.identify import IdentifyResult, identification_cases, identify
+from validators.kernels import emulated, emulated_gemm
+from validators.kernels.base import Kernel
+from validators.records import Status
+from validators.run import KernelFault, validate
+
+
+@pytest.mark.parametrize("name", CONTRACTS)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_contract_is_told_from_the_others_by_64_rows(name: str, seed: int) -> None:
+    outcome, result = ask(name, seed)
+    assert outcome.admitted[0] == name, result.lines()
+    assert set(CONTRACTS) & set(outcome.admitted) == {name}
+    assert outcome.margin > 0
+
+
+@pytest.mark.parametrize("name", CONTRACTS)
+def test_the_other_fp8_format_identifies_as_well(name: str) -> None:
+    outcome, result = ask(name, 0, fp8="e4m3fnuz")
+    assert outcome.right, result.lines()
+
+
+def test_lines_give_the_evidence() -> None:
+    _, result = ask("aiter-hip-gfx942", 0)
+    lines = result.lines()
+    assert lines[0].startswith("aiter-hip-gfx942: admits all ")
+    assert any("residual_out" in line for line in lines if line.startswith("aiter-hip-gfx950: does not admit"))
+    assert len(lines) == len(NORM_QUANT_CONTRACTS)
+    assert all(case.endswith("-s0") for case in result.cases)
+
+
+def test_no_contract_fits_a_defect_and_the_record_says_so() -> None:
+    defect = zoo.find_defect("N07")
+    kernel = Kernel("demo/wrong", ADD, None, defect.kernel.call, in_place=True)
+    result = identify(kernel, rows=ROWS)
+    assert result.best is None
+    assert result.admitted == []
+    record = validate(kernel, Case.parse(defect.reveals[0]))
+    assert record.status is Status.FAILED
+    assert record.contract is None
+    assert record.contract_from == "identified"
+    assert record.reasons[0].startswith("the outputs fit no contract of the closed list; the nearest: ")
+
+
+def test_an_undeclared_kernel_is_judged_by_what_it_follows() -> None:
+    kernel = Kernel("demo/fused", ADD, None, emulated.make(NORM_QUANT_CONTRACTS["vllm"]), in_place=True)
+    record = validate(kernel, Case(ADD, 8, 264, "gaussian"))
+    assert (record.status, record.contract, record.contract_from) == (Status.PASSED, "vllm", "identified")
+    assert record.identified[0].startswith("vllm: admits all ")
+
+
+def test_a_gemm_is_identified_by_its_accumulator() -> None:
+    kernel = Kernel("demo/gemm", GEMM, None, emulated_gemm.make(GEMM_CONTRACTS["fp32"]))
+    result = identify(kernel, rows=16)
+    assert "fp32" in result.admitted
+    assert {c.contract for c in result.candidates} == set(GEMM_CONTRACTS)
+
+
+def test_a_kernel_that_supports_no_case_is_a_fault() -> None:
+    kernel = Kernel("demo/none", ADD, None, emulated.make(NORM_QUANT_CONTRACTS["vllm"]), unsupported=lambda case: "no")
+    with pytest.raises(KernelFault, match="demo/none supports none of the cases that identification uses"):
+        identify(kernel)
+
+
+def test_the_best_is_the_first_that_admits_everything() -> None:
+    assert IdentifyResult("demo", (), ()).best is None
+    assert {case.recipe for case in identification_cases(ADD, rows=4, dtype="bf16", fp8="e4m3fn", seed=1)} == {
+        "gaussian", "zero_rows",
+    }  # fmt: skip
