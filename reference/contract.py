@@ -110,9 +110,16 @@ class GemmContract:
     """Declared arithmetic of ``ptpc_gemm``: ``out = store_T((sum_k a*b) * sa * sb (+ bias))``."""
 
     name: str
-    accumulator: Literal["fp32", "unknown"] = "fp32"
+    accumulator: str = "fp32"
     """``fp32``: every product exact, every addition an fp32 RNE, any order. ``unknown``: a fused
-    matrix unit of unpublished width, under the assumption stated in ``budgets.unknown_unit_budget``."""
+    matrix unit of unpublished width, under the assumption stated in ``budgets.unknown_unit_budget``. Any other: a
+    matrix unit of ``accumulators.UNITS``, emulated bit for bit, so that an output has one admissible value."""
+    splits: int = 1
+    """Slices along K whose partial sums are added in order in fp32 (known units only)."""
+    k_map: str = "identity"
+    """Name in ``accumulators.K_MAPS``: which logical k each physical k holds (known units only)."""
+    scale_order: Literal["any", "token_first", "channel_first", "scales_first"] = "any"
+    """(acc*sa)*sb, (acc*sb)*sa or acc*(sa*sb), each operation rounded to fp32 (known units only)."""
     scaling: Literal["epilogue", "operands"] = "epilogue"
     """Scales multiply the finished sum, or each operand in fp32 before the sum (a dequantize-first fallback)."""
     bias: Literal["epilogue", "after_store", "either"] = "epilogue"
@@ -248,6 +255,16 @@ GEMM_CONTRACTS: dict[str, GemmContract] = {
             bias="either",
             source="torch._scaled_mm rowwise on CPU: bit-equal to fl32(a*sa) @ fl32(b*sb) in fp32 (torch 2.13)",
         ),
+        GemmContract(
+            "hopper-fast", "hopper-fast", source="wgmma, one chain over K: torch._scaled_mm(use_fast_accum=True)"
+        ),
+        GemmContract(
+            "hopper-promote128",
+            "hopper-promote128",
+            source="wgmma, moved to fp32 every 128 products: torch._scaled_mm(use_fast_accum=False)",
+        ),
+        GemmContract("ada", "ada", source="mma.sync m16n8k32 e4m3 on Ada"),
+        GemmContract("cdna3-mfma", "cdna3-mfma", source="v_mfma_f32_16x16x32_fp8_fp8 in logical order of k"),
         GemmContract("unknown", "unknown", bias="either", source="matrix unit without a public model"),
     )
 }

@@ -7,11 +7,12 @@ or FMA rounds (numerics.md 3a). That holds for every K up to ``EXACT_K``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from reference import budgets
+from reference import accumulators, budgets
 from reference.contract import GemmContract
 from reference.formats import FloatFormat, bytes_of, decode_table, round_fp32, round_to
 from reference.quantize import is_power_of_two
@@ -162,3 +163,82 @@ def gemm_truth(
     low = torch.stack([s[0] for s in sets]).amin(dim=0)
     high = torch.stack([s[1] for s in sets]).amax(dim=0)
     return GemmTruth(accumulator, magnitude, value, low, high, error_out, scales.abs())
+
+
+Accumulate = Callable[[torch.Tensor, torch.Tensor, FloatFormat, GemmContract], torch.Tensor]
+"""(codes a [m, K], codes b [n, K], format, contract) -> the accumulator, fp32 [m, n], bit for bit."""
+
+
+def is_emulated(contract: GemmContract) -> bool:
+    """Whether the contract names a matrix unit whose arithmetic is known bit for bit."""
+    return contract.accumulator not in ("fp32", "unknown")
+
+
+def emulate(a: torch.Tensor, b: torch.Tensor, fmt: FloatFormat, contract: GemmContract) -> torch.Tensor:
+    """The contract's accumulator by ``accumulators.emulate``."""
+    k_map = accumulators.K_MAPS[contract.k_map]
+    return accumulators.emulate(
+        a, b, fmt, contract.accumulator, k_map=k_map if len(k_map) > 1 else None, splits=contract.splits
+    )
+
+
+def epilogues(
+    accumulator: torch.Tensor, a_scale: torch.Tensor, b_scale: torch.Tensor, contract: GemmContract
+) -> list[torch.Tensor]:
+    """The scaled fp32 values that the contract's order of multiplications allows: fp32 [m, n] each.
+
+    Every step is one IEEE fp32 multiplication, which torch performs as such.
+    """
+    sa, sb = a_scale.float()[:, None], b_scale.float()[None, :]
+    orders = {
+        "token_first": lambda: (accumulator * sa) * sb,
+        "channel_first": lambda: (accumulator * sb) * sa,
+        "scales_first": lambda: accumulator * (sa * sb),
+    }
+    chosen = orders if contract.scale_order == "any" else {contract.scale_order: orders[contract.scale_order]}
+    return [make() for make in chosen.values()]
+
+
+def emulated_truth(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    fmt: FloatFormat,
+    a_scale: torch.Tensor,
+    b_scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    out_format: FloatFormat,
+    contract: GemmContract,
+    accumulate: Accumulate = emulate,
+) -> GemmTruth:
+    """Truth of a block for a known matrix unit: a [m, K], b [n, K] codes (uint8 or FP8 dtype), the rest as ``gemm_truth``.
+
+    low and high span the stores of the few epilogue orders that the contract leaves open (one value where it leaves
+    none, or where they round alike). error is how far the unit itself is from the exact sum: information, not freedom.
+    """
+    decoded = operand(a, fmt), operand(b, fmt)
+    exact, magnitude = exact_sums(*decoded)
+    scales = a_scale.double()[:, None] * b_scale.double()[None, :]
+    accumulator = accumulate(a, b, fmt, contract)
+    # NaN codes: the emulation returns the canonical NaN for the whole row, exact_sums a NaN as well.
+    values = [v.double() for v in epilogues(accumulator, a_scale, b_scale, contract)]
+    shift = None if bias is None else bias.double()[None, :]
+    stores = []
+    for value in values:
+        if shift is None:
+            stores.append(round_to(value, out_format))
+            continue
+        if contract.bias in ("epilogue", "either"):
+            stores.append(round_to(round_fp32(value + shift), out_format))
+        if contract.bias in ("after_store", "either"):
+            stores.append(round_to(round_to(value, out_format) + shift, out_format))
+    if shift is not None and contract.bias in ("epilogue", "either"):
+        # An FMA rounds (acc*s)*t + bias once.
+        fused = [accumulator.double() * first for first in (a_scale.double()[:, None], b_scale.double()[None, :])]
+        lasts = (b_scale.double()[None, :], a_scale.double()[:, None])
+        stores += [
+            round_to(round_fp32(round_fp32(f) * t + shift), out_format) for f, t in zip(fused, lasts, strict=True)
+        ]
+    value = exact * scales if shift is None else exact * scales + shift
+    stacked = torch.stack(stores)
+    error = (accumulator.double() - exact).abs() * scales.abs()
+    return GemmTruth(exact, magnitude, value, stacked.amin(dim=0), stacked.amax(dim=0), error, scales.abs())

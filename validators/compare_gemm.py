@@ -9,7 +9,15 @@ import torch
 from reference import budgets
 from reference.contract import GemmContract
 from reference.formats import FORMATS, FloatFormat, format_of, key_of, round_to, ulp
-from reference.ptpc_gemm import GemmTruth, gemm_truth, operand
+from reference.ptpc_gemm import (
+    Accumulate,
+    GemmTruth,
+    emulate,
+    emulated_truth,
+    gemm_truth,
+    is_emulated,
+    operand,
+)
 from validators.cases.tensors import GemmInputs, GemmOutputs
 from validators.records import Comparison, Element
 from validators.statistics import BiasResult, rounding_bias
@@ -51,8 +59,13 @@ def compare_gemm(inputs: GemmInputs, outputs: GemmOutputs, contract: GemmContrac
     return judge_gemm(inputs, outputs, contract)[0]
 
 
-def judge_gemm(inputs: GemmInputs, outputs: GemmOutputs, contract: GemmContract) -> tuple[list[Comparison], BiasResult]:
-    """The comparison of ``out`` and the bias over all its judged elements. a [M, K], b [N, K] FP8."""
+def judge_gemm(
+    inputs: GemmInputs, outputs: GemmOutputs, contract: GemmContract, accumulate: Accumulate = emulate
+) -> tuple[list[Comparison], BiasResult]:
+    """The comparison of ``out`` and the bias over all its judged elements. a [M, K], b [N, K] FP8.
+
+    accumulate: how a known matrix unit is emulated; ``run`` passes a faster path on a GPU.
+    """
     with torch.inference_mode():
         m, k = inputs.a.shape
         n = inputs.b.shape[0]
@@ -61,15 +74,20 @@ def judge_gemm(inputs: GemmInputs, outputs: GemmOutputs, contract: GemmContract)
         rows = max(1, min(m, BLOCK_ELEMENTS // k))
         cols = max(1, min(n, BLOCK_ELEMENTS // k, BLOCK_ELEMENTS // rows))
         sa, sb = inputs.a_scale.reshape(-1), inputs.b_scale.reshape(-1)
-        # The smaller operand stays decoded in the inner loop.
+        known = is_emulated(contract)
         for c in range(0, n, cols):
-            b = operand(inputs.b[c : c + cols], fmt)
+            b = None if known else operand(inputs.b[c : c + cols], fmt)
             for r in range(0, m, rows):
-                a = operand(inputs.a[r : r + rows], fmt)
+                a = None if known else operand(inputs.a[r : r + rows], fmt)
                 bias = None if inputs.bias is None else inputs.bias[c : c + cols]
-                truth = gemm_truth(a, b, sa[r : r + rows], sb[c : c + cols], bias, out_format, contract)
+                part = sa[r : r + rows], sb[c : c + cols], bias, out_format, contract
+                if a is None or b is None:
+                    left, right = inputs.a[r : r + rows], inputs.b[c : c + cols]
+                    truth = emulated_truth(left, right, fmt, *part, accumulate)
+                else:
+                    truth = gemm_truth(a, b, *part)
                 got = outputs.out[r : r + rows, c : c + cols].double()
-                judged = _judge_block(tally, r, c, got, truth, out_format.name)
+                judged = _judge_block(tally, r, c, got, truth, out_format.name, known)
                 scales = sa[r : r + rows].double()[:, None].abs() * sb[c : c + cols].double()[None, :].abs()
                 if inputs.bias is None:
                     bias_sums.add(got, truth, judged & got.isfinite(), k, scales)
@@ -77,7 +95,7 @@ def judge_gemm(inputs: GemmInputs, outputs: GemmOutputs, contract: GemmContract)
 
 
 def _judge_block(
-    tally: Tally, first_row: int, first_col: int, got: torch.Tensor, truth: GemmTruth, out_name: str
+    tally: Tally, first_row: int, first_col: int, got: torch.Tensor, truth: GemmTruth, out_name: str, known: bool
 ) -> torch.Tensor:
     """Judge one block; returns which elements were judged with finite truth, bool [m, n]."""
     fmt = FORMATS[out_name]
@@ -97,14 +115,17 @@ def _judge_block(
     finite = judged & ~expected_nan
     tally.ambiguous += int((finite & (truth.low < truth.high)).sum())
     # A budget above 1/64 of sum|a*b| lets whole K slices go missing on zero-mean data.
-    tally.vacuous += int((finite & (truth.error > truth.magnitude * truth.scales / 64)).sum())
+    if not known:
+        tally.vacuous += int((finite & (truth.error > truth.magnitude * truth.scales / 64)).sum())
     bad = judged & ~inside
-    nearest = round_to(truth.value, fmt)
+    nearest = truth.low if known else round_to(truth.value, fmt)
     steps = (key_of(got, fmt) - key_of(nearest, fmt)).round()
     tally.step_counts(steps[finite])
     err = (got - truth.value).abs()
     budget = truth.error + 0.5 * ulp(truth.value, fmt)
-    tally.use((err / budget)[finite], bad[finite])
+    # A known unit leaves no budget: its error against the exact sum is part of the admissible value.
+    use = torch.where(bad, torch.full_like(err, math.inf), torch.zeros_like(err)) if known else err / budget
+    tally.use(use[finite], bad[finite])
     if bool(bad.any()):
         row, col = bad.nonzero().unbind(1)
         tally.violation_points(row + first_row, col + first_col)
@@ -124,7 +145,7 @@ def _judge_block(
                 float(steps[r, c]), {"accumulate and scales": float(truth.error[r, c]), "store": spacing},
             )  # fmt: skip
 
-        tally.candidates((err / budget)[row, col], make)
+        tally.candidates((steps.abs() if known else use)[row, col], make)
     return finite
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from reference.contract import GEMM_CONTRACTS, GemmContract
-from reference.formats import BF16, E4M3FN, E4M3FNUZ, FloatFormat, format_of, round_to, ulp
-from reference.ptpc_gemm import gemm_truth, operand
+from reference.formats import BF16, E4M3FN, E4M3FNUZ, FloatFormat, bytes_of, format_of, round_to, ulp
+from reference.ptpc_gemm import GemmTruth, emulated_truth, gemm_truth, is_emulated, operand
 from validators.cases.tensors import GemmInputs, GemmOutputs
 
 SAMPLE_ROWS = 64
@@ -211,11 +211,16 @@ def explain_gemm(inputs: GemmInputs, outputs: GemmOutputs, contract: GemmContrac
             None if inputs.bias is None else inputs.bias[cols].double(), inputs, fmt, out_format,
         )  # fmt: skip
 
+    def truth_of(scene: GemmScene, contract: GemmContract) -> GemmTruth:
+        bias = None if inputs.bias is None else inputs.bias[scene.cols]
+        sa, sb = scene.sa.float(), scene.sb.float()
+        if is_emulated(contract):
+            codes = bytes_of(inputs.a)[scene.rows], bytes_of(inputs.b)[scene.cols]
+            return emulated_truth(*codes, fmt, sa, sb, bias, out_format, contract)
+        return gemm_truth(scene.a, scene.b, sa, sb, bias, out_format, contract)
+
     def bad_of(scene: GemmScene, contract: GemmContract = contract) -> Tensor:
-        truth = gemm_truth(
-            scene.a, scene.b, scene.sa.float(), scene.sb.float(),
-            None if inputs.bias is None else inputs.bias[scene.cols], out_format, contract,
-        )  # fmt: skip
+        truth = truth_of(scene, contract)
         got = outputs.out[scene.rows][:, scene.cols].double()
         inside = (got >= truth.low) & (got <= truth.high)
         return ~torch.where(truth.value.isnan(), got.isnan(), inside)
@@ -230,7 +235,7 @@ def explain_gemm(inputs: GemmInputs, outputs: GemmOutputs, contract: GemmContrac
     if not bool(bad.any()):
         return ()
     got = outputs.out[rows][:, cols].double()
-    truth = gemm_truth(scene.a, scene.b, scene.sa.float(), scene.sb.float(), None if inputs.bias is None else inputs.bias[cols], out_format, contract)  # fmt: skip
+    truth = truth_of(scene, contract)
     scored = []
     for position, h in enumerate(HYPOTHESES):
         if not h.needs(scene):
@@ -258,11 +263,12 @@ def explain_gemm(inputs: GemmInputs, outputs: GemmOutputs, contract: GemmContrac
             found.append(f"{h.slug}: every violation vanishes if {h.sentence}")
         elif share > 0.3:
             found.append(f"{h.slug}: {100 * share:.0f} % of the violations vanish if {h.sentence}")
+    follows = []
     for name, other in GEMM_CONTRACTS.items():
         # "unknown" admits nearly everything at long K, so it explains nothing.
         if name not in (contract.name, "unknown") and not bool(bad_of(scene, other).any()):
-            found.append(f"contract {name}: every violation vanishes if it is judged under the contract {name!r}")
-    return tuple(found) + _bias_direction(got, truth.value, bad)
+            follows.append(f"follows {name}: every violation vanishes under the contract {name!r} ({other.source})")
+    return (*follows, *found, *_bias_direction(got, truth.value, bad))
 
 
 def _bias_direction(got: Tensor, value: Tensor, bad: Tensor) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ import torch
 
 from reference.contract import GemmContract, NormQuantContract, get_contract
 from validators import integrity, invariance
+from validators.accumulate import accumulate_on
 from validators.cases.case import Case
 from validators.cases.inputs import build
 from validators.cases.recipes import lane_of, reasons_impossible
@@ -170,7 +171,8 @@ def judge(claim: Claim, contract: NormQuantContract | GemmContract) -> tuple[lis
     """Comparisons of the claim's outputs, and the statistical checks."""
     if isinstance(claim.inputs, GemmInputs) and isinstance(contract, GemmContract):
         assert isinstance(claim.outputs, GemmOutputs)
-        comparisons, bias = judge_gemm(claim.inputs, claim.outputs, contract)
+        accumulate = accumulate_on(claim.inputs.a.device.type)
+        comparisons, bias = judge_gemm(claim.inputs, claim.outputs, contract, accumulate)
         return comparisons, [bias_check(bias, contract)] if bias.elements >= BIAS_ELEMENTS else []
     return compare(claim.inputs, claim.outputs, contract), []
 

@@ -1,7 +1,7 @@
 """Identification: from 64 rows of a kernel's outputs, which contract does it follow?
 
-``python -m tests.benchmarks.identification --seeds 100`` asks ``identify`` for kernels that follow five contracts exactly, with
-a legitimate variant that changes with the seed, and counts how often the right contract is the best one.
+``python -m tests.benchmarks.identification --seeds 100`` asks ``identify`` for kernels that follow five
+contracts exactly, with a legitimate variant that changes with the seed, and counts how often the right contract is the best one.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         own = [o for o in outcomes if o.contract == name]
         print(
             f"{name:18} right {sum(o.right for o in own)} of {len(own)}; "
-            f"alone {sum(len(o.admitted) == 1 for o in own)}; the nearest other contract misses {min(o.margin for o in own)} "
-            f"values or more"
+            f"alone {sum(len(o.admitted) == 1 for o in own)}; "
+            f"the nearest other contract misses {min(o.margin for o in own)} values or more"
         )
     wrong = [o for o in outcomes if not o.right]
     for outcome in wrong[:10]:

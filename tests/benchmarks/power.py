@@ -1,7 +1,7 @@
 """Detection power: which defects of the zoo the suite's own cases catch, in which lane, with which explanation.
 
-``python -m tests.benchmarks.power --depth smoke --write DIR`` runs every defect over ``cases_for`` of its op, the cheapest
-case first, until one fails; the cases that a defect names as revealing are not used. A kernel is run in the
+``python -m tests.benchmarks.power --depth smoke --write DIR`` runs every defect over ``cases_for`` of its op, the
+cheapest case first, until one fails; the cases that a defect names as revealing are not used. A kernel is run in the
 FP8 format that its machine has, so a defect that the first format cannot show is tried in the other as well, and the
 table says in which it was caught.
 """
@@ -57,7 +57,7 @@ def well_explained(defect: zoo.Defect, record: Record) -> bool:
 
 @dataclass(frozen=True)
 class Finding:
-    """What happened to one defect: case and lane that caught it, or empty strings. lanes: every lane that catches it."""
+    """What happened to one defect: the case and lane that caught it, or "". lanes: every lane that catches it."""
 
     defect: str
     name: str
@@ -129,7 +129,9 @@ def measure(depth: str, *, lanes: bool = False, device: str = "cpu", echo: bool 
             finding = Finding(**{**asdict(finding), "lanes": catching_lanes(defect, own, device)})
         found.append(finding)
         if echo:
-            where = f"{finding.case} [{finding.explanation[:60]}]" if finding.caught else f"MISSED ({finding.tried} cases)"
+            where = (
+                f"{finding.case} [{finding.explanation[:60]}]" if finding.caught else f"MISSED ({finding.tried} cases)"
+            )
             print(f"{defect.id:4} {defect.name:30} {where}", flush=True)
     return found
 
@@ -145,7 +147,9 @@ def summary(findings: Sequence[Finding], depth: str, seconds: float) -> dict[str
         "other_format_only": [f.defect for f in caught if f.fp8 == FP8_FORMATS[1]],
         "missed": [f.defect for f in findings if not f.caught],
         "unexplained": {f.defect: f.explanation for f in caught if not f.explained},
-        "alone": {lane: [f.defect for f in findings if f.lanes == (lane,)] for lane in LANES if any(f.lanes for f in findings)},
+        "alone": {
+            lane: [f.defect for f in findings if f.lanes == (lane,)] for lane in LANES if any(f.lanes for f in findings)
+        },
         "seconds": round(seconds, 1),
     }
 
@@ -173,7 +177,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--depth", choices=DEPTHS, default="smoke")
     parser.add_argument("--lanes", action="store_true", help="find every lane that catches each defect")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--peers", action="store_true", help="also the peers' criteria on the same defects")
     parser.add_argument("--write", type=Path, metavar="DIR", help="write power-DEPTH.md and power-DEPTH.json there")
     options = parser.parse_args(arguments)
     start = time.perf_counter()

@@ -11,7 +11,7 @@ from golden import sets, truth
 from golden.check import check_row
 from golden.commit import Entry
 from golden.outcome import State
-from golden.propose import truth_entry
+from golden.propose import truth_entry, why_refused
 from golden.sets import Marked
 from reference import add_rmsnorm_quant, ptpc_gemm
 from reference.contract import GEMM_CONTRACTS, NORM_QUANT_CONTRACTS
@@ -110,6 +110,17 @@ def test_a_moved_end_of_the_admissible_codes_is_named(monkeypatch: pytest.Monkey
     assert "/codes_low: 1 of 1,152 values moved, the first at (0, 3)" in _sentence(golden)
 
 
+def test_a_reference_that_raises_fails_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    golden = _golden(GEMM)
+
+    def broken(*args: object) -> None:
+        raise KeyError("no such unit")
+
+    monkeypatch.setattr(truth, "gemm_truth", broken)
+    assert _sentence(golden) == "the reference raised KeyError: 'no such unit'"
+    assert why_refused(golden.row, golden.tensors) == "the reference raised KeyError: 'no such unit'"
+
+
 def test_a_contract_that_came_or_went_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     golden = _golden(QUANT)
     fewer = {name: c for name, c in NORM_QUANT_CONTRACTS.items() if name != "vllm"}
@@ -143,11 +154,9 @@ def test_what_counts_as_moved(before: float, after: float, close: bool, exact: b
 
 def test_the_input_goldens_cover_every_recipe() -> None:
     cases = [Case.parse(m.case) for m in sets.marked_truth() if m.kind == "inputs"]
-    for op in OPS:
-        # The smoke cases leave a few recipes out; what is left out there must not be everything of a lane.
-        covered = {case.recipe for case in cases if case.op == op}
-        assert len(covered) > len(recipe_names(op)) // 2
-        assert covered <= set(recipe_names(op))
+    assert {(case.op, case.recipe) for case in cases} == {(op, name) for op in OPS for name in recipe_names(op)}
+    assert {case.layout for case in cases} == {"contiguous", "strided", "3d"}
+    assert {(case.dtype, case.fp8) for case in cases} == {("bf16", "e4m3fn"), ("fp16", "e4m3fnuz")}
 
 
 def test_one_changed_bit_of_the_generator_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,7 +99,7 @@ def _codes_by_value(fp8: str) -> dict[Fraction, set[int]]:
 
 
 def inverse_root(value: Fraction) -> tuple[Fraction, Fraction]:
-    """Fractions around 1/sqrt(value), 2**-100 apart relative to it: an integer square root bounds it from both sides."""
+    """Fractions around 1/sqrt(value), 2**-100 apart relative to it, from an integer square root."""
     shift = 2 * (110 + max(0, binade(value)))
     root = math.isqrt((2**shift * value.denominator) // value.numerator)
     scale = Fraction(1, 2 ** (shift // 2))

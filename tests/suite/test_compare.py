@@ -18,7 +18,7 @@ from validators import compare as module
 from validators.cases.case import Case
 from validators.cases.inputs import build
 from validators.cases.recipes import ADD, QUANT
-from validators.cases.tensors import GemmOutputs, NormQuantInputs, NormQuantOutputs, Outputs, QuantOutputs
+from validators.cases.tensors import GemmOutputs, NormQuantOutputs, Outputs, QuantOutputs
 from validators.compare import CompareError, compare, screen_tables
 from validators.integrity import make_buffers
 from validators.kernels import emulated
@@ -34,7 +34,7 @@ def nothing_proven(y: torch.Tensor, *rest: object) -> torch.Tensor:
 
 
 def without_use(found: Comparison) -> Comparison:
-    """All that the screen must not change: it leaves out the error of elements it proves, so shares of budgets differ."""
+    """What the screen must not change; it leaves out the error of elements that it proves, so budget shares differ."""
     return dataclasses.replace(found, use_quantiles={}, worst_use_passing=0.0, worst_use=0.0)
 
 
@@ -253,7 +253,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss counts KiB on Linux only")
 @pytest.mark.parametrize("name", ["aiter-hip-gfx950", "vllm"])
 def test_extra_memory_stays_flat(name: str) -> None:
-    """Peak resident memory of a comparison beyond its operands, for 512 and 2,048 rows of which every element is wrong."""
+    """Peak resident memory of a comparison beyond its operands, for 512 and 2,048 rows with every element wrong."""
     extra = []
     for rows in (512, 2048):
         command = [sys.executable, "-c", MEMORY, str(rows), name]

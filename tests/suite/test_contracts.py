@@ -36,7 +36,7 @@ def test_presets_differ_in_arithmetic_and_not_in_name_alone() -> None:
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(KeyError, match="unknown contract 'ck' for op ptpc_gemm; known: .*fp32, unknown"):
+    with pytest.raises(KeyError, match=r"unknown contract 'ck' for op ptpc_gemm; known: .*fp32, unknown"):
         get_contract("ptpc_gemm", "ck")
     with pytest.raises(KeyError, match="known: aiter-hip-gfx942, aiter-hip-gfx950"):
         get_contract("add_rmsnorm_quant", "fp32")
@@ -56,7 +56,7 @@ def test_contracts_cannot_be_changed_in_place_and_replace_gives_a_new_one() -> N
 
 
 def longest_chain(reduction: Reduction, n: int) -> int:
-    """Additions that a summand of a row of n goes through in the worst order that the reduction allows, by simulation."""
+    """Additions that a summand of a row of n goes through in the worst allowed order, by simulation."""
     if reduction.kind == "any":
         return n - 1
     # Partial sums as even as the kind demands; each is a chain, then a balanced tree.
@@ -106,7 +106,7 @@ def test_the_cancellation_theorem_costs_less_than_nine_units(contract: NormQuant
 
 @pytest.mark.parametrize("qmax", [448.0, 240.0, 224.0])
 def test_scale_step_bounds_every_mantissa(qmax: float) -> None:
-    """Both scale rules on 2**16 consecutive-stride mantissas: error against amax/Q within the budget, and nearly all of it."""
+    """Both scale rules on 2**16 mantissas: the error against amax/Q is within the budget, and uses most of it."""
     amax = (np.arange(1 << 23, 1 << 24, 1 << 7, dtype=np.int64)).astype(np.float32)
     exact = amax.astype(np.float64) / qmax
     for rule, scale in (("divide", amax / np.float32(qmax)), ("multiply", amax * (np.float32(1.0) / np.float32(qmax)))):

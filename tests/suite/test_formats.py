@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from fractions import Fraction
 
@@ -121,14 +122,14 @@ def test_preimages_are_what_encode_gives(fmt: FloatFormat, overflow: formats.Ove
         moved = outside[outside.isfinite() & inside.isfinite()]
         assert not bool((decode(encode(moved, fmt, overflow), fmt) == float(value)).any()), hex(code)
     # Together they cover the line without a gap, as far as values are finite.
-    numbers = sorted({(float(low[c]), float(high[c])) for c in range(256) if oracle.code_value(c, fmt.name) is not None})
-    for (_, end), (start, _) in zip(numbers, numbers[1:], strict=False):
+    numbers = sorted(
+        {(float(low[c]), float(high[c])) for c in range(256) if oracle.code_value(c, fmt.name) is not None}
+    )
+    for (_, end), (start, _) in itertools.pairwise(numbers):
         assert math.nextafter(end, math.inf) == start
 
 
-@pytest.mark.parametrize(
-    ("fmt", "dtype"), [(BF16, torch.bfloat16), (FP16, torch.float16)], ids=["bf16", "fp16"]
-)
+@pytest.mark.parametrize(("fmt", "dtype"), [(BF16, torch.bfloat16), (FP16, torch.float16)], ids=["bf16", "fp16"])
 def test_round_to_16_bits_at_every_value_tie_and_neighbour(fmt: FloatFormat, dtype: torch.dtype) -> None:
     grid = sixteen_bits(dtype)
     grid = grid[grid.isfinite() & (grid >= 0)].unique()
@@ -138,7 +139,7 @@ def test_round_to_16_bits_at_every_value_tie_and_neighbour(fmt: FloatFormat, dty
         inf = torch.tensor(math.inf * (steps or 1), dtype=torch.float64)
         moved = torch.nextafter(values, inf) if steps else values
         moved = torch.cat([moved, -moved])
-        # ml_dtypes and numpy round float64 to bf16 through fp32; the expected neighbours are taken from the grid instead.
+        # ml_dtypes rounds float64 to bf16 through fp32, so the expected neighbours are taken from the grid instead.
         magnitude = moved.abs()
         below = torch.bucketize(magnitude, grid, right=True) - 1
         lower, upper = grid[below], torch.cat([grid, torch.full((1,), math.inf, dtype=torch.float64)])[below + 1]
@@ -158,7 +159,9 @@ def test_round_to_agrees_with_the_witness_on_every_fp32_near_a_tie(fmt: FloatFor
     ties = ((grid[1:] + grid[:-1]) / 2).float()
     inf = torch.tensor(math.inf)
     values = torch.cat([ties, torch.nextafter(ties, inf), torch.nextafter(ties, -inf)])
-    values = torch.cat([values, torch.tensor([0.0, -0.0, math.inf, -math.inf, 3.4e38, -3.4e38, 65520.0, 65519.996, 1e-45])])
+    values = torch.cat(
+        [values, torch.tensor([0.0, -0.0, math.inf, -math.inf, 3.4e38, -3.4e38, 65520.0, 65519.996, 1e-45])]
+    )
     with np.errstate(over="ignore"):
         witness = torch.from_numpy(values.numpy().astype(WITNESS[fmt.name]).astype(np.float64))
     ours = round_to(values.double(), fmt)
@@ -232,7 +235,7 @@ def test_ulp_is_the_spacing_of_the_grid(fmt: FloatFormat) -> None:
     for value, step in zip(values.tolist(), formats.ulp(values, fmt).tolist(), strict=True):
         assert Fraction(step) == oracle.spacing(Fraction(value), oracle.GRIDS[fmt.name])
     other = torch.tensor([1.0, math.inf, -math.inf, math.nan], dtype=torch.float64)
-    assert formats.ulp(other, fmt).unique().tolist() == [2.0 ** -fmt.mantissa]
+    assert formats.ulp(other, fmt).unique().tolist() == [2.0**-fmt.mantissa]
 
 
 @fp8_formats

@@ -1,4 +1,4 @@
-"""The reference of the norm and the quantizer: against exact fractions, sound for legitimate kernels, tight for wrong ones."""
+"""The reference of norm and quantizer: against exact fractions, sound for legitimate kernels, tight for wrong ones."""
 
 from __future__ import annotations
 
@@ -37,9 +37,7 @@ def inputs_of(recipe: str, m: int = 6, n: int = 48, **options: object) -> NormQu
 
 def truth(inputs: NormQuantInputs, contract: NormQuantContract) -> truth_of.NormTruth:
     fp8 = format_of(inputs.fp8_dtype).name
-    return truth_of.norm_truth(
-        inputs.x, inputs.residual, inputs.weight, inputs.eps, contract, fp8, gemma=inputs.gemma
-    )
+    return truth_of.norm_truth(inputs.x, inputs.residual, inputs.weight, inputs.eps, contract, fp8, gemma=inputs.gemma)
 
 
 # ---- against exact arithmetic
@@ -118,7 +116,7 @@ def test_the_exact_maximum_is_found_where_fp32_products_tie() -> None:
     weight = torch.tensor([1 + step, 1 + 2 * step, 1.0, 1 + 3 * step])
     z = torch.tensor([[1 + 3 * step, 1 + 2 * step, 1 + 4 * step, 1 + step]])
     products = [a * b for a, b in zip(oracle.exact(z[0]), oracle.exact(weight), strict=True)]
-    assert len({float((a * b)) for a, b in zip(z[0], weight, strict=True)}) == 1
+    assert len({float(a * b) for a, b in zip(z[0], weight, strict=True)}) == 1
     assert len(set(products)) > 1
     for order in itertools.permutations(range(4)):
         index = torch.tensor(order)
@@ -141,9 +139,7 @@ def test_code_bounds_hold_the_exact_quotient() -> None:
     got = truth(inputs, contract)
     row, col = torch.meshgrid(torch.arange(4), torch.arange(32), indexing="ij")
     row, col = row.flatten(), col.flatten()
-    nominal, low, high = truth_of.code_t_bounds(
-        got, row, col, got.scale.nominal[row], contract, 448.0, FORMATS["bf16"]
-    )
+    nominal, low, high = truth_of.code_t_bounds(got, row, col, got.scale.nominal[row], contract, 448.0, FORMATS["bf16"])
     bound = Fraction(budgets.code_budget(contract, 448.0, gemma=False).bound)
     slack = Fraction(budgets.FLOAT64_SLACK)
     for i, (r, c) in enumerate(zip(row.tolist(), col.tolist(), strict=True)):
@@ -183,7 +179,7 @@ def test_legitimate_variants_of_every_recipe_are_admitted(name: str, fp8: str, d
 
 def clone(outputs: Outputs) -> Outputs:
     tensors = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in vars(outputs).items()}
-    return dataclasses.replace(outputs, **tensors)
+    return dataclasses.replace(outputs, **tensors)  # type: ignore[arg-type]
 
 
 def violations(inputs: Inputs, outputs: Outputs, contract: NormQuantContract) -> dict[str, Comparison]:
@@ -245,8 +241,8 @@ def test_a_scale_beyond_its_end_by_two_ulps_is_caught(name: str, fp8: str, op: s
         moved = clone(outputs)
         assert isinstance(moved, NormQuantOutputs | QuantOutputs)
         moved.scale[row] *= 1 + 2.0**-7
-        found = violations(inputs, moved, contract)["scale"]
-        assert (found.violations, found.worst[0].row) == (1, row)
+        one = violations(inputs, moved, contract)["scale"]
+        assert (one.violations, one.worst[0].row) == (1, row)
 
 
 @pytest.mark.parametrize("name", ["vllm", "eager", "unfused"])

@@ -1,4 +1,4 @@
-"""Every defect of the zoo is caught, and named: on the cases that reveal it, behind guards, and by the suite's own cases."""
+"""Every defect of the zoo is caught and named: on the cases that reveal it, behind guards, by the suite's own cases."""
 
 from __future__ import annotations
 

@@ -173,9 +173,7 @@ def _arranged(codes: Tensor, k_map: Tensor | None, multiple: int) -> Tensor:
     return raw.t().contiguous()
 
 
-def emulate_fast(
-    a: Tensor, b: Tensor, fmt: Any, unit: str, *, k_map: Tensor | None = None, splits: int = 1
-) -> Tensor:
+def emulate_fast(a: Tensor, b: Tensor, fmt: Any, unit: str, *, k_map: Tensor | None = None, splits: int = 1) -> Tensor:
     """``reference.accumulators.emulate`` on a GPU: codes a [m, K], b [n, K] (uint8 or FP8 dtype) -> float32 [m, n].
 
     fmt: a reference FloatFormat or its name. unit: one of ``FAST_UNITS``. k_map: int64 [L], a permutation applied to
