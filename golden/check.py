@@ -81,7 +81,7 @@ def check_row(row: Row, tensors: dict[str, Tensor], device: str | None = None) -
             wrong = truth.differences(row.outputs, tensors, truth.compute(case))
         else:
             wrong = []
-    except CaseError as error:
+    except (CaseError, GoldenError) as error:
         wrong = [str(error)]
     state = State.FAILED if wrong else State.UNCHANGED
     return Outcome(

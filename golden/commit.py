@@ -91,7 +91,7 @@ def _place(folder: Path, entry: Entry, written: list[Path]) -> Row:
 def file_name(row: Row, data: bytes) -> str:
     """``cpu/inductor.per_token_quant/<case>.<12 hex digits>.safetensors``; the digits are of the file's bytes."""
     folder = f"{row.arch}/{row.kernel}" if row.kind == "kernel" else row.kind
-    parts = [re.sub(r"[^A-Za-z0-9_.]", ".", part) for part in folder.split("/", 1)]
+    parts = [re.sub(r"[^A-Za-z0-9_.-]", ".", part) for part in folder.split("/", 1)]
     case = re.sub(r"[^A-Za-z0-9_.-]", ".", row.case)
     return "/".join([*parts, f"{case}.{hashlib.sha256(data).hexdigest()[:12]}.safetensors"])
 

@@ -34,9 +34,7 @@ def checked_fast(a: torch.Tensor, b: torch.Tensor, fmt: FloatFormat, contract: G
     if contract.accumulator not in FAST_UNITS:
         return emulate(a, b, fmt, contract)
     k_map = K_MAPS[contract.k_map]
-    out = emulate_fast(
-        a, b, fmt, contract.accumulator, k_map=k_map if len(k_map) > 1 else None, splits=contract.splits
-    )
+    out = emulate_fast(a, b, fmt, contract.accumulator, k_map=k_map if len(k_map) > 1 else None, splits=contract.splits)
     rows = torch.linspace(0, a.shape[0] - 1, min(SPOT_ROWS, a.shape[0]), device=a.device).long()
     cols = torch.linspace(0, b.shape[0] - 1, min(SPOT_COLS, b.shape[0]), device=b.device).long()
     raw_a, raw_b = a.view(torch.uint8), b.view(torch.uint8)

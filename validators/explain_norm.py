@@ -440,3 +440,9 @@ def met(scene: Scene, prediction: Prediction, widths: tuple[float, float]) -> di
             scene.stored.isnan() & prediction.residual.isnan()
         )
     return found
+
+
+def scale_distance(scene: Scene, prediction: Prediction) -> float:
+    """Median relative distance of the kernel's scales from the predicted ones, in whole units of u."""
+    distance = ((scene.scale - prediction.scale).abs() / prediction.scale.abs()).nan_to_num(nan=1.0, posinf=1.0)
+    return float((distance.median() / budgets.U).floor())

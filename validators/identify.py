@@ -176,9 +176,11 @@ def _explain_norm(
         except (RuntimeError, IndexError):  # a layout that this hypothesis cannot describe
             continue
         share, broken = _score(base, found, failing)
-        scored.append((share, -broken, -position, hypothesis))
-    scored.sort(key=lambda s: s[:3], reverse=True)
-    return tuple(_sentence(h.slug, h.sentence, share, -broken) for share, broken, _, h in scored[:3] if share > 0.3)
+        # Among hypotheses that meet the same violations, the one whose scales lie nearest comes first.
+        far = norm.scale_distance(scene, norm.predict(scene, changed, hypothesis.stages))
+        scored.append((share, -broken, -far, -position, hypothesis))
+    scored.sort(key=lambda s: s[:4], reverse=True)
+    return tuple(_sentence(h.slug, h.sentence, share, -broken) for share, broken, _, _, h in scored[:3] if share > 0.3)
 
 
 def _score(base: dict[str, torch.Tensor], found: dict[str, torch.Tensor], failing: list[str]) -> tuple[float, float]:

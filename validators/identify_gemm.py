@@ -153,6 +153,8 @@ def sentences(shares: dict[str, float]) -> tuple[str, ...]:
     if perfect:
         rest = max((s for s in shares.values() if s < 1.0), default=0.0)
         equal = f" (as do {len(perfect) - 1} more that this sample cannot tell apart)" if len(perfect) > 1 else ""
-        return (f"follows {perfect[0]}{equal}: 100 % of the outputs bit for bit; the next candidate {100 * rest:.1f} %",)
+        return (
+            f"follows {perfect[0]}{equal}: 100 % of the outputs bit for bit; the next candidate {100 * rest:.1f} %",
+        )
     name, share = next(iter(shares.items()))
     return (f"follows no known matrix unit: the closest, {name}, predicts {100 * share:.1f} % of the outputs",)

@@ -333,4 +333,8 @@ def lines(record: Mapping[str, object]) -> list[str]:
 def _short(value: object) -> str:
     if isinstance(value, list):
         return " ".join(map(str, value[:40])) + (" ..." if len(value) > 40 else "") if value else "none"
-    return {True: "yes", False: "no", None: "none"}.get(value, str(value)) if not isinstance(value, int | str) or isinstance(value, bool) else str(value)  # type: ignore[call-overload]
+    return (
+        {True: "yes", False: "no", None: "none"}.get(value, str(value))
+        if not isinstance(value, int | str) or isinstance(value, bool)
+        else str(value)
+    )  # type: ignore[call-overload]

@@ -66,23 +66,25 @@ def validate(kernel: Kernel, case: Case, *, contract: str | None = None, device:
         chosen, origin, identified = choose_contract(kernel, case, contract, device)
     except KernelFault as fault:
         return frame.record(Status.ERROR, (str(fault),), None, "identified", start)
-    if chosen is None:
-        reason = "the outputs fit no contract of the closed list; the nearest: " + "; ".join(identified[:2])
-        return frame.record(Status.FAILED, (reason,), None, "identified", start, identified=identified)
     try:
         claim = run_kernel(kernel, case, device)
     except KernelFault as fault:
-        return frame.record(Status.ERROR, (str(fault),), chosen.name, origin, start)
-    comparisons, statistical = judge(claim, chosen)
-    checks = [*claim.checks, *statistical, *_invariances(kernel, case, claim, chosen)]
+        return frame.record(Status.ERROR, (str(fault),), chosen.name if chosen else None, origin, start)
+    # Outputs that fit no contract are compared with the nearest one, so that the report can say what is wrong.
+    judged_by = chosen or get_contract(kernel.op, _nearest(kernel, case, device))
+    comparisons, statistical = judge(claim, judged_by)
+    checks = [*claim.checks, *statistical, *_invariances(kernel, case, claim, judged_by)]
     status, reasons = decide(comparisons, checks)
+    if chosen is None:
+        status = Status.FAILED
+        reasons = (f"the outputs fit no contract of the closed list; nearest is {judged_by.name}", *reasons)
     explanations: tuple[str, ...] = ()
     if status is Status.FAILED:
         from validators.identify import explain
 
-        explanations = explain(claim.inputs, claim.outputs, chosen, comparisons, checks)
+        explanations = explain(claim.inputs, claim.outputs, judged_by, comparisons, checks)
     return frame.record(
-        status, reasons, chosen.name, origin, start, identified=identified, comparisons=tuple(comparisons),
+        status, reasons, chosen.name if chosen else None, origin, start, identified=identified, comparisons=tuple(comparisons),
         checks=tuple(checks), explanations=explanations, strength=strength(comparisons),
         kernel_seconds=claim.kernel_seconds,
     )  # fmt: skip
@@ -102,12 +104,21 @@ def choose_contract(
     from validators.identify import identify
 
     # Once a process and type: identification calls the kernel on cases of its own and judges every preset.
-    key = (kernel.name, kernel.op, device, case.dtype, case.fp8)
+    key = _identity(kernel, case, device)
     if key not in _identified:
         _identified[key] = identify(kernel, device=device, dtype=case.dtype, fp8=case.fp8)
     result = _identified[key]
     best = result.best
     return (None if best is None else get_contract(kernel.op, best)), "identified", tuple(result.lines())
+
+
+def _identity(kernel: Kernel, case: Case, device: str) -> tuple[str, ...]:
+    return kernel.name, kernel.op, device, case.dtype, case.fp8
+
+
+def _nearest(kernel: Kernel, case: Case, device: str) -> str:
+    """The contract that the kernel's outputs violate least, after ``choose_contract`` found none."""
+    return _identified[_identity(kernel, case, device)].candidates[0].contract
 
 
 def run_kernel(kernel: Kernel, case: Case, device: str) -> Claim:
