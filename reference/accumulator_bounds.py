@@ -50,9 +50,10 @@ class _Sum:
         return tuple(torch.where(x == 0, NONE, exponent_of(x).clamp(min=LOWEST)) for x in (low, high))  # type: ignore[return-value]
 
     def add(self, other: _Sum) -> _Sum:
-        """fl32(self + other): half an ulp of the largest sum that is possible."""
-        total = _Sum(self.exact + other.exact, self.error + other.error)
-        return _Sum(total.exact, total.error + _half_ulp(total.exact.abs() + total.error))
+        """fl32(self + other): half an ulp of the largest possible sum, or what is lost of an exactly known one."""
+        exact, error = self.exact + other.exact, self.error + other.error
+        rounded = _half_ulp(exact.abs() + error)
+        return _Sum(exact, torch.where(error == 0, (exact.float().double() - exact).abs(), error + rounded))
 
 
 def _half_ulp(size: Tensor) -> Tensor:
@@ -90,7 +91,9 @@ def _aligned_step(held: _Sum, a: Operand, b: Operand, unit: Unit) -> _Sum:
     e = exponent_of(size).clamp(min=LOWEST)
     grid = torch.maximum(products, low) - unit.fraction
     cut = torch.where((size > 0) & (e - unit.kept > grid), pow2(e - unit.kept), torch.zeros_like(size))
-    return _Sum(exact, error + cut)
+    # Nothing lost so far: the sum is the exact prefix, and so is what the cut takes from it.
+    known = size - (size * pow2(unit.kept - e)).trunc() * pow2(e - unit.kept)
+    return _Sum(exact, torch.where(error == 0, known, error + cut))
 
 
 def _mfma_step(held: _Sum, a: Operand, b: Operand, unit: Unit) -> _Sum:
@@ -121,7 +124,9 @@ def _mfma_step(held: _Sum, a: Operand, b: Operand, unit: Unit) -> _Sum:
     e = exponent_of(size).clamp(min=LOWEST)
     grid = torch.maximum(e_d, low).clamp(min=LOWEST) - 32
     cut = torch.where((size > 0) & (e - 31 > grid), pow2(e - 31), torch.zeros_like(size))
-    return _Sum(exact, error + cut + _half_ulp(size + cut))
+    known = (exact * pow2(31 - e)).floor() * pow2(e - 31)
+    known = (known.float().double() - exact).abs()
+    return _Sum(exact, torch.where(error == 0, known, error + cut + _half_ulp(size + cut)))
 
 
 def _rounded_step(held: _Sum, a: Operand, b: Operand, unit: Unit) -> _Sum:

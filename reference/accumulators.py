@@ -23,6 +23,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -38,7 +39,7 @@ LOWEST = -126
 """Smallest normal exponent of fp32."""
 CANONICAL_NAN = 0x7FFFFFFF
 SPLIT_MULTIPLE = 128
-"""Split-K slices are whole multiples of this many products, the K tile of the usual kernels; the last one is shorter."""
+"""Split-K slices are whole multiples of this many products (the K tile of the usual kernels) but for the last."""
 
 
 class AccumulatorError(ValueError):
@@ -86,7 +87,7 @@ UNITS: dict[str, Unit] = {
         ),
         Unit(
             "cdna3-mfma", "mfma", 16,
-            source="v_mfma_f32_16x16x32_fp8_fp8: two independent public models agree; no silicon record (numerics.md 2.4)",
+            source="v_mfma_f32_16x16x32_fp8_fp8: two public models agree, no silicon record (numerics.md 2.4)",
         ),
         Unit(
             "blackwell-mma", "exact-rne", 32,
@@ -120,7 +121,7 @@ def get_unit(name: str) -> Unit:
 
 
 def _lanes(k: int, width: int, groups: int) -> Tensor:
-    """k-map of a tile of ``k`` products in which each lane loads ``width`` consecutive bytes and feeds 8 an instruction.
+    """k-map of a tile of ``k`` products in which each lane loads ``width`` consecutive bytes and feeds 8 at a time.
 
     Instruction i multiplies bytes 8i..8i+7 of every lane group g: physical (i, g, j) is logical (g, 8i + j).
     """
@@ -157,7 +158,7 @@ def arrange(codes: Tensor, k_map: Tensor | None, multiple: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Operand:
-    """Decoded codes, k first. value: float64 [K, r], NaN codes replaced by 0. exponent: int16 [K, r], NONE for a zero."""
+    """Decoded codes, k first. value: float64 [K, r], NaN codes as 0. exponent: int16 [K, r], NONE for a zero."""
 
     value: Tensor
     exponent: Tensor
@@ -269,7 +270,7 @@ _STEPS: dict[str, Callable[[Operand, Operand, Tensor, Unit], Tensor]] = {
 
 
 def step(a: Operand, b: Operand, c: Tensor, unit: Unit) -> Tensor:
-    """One step of the unit: a, b with ``unit.group`` products, c float64 [m, n] holding finite fp32 values -> D likewise."""
+    """One step: a, b with ``unit.group`` products, c float64 [m, n] holding finite fp32 values -> D likewise."""
     return _STEPS[unit.kind](a, b, c, unit)
 
 
@@ -295,8 +296,8 @@ def promoted(main: Tensor, c: Tensor) -> Tensor:
 
 
 def slices(k: int, splits: int) -> list[tuple[int, int]]:
-    """(first, last) of the split-K slices of K products: equal whole multiples of SPLIT_MULTIPLE, the last one shorter."""
-    length = -(-(-(-k // SPLIT_MULTIPLE)) // splits) * SPLIT_MULTIPLE
+    """(first, last) of the split-K slices of K products: equal whole multiples of SPLIT_MULTIPLE but for the last."""
+    length = math.ceil(math.ceil(k / SPLIT_MULTIPLE) / splits) * SPLIT_MULTIPLE
     return [(first, min(k, first + length)) for first in range(0, k, length)]
 
 
@@ -344,7 +345,5 @@ def _nans(fmt: FloatFormat, like: Tensor) -> Tensor:
 
 
 def _accumulate(a: Operand, b: Operand, unit: Unit) -> Tensor:
-    c = main = torch.zeros(0)
-    for _, c, main in chain(a, b, unit):
-        pass
+    _, c, main = deque(chain(a, b, unit), maxlen=1)[0]
     return (main.float() + c.float()) if unit.promote else c.float()

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from reference.accumulators import K_MAPS, SPLIT_MULTIPLE, add_to_odd, emulate, get_unit
+from reference.accumulators import K_MAPS, add_to_odd, emulate, get_unit, slices
 from reference.formats import decode, format_of
 from validators.cases.tensors import GemmInputs, GemmOutputs
 
@@ -55,19 +55,34 @@ class GemmCandidate(NamedTuple):
 
 
 def candidates(fp8: str = "e4m3fn", *, k: int = 1 << 20, bias: bool = False) -> list[GemmCandidate]:
-    """The closed list for an FP8 format, likeliest first; without splits and intervals that K products cannot show."""
+    """The closed list for an FP8 format, likeliest first, without what K products cannot show.
+
+    Splits that cut K alike are listed once, and those that equal a promotion interval under its name: a chain promoted
+    every L products adds the same partial sums as slices of L products.
+    """
     found = []
     for unit in _FN_UNITS if fp8 == "e4m3fn" else _FNUZ_UNITS:
         promotion = None if unit == EXACT else get_unit(unit).promote
         if promotion and promotion >= k and unit != "hopper-promote128":
             continue
         maps = tuple(K_MAPS) if unit == "cdna3-mfma" else ("identity",)
-        splits = (1, *(s for s in SPLITS if s * SPLIT_MULTIPLE <= k)) if unit in _SPLIT_UNITS else (1,)
+        splits = _distinct_splits(unit, k) if unit in _SPLIT_UNITS else [1]
         places: tuple[Bias, ...] = BIASES if bias else ("none",)
         found += [
             GemmCandidate(unit, promotion, s, order, place, k_map)
             for s in splits for k_map in maps for order in ORDERS for place in places
         ]  # fmt: skip
+    return found
+
+
+def _distinct_splits(unit: str, k: int) -> list[int]:
+    chain = {"hopper-fast": (32, 64, 128, 256, 512), "hopper-promote128": (128,)}.get(unit, ())
+    found, seen = [1], {k, *chain}
+    for splits in SPLITS:
+        length = slices(k, splits)[0][1]
+        if length not in seen:
+            found.append(splits)
+        seen.add(length)
     return found
 
 
@@ -102,7 +117,7 @@ def sample(
 
 
 def epilogue(accumulator: Tensor, scene: SampledGemm, order: Order, bias: Bias, dtype: torch.dtype) -> Tensor:
-    """fp32 accumulator [m, n] -> output of ``dtype``: two fp32 multiplications in ``order``, the bias, one store (RNE)."""
+    """fp32 accumulator [m, n] -> ``dtype``: two fp32 multiplications in ``order``, the bias, one store (RNE)."""
     sa, sb = scene.sa[:, None], scene.sb[None, :]
     first, last = {
         "token-first": (accumulator * sa, sb),

@@ -31,7 +31,7 @@ ROWS = 128
 K_SHORT, K_LONG = 256, 2048
 DEPTH = 28
 """Largest d: B * 2^-28 is the smallest normal product of either format."""
-ANCHORS = (0, 8, 16, 32)
+ANCHORS = (0, 16, 32)
 LATER = 64
 """A position in a later step of the same chain for every group up to 64."""
 VALUES = (1.0, -1.0, 1.5, -1.5)
@@ -81,16 +81,18 @@ def probes(fmt: FloatFormat) -> list[Probe]:
         for v in VALUES:
             tail = f"{v:+g}/{d}"
             add(f"align_last/{tail}", make.big(0), make.big(2, -1), make.small(4, d, v))
-            add(f"align_between/{tail}", make.big(0), make.small(2, d, v), make.big(4, -1))
+            if v == 1.0:
+                add(f"align_between/{tail}", make.big(0), make.small(2, d, v), make.big(4, -1))
             add(f"align_other_half/{tail}", make.big(0), make.big(2, -1), make.small(5, d, v))
             # c is small: it comes first and is aligned to the products of a later step.
-            add(f"small_c/{tail}", make.small(0, d, v), make.big(LATER), make.big(LATER + 2, -1))
+            add(f"small_c/{tail}", make.small(0, d, v), make.big(LATER, 1.5), make.big(LATER + 2, -1.5))
             for sign in (1, -1):
                 ends = make.big(0, 1.5 * sign), make.big(2 * LATER, -1.5 * sign)
                 add(f"large_c{sign:+d}/{tail}", ends[0], make.small(LATER, d, v), ends[1])
                 six = [make.big(2 * i, sign) for i in range(6)]
                 back = [make.big(LATER + 2 * i, -sign) for i in range(6)]
-                add(f"output{sign:+d}/{tail}", *six, make.small(12, d, v, 2 * make.top + 2), *back)
+                if d > 1:  # a product of 6B's binade or the next below does not exist
+                    add(f"output{sign:+d}/{tail}", *six, make.small(12, d, v, 2 * make.top + 2), *back)
         add(f"two_halves/{d}", make.big(0), make.big(2, -1), make.small(4, d), make.small(6, d))
         renormalised = [(p, s * 1.5 * 2.0**make.top, 1.5 * 2.0**make.top) for p, s in ((0, 1), (2, -1))]
         add(f"unnormalised/{d}", *renormalised, make.small(4, d))
@@ -148,7 +150,7 @@ def answers(call: KernelCall, wanted: list[Probe], fmt: FloatFormat, *, rows: in
     return found
 
 
-_PATTERNS = {
+_PATTERNS: dict[tuple[float, ...], str] = {
     (0, 0, 0, 0, 0, 0, 0, 0): "toward zero, each term before the sum",
     (0, -1, -1, -1, 1, 0, 0, 0): "toward zero, the sum",
     (0, -1, -1, -1, 0, -1, -1, -1): "toward minus infinity",
@@ -168,20 +170,20 @@ class _Reader:
         return 2.0 ** ((2 * self.make.top if base is None else base) - d)
 
     def kept(self, family: str, base: int | None = None, name: str = "/+1/") -> int:
-        """Largest d up to which every x = 2^-d survives unchanged."""
-        d = 0
+        """Largest d up to which every x = 2^-d survives unchanged; probes that do not exist count as surviving."""
+        d = 0 if f"{family}{name}1" in self.seen else 1
         while d < DEPTH and self.seen.get(f"{family}{name}{d + 1}") == self.unit(d + 1, base):
             d += 1
         return d
 
     def rounding(self, families: tuple[str, str], kept: int, base: int | None = None) -> str:
-        """What happens to 3/4, -3/4, -1/2 and -1/4 of the last surviving unit, against a positive and a negative sum."""
+        """What becomes of 3/4, -3/4, -1/2 and -1/4 of the last surviving unit, on a positive and a negative sum."""
         if kept + 2 > DEPTH:
             return NOT_SEEN
         wanted = (f"+1.5/{kept + 1}", f"-1.5/{kept + 1}", f"-1/{kept + 1}", f"-1/{kept + 2}")
         q = self.unit(kept, base)
-        pattern = tuple(self.seen[f"{f}/{w}"] / q for f in families for w in wanted)
-        return _PATTERNS.get(pattern, f"unlike any known: {', '.join(f'{p:g}' for p in pattern)} units")  # type: ignore[call-overload]
+        pattern = [self.seen[f"{f}/{w}"] / q for f in families for w in wanted]
+        return _PATTERNS.get(tuple(pattern), f"unlike any known: {', '.join(f'{p:g}' for p in pattern)} units")
 
 
 def infer(seen: Mapping[str, float], fmt: FloatFormat) -> dict[str, object]:
@@ -211,13 +213,9 @@ def infer(seen: Mapping[str, float], fmt: FloatFormat) -> dict[str, object]:
     }
     visible = fraction < DEPTH
     found["sticky_bits"] = seen[f"two_halves/{fraction + 1}"] != 0 if visible else NOT_SEEN
+    # With a renormalised exponent, one higher, one bit less survives.
     renormalised = r.kept("unnormalised", name="/")
-    found["product_exponent_renormalised"] = renormalised > fraction - 1 and renormalised != fraction
-    if visible:
-        # A renormalised exponent is one higher, so that one bit less survives.
-        found["product_exponent_renormalised"] = renormalised == fraction - 1
-    else:
-        found["product_exponent_renormalised"] = NOT_SEEN
+    found["product_exponent_renormalised"] = renormalised == fraction - 1 if visible else NOT_SEEN
     nominal = r.make.low + r.make.top
     probe = f"/{fraction + 1}"
     for name, family in (("subnormal_renormalised", "subnormal"), ("zero_takes_part", "zero")):
@@ -294,7 +292,7 @@ def _same(seen: Mapping[str, float], wanted: list[Probe], fmt: FloatFormat, unit
     # Only the diagonal counts, so few rows a call cost less; the first difference ends it.
     for first in range(0, len(wanted), 256):
         part = wanted[first : first + 256]
-        if any(seen[name] != value for name, value in answers(call, part, fmt, rows=32).items()):
+        if any(seen[name] != value for name, value in answers(call, part, fmt, rows=64).items()):
             return False
     return True
 
@@ -333,8 +331,6 @@ def lines(record: Mapping[str, object]) -> list[str]:
 def _short(value: object) -> str:
     if isinstance(value, list):
         return " ".join(map(str, value[:40])) + (" ..." if len(value) > 40 else "") if value else "none"
-    return (
-        {True: "yes", False: "no", None: "none"}.get(value, str(value))
-        if not isinstance(value, int | str) or isinstance(value, bool)
-        else str(value)
-    )  # type: ignore[call-overload]
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)

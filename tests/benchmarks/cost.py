@@ -1,9 +1,9 @@
 """Cost of a verdict against what people do today, in one run, on one device.
 
-``python -m tests.benchmarks.cost --device cpu`` times, for 4096 x 5120 bf16: the full comparison of all three outputs
-with their admissible sets; an eager fp32 reference plus ``torch.testing.assert_close`` of the three outputs (codes compared as
-floats); and the whole ``validate``, the kernel's own calls subtracted. Each is repeated; the least of its
-times counts. Peak extra memory: beyond what inputs and outputs hold.
+``python -m tests.benchmarks.cost --device cpu`` times, for 4096 x 5120 bf16: the full comparison of all three
+outputs with their admissible sets; an eager fp32 reference plus ``torch.testing.assert_close`` of the three outputs
+(codes compared as floats); and the whole ``validate``, the kernel's own calls subtracted. Each is repeated; the
+least of its times counts. Peak extra memory: beyond what inputs and outputs hold.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Identification: from 64 rows of a kernel's outputs, which contract does it follow?
 
-``python -m tests.benchmarks.identification --seeds 100`` asks ``identify`` for kernels that follow five
-contracts exactly, with a legitimate variant that changes with the seed, and counts how often the right contract is the best one.
+``python -m tests.benchmarks.identification --seeds 100`` asks ``identify`` for kernels that follow five contracts
+exactly, with a legitimate variant that changes with the seed, and counts how often the right contract is the best
+one.
 """
 
 from __future__ import annotations

@@ -137,7 +137,7 @@ def measure(depth: str, *, lanes: bool = False, device: str = "cpu", echo: bool 
 
 
 def summary(findings: Sequence[Finding], depth: str, seconds: float) -> dict[str, object]:
-    """Counts over the zoo: defects, caught, caught in the first format alone, explained, missed, lanes that catch alone."""
+    """Counts over the zoo; "alone": defects that only one lane catches, where lanes were asked for."""
     caught = [f for f in findings if f.caught]
     return {
         "depth": depth,
@@ -147,9 +147,7 @@ def summary(findings: Sequence[Finding], depth: str, seconds: float) -> dict[str
         "other_format_only": [f.defect for f in caught if f.fp8 == FP8_FORMATS[1]],
         "missed": [f.defect for f in findings if not f.caught],
         "unexplained": {f.defect: f.explanation for f in caught if not f.explained},
-        "alone": {
-            lane: [f.defect for f in findings if f.lanes == (lane,)] for lane in LANES if any(f.lanes for f in findings)
-        },
+        "alone": {lane: own for lane in LANES if (own := [f.defect for f in findings if f.lanes == (lane,)])},
         "seconds": round(seconds, 1),
     }
 

@@ -36,8 +36,10 @@ def test_presets_differ_in_arithmetic_and_not_in_name_alone() -> None:
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(KeyError, match=r"unknown contract 'ck' for op ptpc_gemm; known: .*fp32, unknown"):
+    with pytest.raises(KeyError) as caught:
         get_contract("ptpc_gemm", "ck")
+    known = ", ".join(sorted(GEMM_CONTRACTS))
+    assert caught.value.args == (f"unknown contract 'ck' for op ptpc_gemm; known: {known}",)
     with pytest.raises(KeyError, match="known: aiter-hip-gfx942, aiter-hip-gfx950"):
         get_contract("add_rmsnorm_quant", "fp32")
     with pytest.raises(ValueError, match="unknown FP8 format 'e5m2'"):

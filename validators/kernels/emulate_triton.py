@@ -192,7 +192,7 @@ def emulate_fast(a: Tensor, b: Tensor, fmt: Any, unit: str, *, k_map: Tensor | N
     nan = torch.tensor(NANS[name], dtype=torch.uint8, device=a.device)
     rows, cols = torch.isin(left, nan), torch.isin(right, nan)
     left, right = left.masked_fill(rows, 0), right.masked_fill(cols, 0)
-    length = -(-(-(-a.shape[1] // SPLIT_MULTIPLE)) // splits) * SPLIT_MULTIPLE
+    length = math.ceil(math.ceil(a.shape[1] / SPLIT_MULTIPLE) / splits) * SPLIT_MULTIPLE
     out = torch.empty(a.shape[0], b.shape[0], dtype=torch.float32, device=a.device)
     for first in range(0, a.shape[1], length):
         parts = [_arranged(x[:, first : first + length], k_map, promote or group) for x in (left, right)]

@@ -1,0 +1,199 @@
+"""What a pass is worth: which known defects the cases that passed would have caught.
+
+``data/strength.json`` is measured, not argued: every defect of the zoo was run on small representative cases of the
+suite (``python -m tests.benchmarks.strength --write``), and each row of the table names a case and the defects that
+failed on it. A case that passed stands for the rows of its own recipe, types and options whose shape it contains:
+at least as many rows, columns and products, and every trait (odd n, ragged k, ...) that the row's shape has.
+That is an estimate from below: a case may catch more than the table says, and one that resembles no row counts for nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from reference.contract import NormQuantContract, get_contract
+from validators.cases.case import Case, CaseError
+from validators.records import Record, Status
+
+TABLE = Path(__file__).resolve().parent / "data" / "strength.json"
+SCHEMA = 1
+MOST_NAMED = 5
+WRAP_ELEMENTS = 1 << 15
+"""Elements beyond which the zoo's stand-in for a 32-bit offset wraps; a real one wraps at 2**31 or 2**32."""
+
+DECLARED: Mapping[str, tuple[str, object]] = {
+    "N03": ("norm_input", "stored"),
+    "N04": ("residual_store", "truncate"),
+    "N15": ("round_after_weight", True),
+    "Q09": ("amax_floor", 0.0),
+}
+"""Defects that are nothing but another arithmetic: under a contract with this field they are what is declared."""
+
+
+class StrengthError(ValueError):
+    """The table cannot be read; its message is one sentence."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A measured case and the ids of the defects of its op that failed on it."""
+
+    case: Case
+    catches: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Table:
+    """defects: op -> id -> name. rows: op -> measured cases. contracts: op -> preset that the defects departed from."""
+
+    defects: Mapping[str, Mapping[str, str]]
+    rows: Mapping[str, Sequence[Row]]
+    contracts: Mapping[str, str]
+
+
+@lru_cache(maxsize=4)
+def load(path: Path = TABLE) -> Table:
+    """The recorded table; raises StrengthError with one sentence."""
+    try:
+        data: Any = json.loads(path.read_text(encoding="utf-8"))
+        if data["schema"] != SCHEMA:
+            raise StrengthError(f"{path} has schema {data['schema']}, this version reads {SCHEMA}.")
+        rows = {
+            op: [Row(Case.parse(text), frozenset(caught)) for text, caught in found.items()]
+            for op, found in data["rows"].items()
+        }
+        return Table(data["defects"], rows, data["contracts"])
+    except StrengthError:
+        raise
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, CaseError) as error:
+        raise StrengthError(
+            f"the table of defects {path} cannot be read ({type(error).__name__}); "
+            "python -m tests.benchmarks.strength --write makes it."
+        ) from error
+
+
+def traits(case: Case) -> frozenset[str]:
+    """Properties of the shape that known defects hide behind; a row counts only for cases that share all of its own."""
+    if case.op == "ptpc_gemm":
+        found = {
+            "m % 16": case.m % 16, "m odd": case.m % 2, "n % 16": case.n % 16, "n % 128": case.n % 128,
+            "k % 32": case.k % 32, "k % 128": case.k % 128, "m != n": case.m != case.n,
+        }  # fmt: skip
+    else:
+        found = {
+            "n % 2": case.n % 2, "n % 4": case.n % 4, "n % 8": case.n % 8, "n % 1024": case.n % 1024,
+            "m odd": case.m % 2, "wraps": case.m * case.n > WRAP_ELEMENTS,
+        }  # fmt: skip
+    return frozenset(name for name, present in found.items() if present)
+
+
+def _family(case: Case) -> tuple[object, ...]:
+    return (
+        case.op, case.recipe, case.dtype, case.fp8, case.residual, case.gamma, case.gemma, case.eps, case.layout,
+        case.bias,
+    )  # fmt: skip
+
+
+def stands_for(case: Case, row: Row) -> bool:
+    """Whether a pass on ``case`` is worth at least a pass on the measured case of ``row``."""
+    measured = row.case
+    return (
+        _family(case) == _family(measured)
+        and case.m >= measured.m
+        and case.n >= measured.n
+        and case.k >= measured.k
+        and traits(measured) <= traits(case)
+    )
+
+
+def caught_by(cases: Iterable[Case], table: Table) -> frozenset[str]:
+    """Ids of the defects that some of ``cases`` (of one op) would have caught."""
+    found: frozenset[str] = frozenset()
+    for case in set(cases):
+        for row in table.rows.get(case.op, ()):
+            if stands_for(case, row):
+                found |= row.catches
+    return found
+
+
+def not_defects(op: str, contract: str | None, table: Table) -> frozenset[str]:
+    """Ids of the table's defects that contract ``contract`` declares as its arithmetic."""
+    if op == "ptpc_gemm" or contract is None:
+        return frozenset()
+    try:
+        declared = get_contract(op, contract)
+    except KeyError:
+        return frozenset()
+    assert isinstance(declared, NormQuantContract)
+    return frozenset(
+        identity
+        for identity, (field, value) in DECLARED.items()
+        if identity in table.defects.get(op, {}) and getattr(declared, field) == value
+    )
+
+
+@dataclass(frozen=True)
+class Strength:
+    """caught and missed: ids of the defects of ``op``. names: id -> name. passed: cases; unmeasured: resembling no row."""
+
+    op: str
+    kernels: tuple[str, ...]
+    caught: tuple[str, ...]
+    missed: tuple[str, ...]
+    names: Mapping[str, str]
+    passed: int
+    unmeasured: int
+    basis: str
+
+    def sentence(self) -> str:
+        """``the cases that passed would have caught 41 of 45 known defects of add_rmsnorm_quant; not covered: ...``."""
+        total = len(self.caught) + len(self.missed)
+        if not self.passed:
+            return f"{', '.join(self.kernels)}: no case of {self.op} passed, which would have caught no known defect"
+        text = f"the cases that passed would have caught {len(self.caught)} of {total} known defects of {self.op}"
+        if self.missed:
+            named = [f"{identity} {self.names[identity]}" for identity in self.missed[:MOST_NAMED]]
+            more = len(self.missed) - len(named)
+            text += f"; not covered: {', '.join(named)}" + (f" and {more} more" if more else "")
+        if self.unmeasured:
+            text += f"; {self.unmeasured} of the {self.passed} cases resemble none that was measured"
+        return text
+
+
+def measure(records: Iterable[Record], table: Table | None = None) -> list[Strength]:
+    """One Strength for each op and set of kernels whose passing cases are worth the same, in the records' order."""
+    table = load() if table is None else table
+    passed: dict[tuple[str, str, str | None], list[Case]] = {}
+    for record in records:
+        cases = passed.setdefault((record.op, record.kernel, record.contract or None), [])
+        if record.status is Status.PASSED:
+            cases.append(Case.parse(record.case))
+    # A kernel may have records without a contract (UNSUPPORTED); they make no second kernel of it.
+    judged = {(op, kernel) for (op, kernel, _), cases in passed.items() if cases}
+    groups: dict[tuple[object, ...], list[str]] = {}
+    for (op, kernel, contract), cases in passed.items():
+        if op not in table.defects or (not cases and (op, kernel) in judged):
+            continue
+        known = set(table.defects[op]) - not_defects(op, contract, table)
+        caught = caught_by(cases, table) & known
+        rows = table.rows.get(op, ())
+        unmeasured = sum(not any(stands_for(case, row) for row in rows) for case in cases)
+        key = (op, tuple(sorted(caught)), tuple(sorted(known - caught)), len(cases), unmeasured)
+        if kernel not in groups.setdefault(key, []):
+            groups[key].append(kernel)
+    return [
+        Strength(op, tuple(kernels), caught, missed, table.defects[op], count, unmeasured, table.contracts[op])
+        for (op, caught, missed, count, unmeasured), kernels in groups.items()  # type: ignore[misc]
+    ]
+
+
+def sentences(records: Iterable[Record], table: Table | None = None) -> list[str]:
+    """One line for each op; with the kernels' names where kernels of one op differ in what passed."""
+    found = measure(records, table)
+    several = {s.op for s in found if sum(other.op == s.op for other in found) > 1}
+    return [f"{', '.join(s.kernels)}: {s.sentence()}" if s.op in several and s.passed else s.sentence() for s in found]
