@@ -74,7 +74,7 @@ def _norm(inputs: NormQuantInputs, contract: NormQuantContract) -> dict[str, tor
         truth, row, col, truth.scale.nominal[row], contract, contract.qmax(fp8.name), storage, gemma=inputs.gemma
     )
     codes = _codes(row, col, low, high, inputs.x.shape, fp8, contract)
-    residual = {} if truth.residual is None else {"residual": truth.residual}
+    residual = {} if truth.residual is None else {"residual": truth.residual.float()}
     return {
         "rms": truth.rms, "p_max": truth.p_max, "scale": truth.scale.nominal, "scale_low": truth.scale.low,
         "scale_high": truth.scale.high, "kind": truth.scale.kind, **codes, **residual,

@@ -22,10 +22,12 @@ from reference.accumulators import (
     arrange,
     decode_operand,
     exponent_of,
+    floor,
     get_unit,
     largest_exponent,
     pow2,
     slices,
+    truncate,
 )
 from reference.budgets import FLOAT64_SLACK, U
 from reference.formats import FloatFormat
@@ -92,7 +94,7 @@ def _aligned_step(held: _Sum, a: Operand, b: Operand, unit: Unit) -> _Sum:
     grid = torch.maximum(products, low) - unit.fraction
     cut = torch.where((size > 0) & (e - unit.kept > grid), pow2(e - unit.kept), torch.zeros_like(size))
     # Nothing lost so far: the sum is the exact prefix, and so is what the cut takes from it.
-    known = size - (size * pow2(unit.kept - e)).trunc() * pow2(e - unit.kept)
+    known = size - truncate(size * pow2(unit.kept - e)) * pow2(e - unit.kept)
     return _Sum(exact, torch.where(error == 0, known, error + cut))
 
 
@@ -124,7 +126,7 @@ def _mfma_step(held: _Sum, a: Operand, b: Operand, unit: Unit) -> _Sum:
     e = exponent_of(size).clamp(min=LOWEST)
     grid = torch.maximum(e_d, low).clamp(min=LOWEST) - 32
     cut = torch.where((size > 0) & (e - 31 > grid), pow2(e - 31), torch.zeros_like(size))
-    known = (exact * pow2(31 - e)).floor() * pow2(e - 31)
+    known = floor(exact * pow2(31 - e)) * pow2(e - 31)
     known = (known.float().double() - exact).abs()
     return _Sum(exact, torch.where(error == 0, known, error + cut + _half_ulp(size + cut)))
 

@@ -26,6 +26,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -170,12 +171,16 @@ class Operand:
 
 def decode_operand(codes: Tensor, fmt: FloatFormat) -> Operand:
     """uint8 codes [r, K] -> Operand with K first."""
+    value, exponent = _tables(fmt, str(codes.device))
     index = codes.t().contiguous().int()
-    value = decode_table(fmt, str(codes.device)).nan_to_num(0.0)[index]
-    field = (torch.arange(256, device=codes.device, dtype=torch.int16) >> 3) & 15
-    exponent = field.clamp(min=1) - fmt.bias
-    exponent[decode_table(fmt, str(codes.device)).nan_to_num(0.0) == 0] = NONE
-    return Operand(value, exponent[index])
+    return Operand(value[index], exponent[index])
+
+
+@lru_cache(maxsize=8)
+def _tables(fmt: FloatFormat, device: str) -> tuple[Tensor, Tensor]:
+    value = decode_table(fmt, device).nan_to_num(0.0)
+    field = (torch.arange(256, device=device, dtype=torch.int16) >> 3) & 15
+    return value, torch.where(value == 0, NONE, field.clamp(min=1) - fmt.bias).to(torch.int16)
 
 
 def pow2(exponent: Tensor) -> Tensor:
@@ -199,23 +204,36 @@ def largest_exponent(a: Operand, b: Operand) -> Tensor:
     return top.long()
 
 
-def _truncated_sum(a: Operand, b: Operand, scale: Tensor, total: Tensor) -> Tensor:
-    """total + sum_k trunc(a*b*scale), all float64 [m, n]; ``total`` is overwritten."""
-    term = torch.empty_like(total)
+def truncate(x: Tensor) -> Tensor:
+    """float64 |x| < 2^63 toward zero, by way of int64: torch's own trunc forks its threads for 2,048 elements."""
+    return x.to(torch.int64).to(torch.float64)
+
+
+def floor(x: Tensor) -> Tensor:
+    """float64 |x| < 2^53 toward minus infinity; see ``truncate``."""
+    whole = truncate(x)
+    return whole - (whole > x).to(torch.float64)
+
+
+def _truncated_sum(a: Operand, b: Operand, scale: Tensor, fraction: int) -> Tensor:
+    """sum_k trunc(a*b*scale), float64 [m, n], |a*b*scale| < 2^(fraction+2). The conversion to integers truncates."""
+    room = fraction + 2 + len(a.value).bit_length()
+    total = torch.zeros(scale.shape, dtype=torch.int32 if room < 32 else torch.int64, device=scale.device)
+    term, whole = torch.empty_like(scale), torch.empty_like(total)
     for va, vb in zip(a.value, b.value, strict=True):
         torch.mul(va[:, None], vb[None, :], out=term)
-        total.add_(term.mul_(scale).trunc_())
-    return total
+        total.add_(whole.copy_(term.mul_(scale)))
+    return total.to(torch.float64)
 
 
 def _aligned(a: Operand, b: Operand, c: Tensor, unit: Unit) -> Tensor:
     e_c = torch.where(c == 0, NONE, exponent_of(c).clamp(min=LOWEST))
     top = torch.maximum(largest_exponent(a, b), e_c).clamp(min=unit.floor)
     scale = pow2(unit.fraction - top)
-    total = _truncated_sum(a, b, scale, (c * scale).trunc_())
+    total = truncate(c * scale) + _truncated_sum(a, b, scale, unit.fraction)
     value = total * pow2(top - unit.fraction)
     e = exponent_of(value).clamp(min=LOWEST)
-    return (value * pow2(unit.kept - e)).trunc_() * pow2(e - unit.kept) + 0.0
+    return truncate(value * pow2(unit.kept - e)) * pow2(e - unit.kept)
 
 
 def _mfma(a: Operand, b: Operand, c: Tensor, unit: Unit) -> Tensor:
@@ -225,18 +243,18 @@ def _mfma(a: Operand, b: Operand, c: Tensor, unit: Unit) -> Tensor:
         top = largest_exponent(part_a, part_b)
         tops.append(top)
         scale = pow2(24 - top)
-        sums.append(_truncated_sum(part_a, part_b, scale, torch.zeros_like(c)) * pow2(top - 24))
+        sums.append(_truncated_sum(part_a, part_b, scale, 24) * pow2(top - 24))
     e_d = torch.maximum(*tops)
-    dot = sum(((s * pow2(24 - e_d)).floor_() for s in sums), torch.zeros_like(c)) * pow2(e_d - 24)
+    dot = sum((floor(s * pow2(24 - e_d)) for s in sums), torch.zeros_like(c)) * pow2(e_d - 24)
     e_c = exponent_of(c).clamp(min=LOWEST)
     e = torch.maximum(e_d, e_c)
-    x = (dot * pow2(32 - e)).floor_()
-    y = (c * pow2(24 - e)).floor_() * 256.0
+    x = floor(dot * pow2(32 - e))
+    y = floor(c * pow2(24 - e)) * 256.0
     # A negative c far below the rest would otherwise leave -1.
     y = torch.where(e_c < e - 25, torch.zeros_like(y), y)
     t = (x + y) * pow2(e - 32)
     e_t = exponent_of(t).clamp(min=LOWEST)
-    t = (t * pow2(31 - e_t)).floor_() * pow2(e_t - 31)
+    t = floor(t * pow2(31 - e_t)) * pow2(e_t - 31)
     return t.float().double() + 0.0
 
 
@@ -323,7 +341,9 @@ def emulate(
     if a.shape[1] == 0:
         raise AccumulatorError("a GEMM without products has no accumulator")
     out = torch.zeros(a.shape[0], b.shape[0], dtype=torch.float32, device=a.device)
-    size = tile or (1 << 22 if a.is_cuda else 1 << 15)
+    # On a CPU a tile fits the cache and stays below the 32,768 elements from which torch splits an operation over
+    # threads: at this size waiting for them costs several times what they gain.
+    size = tile or (1 << 22 if a.is_cuda else 31 << 10)
     cols = max(1, min(b.shape[0], size // min(a.shape[0], 128)))
     rows = max(1, size // cols)
     for number, (first, last) in enumerate(slices(a.shape[1], splits)):

@@ -23,9 +23,10 @@ MIN_NORMAL = 2.0**-126
 class NormTruth:
     """Truth of a chunk of m rows by n columns.
 
-    residual: fp32 [m, n], the values that the contract stores (fp32 holds every bf16 and fp16), None without
-    residual. z: fp32 [m, n], the norm's input, exact. weight: fp32 [n], effective gamma. p_max: max|z*w|,
-    float64 [m]. rms: 1/sqrt(mean(z^2)+eps), float64 [m]. rms_low/high: ends of the kernel's fp32 value.
+    residual: of x's type [m, n], what the contract stores, None without residual. z: fp32 [m, n], the norm's input,
+    exact. weight: fp32 [n], effective gamma. These lie where x does; the rest is float64 [m] on the CPU, because a GPU
+    launches small kernels more slowly than a CPU computes them.
+    p_max: max|z*w|. rms: 1/sqrt(mean(z^2)+eps). rms_low/high: ends of the kernel's fp32 value.
     scale: admissible scales and the kind of every row. grid: format of y before the quantizer, or None.
     """
 
@@ -63,20 +64,21 @@ def stored_residual(total: torch.Tensor, fmt: FloatFormat, contract: NormQuantCo
 def norm_input(
     x: torch.Tensor, residual: torch.Tensor | None, contract: NormQuantContract
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(z, stored residual), both fp32 [m, n]; x and residual bf16/fp16 [m, n]."""
+    """(z, stored residual): fp32 and x's type, [m, n]; x and residual bf16/fp16 [m, n]."""
     if residual is None:
         return x.float(), None
-    total = x.float() + residual.float()
+    # A bf16 or fp16 operand is widened exactly before the one fp32 addition.
+    total = torch.add(x.float(), residual)
     if format_of(x.dtype).name == "bf16" and contract.residual_store == "rne":
         # The IEEE conversion; tests hold it against round_to over all ties on every device.
-        stored = total.to(torch.bfloat16).float()
+        stored = total.to(torch.bfloat16)
     elif format_of(x.dtype).name == "bf16":
         bits = total.view(torch.int32)
         # Clearing the low half of the bits truncates toward zero; a NaN keeps its top payload bit.
-        stored = torch.where(total.isnan(), total, (bits & -65536).view(torch.float32))
+        stored = torch.where(total.isnan(), total, (bits & -65536).view(torch.float32)).to(torch.bfloat16)
     else:
-        stored = stored_residual(total, format_of(x.dtype), contract)
-    return (total if contract.norm_input == "unrounded" else stored), stored
+        stored = stored_residual(total, format_of(x.dtype), contract).to(x.dtype)
+    return (total if contract.norm_input == "unrounded" else stored.float()), stored
 
 
 def effective_weight(weight: torch.Tensor, gemma: bool) -> torch.Tensor:
@@ -99,12 +101,12 @@ def norm_truth(
     qmax = contract.qmax(fp8)
     z, stored = norm_input(x, residual, contract)
     w = effective_weight(weight, gemma)
-    root = torch.linalg.vector_norm(z, dim=-1, dtype=torch.float64)
+    root = torch.linalg.vector_norm(z, dim=-1, dtype=torch.float64).cpu()
     mean_square = root * root / n
     rms = 1.0 / torch.sqrt(mean_square + eps)
     rms_bound = budgets.rms_budget(contract, n).bound
     rms_low, rms_high = fp32_ends(rms * (1 - rms_bound), rms * (1 + rms_bound))
-    p_max = exact_product_max(z, w)
+    p_max = exact_product_max(z, w).cpu()
     y_budget = budgets.multiply_budget(contract, gemma=gemma)
     grid = format_of(x.dtype) if contract.round_after_weight else None
     nonfinite = ~(mean_square.isfinite() & p_max.isfinite())
@@ -128,16 +130,9 @@ def norm_truth(
 def exact_product_max(z: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     """max over columns of |z*w|, exact: fp32 z [m, n] and w [n] -> float64 [m].
 
-    fl32 is monotone, so the exact maximum is among the elements whose fp32 product is the fp32 maximum;
-    only those are multiplied again in float64 (48-bit products, exact).
+    Products of 24-bit numbers are exact in float64.
     """
-    product = (z * w).abs_()
-    top = product.amax(dim=-1)
-    exact = top.double()
-    candidates = (product == top[:, None]).nonzero()
-    row, col = candidates[:, 0], candidates[:, 1]
-    values = (z[row, col].double() * w[col].double()).abs()
-    return exact.scatter_reduce(0, row, values, reduce="amax", include_self=False)
+    return torch.linalg.vector_norm(z * w.double(), ord=float("inf"), dim=-1)
 
 
 def rounded_row_max(
@@ -154,8 +149,8 @@ def rounded_row_max(
     """Ends of max|y| per row where y is rounded to T on the way: float64 [m], values of T (or fp32)."""
     ends = []
     for rms, direction in ((rms_low, -1.0), (rms_high, 1.0)):
-        y = rounded_y(z, w, rms[:, None], contract, fmt, direction if widen else 0.0, gemma)
-        ends.append(y.amax(dim=-1).double())
+        y = rounded_y(z, w, rms[:, None].to(z.device), contract, fmt, direction if widen else 0.0, gemma)
+        ends.append(y.amax(dim=-1).double().cpu())
     return ends[0], ends[1]
 
 
@@ -200,13 +195,13 @@ def code_t_bounds(
     *,
     gemma: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(nominal, low, high) of the signed t = y/s of gathered elements (row, col): float64, same shape as row.
+    """(nominal, low, high) of the signed t = y/s of gathered elements (row, col): float64 on the CPU, shaped like row.
 
     scale: the kernel's own scale of each element's row (float64), already replaced by the nominal one where
     it is not admissible. Rows must be NORMAL or FLOORED. In a NORMAL row without rounding points the
     cancellation theorem applies (``budgets.code_budget``) and the kernel's scale does not enter.
     """
-    z, w = truth.z[row, col], truth.weight[col]
+    z, w, row = truth.z[row, col].cpu(), truth.weight[col].cpu(), row.cpu()
     sign = torch.where(torch.signbit(z) ^ torch.signbit(w), -1.0, 1.0).to(torch.float64)
     if contract.round_after_normalize or contract.round_after_weight:
         low_y = rounded_y(z, w, truth.rms_low[row], contract, fmt, -1.0, gemma).double()
@@ -239,13 +234,14 @@ def y_nominal(truth: NormTruth, contract: NormQuantContract, fmt: FloatFormat, *
     """Nominal signed y of the whole chunk, float64 [m, n], with the contract's rounding points."""
     sign = torch.where(torch.signbit(truth.z) ^ torch.signbit(truth.weight), -1.0, 1.0).double()
     if contract.round_after_normalize or contract.round_after_weight:
-        return rounded_y(truth.z, truth.weight, truth.rms[:, None], contract, fmt, 0.0, gemma).double() * sign
-    return truth.z.double() * truth.weight.double() * truth.rms[:, None]
+        rms = truth.rms[:, None].to(truth.z.device)
+        return rounded_y(truth.z, truth.weight, rms, contract, fmt, 0.0, gemma).double() * sign
+    return truth.z.double() * truth.weight.double() * truth.rms[:, None].to(truth.z.device)
 
 
 def quant_truth(x: torch.Tensor, contract: NormQuantContract, fp8: str) -> ScaleTruth:
     """Truth of ``per_token_quant`` for a chunk x [m, n]: amax is exact, so the scale is one value (or scale_u wide)."""
-    amax = x.abs().amax(dim=-1).double()
+    amax = x.abs().amax(dim=-1).double().cpu()
     # amax propagates NaN. A row with Inf and no NaN has scale Inf, and Inf/Inf in the cast: no source settles it.
     return scale_truth(amax, amax, amax, amax > HUGE, amax.isnan(), contract, contract.qmax(fp8))
 

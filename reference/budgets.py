@@ -77,7 +77,7 @@ def scale_step_budget(contract: NormQuantContract, qmax: float) -> Budget:
     """Relative error of s against amax/Q, given the kernel's own fp32 amax.
 
     "divide": the division's error. "multiply": fl32(1/Q) is off by a known constant
-    (0.7143u for 448, 0.8667u for 240: |fl32(1/Q)*Q - 1|) and the product rounds once.
+    (0.75u for 448, 0.875u for 240: |fl32(1/Q)*Q - 1|) and the product rounds once.
     Source: numerics.md 3c, sigma; exhaustive over all 2**23 mantissas there.
     """
     if contract.scale_rule == "divide":
@@ -149,7 +149,7 @@ def unknown_unit_budget(k: int) -> tuple[float, float]:
     exceeds S plus earlier error) and aligns its g products and the accumulator to 23 fraction bits of the
     largest exponent, each losing less than one unit: (g + 2) * 2**-23 * max(E, |accumulator|). Taking
     the larger of the two as their sum, err <= T * (2u S' + (g + 2) 2**-23 (E + S')), maximised over g,
-    with S' = S (1 + err/S) covered by the factor 1 + 2**-6, valid while alpha < 2**-7
+    with S' = S + err. Solved for err, both coefficients are divided by 1 - alpha
     (numerics.md 3b, structure-agnostic [der under the stated assumption]). One cannot bound an
     undocumented unit without some assumption: a unit that violates this one (Hopper keeps 13 bits)
     fails loudly, which is information.
@@ -162,4 +162,6 @@ def unknown_unit_budget(k: int) -> tuple[float, float]:
         # its own part of the alignment loss is one unit, covered with the result's rounding by 2u + 2**-23.
         alpha = max(alpha, steps * (2 * U + 2.0**-UNKNOWN_FRACTION_BITS + align))
         beta = max(beta, steps * align)
-    return alpha * (1 + 2.0**-6), beta * (1 + 2.0**-6)
+    if alpha >= 0.5:
+        raise ValueError(f"no bound for an unknown matrix unit at K = {k}: its error may reach the sum itself")
+    return alpha / (1 - alpha), beta / (1 - alpha)

@@ -1,4 +1,4 @@
-"""The command line: ``python -m validators list | run | identify | report | signoff``.
+"""The command line: ``python -m validators list | run | identify | explain | trace | report | signoff``.
 
 Exit codes: 0 everything PASSED (UNSUPPORTED only with a reason, and at least one PASSED); 1 anything
 FAILED, NONDETERMINISTIC or MISTRUSTED, or a claim is NOT SIGNED; 2 bad usage, nothing ran, or an ERROR
@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NoReturn
 
-from validators import report, signoff, store
+from validators import report, signoff, store, trace
 from validators.plan import (
     Planned,
     UsageError,
@@ -29,6 +29,7 @@ from validators.plan import (
     ops,
 )
 from validators.records import Record, Status
+from validators.trace_file import TraceError
 
 MOST_REPORTS = 20
 _FAILING = (Status.FAILED, Status.NONDETERMINISTIC, Status.MISTRUSTED)
@@ -55,13 +56,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _say("interrupted; what was recorded until then is on disk.")
         return 2
-    except (UsageError, store.StoreError, signoff.SignoffError) as error:
+    except (UsageError, store.StoreError, signoff.SignoffError, TraceError) as error:
         _say(str(error))
         return 2
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
-        _say("torch is not installed here; only report and signoff do without it.")
+        _say("torch is not installed here; only report, signoff and trace do without it.")
         return 2
     except Exception as error:
         if not _speaks(error):
@@ -73,9 +74,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _speaks(error: Exception) -> bool:
     """Whether the message of ``error`` is a sentence for the user; asked late, because these classes need torch."""
     from validators.cases.case import CaseError
+    from validators.element import ElementError
     from validators.kernels.base import KernelError
 
-    return isinstance(error, CaseError | KernelError)
+    return isinstance(error, CaseError | ElementError | KernelError)
 
 
 def _say(sentence: str) -> None:
@@ -125,6 +127,14 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--dtype", help="bf16 (default) or fp16")
     add.add_argument("--fp8", help="e4m3fn or e4m3fnuz (default: the device's)")
     add.set_defaults(command=_identify)
+
+    add = commands.add_parser("explain", help="the whole arithmetic of one output element")
+    _add_explain_options(add)
+    add.set_defaults(command=_explain)
+
+    add = commands.add_parser("trace", help="kernel launches a step in a profiler trace: is the fusion on?")
+    trace.add_options(add)
+    add.set_defaults(command=trace.command)
 
     add = commands.add_parser("report", help="summary and failure reports of recorded verdicts")
     add.add_argument("records", metavar="DIR")
@@ -215,9 +225,21 @@ def _run(parsed: argparse.Namespace) -> int:
         raise UsageError("no case ran.")
     print(report.summary_table(records))
     print(report.strength_sentence(records))
+    for sentence in _defects_covered(records):
+        print(sentence)
     print(f"records in {directory}; next: python -m validators signoff {shlex.quote(directory)}")
     code = exit_code(records)
     return 2 if broken and code == 0 else code
+
+
+def _defects_covered(records: Sequence[Record]) -> list[str]:
+    from validators import strength
+
+    try:
+        return strength.sentences(records)
+    except strength.StrengthError as error:
+        # The verdicts stand without it.
+        return [f"known defects: {error}"]
 
 
 def _validate(parsed: argparse.Namespace, planned: Planned) -> Iterator[Record]:
@@ -269,7 +291,7 @@ class _Progress:
             print(file=sys.stderr)
 
 
-# ---- identify, report, signoff
+# ---- identify, explain, report, signoff
 
 
 def _identify(parsed: argparse.Namespace) -> int:
@@ -289,6 +311,22 @@ def _identify(parsed: argparse.Namespace) -> int:
     for line in result.lines():
         print(line)
     return 0 if result.admitted else 1
+
+
+def _add_explain_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("case", metavar="CASE", help="a case id, as in a failure report")
+    parser.add_argument("--kernel", required=True, help="a name from 'list kernels', or your own: file.py:function")
+    parser.add_argument("--row", type=int, required=True, help="row of the output as a matrix, from 0")
+    parser.add_argument("--col", type=int, required=True, help="column, from 0")
+    parser.add_argument("--contract", help="judge under this contract (default: the kernel's)")
+    parser.add_argument("--output", help="codes (default), scale or residual_out; out for ptpc_gemm")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if the kernel can use one)")
+
+
+def _explain(parsed: argparse.Namespace) -> int:
+    from validators.element import command
+
+    return command(parsed)
 
 
 def _report(parsed: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ Row chunks keep extra memory flat.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 
@@ -18,6 +19,7 @@ from reference.contract import GemmContract, NormQuantContract
 from reference.formats import (
     FORMATS,
     FloatFormat,
+    Overflow,
     bytes_of,
     code_preimages,
     decode,
@@ -73,8 +75,8 @@ def compare(inputs: Inputs, outputs: Outputs, contract: NormQuantContract | Gemm
 
 
 def rows_per_chunk(cols: int, device: torch.device) -> int:
-    """Rows whose temporaries stay in cache on a CPU (2**18 elements, measured fastest) and fill a GPU (2**24)."""
-    elements = 2**18 if device.type == "cpu" else 2**24
+    """Rows whose temporaries stay in cache on a CPU (2**18 elements, measured fastest) and fill a GPU (2**25)."""
+    elements = 2**18 if device.type == "cpu" else 2**25
     return max(1, elements // cols)
 
 
@@ -120,24 +122,25 @@ def compare_quant(inputs: QuantInputs, outputs: QuantOutputs, contract: NormQuan
         own = _scales(tallies[0], first, scale[part], truth, contract, qmax, storage, None)
         screened = _screen(chunk, (1.0 / own).float(), codes[part], _division_bound(contract), fp8, contract)
         row, col = _suspects(tallies[1], first, screened, codes[part], truth.kind, fp8, contract)
-        y = chunk[row, col].double()
+        y = chunk[row, col].double().cpu()
+        row_cpu = row.cpu()
         sign = torch.where(torch.signbit(y), -1.0, 1.0).double()
-        low, high = t_bounds(y.abs(), y.abs(), own[row], own[row], contract)
-        nominal = torch.minimum(torch.maximum(y.abs() / own[row], low), high)
+        low, high = t_bounds(y.abs(), y.abs(), own[row_cpu], own[row_cpu], contract)
+        nominal = torch.minimum(torch.maximum(y.abs() / own[row_cpu], low), high)
         _resolve(tallies[1], first, row, col, codes[part], order(nominal, low, high, sign), fp8, contract)
     return [t.result() for t in tallies]
 
 
 def _residual(tally: Tally, first: int, expected: torch.Tensor, got: torch.Tensor, contract: NormQuantContract) -> None:
-    """Bit equality with the contract's store (fp32 values that T holds exactly)."""
-    fmt = format_of(got.dtype)
-    want = expected.to(got.dtype)
+    """Bit equality with the contract's store."""
+    fmt, want = format_of(got.dtype), expected
     tally.judged += got.numel()
     wrong = want.view(torch.int16) != got.view(torch.int16)
     if not bool(wrong.any()):
         return
     row, col = wrong.nonzero().unbind(1)
-    w, g = want[row, col].double(), got[row, col].double()
+    w, g = want[row, col].double().cpu(), got[row, col].double().cpu()
+    row, col = row.cpu(), col.cpu()
     fine = w.isnan() & g.isnan()  # any NaN payload is a NaN
     if contract.denormals == "either":
         fine |= (w.abs() < MIN_NORMAL) & (g == 0)
@@ -154,13 +157,13 @@ def _residual(tally: Tally, first: int, expected: torch.Tensor, got: torch.Tenso
     tally.use(torch.full_like(err, math.inf), torch.ones_like(err, dtype=torch.bool))
 
     def make(i: int) -> Element:
-        value, bits = float(g[i]), got[row[i], col[i]].view(torch.int16)
+        value, bits = float(g[i]), got[int(row[i]), int(col[i])].view(torch.int16)
         return Element(
             int(row[i]) + first, int(col[i]), float(w[i]), float(w[i]), float(w[i]), value,
             f"0x{int(bits) & 0xFFFF:04x}", float(err[i]), 0.0, float(steps[i]), {"store (bit-exact)": 0.0},
         )  # fmt: skip
 
-    tally.candidates(err / spacing, make)
+    tally.candidates(err / spacing, err, make)
 
 
 def _count_nonfinite(tally: Tally, got: torch.Tensor, expected: torch.Tensor) -> None:
@@ -183,6 +186,7 @@ def _scales(
 ) -> torch.Tensor:
     """Judge the scales of a chunk; returns the scale that codes are judged with: the kernel's own where it
     is admissible, else the nominal one, so that a wrong scale is reported once and not as wrong codes too."""
+    got32 = got32.cpu()
     got = got32.double()
     kind = truth.kind
     ok = scale_admissible(got, truth, contract, qmax, grid)
@@ -225,7 +229,7 @@ def _scales(
                 float(steps[r]), terms.scaled(float(want[r])),
             )  # fmt: skip
 
-        tally.candidates(use[index], make)
+        tally.candidates(use[index], err[index], make)
     return torch.where(ok & regular, got, truth.nominal)
 
 
@@ -251,15 +255,16 @@ def _division_bound(contract: NormQuantContract) -> float:
     return budgets.division_budget(contract).bound
 
 
+@lru_cache(maxsize=64)
 def screen_tables(
-    fmt: FloatFormat, contract: NormQuantContract, bound: float, device: torch.device
+    fmt: FloatFormat, overflow: Overflow, bound: float, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Inner ends of each code's preimage for a nominal fp32 t: low, high fp32 [256].
 
     If low[c] <= t32 <= high[c], then every t within ``bound`` of the exact t rounds to c: the ends are moved
     inwards by bound + SCREEN_SLACK_U * u and rounded inwards to fp32.
     """
-    low, high = code_preimages(fmt, contract.overflow, "cpu")
+    low, high = code_preimages(fmt, overflow, "cpu")
     shrink = bound + SCREEN_SLACK_U * budgets.U
     inner_low, inner_high = low + shrink * low.abs(), high - shrink * high.abs()
     inner_low = torch.where(low.isfinite(), inner_low, low)
@@ -280,9 +285,9 @@ def _screen(
     contract: NormQuantContract,
 ) -> torch.Tensor:
     """Which codes are proven to be the single admissible one, bool [m, n]; y fp32 [m, n], factor fp32 [m]."""
-    low, high = screen_tables(fmt, contract, bound, y.device)
+    low, high = screen_tables(fmt, contract.overflow, bound, y.device)
     index = codes.to(torch.int32).flatten()
-    t = y * factor[:, None]
+    t = y * factor.to(y.device)[:, None]
     proven = t >= torch.index_select(low, 0, index).view_as(t)
     proven &= t <= torch.index_select(high, 0, index).view_as(t)
     return proven
@@ -307,7 +312,7 @@ def _norm_codes(
         factor = (qmax / truth.p_max).float()
         proven = _screen(truth.z * truth.weight, factor, codes, truth.code_bound, fp8, contract)
     row, col = _suspects(tally, first, proven, codes, truth.scale.kind, fp8, contract)
-    bounds = code_t_bounds(truth, row, col, own[row], contract, qmax, storage, gemma=gemma)
+    bounds = code_t_bounds(truth, row, col, own[row.cpu()], contract, qmax, storage, gemma=gemma)
     _resolve(tally, first, row, col, codes, bounds, fp8, contract)
 
 
@@ -324,7 +329,7 @@ def _screen_rounded(
     from reference.add_rmsnorm_quant import rounded_y
 
     ends = [
-        rounded_y(truth.z, truth.weight, rms[:, None], contract, storage, direction, gemma)
+        rounded_y(truth.z, truth.weight, rms[:, None].to(codes.device), contract, storage, direction, gemma)
         for rms, direction in ((truth.rms_low, -1.0), (truth.rms_high, 1.0))
     ]
     y = torch.copysign(ends[0], truth.z)
@@ -347,10 +352,10 @@ def _suspects(
     regular = (kind == int(Row.NORMAL)) | (kind == int(Row.FLOORED))
     tally.judged += int(regular.sum()) * codes.shape[1]
     if bool((kind != int(Row.NORMAL)).any()):
-        proven = proven & (kind == int(Row.NORMAL))[:, None]
-        suspect = ~proven & regular[:, None]
+        proven = proven & (kind == int(Row.NORMAL)).to(codes.device)[:, None]
+        suspect = ~proven & regular.to(codes.device)[:, None]
         for r in (~regular).nonzero().flatten().tolist():
-            _special_row(tally, first, r, codes[r], Row(int(kind[r])), fmt, contract)
+            _special_row(tally, first, r, codes[r].cpu(), Row(int(kind[r])), fmt, contract)
     else:
         suspect = ~proven
     row, col = suspect.nonzero().unbind(1)
@@ -385,7 +390,7 @@ def _special_row(
                 abs(float(values[c]) - expected), 0.0, math.nan, {"zero row" if kind is Row.ZERO else "NaN row": 0.0},
             )  # fmt: skip
 
-        tally.candidates(values[col].abs(), make)
+        tally.candidates(values[col].abs(), values[col], make)
 
 
 def _resolve(
@@ -402,8 +407,9 @@ def _resolve(
     if row.numel() == 0:
         return
     nominal, low, high = bounds
-    code = codes[row, col]
-    lowest, highest = code_preimages(fmt, contract.overflow, str(codes.device))
+    code = codes[row, col].cpu()
+    row, col = row.cpu(), col.cpu()
+    lowest, highest = code_preimages(fmt, contract.overflow, "cpu")
     index = code.long()
     admissible = (high >= lowest[index]) & (low <= highest[index])
     single = (low >= lowest[index]) & (high <= highest[index])
@@ -437,7 +443,7 @@ def _resolve(
             f"0x{int(code[e]):02x}", float(err[e]), float(budget[e]), float(steps[e]), {},
         )  # fmt: skip
 
-    tally.candidates(use[wrong], make)
+    tally.candidates(use[wrong], err[wrong], make)
 
 
 __all__ = ["CompareError", "compare", "is_power_of_two", "rows_per_chunk", "screen_tables"]

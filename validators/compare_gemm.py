@@ -145,7 +145,7 @@ def _judge_block(
                 float(steps[r, c]), {"accumulate and scales": float(truth.error[r, c]), "store": spacing},
             )  # fmt: skip
 
-        tally.candidates((steps.abs() if known else use)[row, col], make)
+        tally.candidates((steps.abs() if known else use)[row, col], err[row, col], make)
     return finite
 
 

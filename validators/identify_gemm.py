@@ -79,8 +79,11 @@ def _distinct_splits(unit: str, k: int) -> list[int]:
     chain = {"hopper-fast": (32, 64, 128, 256, 512), "hopper-promote128": (128,)}.get(unit, ())
     found, seen = [1], {k, *chain}
     for splits in SPLITS:
-        length = slices(k, splits)[0][1]
-        if length not in seen:
+        parts = slices(k, splits)
+        length = parts[0][1]
+        # Later slices of one chain each are added in the same order as one promoted chain after another.
+        same = unit == "hopper-promote128" and all(last - first <= 128 for first, last in parts[1:])
+        if length not in seen and not same:
             found.append(splits)
         seen.add(length)
     return found

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 FALSE_ALARM = 1e-12
 """Probability that one check fails a kernel whose rounding errors satisfy the check's hypothesis. With a million
-checks a year that is one false alarm in a million years; it costs only a factor 1.6 in sensitivity against 1e-4."""
+checks a year that is one false alarm in a million years; it costs only a factor 1.7 in sensitivity against 1e-4."""
 
 
 @dataclass(frozen=True)

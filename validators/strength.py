@@ -4,7 +4,8 @@
 suite (``python -m tests.benchmarks.strength --write``), and each row of the table names a case and the defects that
 failed on it. A case that passed stands for the rows of its own recipe, types and options whose shape it contains:
 at least as many rows, columns and products, and every trait (odd n, ragged k, ...) that the row's shape has.
-That is an estimate from below: a case may catch more than the table says, and one that resembles no row counts for nothing.
+That is an estimate from below: a case may catch more than the table says, and one that resembles no row counts for
+nothing.
 """
 
 from __future__ import annotations
@@ -139,7 +140,7 @@ def not_defects(op: str, contract: str | None, table: Table) -> frozenset[str]:
 
 @dataclass(frozen=True)
 class Strength:
-    """caught and missed: ids of the defects of ``op``. names: id -> name. passed: cases; unmeasured: resembling no row."""
+    """caught, missed: ids of the defects of ``op``. names: id -> name. passed: cases; unmeasured: resembling no row."""
 
     op: str
     kernels: tuple[str, ...]
@@ -175,7 +176,7 @@ def measure(records: Iterable[Record], table: Table | None = None) -> list[Stren
             cases.append(Case.parse(record.case))
     # A kernel may have records without a contract (UNSUPPORTED); they make no second kernel of it.
     judged = {(op, kernel) for (op, kernel, _), cases in passed.items() if cases}
-    groups: dict[tuple[object, ...], list[str]] = {}
+    groups: dict[tuple[str, tuple[str, ...], tuple[str, ...], int, int], list[str]] = {}
     for (op, kernel, contract), cases in passed.items():
         if op not in table.defects or (not cases and (op, kernel) in judged):
             continue
@@ -188,7 +189,7 @@ def measure(records: Iterable[Record], table: Table | None = None) -> list[Stren
             groups[key].append(kernel)
     return [
         Strength(op, tuple(kernels), caught, missed, table.defects[op], count, unmeasured, table.contracts[op])
-        for (op, caught, missed, count, unmeasured), kernels in groups.items()  # type: ignore[misc]
+        for (op, caught, missed, count, unmeasured), kernels in groups.items()
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 
 import torch
 
@@ -12,6 +13,8 @@ from validators.records import Comparison, Element
 WORST = 5
 STEP_LIMIT = 5
 USE_BINS = 4096
+NO_BUDGET = 1e100
+"""Ranks elements without a budget above every finite ratio; the ranking is all that it is used for."""
 
 
 class Tally:
@@ -63,14 +66,19 @@ class Tally:
         self.col_counts.scatter_add_(0, col.cpu(), ones)
         self.violations += row.numel()
 
-    def candidates(self, ratio: torch.Tensor, make: object) -> None:
-        """Offer violating elements: ratio 1-D, make(i) -> Element for the i-th; the worst few are kept."""
+    def candidates(self, ratio: torch.Tensor, err: torch.Tensor, make: Callable[[int], Element]) -> None:
+        """Offer violating elements: ratio (err/budget) and err 1-D, make(i) -> the i-th; the worst few are kept.
+
+        Without a budget every ratio is infinite; then the size of the error decides.
+        """
         if ratio.numel() == 0:
             return
+        size = torch.nan_to_num(err.double().abs(), nan=NO_BUDGET, posinf=NO_BUDGET).clamp(max=NO_BUDGET)
         ratio = torch.nan_to_num(ratio.double(), nan=math.inf, posinf=math.inf)
+        ratio = torch.where(ratio.isinf(), NO_BUDGET * (1.0 + size), ratio)
         best = ratio.topk(min(WORST, ratio.numel()))
         for value, index in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-            self.worst.append((value, make(index)))  # type: ignore[operator]
+            self.worst.append((value, make(index)))
         self.worst.sort(key=lambda pair: -pair[0])
         del self.worst[WORST:]
 

@@ -297,9 +297,10 @@ def test_cpu_gemms_take_scales_bias_and_odd_sizes(name: str, fp8: torch.dtype) -
 
 
 def test_gpu_gemms_say_what_they_do_not_take() -> None:
-    for name in ("torch_native/scaled_mm_cuda", "torch_native/scaled_mm_cuda_fast"):
-        k = kernel(torch_native, name, "ptpc_gemm")
-        assert k.contract == "unknown"
+    contracts = {"hopper": "hopper-promote128", "hopper_fast": "hopper-fast", "gpu": "unknown"}
+    for name, contract in contracts.items():
+        k = kernel(torch_native, f"torch_native/scaled_mm_{name}", "ptpc_gemm")
+        assert k.contract == contract
         assert "the device is cpu" in str(k.unavailable("cpu"))
         case = Case("ptpc_gemm", 4, 32, "gaussian", k=64)
         assert k.unsupported(case) is None
@@ -307,7 +308,7 @@ def test_gpu_gemms_say_what_they_do_not_take() -> None:
         assert "stores bf16 only, not fp16" in str(k.unsupported(dataclasses.replace(case, dtype="fp16")))
         assert "not e4m3fnuz" in str(k.unsupported(dataclasses.replace(case, fp8="e4m3fnuz")))
     cpu = kernel(torch_native, "torch_native/scaled_mm", "ptpc_gemm")
-    assert "torch_native/scaled_mm_cuda is the GPU's" in str(cpu.unavailable("cuda"))
+    assert "torch_native/scaled_mm_hopper and scaled_mm_gpu are the GPU's" in str(cpu.unavailable("cuda"))
 
 
 # ---- aiter HIP ------------------------------------------------------------------------------------

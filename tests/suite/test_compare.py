@@ -96,7 +96,7 @@ def test_screen_tables_lie_inside_the_preimages(fp8: str, overflow: str) -> None
     """Every fp32 t that a table admits still rounds to the code after an error of the bound plus the slack."""
     contract = NORM_QUANT_CONTRACTS["vllm"].replace(overflow=overflow)
     fmt, bound = FORMATS[fp8], 9 * 2.0**-24
-    low, high = screen_tables(fmt, contract, bound, torch.device("cpu"))
+    low, high = screen_tables(fmt, contract.overflow, bound, torch.device("cpu"))
     outer = code_preimages(fmt, contract.overflow)
     for code in range(256):
         if not bool(low[code] <= high[code]):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from reference.accumulators import K_MAPS, emulate
-from reference.formats import format_of
+from reference.formats import E4M3FN, encode, format_of
 from validators.cases.case import Case
 from validators.cases.inputs import build
 from validators.cases.tensors import GemmInputs, GemmOutputs
@@ -16,7 +16,7 @@ from validators.identify_gemm import BIASES, ORDERS, candidates, epilogue, match
 def _inputs(
     recipe: str = "gaussian", fp8: str = "e4m3fn", *, k: int = 1152, bias: bool = False, wide: bool = False
 ) -> GemmInputs:
-    """K = 9 * 128: few splits coincide with promotion intervals. wide: fp32 output, odd scales, every rounding shows."""
+    """K = 9 * 128: few splits equal promotion intervals. wide: fp32 output, odd scales, every rounding shows."""
     case = Case("ptpc_gemm", 24, 48, recipe, k=k, fp8=fp8, bias=bias, seed=3)
     built = build(case, device="cpu")
     assert isinstance(built, GemmInputs)
@@ -50,7 +50,13 @@ def test_the_unit_is_identified(unit: str) -> None:
 
 
 def test_split_k_and_the_k_map_are_identified() -> None:
-    inputs = _inputs("gaussian", wide=True)
+    """Chunks of very different size: partial sums of 14 bits of equal size are added without rounding in any order."""
+    plain = _inputs("gaussian", wide=True)
+    g = torch.Generator().manual_seed(2)
+    steps = torch.exp2(torch.tensor([6.0, -4, 1, -5, 7, -3, 0, 5, -6], dtype=torch.float64)).repeat_interleave(128)
+    a, b = (torch.randn(n, 1152, generator=g, dtype=torch.float64) * steps for n in (24, 48))
+    left, right = (encode(x, E4M3FN).view(torch.float8_e4m3fn) for x in (a, b))
+    inputs = GemmInputs(left, plain.a_scale, right, plain.b_scale, None, torch.float32)
     shares = match_shares(inputs, _computed(inputs, "hopper-promote128", "token-first", "none", splits=2))
     assert [name for name, share in shares.items() if share == 1.0] == ["hopper-promote128, split-K 2, token-first"]
     amd = _inputs("gaussian", "e4m3fnuz", k=2048, wide=True)

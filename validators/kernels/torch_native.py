@@ -95,7 +95,7 @@ def _no_device(device: str) -> str | None:
 def _only_cpu(device: str) -> str | None:
     if device.partition(":")[0] == "cpu":
         return None
-    return "is torch._scaled_mm of the CPU; torch_native/scaled_mm_cuda is the GPU's"
+    return "is torch._scaled_mm of the CPU; torch_native/scaled_mm_hopper and scaled_mm_gpu are the GPU's"
 
 
 def _no_fp8_gpu(device: str) -> str | None:
@@ -119,11 +119,20 @@ def _gpu_gemm_unsupported(case: Case) -> str | None:
     return None
 
 
-def _gpu_contract(on_hopper: str) -> str:
-    """The accumulator of the GPU that is here: known on Hopper (48 of 48 configurations bit for bit), else unknown."""
-    if not torch.cuda.is_available() or arch.is_rocm():
-        return "unknown"
-    return on_hopper if arch.architecture("cuda") == "sm_90" else "unknown"
+def _no_hopper(device: str) -> str | None:
+    reason = _no_fp8_gpu(device)
+    if reason is not None:
+        return reason
+    name = arch.architecture(device)
+    return None if name == "sm_90" else f"is for Hopper (sm_90); {device} is {name}: use torch_native/scaled_mm_gpu"
+
+
+def _no_other_gpu(device: str) -> str | None:
+    reason = _no_fp8_gpu(device)
+    if reason is not None:
+        return reason
+    hopper = "is for GPUs without a bit-exact model; use torch_native/scaled_mm_hopper on Hopper"
+    return hopper if arch.architecture(device) == "sm_90" else None
 
 
 def kernels() -> list[Kernel]:
@@ -132,8 +141,8 @@ def kernels() -> list[Kernel]:
     On the CPU ``_scaled_mm`` takes every size, both formats, bf16/fp16/fp32 outputs and adds its bias in
     the epilogue. It multiplies the scales into the operands and not into the sum: torch 2.13 equals
     ``(a * a_scale) @ (b * b_scale).T`` in fp32 bit for bit, which leaves the contract ``fp32`` where a sum
-    cancels. On a GPU its accumulator is the matrix unit's: one value an output where the unit is known bit for bit
-    (Hopper), else the contract ``unknown``.
+    cancels. On a GPU its accumulator is the matrix unit's: one admissible value an output on Hopper, whose unit is
+    known bit for bit, and the contract ``unknown`` elsewhere.
     """
     return [
         Kernel(
@@ -171,25 +180,36 @@ def kernels() -> list[Kernel]:
             options={"use_fast_accum": False},
         ),
         Kernel(
-            name="torch_native/scaled_mm_cuda",
+            name="torch_native/scaled_mm_hopper",
             op="ptpc_gemm",
-            contract=_gpu_contract("hopper-promote128"),
+            contract="hopper-promote128",
             call=_exact_accumulation,
-            unavailable=_no_fp8_gpu,
+            unavailable=_no_hopper,
             unsupported=_gpu_gemm_unsupported,
             versions=arch.versions,
             notes="use_fast_accum=False: on Hopper the sum moves to fp32 every 128 elements of K",
             options={"use_fast_accum": False},
         ),
         Kernel(
-            name="torch_native/scaled_mm_cuda_fast",
+            name="torch_native/scaled_mm_hopper_fast",
             op="ptpc_gemm",
-            contract=_gpu_contract("hopper-fast"),
+            contract="hopper-fast",
             call=_fast_accumulation,
-            unavailable=_no_fp8_gpu,
+            unavailable=_no_hopper,
             unsupported=_gpu_gemm_unsupported,
             versions=arch.versions,
             notes="use_fast_accum=True: on Hopper the whole sum stays in the matrix unit's 14-bit register",
             options={"use_fast_accum": True},
+        ),
+        Kernel(
+            name="torch_native/scaled_mm_gpu",
+            op="ptpc_gemm",
+            contract="unknown",
+            call=_exact_accumulation,
+            unavailable=_no_other_gpu,
+            unsupported=_gpu_gemm_unsupported,
+            versions=arch.versions,
+            notes="any FP8 GPU whose matrix unit has no bit-exact model here",
+            options={"use_fast_accum": False},
         ),
     ]

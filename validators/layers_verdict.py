@@ -1,0 +1,173 @@
+"""From a walk's numbers to records: the ops one by one, and the trajectories as a whole."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from validators.kernels.base import Kernel
+from validators.layers_path import Kernels
+from validators.layers_walk import Contracts, Depth, Judged, Result
+from validators.records import Check, Record, Status
+
+LANE = "layers"
+CONFIDENCE = 0.95
+MARGIN = 0.5
+"""A policy and no measurement: the fused path rounds less, so its error should be no larger than the unfused path's;
+half as much again is about half a bit of the hidden state."""
+
+
+@dataclass(frozen=True)
+class MedianBounds:
+    """Median of a sample with exact one-sided bounds, each wrong with probability at most 1 - CONFIDENCE."""
+
+    median: float
+    low: float
+    high: float
+    count: int
+
+
+def median_bounds(values: Sequence[float], confidence: float = CONFIDENCE) -> MedianBounds:
+    """Bounds of the population's median by the sign test, for any distribution; values are taken as independent.
+
+    The number of values below the true median is binomial(T, 1/2). high is the smallest order statistic that lies below
+    the median with probability at most 1 - confidence, low the mirror image; infinite below 5 values at 95 %.
+    """
+    ordered = sorted(values)
+    count = len(ordered)
+    if not count:
+        return MedianBounds(math.nan, -math.inf, math.inf, 0)
+    middle = (ordered[(count - 1) // 2] + ordered[count // 2]) / 2
+    tail, below = 0.0, count
+    # tail = P(at least ``below`` of the values lie under the median): then the below-th smallest may lie under it too.
+    while below > 0 and tail + math.comb(count, below) / 2**count <= 1 - confidence:
+        tail += math.comb(count, below) / 2**count
+        below -= 1
+    if below == count:
+        return MedianBounds(middle, -math.inf, math.inf, count)
+    return MedianBounds(middle, ordered[count - below - 1], ordered[below], count)
+
+
+def ratio(depth: Depth) -> MedianBounds:
+    """Fused error over unfused error of the same token, paired; tokens where both are zero count as 1."""
+    fused, unfused = depth.error["fused"], depth.error["unfused"]
+    both = (fused == 0) & (unfused == 0)
+    return median_bounds(torch.where(both, 1.0, fused / unfused).tolist())
+
+
+def trajectory(result: Result, margin: float) -> tuple[Status, tuple[str, ...], tuple[Check, ...]]:
+    """Status, reasons and checks of the free-running paths, judged once, after the last layer that was walked."""
+    if result.stopped or not result.depths:
+        return Status.ERROR, (result.stopped or "no layer was walked",), ()
+    last = result.depths[-1]
+    finite = all(bool(e.isfinite().all()) for d in result.depths for e in d.error.values())
+    checks = [Check("finite", finite, "every hidden state is finite" if finite else "a hidden state is not finite")]
+    bounds = ratio(last)
+    worse, fine = bounds.low > 1 + margin, bounds.high <= 1 + margin
+    checks.append(
+        Check(
+            "fused against unfused", True if fine else False if worse else None,
+            f"after layer {last.layer} the error of the fused path's hidden state is {bounds.median:.3g} of the unfused "
+            f"path's (median of {bounds.count} tokens, paired; by the sign test it is above {bounds.low:.3g} and below "
+            f"{bounds.high:.3g}, each with {100 * CONFIDENCE:g} %); allowed {1 + margin:g}", "statistical",
+        )
+    )  # fmt: skip
+    checks.append(Check("router", None, _router(result.depths), "statistical"))
+    if result.logits:
+        checks.append(Check("logits", None, logits_sentence(result.logits), "statistical"))
+    if not finite:
+        return Status.FAILED, (checks[0].detail,), tuple(checks)
+    if worse:
+        return Status.FAILED, (checks[1].detail,), tuple(checks)
+    if not fine:
+        return Status.MISTRUSTED, (f"undecided, walk more tokens: {checks[1].detail}",), tuple(checks)
+    return Status.PASSED, (), tuple(checks)
+
+
+def _router(depths: Sequence[Depth]) -> str:
+    routed = [d for d in depths if d.rerouted]
+    tokens = sum(len(d.error["fused"]) for d in routed)
+    if not tokens:
+        return "no layer with a router was walked"
+    counts = {arm: sum(d.rerouted[arm] for d in routed) for arm in ("fused", "unfused")}
+    return (
+        f"of {tokens:,} choices of experts {counts['fused']:,} differ from the float64 model's on the fused path "
+        f"and {counts['unfused']:,} on the unfused one"
+    )
+
+
+def divergence(truth: Tensor, other: Tensor) -> tuple[float, float]:
+    """(mean KL(truth || other) in nats over tokens, share of tokens with the same first choice); logits float64
+    [T, V]."""
+    p, q = truth.log_softmax(-1), other.log_softmax(-1)
+    kl = (p.exp() * (p - q)).sum(-1).mean()
+    return float(kl), float((truth.argmax(-1) == other.argmax(-1)).double().mean())
+
+
+def logits_sentence(logits: dict[str, Tensor]) -> str:
+    """KL and agreement of the first choice, both paths against the truth and against each other."""
+    pairs = [("truth", "fused"), ("truth", "unfused"), ("unfused", "fused")]
+    parts = []
+    for a, b in pairs:
+        kl, same = divergence(logits[a], logits[b])
+        parts.append(f"KL({a} || {b}) {kl:.3g} nats, same first choice {100 * same:.4g} %")
+    return "; ".join(parts)
+
+
+def records(
+    result: Result, kernels: Kernels, contracts: Contracts, *, model: str, margin: float, device: str, reproduce: str,
+    origin: dict[str, str], peak_bytes: int, extra: dict[str, Any],
+) -> list[Record]:  # fmt: skip
+    """One record an op of a layer, in the order walked, then one of the trajectories.
+
+    origin: op -> where its contract comes from. The norms of the unfused path are the walk's own bf16 norm before the
+    quantizer kernel, and are recorded under the name ``layers/bf16-norm+<quantizer>``.
+    """
+    from validators.kernels.arch import architecture
+    from validators.store import provenance
+
+    by_op = {"add_rmsnorm_quant": kernels.norm, "per_token_quant": kernels.quant, "ptpc_gemm": kernels.gemm}
+    about = {**provenance(device), **extra}
+    arch = architecture(device)
+
+    def frame(kernel: Kernel, name: str, op: str) -> dict[str, Any]:
+        return {
+            "kernel": name, "op": op, "lane": LANE, "device": device, "arch": arch, "emulated": kernel.emulated,
+            "fake": kernel.fake, "reproduce": reproduce,
+            "provenance": {**about, "kernel_versions": dict(kernel.versions())},
+        }  # fmt: skip
+
+    found = []
+    for j in result.judged:
+        own = j.op != "add_rmsnorm_quant" or j.contract == contracts.norm.name
+        kernel = by_op[j.op] if own else kernels.quant
+        name = kernel.name if own else f"layers/bf16-norm+{kernel.name}"
+        found.append(
+            Record(
+                status=j.status, reasons=tuple(f"layer {j.layer}, {j.step}, {j.arm} path: {r}" for r in j.reasons),
+                case=case_name(model, j), contract=j.contract, contract_from=origin[j.op] if own else "given",
+                comparisons=j.comparisons, checks=j.checks, explanations=j.explanations, seconds=j.seconds,
+                **frame(kernel, name, j.op),
+            )
+        )  # fmt: skip
+    status, reasons, checks = trajectory(result, margin)
+    found.append(
+        Record(
+            status=status, reasons=reasons, case=f"layers-{model}-trajectory", contract=contracts.norm.name,
+            contract_from=origin["add_rmsnorm_quant"], checks=checks, seconds=result.seconds, peak_bytes=peak_bytes,
+            **frame(kernels.norm, kernels.norm.name, "add_rmsnorm_quant"),
+        )
+    )  # fmt: skip
+    return found
+
+
+def case_name(model: str, j: Judged) -> str:
+    """``layers-glm-tiny-l03-fused-qkv_proj-ptpc_gemm-8x384x128``, the rank after it where there are several."""
+    size = "x".join(map(str, j.shape)) or "none"
+    rank = f"-r{j.rank}" if j.rank else ""
+    return f"layers-{model}-l{j.layer:02d}-{j.arm}-{j.step}-{j.op}-{size}{rank}"

@@ -1,0 +1,372 @@
+"""The walk: one prompt through the layers on three paths, every op judged on the activations that it really saw.
+
+``truth`` is the float64 model; ``fused`` and ``unfused`` are two ``Path`` objects that run freely, each on its own
+activations. The walk holds its own view of what belongs where (which weights, which residual, which scale) and judges
+each step against that view, so a wiring mistake shows at the step that makes it. Weights of a layer, and each
+expert, are made once for all three.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NoReturn, TypeVar
+
+import torch
+from torch import Tensor
+
+from reference import glm4_moe as glm
+from reference.contract import GemmContract, NormQuantContract
+from reference.glm4_moe import Layer, Linear, Mlp, Moe, Routed, Source
+from validators import integrity
+from validators.cases.tensors import (
+    GemmInputs,
+    GemmOutputs,
+    Inputs,
+    NormQuantInputs,
+    NormQuantOutputs,
+    Outputs,
+    QuantInputs,
+    QuantOutputs,
+)
+from validators.layers_path import FP8, Path, stored, twin_contract
+from validators.layers_tp import Group, column_shard, row_shard, rows_of
+from validators.records import Check, Comparison, Status
+from validators.run import Claim, judge
+from validators.verdict import decide
+
+ALONE = Group()
+_T = TypeVar("_T")
+MOST_EXPLAINED = 3
+"""Failures that are explained; what follows from the first ones needs no explanation of its own."""
+
+
+@dataclass(frozen=True)
+class Contracts:
+    """What the three kernels are held to."""
+
+    norm: NormQuantContract
+    quant: NormQuantContract
+    gemm: GemmContract
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One op of one layer. step: ``input_layernorm``, ``qkv_proj``, ``shared.down_proj`` ... ; rank of a split
+    linear."""
+
+    arm: str
+    layer: int
+    step: str
+    op: str
+    contract: str
+    status: Status
+    reasons: tuple[str, ...]
+    comparisons: tuple[Comparison, ...] = ()
+    checks: tuple[Check, ...] = ()
+    explanations: tuple[str, ...] = ()
+    shape: tuple[int, ...] = ()
+    rank: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Depth:
+    """After one layer. error: arm -> float64 [T], relative 2-norm error of each token's stream against the truth.
+
+    rms: of the truth's stream. rerouted: arm -> (tokens, layer's choice differs from the truth's in any expert).
+    """
+
+    layer: int
+    error: dict[str, Tensor]
+    rms: float
+    rerouted: dict[str, int]
+
+
+@dataclass
+class Result:
+    """What a walk found. logits: path -> float64 [T, vocab], only after the last layer of the model."""
+
+    judged: list[Judged] = field(default_factory=list)
+    depths: list[Depth] = field(default_factory=list)
+    logits: dict[str, Tensor] = field(default_factory=dict)
+    stopped: str = ""
+    seconds: float = 0.0
+
+
+class StoppedError(RuntimeError):
+    """An arm cannot go on: a step raised or returned what is no output. The judged list says where."""
+
+
+@dataclass
+class Arm:
+    """One path under test with what the walk knows about it: its hidden state, and the residual that it must use
+    next."""
+
+    name: Literal["fused", "unfused"]
+    path: Path
+    hidden: Tensor
+    expected: Tensor | None = None
+
+
+class Walk:
+    """A walk of ``tokens`` int64 [T] through ``source`` with a fused and an unfused path.
+
+    judge_unfused: also judge the linears of the unfused path, which runs the same GEMM kernel.
+    say: called with one line a layer.
+    """
+
+    def __init__(
+        self, source: Source, fused: Path, unfused: Path, contracts: Contracts, tokens: Tensor, *,
+        group: Group = ALONE, judge_unfused: bool = False, say: Callable[[str], None] = lambda line: None,
+    ) -> None:  # fmt: skip
+        self.source, self.config, self.contracts, self.group = source, source.config, contracts, group
+        self.say, self.judge_unfused = say, judge_unfused
+        embedded = source.embed(tokens)
+        hidden = embedded.to(torch.bfloat16)
+        self.truth = hidden.double()
+        self.arms = [Arm("fused", fused, hidden), Arm("unfused", unfused, hidden.clone())]
+        self.result = Result()
+        self._explained = 0
+
+    def run(self, layers: int) -> Result:
+        """Walk layers 0 .. layers-1, and to the logits if that is all of them."""
+        start = time.perf_counter()
+        with torch.inference_mode():
+            try:
+                for index in range(layers):
+                    began = time.perf_counter()
+                    depth = self._layer(self.source.layer(index))
+                    self.result.depths.append(depth)
+                    self.say(self._line(depth, time.perf_counter() - began))
+                if layers == self.config.layers:
+                    self._logits()
+            except StoppedError as stop:
+                self.result.stopped = str(stop)
+        self.result.seconds = time.perf_counter() - start
+        return self.result
+
+    def _line(self, depth: Depth, seconds: float) -> str:
+        here = [j for j in self.result.judged if j.layer == depth.layer]
+        bad = sum(j.status is not Status.PASSED for j in here)
+        errors = ", ".join(f"{arm} {float(e.median()):.3g}" for arm, e in depth.error.items())
+        return (
+            f"layer {depth.layer:3d}: {len(here)} ops judged, {bad} not passed; stream rms {depth.rms:.3g}, "
+            f"median error {errors}; {seconds:.1f} s"
+        )
+
+    # ---- one layer
+
+    def _layer(self, layer: Layer) -> Depth:
+        config = self.config
+        self.truth = glm.attention_block(config, layer, self.truth)
+        for arm in self.arms:
+            handed = self._norm(arm, layer, "input")
+            qkv = self._columns(arm, layer, "qkv_proj", lambda w: w.qkv, config.qkv_sizes(), handed)
+            attended = glm.attention(config, layer, qkv.double(), stored).to(torch.bfloat16)
+            arm.hidden = self._rows(arm, layer, "o_proj", lambda w: w.o, attended)
+        x = glm.rms_norm(self.truth, layer.post_norm, config.eps)
+        rerouted: dict[str, int] = {}
+        if isinstance(layer.mlp, Mlp):
+            self.truth = self.truth + glm.mlp(layer.mlp, x)
+            for arm in self.arms:
+                handed = self._norm(arm, layer, "post")
+                arm.hidden = self._mlp(arm, layer, "", _dense, handed)
+        else:
+            rerouted = self._moe(layer, layer.mlp, x)
+        error: dict[str, Tensor] = {}
+        for arm in self.arms:
+            stream = arm.hidden.double() + (0.0 if arm.path.residual is None else arm.path.residual.double())
+            error[arm.name] = (stream - self.truth).norm(dim=-1) / self.truth.norm(dim=-1)
+        return Depth(layer.index, error, float(self.truth.square().mean().sqrt()), rerouted)
+
+    def _moe(self, layer: Layer, moe: Moe, x: Tensor) -> dict[str, int]:
+        """The routed experts are the environment: W8A8 in float64, the same arithmetic in both arms."""
+        config = self.config
+        right = glm.router(config, moe, x)
+        rerouted: dict[str, int] = {}
+        batches, shared = [Routed(x, *right)], []
+        for arm in self.arms:
+            normed, handed = self._plain_norm(arm, layer)
+            wide = normed.double()
+            index, weight = glm.router(config, moe, wide)
+            changed = (index.sort(-1).values != right[0].sort(-1).values).any(-1)
+            rerouted[arm.name] = int(changed.sum())
+            batches.append(Routed(wide, index, weight, self._feed(arm), stored))
+            shared.append(self._mlp(arm, layer, "shared.", _shared, handed) if moe.shared is not None else None)
+        truth, *outs = glm.experts(config, moe, batches)
+        self.truth = self.truth + truth + (0.0 if moe.shared is None else glm.mlp(moe.shared, x))
+        for arm, out, extra in zip(self.arms, outs, shared, strict=True):
+            routed = out.float().to(torch.bfloat16)
+            arm.hidden = routed if extra is None else (routed.float() + extra.float()).to(torch.bfloat16)
+        return rerouted
+
+    def _feed(self, arm: Arm) -> Callable[[Tensor], Tensor]:
+        def feed(x: Tensor) -> Tensor:
+            codes, scale = arm.path.quantize(x.float().to(torch.bfloat16))
+            return glm.values(codes) * scale.double()
+
+        return feed
+
+    def _mlp(
+        self, arm: Arm, layer: Layer, prefix: str, of: Callable[[Layer], Mlp], handed: tuple[Tensor, ...]
+    ) -> Tensor:
+        width = len(of(layer).gate_up.weight) // 2
+        both = self._columns(arm, layer, f"{prefix}gate_up_proj", lambda w: of(w).gate_up, (width, width), handed)
+        inner = glm.gated(both.double()).float().to(torch.bfloat16)
+        return self._rows(arm, layer, f"{prefix}down_proj", lambda w: of(w).down, inner)
+
+    # ---- steps: claimed by the path, judged here
+
+    def _norm(self, arm: Arm, layer: Layer, which: Literal["input", "post"]) -> tuple[Tensor, ...]:
+        step, began = f"{which if which == 'input' else 'post_attention'}_layernorm", time.perf_counter()
+        handed = self._try(arm, layer, step, "add_rmsnorm_quant", lambda: arm.path.prepare(layer, which, arm.hidden))
+        weight = layer.input_norm if which == "input" else layer.post_norm
+        contract = self.contracts.norm if arm.name == "fused" else twin_contract(self.contracts.quant)
+        self._judge_norm(arm, layer, step, weight, handed, contract, began)
+        return handed
+
+    def _plain_norm(self, arm: Arm, layer: Layer) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The bf16 norm before a router, and its quantized form for the shared expert; judged as one op."""
+        step, op, began = "post_attention_layernorm", "add_rmsnorm_quant", time.perf_counter()
+        path = arm.path
+        normed = self._try(arm, layer, step, op, lambda: path.add_rmsnorm(path.weights(layer).post_norm, arm.hidden))
+        handed = self._try(arm, layer, step, op, lambda: path.quantize(normed))
+        self._judge_norm(arm, layer, step, layer.post_norm, handed, twin_contract(self.contracts.quant), began)
+        return normed, handed
+
+    def _judge_norm(
+        self, arm: Arm, layer: Layer, step: str, weight: Tensor, handed: tuple[Tensor, ...],
+        contract: NormQuantContract, began: float,
+    ) -> None:  # fmt: skip
+        first = arm.expected is None
+        inputs = NormQuantInputs(arm.hidden, arm.expected, weight, self.config.eps, FP8)
+        kept = arm.path.residual
+        outputs = NormQuantOutputs(handed[0], handed[1], None if first else _copy(kept))
+        checks = []
+        if first:
+            same = kept is not None and torch.equal(integrity.as_ints(kept), integrity.as_ints(arm.hidden))
+            words = "became the residual stream" if same else "is not what the path kept as the residual stream"
+            checks.append(Check("first residual", same, f"the first norm's input {words}", "integrity"))
+        self._judge(arm, layer, step, "add_rmsnorm_quant", inputs, outputs, contract, checks, began)
+        arm.expected = arm.hidden.clone() if kept is None else kept.clone()
+
+    def _columns(
+        self, arm: Arm, layer: Layer, step: str, of: Callable[[Layer], Linear], sizes: Sequence[int],
+        handed: tuple[Tensor, ...],
+    ) -> Tensor:  # fmt: skip
+        """A column-parallel linear: each rank makes its share of the outputs, bf16 [T, out] of all of them."""
+        group, parts = self.group, []
+        right, used = of(layer), of(arm.path.weights(layer))
+        places = [rows_of(sizes, rank, group.size, arm.hidden.device) for rank in range(group.size)]
+        for rank in group.local:
+            alone = group.size == 1
+            own, claimed = (w if alone else column_shard(w, places[rank]) for w in (right, used))
+            parts.append(self._linear(arm, layer, step, own, claimed, handed, rank))
+        out = parts[0].new_empty(len(parts[0]), sum(sizes))
+        for place, part in zip(places, group.gather(parts), strict=True):
+            out[:, place] = part
+        return out
+
+    def _rows(self, arm: Arm, layer: Layer, step: str, of: Callable[[Layer], Linear], x: Tensor) -> Tensor:
+        """A row-parallel linear: each rank quantizes and multiplies its share of the inputs; then the all-reduce."""
+        group, parts = self.group, []
+        right, used = of(layer), of(arm.path.weights(layer))
+        for rank in group.local:
+            part, own = (slice(None), right) if group.size == 1 else row_shard(right, rank, group.size)
+            claimed = used if group.size == 1 else row_shard(used, rank, group.size)[1]
+            inputs, began = QuantInputs(x[:, part].contiguous(), FP8), time.perf_counter()
+            quantize = functools.partial(arm.path.quantize, inputs.x)
+            handed = self._try(arm, layer, step, "per_token_quant", quantize)
+            outputs = QuantOutputs(handed[0], handed[1])
+            self._judge(arm, layer, step, "per_token_quant", inputs, outputs, self.contracts.quant, [], began, rank)
+            parts.append(self._linear(arm, layer, step, own, claimed, handed, rank))
+        return group.all_reduce(parts)
+
+    def _linear(
+        self, arm: Arm, layer: Layer, step: str, right: Linear, claimed: Linear, handed: tuple[Tensor, ...], rank: int
+    ) -> Tensor:
+        began = time.perf_counter()
+        out = self._try(arm, layer, step, "ptpc_gemm", lambda: arm.path.linear(layer, claimed, handed))
+        assert right.scale is not None
+        inputs = GemmInputs(handed[0], handed[1], right.weight, right.scale, right.bias, torch.bfloat16)
+        contract = self.contracts.gemm
+        if right.bias is not None:
+            contract = contract.replace(bias="after_store")
+        if arm.name == "fused" or self.judge_unfused:
+            self._judge(arm, layer, step, "ptpc_gemm", inputs, GemmOutputs(out), contract, [], began, rank)
+        return out
+
+    def _judge(
+        self, arm: Arm, layer: Layer, step: str, op: str, inputs: Inputs, outputs: Outputs,
+        contract: NormQuantContract | GemmContract, checks: list[Check], began: float, rank: int = 0,
+    ) -> None:  # fmt: skip
+        try:
+            shape = integrity.check_outputs(inputs, outputs, op, strict=False)
+        except integrity.OutputError as error:
+            self._stop(arm, layer, step, op, contract.name, str(error), rank)
+        comparisons, more = judge(Claim(inputs, outputs, (), 0.0), contract)
+        found = (shape, *checks, *more)
+        status, reasons = decide(comparisons, found)
+        explanations: tuple[str, ...] = ()
+        if status is Status.FAILED and self._explained < MOST_EXPLAINED:
+            from validators.identify import explain
+
+            self._explained += 1
+            explanations = explain(inputs, outputs, contract, comparisons, list(found))
+        self.result.judged.append(
+            Judged(
+                arm.name, layer.index, step, op, contract.name, status, reasons, tuple(comparisons), found,
+                explanations, _shape(inputs), rank, time.perf_counter() - began,
+            )
+        )  # fmt: skip
+
+    def _try(self, arm: Arm, layer: Layer, step: str, op: str, action: Callable[[], _T]) -> _T:
+        try:
+            return action()
+        except Exception as error:
+            names = {"add_rmsnorm_quant": self.contracts.norm, "per_token_quant": self.contracts.quant}
+            contract = names.get(op, self.contracts.gemm).name
+            text = " ".join(str(error).split())[:300]
+            self._stop(arm, layer, step, op, contract, f"the step raised {type(error).__name__}: {text}")
+
+    def _stop(self, arm: Arm, layer: Layer, step: str, op: str, contract: str, reason: str, rank: int = 0) -> NoReturn:
+        self.result.judged.append(
+            Judged(arm.name, layer.index, step, op, contract, Status.ERROR, (reason,), rank=rank)
+        )  # fmt: skip
+        raise StoppedError(f"layer {layer.index}, {step}, {arm.name} path: {reason}")
+
+    # ---- the end
+
+    def _logits(self) -> None:
+        weight = self.source.final_norm()
+        ends = {"truth": glm.rms_norm(self.truth, weight, self.config.eps)}
+        for arm in self.arms:
+            ends[arm.name] = arm.path.add_rmsnorm(weight, arm.hidden).double()
+        together = torch.cat(list(ends.values()))
+        every = glm.logits(self.source, together).split(len(self.truth))
+        self.result.logits = dict(zip(ends, every, strict=True))
+
+
+def _dense(layer: Layer) -> Mlp:
+    assert isinstance(layer.mlp, Mlp)
+    return layer.mlp
+
+
+def _shared(layer: Layer) -> Mlp:
+    assert isinstance(layer.mlp, Moe)
+    assert layer.mlp.shared is not None
+    return layer.mlp.shared
+
+
+def _copy(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.clone()
+
+
+def _shape(inputs: Inputs) -> tuple[int, ...]:
+    """(m, n) of a norm or quantizer, (m, n, k) of a GEMM. No tensor is kept: a walk holds one layer's weights."""
+    if isinstance(inputs, GemmInputs):
+        return len(inputs.a), *inputs.b.shape
+    return tuple(inputs.x.shape)
