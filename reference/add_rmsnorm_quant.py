@@ -195,27 +195,29 @@ def code_t_bounds(
     *,
     gemma: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(nominal, low, high) of the signed t = y/s of gathered elements (row, col): float64 on the CPU, shaped like row.
+    """(nominal, low, high) of the signed t = y/s of gathered elements (row, col): float64, shaped like row.
 
-    scale: the kernel's own scale of each element's row (float64), already replaced by the nominal one where
-    it is not admissible. Rows must be NORMAL or FLOORED. In a NORMAL row without rounding points the
+    The work is done where scale lies. scale: the kernel's own of each element's row (float64), already replaced by the
+    nominal one where it is not admissible. Rows must be NORMAL or FLOORED. In a NORMAL row without rounding points the
     cancellation theorem applies (``budgets.code_budget``) and the kernel's scale does not enter.
     """
-    z, w, row = truth.z[row, col].cpu(), truth.weight[col].cpu(), row.cpu()
+    place = scale.device
+    z, w, row = truth.z[row, col].to(place), truth.weight[col].to(place), row.to(place)
+    rms_low, rms_high, rms = (v.to(place)[row] for v in (truth.rms_low, truth.rms_high, truth.rms))
     sign = torch.where(torch.signbit(z) ^ torch.signbit(w), -1.0, 1.0).to(torch.float64)
     if contract.round_after_normalize or contract.round_after_weight:
-        low_y = rounded_y(z, w, truth.rms_low[row], contract, fmt, -1.0, gemma).double()
-        high_y = rounded_y(z, w, truth.rms_high[row], contract, fmt, 1.0, gemma).double()
-        mid_y = rounded_y(z, w, truth.rms[row], contract, fmt, 0.0, gemma).double()
+        low_y = rounded_y(z, w, rms_low, contract, fmt, -1.0, gemma).double()
+        high_y = rounded_y(z, w, rms_high, contract, fmt, 1.0, gemma).double()
+        mid_y = rounded_y(z, w, rms, contract, fmt, 0.0, gemma).double()
         low, high = t_bounds(low_y, high_y, scale, scale, contract)
         # Where the division is exact the ends coincide, and the nominal t is that fp32 number.
         return order(torch.minimum(torch.maximum(mid_y / scale, low), high), low, high, sign)
     p = (z.double() * w.double()).abs()
-    cancelled = p * (qmax / truth.p_max[row])
-    floored = truth.scale.kind[row] == int(Row.FLOORED)
-    own = p * truth.rms[row]
+    cancelled = p * (qmax / truth.p_max.to(place)[row])
+    floored = truth.scale.kind.to(place)[row] == int(Row.FLOORED)
+    own = p * rms
     bound = truth.y_bound
-    rms_width_low, rms_width_high = truth.rms_low[row] * p * (1 - bound), truth.rms_high[row] * p * (1 + bound)
+    rms_width_low, rms_width_high = rms_low * p * (1 - bound), rms_high * p * (1 + bound)
     low_own, high_own = t_bounds(rms_width_low, rms_width_high, scale, scale, contract)
     nominal = torch.where(floored, own / scale, cancelled)
     low = torch.where(floored, low_own, cancelled * (1 - truth.code_bound))

@@ -204,7 +204,7 @@ def round_to(values: torch.Tensor, fmt: FloatFormat, mode: Literal["rne", "trunc
 
 
 def ulp(values: torch.Tensor, fmt: FloatFormat) -> torch.Tensor:
-    """Spacing of the format's values at each |value| (the binade that holds it), float64; that of 1.0 for non-finite."""
+    """Spacing of the format's values at each |value| (the binade that holds it), float64; 1.0's for non-finite."""
     finite = torch.where(
         values.isfinite(), values.abs().to(torch.float64), torch.ones_like(values, dtype=torch.float64)
     )

@@ -87,7 +87,7 @@ def granularity(v: torch.Tensor) -> torch.Tensor:
 EXACT_RANGE = {"fp32": 2.0**24, "unknown": 2.0**20}
 """sum|a*b| in units of the products' common granularity g, below which the accumulator cannot round. fp32: every
 partial sum is an integer multiple of g of at most 24 bits. unknown (at least 23 fraction bits of the largest
-exponent, and an unnormalised product exponent at most 8 times the product where one operand is subnormal): 2**23 / 8."""
+exponent, and an unnormalised product exponent of at most 8 times the product, for a subnormal operand): 2**23 / 8."""
 
 
 def accumulator_error(
@@ -210,7 +210,7 @@ def emulated_truth(
     contract: GemmContract,
     accumulate: Accumulate = emulate,
 ) -> GemmTruth:
-    """Truth of a block for a known matrix unit: a [m, K], b [n, K] codes (uint8 or FP8 dtype), the rest as ``gemm_truth``.
+    """Truth of a block for a known matrix unit: a [m, K], b [n, K] codes (bytes or FP8), the rest as ``gemm_truth``.
 
     low and high span the stores of the few epilogue orders that the contract leaves open (one value where it leaves
     none, or where they round alike). error is how far the unit itself is from the exact sum: information, not freedom.

@@ -1,4 +1,4 @@
-"""Suspected live defects of aiter and SGLang on ROCm, each with the case that settles it and an emulated kernel that has it.
+"""Suspected live defects of aiter and SGLang on ROCm: the case that settles each, and an emulated kernel that has it.
 
 None of them has been confirmed on hardware (``docs/suspicions.md`` says what to run). What can be shown without it is
 shown here: were the defect there, the case would give the verdict that the document promises, and a kernel without it
@@ -35,8 +35,8 @@ class Suspicion:
 
     id: L1 to L10. case: the case that the emulated kernel is run on; hardware_case: the one for the real kernel, where
     that needs another size. contract: held to this one, None for the declared one. kernel: emulated, has the defect.
-    innocent: emulated, computes what the real kernel would without it. status: verdict on ``kernel``. evidence: words in
-    its reasons, explanations or observations. innocent_words: words in the observations of ``innocent``, which passes.
+    innocent: emulated, computes what the real kernel would without it, and passes. status: verdict on ``kernel``.
+    evidence: words in its reasons or explanations.
     """
 
     id: str
@@ -68,9 +68,10 @@ def _residual_of_next_row(w: emulated.Work) -> None:
         w.out_residual[1:, 0] = 0
 
 
-def _offset_wraps(w: emulated.Work) -> None:
+def _amax_of_wrapped_rows(w: emulated.Work) -> None:
     rows = torch.arange(len(w.x), device=w.x.device)
     w.y = w.y[rows % max(1, WRAP_ELEMENTS // w.x.shape[-1])]
+    QUANT["amax"](w)
 
 
 def _codes_wrap(w: emulated.Work) -> None:
@@ -86,7 +87,7 @@ def _gamma_plus_one(w: emulated.Work) -> None:
 
 
 def _group_of_power_of_two(w: emulated.Work) -> None:
-    """group_size = n becomes the largest power of two that fits; the first group's scale is the one that is returned."""
+    """group_size = n becomes the largest power of two that fits; the first group's scale is returned."""
     n = w.y.shape[-1]
     group = 1 << (n.bit_length() - 1)
     padded = torch.nn.functional.pad(w.y, (0, -n % group)).view(len(w.y), -1, group)
@@ -180,7 +181,7 @@ def suspicions() -> list[Suspicion]:
             "L5",
             "the row offset of the quantizer wraps at 2^32 elements",
             f"{quant}-m64-n1024-bf16-e4m3fnuz-crest_ladder-s0",
-            _kernel("L5-wraps", quant, gfx950, stages={"amax": zoo.first(_offset_wraps, QUANT["amax"]), "write": _codes_wrap}),
+            _kernel("L5-wraps", quant, gfx950, stages={"amax": _amax_of_wrapped_rows, "write": _codes_wrap}),
             quant_ok,
             "poison",
             hardware_case=f"{quant}-m524296-n8192-bf16-e4m3fnuz-crest_ladder-s0",
@@ -196,10 +197,12 @@ def suspicions() -> list[Suspicion]:
         Suspicion(
             "L7",
             "SGLang's tuple branch gives an fp16 model the precision of bf16",
-            "ptpc_gemm-m64-n128-k512-fp16-e4m3fnuz-gaussian-s0",
+            # Small integers: the one case of which the sets are sharp under the contract of an unknown matrix unit.
+            "ptpc_gemm-m64-n128-k512-fp16-e4m3fnuz-small_integers-s0",
             zoo.find_defect("G13").kernel,
             zoo.clean_kernel("ptpc_gemm"),
             "fp16-through-bf16",
+            contract="unknown",
         ),
         Suspicion(
             "L8",
@@ -261,7 +264,7 @@ def mode_by_position(x, residual, weight, eps, fp8_dtype):  # type: ignore[no-un
 
 
 def sglang_tuple(a, a_scale, b, b_scale, bias, out_dtype):  # type: ignore[no-untyped-def]
-    """SGLang's linear layer on codes that are quantized already (L7); its output is cast to what the model asked for."""
+    """SGLang's linear layer on codes that are quantized already (L7), cast to the type that the model asks for."""
     from aiter.ops.shuffle import shuffle_weight
     from sglang.srt.layers.quantization.fp8_utils import apply_fp8_ptpc_linear
 

@@ -1,4 +1,4 @@
-"""The command line: ``python -m validators list | run | identify | explain | trace | report | signoff``.
+"""The command line: ``python -m validators list | run | identify | explain | trace | layers | report | signoff``.
 
 Exit codes: 0 everything PASSED (UNSUPPORTED only with a reason, and at least one PASSED); 1 anything
 FAILED, NONDETERMINISTIC or MISTRUSTED, or a claim is NOT SIGNED; 2 bad usage, nothing ran, or an ERROR
@@ -44,6 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
+        if arguments[:1] == ["layers"]:
+            # Imports torch, which report and signoff do without.
+            from validators import layers
+
+            return layers.main(arguments[1:])
         parsed = _parser().parse_args(arguments)
         parsed.argv = arguments
         code: int = parsed.command(parsed)
@@ -135,6 +140,8 @@ def _parser() -> argparse.ArgumentParser:
     add = commands.add_parser("trace", help="kernel launches a step in a profiler trace: is the fusion on?")
     trace.add_options(add)
     add.set_defaults(command=trace.command)
+
+    commands.add_parser("layers", help="a model layer by layer, fused against unfused against float64", add_help=False)
 
     add = commands.add_parser("report", help="summary and failure reports of recorded verdicts")
     add.add_argument("records", metavar="DIR")

@@ -48,6 +48,9 @@ SCREEN_SLACK_U = 5.0
 rounding of a table entry to fp32; 4u in all, one more for second order."""
 
 
+RESOLVE_ON_CPU = 2**13
+
+
 class CompareError(ValueError):
     """Inputs, outputs and contract that do not belong together; one sentence."""
 
@@ -122,11 +125,12 @@ def compare_quant(inputs: QuantInputs, outputs: QuantOutputs, contract: NormQuan
         own = _scales(tallies[0], first, scale[part], truth, contract, qmax, storage, None)
         screened = _screen(chunk, (1.0 / own).float(), codes[part], _division_bound(contract), fp8, contract)
         row, col = _suspects(tallies[1], first, screened, codes[part], truth.kind, fp8, contract)
-        y = chunk[row, col].double().cpu()
-        row_cpu = row.cpu()
+        place = _resolve_on(row)
+        y = chunk[row, col].double().to(place)
+        scales = own.to(place)[row.to(place)]
         sign = torch.where(torch.signbit(y), -1.0, 1.0).double()
-        low, high = t_bounds(y.abs(), y.abs(), own[row_cpu], own[row_cpu], contract)
-        nominal = torch.minimum(torch.maximum(y.abs() / own[row_cpu], low), high)
+        low, high = t_bounds(y.abs(), y.abs(), scales, scales, contract)
+        nominal = torch.minimum(torch.maximum(y.abs() / scales, low), high)
         _resolve(tallies[1], first, row, col, codes[part], order(nominal, low, high, sign), fp8, contract)
     return [t.result() for t in tallies]
 
@@ -312,7 +316,8 @@ def _norm_codes(
         factor = (qmax / truth.p_max).float()
         proven = _screen(truth.z * truth.weight, factor, codes, truth.code_bound, fp8, contract)
     row, col = _suspects(tally, first, proven, codes, truth.scale.kind, fp8, contract)
-    bounds = code_t_bounds(truth, row, col, own[row.cpu()], contract, qmax, storage, gemma=gemma)
+    scales = own.to(_resolve_on(row))[row.to(_resolve_on(row))]
+    bounds = code_t_bounds(truth, row, col, scales, contract, qmax, storage, gemma=gemma)
     _resolve(tally, first, row, col, codes, bounds, fp8, contract)
 
 
@@ -393,6 +398,11 @@ def _special_row(
         tally.candidates(values[col].abs(), values[col], make)
 
 
+def _resolve_on(row: torch.Tensor) -> torch.device:
+    """Where to resolve: a few elements on the CPU, which a GPU's launches would outlast; many where they are."""
+    return row.device if row.numel() > RESOLVE_ON_CPU else torch.device("cpu")
+
+
 def _resolve(
     tally: Tally,
     first: int,
@@ -407,9 +417,9 @@ def _resolve(
     if row.numel() == 0:
         return
     nominal, low, high = bounds
-    code = codes[row, col].cpu()
-    row, col = row.cpu(), col.cpu()
-    lowest, highest = code_preimages(fmt, contract.overflow, "cpu")
+    place = nominal.device
+    code, row, col = codes[row, col].to(place), row.to(place), col.to(place)
+    lowest, highest = code_preimages(fmt, contract.overflow, str(place))
     index = code.long()
     admissible = (high >= lowest[index]) & (low <= highest[index])
     single = (low >= lowest[index]) & (high <= highest[index])

@@ -159,7 +159,8 @@ def _amax_over(keep: Callable[[Scene], Tensor]) -> Stage:
 
 
 def _next_first(scene: Scene, mean: Tensor) -> Tensor:
-    assert isinstance(scene.inputs, NormQuantInputs) and scene.inputs.residual is not None
+    assert isinstance(scene.inputs, NormQuantInputs)
+    assert scene.inputs.residual is not None
     n = scene.n
     x, r = (v.reshape(-1, n)[:, 0].double() for v in (scene.inputs.x, scene.inputs.residual))
     following = torch.cat((x[1:] + r[1:], torch.zeros_like(x[:1])))
@@ -181,7 +182,8 @@ def _rms_outside(scene: Scene, rms: Tensor) -> Tensor:
 
 
 def _bytes_misread(scene: Scene, w: Tensor) -> Tensor:
-    assert scene.weight is not None and isinstance(scene.inputs, NormQuantInputs)
+    assert scene.weight is not None
+    assert isinstance(scene.inputs, NormQuantInputs)
     view = scene.weight.view(scene.inputs.x.dtype)[: scene.n].double()
     return view + 1.0 if scene.inputs.gemma else view
 
@@ -279,7 +281,8 @@ def _x_stride_ignored(scene: Scene, total: Tensor) -> Tensor:
 
 
 def _residual_with_x_stride(scene: Scene, total: Tensor) -> Tensor:
-    assert isinstance(scene.inputs, NormQuantInputs) and scene.inputs.residual is not None
+    assert isinstance(scene.inputs, NormQuantInputs)
+    assert scene.inputs.residual is not None
     return round_fp32(scene.x + _as_stride(scene, scene.inputs.residual, scene.inputs.x.stride(0)))
 
 

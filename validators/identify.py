@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from validators.kernels.base import Kernel
 
 SAMPLE_ROWS = 48
-"""Rows that a hypothesis is tried on; violating rows first. Enough to tell hypotheses apart, cheap enough to try all."""
+"""Rows that a hypothesis is tried on; violating rows first. Enough to tell hypotheses apart, cheap to try all."""
 MOST = 0.95
 """A hypothesis is offered as *the* explanation if it meets this share of the violations and breaks none of 100 others;
 some elements near a rounding boundary go either way under any hypothesis. Wording only: no verdict depends on it."""
@@ -47,6 +47,8 @@ class IdentifyResult:
     kernel: str
     candidates: tuple[Candidate, ...]
     cases: tuple[str, ...]
+    units: tuple[str, ...] = ()
+    """For a GEMM: which accumulator, split-K and epilogue order its outputs equal, in words."""
 
     @property
     def admitted(self) -> list[str]:
@@ -67,7 +69,7 @@ class IdentifyResult:
             else:
                 parts = ", ".join(f"{v:,} {k}" for k, v in c.violations.items() if v)
                 out.append(f"{c.contract}: does not admit {c.total:,} of {c.judged:,} values ({parts})")
-        return out
+        return [*out, *self.units]
 
 
 def identification_cases(op: str, *, rows: int, dtype: str, fp8: str, seed: int) -> list[Case]:
@@ -93,7 +95,8 @@ def identify(
     table = GEMM_CONTRACTS if kernel.op == "ptpc_gemm" else NORM_QUANT_CONTRACTS
     totals: dict[str, dict[str, int]] = {name: {} for name in table}
     judged = dict.fromkeys(table, 0)
-    used = []
+    used: list[str] = []
+    units: tuple[str, ...] = ()
     for case in identification_cases(kernel.op, rows=rows, dtype=dtype, fp8=fp8, seed=seed):
         if reasons_impossible(case) or kernel.unsupported(case):
             continue
@@ -106,6 +109,12 @@ def identify(
         except integrity.OutputError as error:
             raise KernelFault(str(error)) from error
         used.append(case.id)
+        if isinstance(inputs, GemmInputs):
+            from validators.identify_gemm import match_shares, sentences
+
+            assert isinstance(outputs, GemmOutputs)
+            # The last case, positive data, tells units apart best: promoted partial sums are inexact there.
+            units = sentences(match_shares(inputs, outputs))
         for name, contract in table.items():
             for c in compare(inputs, outputs, contract):
                 totals[name][c.output] = totals[name].get(c.output, 0) + c.violations
@@ -114,7 +123,7 @@ def identify(
         raise KernelFault(f"{kernel.name} supports none of the cases that identification uses")
     candidates = [Candidate(name, totals[name], judged[name]) for name in table]
     candidates.sort(key=lambda c: (c.total, -c.judged))
-    return IdentifyResult(kernel.name, tuple(candidates), tuple(used))
+    return IdentifyResult(kernel.name, tuple(candidates), tuple(used), units)
 
 
 def explain(

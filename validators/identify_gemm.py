@@ -168,6 +168,8 @@ def match_shares(
 def sentences(shares: dict[str, float]) -> tuple[str, ...]:
     """The answer in words: what predicts every output, or that nothing does and what comes closest."""
     perfect = [name for name, share in shares.items() if share == 1.0]
+    # An exact sum rounded once is what every good accumulator tends to, so it is named before any unit.
+    perfect.sort(key=lambda name: not name.startswith(EXACT))
     if perfect:
         rest = max((s for s in shares.values() if s < 1.0), default=0.0)
         equal = f" (as do {len(perfect) - 1} more that this sample cannot tell apart)" if len(perfect) > 1 else ""

@@ -59,7 +59,7 @@ class Synthetic:
         self.name, self.config, self.device = f"layers-{name}-s{seed}", config, device
         self._table = _code_table()
         count = max(1, round(config.hidden * _OUTLIERS_PER_CHANNEL))
-        order = self._uniform("outliers", config.hidden).argsort()
+        order = self._uniform("outliers", config.hidden).argsort(stable=True)
         self._outlier = torch.zeros(config.hidden, dtype=torch.bool, device=device)
         self._outlier[order[:count]] = True
 

@@ -72,9 +72,9 @@ def trajectory(result: Result, margin: float) -> tuple[Status, tuple[str, ...], 
     checks.append(
         Check(
             "fused against unfused", True if fine else False if worse else None,
-            f"after layer {last.layer} the error of the fused path's hidden state is {bounds.median:.3g} of the unfused "
-            f"path's (median of {bounds.count} tokens, paired; by the sign test it is above {bounds.low:.3g} and below "
-            f"{bounds.high:.3g}, each with {100 * CONFIDENCE:g} %); allowed {1 + margin:g}", "statistical",
+            f"after layer {last.layer} the fused path's error of the hidden state is {bounds.median:.3g} of the "
+            f"unfused path's (median of {bounds.count} tokens, paired; by the sign test it is above {bounds.low:.3g} "
+            f"and below {bounds.high:.3g}, each with {100 * CONFIDENCE:g} %); allowed {1 + margin:g}", "statistical",
         )
     )  # fmt: skip
     checks.append(Check("router", None, _router(result.depths), "statistical"))

@@ -9,6 +9,7 @@ expert, are made once for all three.
 from __future__ import annotations
 
 import functools
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -87,11 +88,16 @@ class Depth:
 
 @dataclass
 class Result:
-    """What a walk found. logits: path -> float64 [T, vocab], only after the last layer of the model."""
+    """What a walk found.
+
+    logits: path -> float64 [T, vocab], only after the last layer of the model. digest: arm -> sha256 of its hidden
+    state and residual stream at the end, to compare walks bit for bit.
+    """
 
     judged: list[Judged] = field(default_factory=list)
     depths: list[Depth] = field(default_factory=list)
     logits: dict[str, Tensor] = field(default_factory=dict)
+    digest: dict[str, str] = field(default_factory=dict)
     stopped: str = ""
     seconds: float = 0.0
 
@@ -141,6 +147,7 @@ class Walk:
                     depth = self._layer(self.source.layer(index))
                     self.result.depths.append(depth)
                     self.say(self._line(depth, time.perf_counter() - began))
+                self.result.digest = {arm.name: _digest(arm) for arm in self.arms}
                 if layers == self.config.layers:
                     self._logits()
             except StoppedError as stop:
@@ -190,11 +197,12 @@ class Walk:
         batches, shared = [Routed(x, *right)], []
         for arm in self.arms:
             normed, handed = self._plain_norm(arm, layer)
-            wide = normed.double()
-            index, weight = glm.router(config, moe, wide)
+            index, weight = glm.router(config, moe, normed.double())
             changed = (index.sort(-1).values != right[0].sort(-1).values).any(-1)
             rerouted[arm.name] = int(changed.sum())
-            batches.append(Routed(wide, index, weight, self._feed(arm), stored))
+            # Quantized once before the tokens are sent to their experts, as fused MoE kernels do.
+            taken = glm.values(handed[0]) * handed[1].double()
+            batches.append(Routed(taken, index, weight, self._feed(arm), stored))
             shared.append(self._mlp(arm, layer, "shared.", _shared, handed) if moe.shared is not None else None)
         truth, *outs = glm.experts(config, moe, batches)
         self.truth = self.truth + truth + (0.0 if moe.shared is None else glm.mlp(moe.shared, x))
@@ -359,6 +367,14 @@ def _shared(layer: Layer) -> Mlp:
     assert isinstance(layer.mlp, Moe)
     assert layer.mlp.shared is not None
     return layer.mlp.shared
+
+
+def _digest(arm: Arm) -> str:
+    total = hashlib.sha256()
+    for tensor in (arm.hidden, arm.path.residual):
+        if tensor is not None:
+            total.update(tensor.contiguous().cpu().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
 
 
 def _copy(tensor: Tensor | None) -> Tensor | None:

@@ -83,8 +83,9 @@ def validate(kernel: Kernel, case: Case, *, contract: str | None = None, device:
         from validators.identify import explain
 
         explanations = explain(claim.inputs, claim.outputs, judged_by, comparisons, checks)
+    name = chosen.name if chosen else None
     return frame.record(
-        status, reasons, chosen.name if chosen else None, origin, start, identified=identified, comparisons=tuple(comparisons),
+        status, reasons, name, origin, start, identified=identified, comparisons=tuple(comparisons),
         checks=tuple(checks), explanations=explanations, strength=strength(comparisons),
         kernel_seconds=claim.kernel_seconds,
     )  # fmt: skip

@@ -40,7 +40,7 @@ def drift(
     rows: int = 64,
     n: int = 5120,
 ) -> Drift:
-    """The residual stream [rows, n] bf16 after ``adds`` additions of normal updates (bf16); the same on every machine."""
+    """The residual stream [rows, n] bf16 after ``adds`` normal updates (bf16); the same on every machine."""
 
     def update(index: int) -> torch.Tensor:
         words = bits(stream_key("truncation", f"update {index}"), 0, rows * n)

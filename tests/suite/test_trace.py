@@ -14,7 +14,7 @@ from validators.trace import judge, quantized_again
 from validators.trace_file import Trace, TraceError, load, readable, role_of, template_arguments
 
 LAYERS = 5
-FUSED = "void aiter::add_rmsnorm_quant_kernel<__hip_bfloat16, _BitInt(8), 256, 24, true, true, true, 1>(_BitInt(8)*, int)"
+FUSED = "void aiter::add_rmsnorm_quant_kernel<__hip_bfloat16, _BitInt(8), 256, 24, true, true, true, 1>(float*)"
 PLAIN = "void aiter::add_rmsnorm_quant_kernel<__hip_bfloat16, __hip_bfloat16, 256, 24, true, false, true, 1>(float*)"
 QUANT = "void aiter::dynamic_per_token_scaled_quant_kernel<__hip_bfloat16, _BitInt(8), 256>(_BitInt(8)*, float*)"
 GEMM = "void ck::kernel_gemm_xdl_cshuffle_v3_multi_d_b_preshuffle<ck::GridwiseGemm_xdl<256, 16, 64>>(Argument)"
