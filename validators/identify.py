@@ -76,7 +76,7 @@ def identification_cases(op: str, *, rows: int, dtype: str, fp8: str, seed: int)
     """The cases that tell contracts apart: ordinary rows for the rounding points, zero rows for the floors."""
     if op == "ptpc_gemm":
         return [
-            Case(op, rows, 256, recipe, k=2048, dtype=dtype, fp8=fp8, seed=seed)
+            Case(op, rows, 128, recipe, k=1024, dtype=dtype, fp8=fp8, seed=seed)
             for recipe in ("gaussian", "positive_mean")
         ]
     names = ["gaussian", "zero_rows"]
@@ -109,11 +109,11 @@ def identify(
         except integrity.OutputError as error:
             raise KernelFault(str(error)) from error
         used.append(case.id)
-        if isinstance(inputs, GemmInputs):
+        if isinstance(inputs, GemmInputs) and case.recipe == "positive_mean":
             from validators.identify_gemm import match_shares, sentences
 
             assert isinstance(outputs, GemmOutputs)
-            # The last case, positive data, tells units apart best: promoted partial sums are inexact there.
+            # Positive data tells units apart best: on zero-mean data promoted partial sums are often exact.
             units = sentences(match_shares(inputs, outputs))
         for name, contract in table.items():
             for c in compare(inputs, outputs, contract):
@@ -141,7 +141,7 @@ def explain(
     if not failing:
         return first + last
     with torch.inference_mode():
-        if isinstance(inputs, GemmInputs):
+        if isinstance(inputs, GemmInputs) and case.recipe == "positive_mean":
             from validators.explain_gemm import explain_gemm
 
             assert isinstance(outputs, GemmOutputs)

@@ -293,15 +293,15 @@ def _print_end(
     made: Sequence[Record], result: Result, directory: FilePath, picture: FilePath | None, peak: int
 ) -> None:  # fmt: skip
     *ops, whole = made
-    passed = sum(r.status is Status.PASSED for r in ops)
+    passed = sum(j.status is Status.PASSED for j in result.judged)
     for record in [r for r in ops if r.status is not Status.PASSED][:5]:
         print(f"{record.status.value} {record.kernel} {record.case}: {'; '.join(record.reasons)}")
     for check in whole.checks:
         print(f"{check.name}: {check.detail}")
     print(f"{whole.status.value} trajectory{': ' if whole.reasons else ''}{'; '.join(whole.reasons)}")
     print(
-        f"{passed} of {len(ops)} ops of {len(result.depths)} layers PASSED in {result.seconds:.1f} s, peak memory "
-        f"{peak / 2**30:.2f} GiB; records in {directory}{f', picture {picture}' if picture else ''}"
+        f"{passed} of {len(result.judged)} ops of {len(result.depths)} layers PASSED in {result.seconds:.1f} s, "
+        f"peak memory {peak / 2**30:.2f} GiB; records in {directory}{f', picture {picture}' if picture else ''}"
     )
 
 

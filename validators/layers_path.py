@@ -182,13 +182,17 @@ class Path:
         return (out.float() + bias.float()).to(out.dtype)
 
 
+TWIN = "bf16 norm, then "
+"""How the name of a contract of ``twin_contract`` begins."""
+
+
 def twin_contract(quant: NormQuantContract) -> NormQuantContract:
     """What ``add_rmsnorm`` followed by a quantizer of contract ``quant`` computes, as one contract of the norm op.
 
     The mean and the reciprocal root are float64 rounded once, which any reduction in fp32 of at least 64 lanes allows.
     """
     return quant.replace(
-        name=f"bf16 norm, then {quant.name}", norm_input="unrounded", residual_store="rne", round_after_normalize=False,
+        name=f"{TWIN}{quant.name}", norm_input="unrounded", residual_store="rne", round_after_normalize=False,
         round_after_weight=True, reduction=Reduction("lanes", 64), mean_u=3.0, rsqrt_u=4.0,
     )  # fmt: skip
 

@@ -77,16 +77,33 @@ def trajectory(result: Result, margin: float) -> tuple[Status, tuple[str, ...], 
             f"and below {bounds.high:.3g}, each with {100 * CONFIDENCE:g} %); allowed {1 + margin:g}", "statistical",
         )
     )  # fmt: skip
+    plain = [j for j in result.judged if j.own_norm]
+    broken = [j for j in plain if j.status is not Status.PASSED]
+    if plain:
+        checks.append(Check("bf16 norms", not broken, _plain_norms(plain, broken), "joint"))
     checks.append(Check("router", None, _router(result.depths), "statistical"))
     if result.logits:
         checks.append(Check("logits", None, logits_sentence(result.logits), "statistical"))
     if not finite:
         return Status.FAILED, (checks[0].detail,), tuple(checks)
+    if broken:
+        return Status.FAILED, (_plain_norms(plain, broken),), tuple(checks)
     if worse:
         return Status.FAILED, (checks[1].detail,), tuple(checks)
     if not fine:
         return Status.MISTRUSTED, (f"undecided, walk more tokens: {checks[1].detail}",), tuple(checks)
     return Status.PASSED, (), tuple(checks)
+
+
+def _plain_norms(plain: Sequence[Judged], broken: Sequence[Judged]) -> str:
+    """The walk's own bf16 norms are no kernel of anybody's and make no claim; a wrong one spoils the trajectories."""
+    if not broken:
+        return f"{len(plain)} bf16 norms, each with the quantizer after it, lie in their admissible sets"
+    j = broken[0]
+    return (
+        f"{len(broken)} of {len(plain)} bf16 norms with the quantizer after them are not admissible, the first in "
+        f"layer {j.layer}, {j.step}, {j.arm} path: {'; '.join(j.reasons)}"
+    )
 
 
 def _router(depths: Sequence[Depth]) -> str:
@@ -125,8 +142,7 @@ def records(
 ) -> list[Record]:  # fmt: skip
     """One record an op of a layer, in the order walked, then one of the trajectories.
 
-    origin: op -> where its contract comes from. The norms of the unfused path are the walk's own bf16 norm before the
-    quantizer kernel, and are recorded under the name ``layers/bf16-norm+<quantizer>``.
+    origin: op -> where its contract comes from. The walk's own bf16 norms are a check of the trajectories' record.
     """
     from validators.kernels.arch import architecture
     from validators.store import provenance
@@ -135,24 +151,23 @@ def records(
     about = {**provenance(device), **extra}
     arch = architecture(device)
 
-    def frame(kernel: Kernel, name: str, op: str) -> dict[str, Any]:
+    def frame(kernel: Kernel, op: str) -> dict[str, Any]:
         return {
-            "kernel": name, "op": op, "lane": LANE, "device": device, "arch": arch, "emulated": kernel.emulated,
+            "kernel": kernel.name, "op": op, "lane": LANE, "device": device, "arch": arch, "emulated": kernel.emulated,
             "fake": kernel.fake, "reproduce": reproduce,
             "provenance": {**about, "kernel_versions": dict(kernel.versions())},
         }  # fmt: skip
 
     found = []
     for j in result.judged:
-        own = j.op != "add_rmsnorm_quant" or j.contract == contracts.norm.name
-        kernel = by_op[j.op] if own else kernels.quant
-        name = kernel.name if own else f"layers/bf16-norm+{kernel.name}"
+        if j.own_norm:
+            continue
         found.append(
             Record(
                 status=j.status, reasons=tuple(f"layer {j.layer}, {j.step}, {j.arm} path: {r}" for r in j.reasons),
-                case=case_name(model, j), contract=j.contract, contract_from=origin[j.op] if own else "given",
+                case=case_name(model, j), contract=j.contract, contract_from=origin[j.op],
                 comparisons=j.comparisons, checks=j.checks, explanations=j.explanations, seconds=j.seconds,
-                **frame(kernel, name, j.op),
+                **frame(by_op[j.op], j.op),
             )
         )  # fmt: skip
     status, reasons, checks = trajectory(result, margin)
@@ -160,7 +175,7 @@ def records(
         Record(
             status=status, reasons=reasons, case=f"layers-{model}-trajectory", contract=contracts.norm.name,
             contract_from=origin["add_rmsnorm_quant"], checks=checks, seconds=result.seconds, peak_bytes=peak_bytes,
-            **frame(kernels.norm, kernels.norm.name, "add_rmsnorm_quant"),
+            **frame(kernels.norm, "add_rmsnorm_quant"),
         )
     )  # fmt: skip
     return found

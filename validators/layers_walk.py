@@ -32,7 +32,7 @@ from validators.cases.tensors import (
     QuantInputs,
     QuantOutputs,
 )
-from validators.layers_path import FP8, Path, stored, twin_contract
+from validators.layers_path import FP8, TWIN, Path, stored, twin_contract
 from validators.layers_tp import Group, column_shard, row_shard, rows_of
 from validators.records import Check, Comparison, Status
 from validators.run import Claim, judge
@@ -71,6 +71,11 @@ class Judged:
     shape: tuple[int, ...] = ()
     rank: int = 0
     seconds: float = 0.0
+
+    @property
+    def own_norm(self) -> bool:
+        """Whether this is a bf16 norm of the walk's own, judged together with the quantizer that follows it."""
+        return self.contract.startswith(TWIN)
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def test_no_contract_fits_a_defect_and_the_record_says_so() -> None:
     assert record.status is Status.FAILED
     assert record.contract is None
     assert record.contract_from == "identified"
-    assert record.reasons[0].startswith("the outputs fit no contract of the closed list; the nearest: ")
+    assert record.reasons[0].startswith("the outputs fit no contract of the closed list; nearest is ")
 
 
 def test_an_undeclared_kernel_is_judged_by_what_it_follows() -> None:

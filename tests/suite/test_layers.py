@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import socket
@@ -16,7 +17,7 @@ import torch
 
 from tests.suite.wiring import DEFECTS, TripleRight, WiringDefect
 from validators import layers, layers_presets, store
-from validators.layers_path import PathError, route_of
+from validators.layers_path import TWIN, PathError, route_of
 from validators.layers_picture import PictureError, error_against_depth
 from validators.layers_tp import Group, column_shard, row_shard, rows_of
 from validators.layers_verdict import CONFIDENCE, divergence, median_bounds, trajectory
@@ -170,6 +171,18 @@ def test_the_trajectory_is_held_to_the_margin(fused: float, status: Status) -> N
     assert [c.name for c in checks] == ["finite", "fused against unfused", "router"]
 
 
+def test_a_wrong_bf16_norm_fails_the_trajectory() -> None:
+    result = _result([0.1] * 20, [0.1] * 20)
+    right = Judged("unfused", 0, "input_layernorm", "add_rmsnorm_quant", f"{TWIN}eager", Status.PASSED, ())
+    result.judged = [right]
+    assert trajectory(result, 0.5)[0] is Status.PASSED
+    result.judged.append(dataclasses.replace(right, layer=3, status=Status.FAILED, reasons=("codes: 5 of 9",)))
+    status, reasons, _ = trajectory(result, 0.5)
+    assert status is Status.FAILED
+    assert "1 of 2" in reasons[0]
+    assert "layer 3" in reasons[0]
+
+
 def test_a_wide_spread_around_the_margin_is_undecided() -> None:
     status, reasons, _ = trajectory(_result([0.05, 0.3] * 5, [0.1] * 10), 0.5)
     assert status is Status.MISTRUSTED
@@ -209,6 +222,7 @@ def test_a_checkpoint_on_disk_is_walked_end_to_end(tmp_path: FilePath, capsys: p
     records = store.load(tmp_path / "r")
     assert code == 0, said
     assert {r.status for r in records} == {Status.PASSED}
+    assert {r.kernel for r in records} == {NORM, GEMM}
     assert {r.lane for r in records} == {"layers"}
     assert records[0].case == "layers-glm-tiny-l00-fused-input_layernorm-add_rmsnorm_quant-256x128"
     assert records[-1].case == "layers-glm-tiny-trajectory"
