@@ -1,4 +1,4 @@
-"""The command line: ``python -m validators list | run | identify | explain | trace | layers | report | signoff``.
+"""The command line: ``python -m validators list|run|identify|probe|explain|trace|layers|report|signoff``.
 
 Exit codes: 0 everything PASSED (UNSUPPORTED only with a reason, and at least one PASSED); 1 anything
 FAILED, NONDETERMINISTIC or MISTRUSTED, or a claim is NOT SIGNED; 2 bad usage, nothing ran, or an ERROR
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
+import json
 import os
 import shlex
 import sys
@@ -132,6 +133,13 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--dtype", help="bf16 (default) or fp16")
     add.add_argument("--fp8", help="e4m3fn or e4m3fnuz (default: the device's)")
     add.set_defaults(command=_identify)
+
+    add = commands.add_parser("probe", help="directed GEMMs that reveal a matrix unit: kept bits, groups, rounding")
+    add.add_argument("--kernel", required=True, help="a ptpc_gemm kernel, or your own: file.py:function")
+    add.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if the kernel can use one)")
+    add.add_argument("--fp8", help="e4m3fn or e4m3fnuz (default: what the device uses)")
+    add.add_argument("--out", help="file for the record, JSON, to send to whoever models the unit")
+    add.set_defaults(command=_probe, op="ptpc_gemm")
 
     add = commands.add_parser("explain", help="the whole arithmetic of one output element")
     _add_explain_options(add)
@@ -318,6 +326,29 @@ def _identify(parsed: argparse.Namespace) -> int:
     for line in result.lines():
         print(line)
     return 0 if result.admitted else 1
+
+
+def _probe(parsed: argparse.Namespace) -> int:
+    from validators import probe
+    from validators.kernels.base import find_kernel
+
+    kernel = find_kernel(parsed.kernel, "ptpc_gemm")
+    device = parsed.device or ("cpu" if kernel.unavailable("cpu") is None else "cuda")
+    if reason := kernel.unavailable(device.split(":")[0]):
+        raise UsageError(f"{kernel.name} cannot run on {device}: {reason}.")
+    fp8 = parsed.fp8 or native_fp8(device)
+    try:
+        record = probe.probe(probe.kernel_call(kernel, device=device, fp8=fp8), fp8=fp8)
+    except probe.ProbeError as error:
+        raise UsageError(str(error)) from None
+    record |= {"kernel": kernel.name, "device": device, "provenance": store.provenance(device)}
+    for line in probe.lines(record):
+        print(line)
+    if parsed.out:
+        with open(parsed.out, "w") as file:
+            json.dump(record, file, indent=1)
+        print(f"written: {parsed.out}")
+    return 0
 
 
 def _add_explain_options(parser: argparse.ArgumentParser) -> None:

@@ -141,7 +141,7 @@ def explain(
     if not failing:
         return first + last
     with torch.inference_mode():
-        if isinstance(inputs, GemmInputs) and case.recipe == "positive_mean":
+        if isinstance(inputs, GemmInputs):
             from validators.explain_gemm import explain_gemm
 
             assert isinstance(outputs, GemmOutputs)
