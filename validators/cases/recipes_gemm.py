@@ -121,6 +121,11 @@ def _one_hot_k(block: Block, side: str) -> torch.Tensor:
     return _one_hot(block, side, block.case.m) if side == "a" else _distinct(block, side)
 
 
+def _code_pairs(block: Block, side: str) -> torch.Tensor:
+    """Row i holds code i mod 256 at k = 0 and zeros elsewhere: every pair of codes is one output."""
+    return torch.where(block.cols == 0, block.rows % 256, 0).to(torch.uint8)
+
+
 def _one_hot_n(block: Block, side: str) -> torch.Tensor:
     return _one_hot(block, side, block.case.n) if side == "b" else _distinct(block, side)
 
@@ -293,6 +298,15 @@ RECIPES = (
         _GEMM,
         "codes of a read from the wrong row or column, columns of the output exchanged",
         codes=_one_hot_n,
+        scales=_one_hot_scales,
+        bias=_one_hot_bias,
+    ),
+    GemmRecipe(
+        "code_pairs",
+        "exact",
+        _GEMM,
+        "a code decoded wrongly: with m = n = 256 all 65,536 pairs of codes, NaN and subnormals included",
+        codes=_code_pairs,
         scales=_one_hot_scales,
         bias=_one_hot_bias,
     ),

@@ -193,6 +193,7 @@ def _gemm_default(op: str, dtype: str, fp8: str) -> Iterator[Case]:
     # Every k hit by some row, and every k by some column; k % 128 = 32.
     yield case("one_hot_k", 1056, 136, 1056)
     yield case("one_hot_n", 136, 1056, 1056)
+    yield case("code_pairs", 256, 256, 16)
     for k in (shapes.HIDDEN, 12288, 16384):
         for name in ("small_integers", "tiny_integers", "positive_mean", "cancellation"):
             yield case(name, 16, 64, k)
