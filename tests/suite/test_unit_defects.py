@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from reference.accumulators import emulate
+from reference.accumulators import emulate, slices
 from reference.formats import E4M3FN
 from validators.cases.case import Case
 from validators.cases.tensors import GemmInputs, GemmOutputs, Inputs, Outputs
@@ -75,7 +75,7 @@ def output_truncated(inputs: GemmInputs) -> GemmOutputs:
 
 
 def partials_in_bf16(inputs: GemmInputs) -> GemmOutputs:
-    half = K // 2 // 128 * 128
+    half = slices(K, 2)[0][1]
     a, b = inputs.a.view(torch.uint8), inputs.b.view(torch.uint8)
     parts = [emulate(x.contiguous(), y.contiguous(), E4M3FN, "hopper-promote128")
              for x, y in ((a[:, :half], b[:, :half]), (a[:, half:], b[:, half:]))]  # fmt: skip
