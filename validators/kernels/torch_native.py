@@ -6,6 +6,8 @@ is under test too; all values are clamped before it.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from validators.cases.case import Case
@@ -92,9 +94,22 @@ def _no_device(device: str) -> str | None:
     return None if device == "cpu" else arch.no_gpu(device)
 
 
+@functools.cache
+def _no_rowwise_on_cpu() -> str | None:
+    """Why this torch's ``_scaled_mm`` takes no per-row scales on a CPU, or None; asked of torch itself, once."""
+    codes = torch.zeros(16, 16, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    ones = torch.ones(16, 1)
+    try:
+        torch._scaled_mm(codes, codes.t(), scale_a=ones, scale_b=ones.t(), out_dtype=torch.bfloat16)
+    except RuntimeError:
+        # Measured: torch 2.11 asserts that both scales have one element; 2.13 takes them.
+        return f"torch {torch.__version__} takes no per-row scales in torch._scaled_mm on a CPU"
+    return None
+
+
 def _only_cpu(device: str) -> str | None:
     if device.partition(":")[0] == "cpu":
-        return None
+        return _no_rowwise_on_cpu()
     return "is torch._scaled_mm of the CPU; torch_native/scaled_mm_hopper and scaled_mm_gpu are the GPU's"
 
 
