@@ -1,8 +1,9 @@
 """How public projects judge the same kernels: each one's acceptance criterion as a predicate.
 
 A criterion sees what its test sees: a kernel's outputs and reference outputs with the rounding points of its own
-reference. Everything that the sources leave open is settled in the criterion's favour: the reference is evaluated in
-float64, has the floor that the kernel declares, NaN equals NaN, and rows with NaN or Inf among the inputs are left out.
+reference. What the sources leave open is settled in the criterion's favour: references have the floor that the kernel
+declares, NaN equals NaN, and rows with NaN or Inf among the inputs are left out. References of the norm and the
+quantizer are fp32 PyTorch; a GEMM's is exact and rounded once, and no fp32 product is nearer to a right kernel.
 Some tests also look at the norm before it is quantized; a fused kernel does not show it, so that part falls away.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, NamedTuple
 
@@ -36,7 +37,10 @@ norm rounded to T. vllm: norm of the unrounded sum, rounded to T after normalise
 
 
 class Rows(NamedTuple):
-    """Reference outputs of norm or quantization: float64 y [m, n] and s [m, 1], uint8 codes, residual or None."""
+    """Reference outputs of norm or quantization: y [m, n] and scale [m, 1], uint8 codes [m, n], residual or None.
+
+    y, scale and residual hold fp32 arithmetic in float64. finite: bool [m], rows whose inputs are all finite.
+    """
 
     y: Tensor
     codes: Tensor
@@ -46,26 +50,26 @@ class Rows(NamedTuple):
 
 
 def reference_rows(inputs: NormQuantInputs | QuantInputs, style: Style) -> Rows:
-    """Reference outputs for ``inputs``; finite: bool [m], rows whose inputs are all finite."""
+    """Reference outputs for ``inputs`` in fp32 PyTorch operations, as these tests compute them."""
     fmt, fp8 = format_of(inputs.x.dtype), format_of(inputs.fp8_dtype)
     x = inputs.x.reshape(-1, inputs.x.shape[-1])
-    finite, residual, y = x.isfinite().all(1), None, x.double()
+    finite, residual, y = x.isfinite().all(1), None, x.float()
     if isinstance(inputs, NormQuantInputs):
-        z = x.double()
+        z = x.float()
         if inputs.residual is not None:
             added = inputs.residual.reshape(x.shape)
             finite = finite & added.isfinite().all(1)
-            total = round_fp32(z + added.double())
+            total = z + added.float()
             residual = round_to(total, fmt)
-            z = residual if style == "eager" else total
-        y = z / torch.sqrt((z * z).mean(1, keepdim=True) + inputs.eps)
+            z = residual.float() if style == "eager" else total
+        y = z * torch.rsqrt((z * z).mean(1, keepdim=True) + inputs.eps)
         if style == "vllm":
-            y = round_to(y, fmt)
-        y = y * (inputs.weight.double() + 1.0 if inputs.gemma else inputs.weight.double())
+            y = round_to(y, fmt).float()
+        y = y * (inputs.weight.float() + 1.0 if inputs.gemma else inputs.weight.float())
         if style != "fp32":
-            y = round_to(y, fmt)
-    scale = round_fp32(y.abs().amax(1, keepdim=True).clamp(min=AMAX_FLOOR) / fp8.max)
-    return Rows(y, encode(y / scale, fp8), scale, residual, finite)
+            y = round_to(y, fmt).float()
+    scale = y.abs().amax(1, keepdim=True).clamp(min=AMAX_FLOOR) / fp8.max
+    return Rows(y.double(), encode(y * (1.0 / scale), fp8), scale.double(), residual, finite)
 
 
 @dataclass(frozen=True)
@@ -229,7 +233,8 @@ def _aiter_allreduce(o: RowsSeen) -> bool:
 
 def _sglang_own_scale(o: RowsSeen) -> bool:
     fp8 = format_of(o.inputs.fp8_dtype)
-    expected = decode(encode((o.y * (1.0 / o.s)).clamp(-fp8.max, fp8.max), fp8), fp8)
+    # This test's reference is fp32 arithmetic on the kernel's scale; float64 would disagree with it at ties.
+    expected = decode(encode(round_fp32(o.y * round_fp32(1.0 / o.s)).clamp(-fp8.max, fp8.max), fp8), fp8)
     return close(o.v, expected, 1e-3, 1e-3)
 
 
@@ -368,7 +373,23 @@ class Criterion:
 
 
 def criteria() -> list[Criterion]:
-    """Every criterion, norm and quantization first."""
+    """Every criterion, norm and quantization first.
+
+    One whose reference rounds elsewhere than the zoo's contract comes a second time with a reference that does not, so
+    that a bad result need not be blamed on the pairing.
+    """
+    found = []
+    for criterion in _as_published():
+        found.append(criterion)
+        if criterion.style != "fp32":
+            found.append(replace(criterion, name=criterion.name + REPAIRED, style="fp32"))
+    return found
+
+
+REPAIRED = ", fp32 reference"
+
+
+def _as_published() -> list[Criterion]:
     rows = (ADD, QUANT)
     return [
         Criterion("AITER-LOG", rows, lambda o: True, style="eager"),
@@ -405,8 +426,8 @@ def criteria() -> list[Criterion]:
         Criterion("PT-ROW", (GEMM,), _torch_rowwise),
         Criterion("AO", (GEMM,), _signal_to_noise),
         Criterion("CK-GEMM", (GEMM,), _ck_gemm),
-        Criterion("HIP-UNIT", (GEMM,), _equal, "integers"),
         Criterion("HIP-NORM", (GEMM,), _frobenius),
         Criterion("ROCBLAS-NEAR", (GEMM,), _rocblas_near),
-        Criterion("ONEDNN", (GEMM,), _equal, "integers"),
+        Criterion("TE-EXACT-GEMM", (GEMM,), _equal),
+        Criterion("HIP-UNIT / ONEDNN", (GEMM,), _equal, "integers"),
     ]
