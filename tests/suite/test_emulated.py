@@ -288,7 +288,7 @@ def with_bias(inputs: GemmInputs) -> GemmInputs:
     return dataclasses.replace(inputs, bias=bias.to(inputs.out_dtype))
 
 
-@pytest.mark.parametrize("name", list(GEMM_CONTRACTS))
+@pytest.mark.parametrize("name", emulated_gemm.EMULATED)
 @pytest.mark.parametrize("order", ["token_first", "channel_first", "product_first"])
 @pytest.mark.parametrize("serial", [False, True])
 def test_gemm_is_within_the_error_of_its_accumulator(name: str, order: str, serial: bool) -> None:

@@ -199,10 +199,15 @@ def make(contract: GemmContract, variant: GemmVariant = GemmVariant()) -> Callab
     return call
 
 
+EMULATED = ("fp32", "unknown")
+"""Contracts that this file carries out. A known matrix unit would need a second, independent emulation."""
+
+
 def kernels() -> list[Kernel]:
     """``emulated/fp32`` and ``emulated/unknown``."""
     return [
         Kernel(f"emulated/{name}", "ptpc_gemm", name, make(contract), versions=versions, emulated=True,
                notes="fp32 PyTorch stand-in; shows the pipeline, says nothing about a shipped kernel")
         for name, contract in GEMM_CONTRACTS.items()
+        if name in EMULATED
     ]  # fmt: skip
