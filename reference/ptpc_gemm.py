@@ -90,6 +90,27 @@ partial sum is an integer multiple of g of at most 24 bits. unknown (at least 23
 exponent, and an unnormalised product exponent of at most 8 times the product, for a subnormal operand): 2**23 / 8."""
 
 
+def significant_bits(values: torch.Tensor) -> torch.Tensor:
+    """Significand bits that fp32 values (as float64) really use: 1 for a power of two, 0 for zero; float64."""
+    mantissa = (torch.frexp(values.abs()).mantissa * 2.0**24).to(torch.int64)
+    lowest = (mantissa & -mantissa).clamp(min=1).double()
+    return torch.where(mantissa == 0, torch.zeros_like(lowest), 24.0 - torch.log2(lowest))
+
+
+def unrounded_scaling(
+    accumulator: torch.Tensor, a: torch.Tensor, b: torch.Tensor, a_scale: torch.Tensor, b_scale: torch.Tensor
+) -> torch.Tensor:
+    """Where acc*sa*sb rounds in no order, bool [m, n]: the significand bits of the three add up to at most 24.
+
+    The accumulator is a multiple of g_a*g_b, so it has at most as many bits as |acc|/(g_a*g_b) needs. A product of two
+    numbers of p and q bits has at most p + q, so every product of two or three of them is exact in fp32.
+    """
+    grain = granularity(a)[:, None] * granularity(b)[None, :]
+    bits = torch.ceil(torch.log2((accumulator.abs() / grain + 1.0).nan_to_num(nan=2.0**30)))
+    scales = significant_bits(a_scale.double())[:, None] + significant_bits(b_scale.double())[None, :]
+    return bits + scales <= 24.0
+
+
 def accumulator_error(
     contract: GemmContract,
     a: torch.Tensor,
@@ -141,8 +162,9 @@ def gemm_truth(
     need = free if contract.scaling == "operands" else None
     error = accumulator_error(contract, a, b, magnitude, need) * scales.abs()
     two_u = 2 * budgets.U / (1 - 2 * budgets.U) + budgets.FLOAT64_SLACK
-    # A product with two powers of two does not round.
-    rounding = torch.where(free, torch.zeros_like(product), two_u * product.abs())
+    # A product with two powers of two does not round, nor one whose factors have few bits.
+    still = free | unrounded_scaling(accumulator, a, b, a_scale, b_scale)
+    rounding = torch.where(still, torch.zeros_like(product), two_u * product.abs())
     flushed = (product.abs() < 2.0**-100) & (product != 0)
     error = error * (1 + two_u) + rounding + 2.0**-126 * flushed
     if bias is None:

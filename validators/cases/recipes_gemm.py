@@ -210,6 +210,12 @@ def _exact_scales(block: Block, side: str) -> torch.Tensor:
     return power_of_two(_EXACT_EXPONENT + step)
 
 
+def _odd_scales(block: Block, side: str) -> torch.Tensor:
+    """1, 3, 5 or 7 (a) and 1, 3 or 5 (b) times one power of two: sums of 14 bits keep every product within 24 bits."""
+    factor = block.rows % 4 * 2 + 1 if side == "a" else block.rows % 3 * 2 + 1
+    return power_of_two(_EXACT_EXPONENT + 0 * block.rows) * factor.float()
+
+
 def _one_hot_scales(block: Block, side: str) -> torch.Tensor:
     step = block.rows % 3 if side == "a" else block.rows * 3 % 5
     return power_of_two(_ONE_HOT_EXPONENT + step)
@@ -282,6 +288,16 @@ RECIPES = (
         codes=_tiny_integers,
         scales=_exact_scales,
         bias=_exact_bias,
+    ),
+    GemmRecipe(
+        "odd_scales",
+        "exact",
+        _GEMM,
+        "scales applied in the wrong order or precision: scales that are no powers of two, products that do not round",
+        _too_long,
+        codes=_tiny_integers,
+        scales=_odd_scales,
+        bias=_bias,
     ),
     GemmRecipe(
         "one_hot_k",

@@ -194,6 +194,7 @@ def _gemm_default(op: str, dtype: str, fp8: str) -> Iterator[Case]:
     yield case("one_hot_k", 1056, 136, 1056)
     yield case("one_hot_n", 136, 1056, 1056)
     yield case("code_pairs", 256, 256, 16)
+    yield case("odd_scales", 48, 160, 5120)
     for k in (shapes.HIDDEN, 12288, 16384):
         for name in ("small_integers", "tiny_integers", "positive_mean", "cancellation"):
             yield case(name, 16, 64, k)
