@@ -517,7 +517,7 @@ def test_aiter_triton_launches_as_the_wrapper_does(
     k = kernel(aiter_triton, "aiter_triton/add_rmsnorm_quant", "add_rmsnorm_quant")
     assert k.fake
     assert k.unavailable("cpu") is None
-    assert k.versions()["aiter_triton_file"] == str(path)
+    assert k.versions()["aiter_triton_file"] == "/".join(path.parts[-3:])
     blocked = n > 32768
     for residual in (True, False):
         inputs = norm_inputs(m=4, n=n, layout="3d", residual=residual)

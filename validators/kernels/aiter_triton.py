@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import importlib.util
 import os
 import sys
@@ -244,7 +245,10 @@ def _compiled_unsupported(case: Case) -> str | None:
 def _versions() -> Mapping[str, str]:
     found = dict(arch.versions("triton", "amd-aiter"))
     with contextlib.suppress(KernelError):
-        found["aiter_triton_file"] = str(find_file())
+        file = find_file()
+        # Which source ran, not where it lay: records travel.
+        found["aiter_triton_file"] = "/".join(file.parts[-3:])
+        found["aiter_triton_sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
     return found
 
 
