@@ -1,0 +1,93 @@
+"""What one arm of a comparison left behind: a run directory of JSON lines, written as it happens and read later.
+
+``RUN/header.json`` says what ran (one ``Header``), ``RUN/samples.jsonl`` holds one ``Sample`` a question, and
+``RUN/tokens.jsonl``, where teacher-forced scores exist, one ``TokenScore`` a question. Nothing here imports anything
+of ours, so runs can be judged elsewhere, and years later. An error is stored as an error: it is never a wrong answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Header:
+    """What was run.
+
+    arm: the name that the user gave it (``unfused``). model, backend: as served, and by what (``openai``,
+    ``in-process``, ``lm-eval``, ``sgl-eval``). profile: prompt profile with its version (``sglang-5shot/1``).
+    data, data_sha256: name and digest of the questions. seed: of the permutation. kernels: op -> kernel name where
+    known. fingerprint: what the server says of itself; JSON values. settings: max_tokens, temperature, stop, ...
+    """
+
+    arm: str
+    model: str
+    backend: str
+    profile: str
+    data: str
+    data_sha256: str
+    questions: int
+    seed: int = 0
+    kernels: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    fingerprint: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    schema: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question of one arm.
+
+    question: id, ``gsm8k-test-17``; repeat: 0 unless a question is asked several times. order: place in the seeded
+    permutation. text: the completion, None where there is an ``error`` (a sentence; infrastructure, never scored).
+    gold: the right answer as an exact decimal in text. finish: ``stop``, ``length`` or what the server said.
+    tokens: ids of the completion where the backend gives them, for the first divergence; length: their number.
+    """
+
+    question: str
+    order: int
+    gold: str
+    text: str | None
+    finish: str | None = None
+    error: str | None = None
+    tokens: tuple[int, ...] | None = None
+    length: int | None = None
+    prompt_sha256: str = ""
+    repeat: int = 0
+    attempts: int = 1
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class TokenScore:
+    """Teacher-forced scores of one gold solution in one arm; one entry a scored token.
+
+    tokens: ids of the solution. logprob: natural logarithm of the probability of each. top1: the arm's own first
+    choice at each place. top: where the backend gives them, the k most probable ids with their logprob.
+    """
+
+    question: str
+    tokens: tuple[int, ...]
+    logprob: tuple[float, ...]
+    top1: tuple[int, ...]
+    top: tuple[dict[int, float], ...] | None = None
+
+
+@dataclass(frozen=True)
+class TokenPair:
+    """Two arms on one gold solution, token by token: what the token-level statistics take.
+
+    logprob_a, logprob_b: of the gold token. kl: KL(a || b) at each place in nats. same_top1: whether the first choices
+    agree. kl_kind: ``full`` distribution, ``top-k`` (a lower bound), or ``k3`` (an estimate from the gold token alone).
+    """
+
+    question: str
+    logprob_a: tuple[float, ...]
+    logprob_b: tuple[float, ...]
+    kl: tuple[float, ...]
+    same_top1: tuple[bool, ...]
+    kl_kind: str = "full"
