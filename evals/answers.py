@@ -65,7 +65,7 @@ def flexible(text: str) -> Decimal | None:
 
 
 def last_number(text: str) -> Decimal | None:
-    """The last decimal number; commas between digits are thousands, a minus after a digit, letter or bracket no sign."""
+    """The last decimal number; commas between digits are thousands, a minus after digit, letter or bracket no sign."""
     joined = re.sub(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))", "", text)
     found = re.findall(r"(?<![0-9A-Za-z)\].])-?\$?[0-9]+(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?", joined)
     return number(found[-1]) if found else None
@@ -87,7 +87,7 @@ def sglang(text: str) -> Decimal | None:
 
 
 def boxed(text: str) -> Decimal | None:
-    """The last ``\\boxed{...}``, braces balanced; what is in it, without LaTeX spacing, text and %, must be a number."""
+    """The last ``\\boxed{...}``, braces balanced; what is in it, without LaTeX spacing, text, %, must be a number."""
     start = text.rfind("\\boxed{")
     if start < 0:
         return None
