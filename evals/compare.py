@@ -11,8 +11,8 @@ from pathlib import Path
 
 from evals import report, store
 from evals import tokens as token_level
-from evals.arms import check_headers
 from evals.errors import EvalError
+from evals.pairing import check_headers
 from evals.parity import POLICIES, Parity, Policy, Verdict, decide, decide_totals, find_policy
 from evals.samples import TokenPair
 

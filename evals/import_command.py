@@ -27,7 +27,6 @@ def command(options: argparse.Namespace) -> int:
     found = READERS[options.harness](options.file, arm=arm, model=options.model, kernels=kernels)
     store.write(options.out, found.header, found.samples)
     failed = sum(s.error is not None for s in found.samples)
-    print(
-        f"{len(found.samples) - failed:,} answers and {failed} errors of {found.header.questions:,} questions in {options.out}"
-    )
+    answers = f"{len(found.samples) - failed:,} answers and {failed:,} errors"
+    print(f"{answers} to {found.header.questions:,} questions in {options.out}")
     return 0

@@ -16,10 +16,10 @@ from typing import Any
 from evals import paired, sequential
 from evals import tokens as token_level
 from evals.answers import EXTRACTORS, Extractor, Grade, find_extractor
-from evals.arms import Graded, Pairs, Texts, align, check_headers, graded, texts
 from evals.errors import EvalError
 from evals.gate import Gate
 from evals.paired import NonInferiority, Table, noninferiority, planned
+from evals.pairing import Graded, Pairs, Texts, align, check_headers, graded, texts
 from evals.samples import Header, Sample, TokenPair
 
 LENGTH_RATIO = (0.9, 1.1)
