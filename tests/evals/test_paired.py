@@ -94,7 +94,7 @@ def test_tangos_nuisance_is_the_maximum_of_the_likelihood() -> None:
         def likelihood(
             q: float, lost: int = lost, gained: int = gained, n: int = count, d: float = difference
         ) -> float:
-            return lost * math.log(q) + won * math.log(q + d) + (n - lost - won) * math.log(1 - 2 * q - d)
+            return lost * math.log(q) + gained * math.log(q + d) + (n - lost - gained) * math.log(1 - 2 * q - d)
 
         least = max(0.0, -difference)
         grid = [least + (0.5 - difference / 2 - least) * i / 200_000 for i in range(1, 100_000)]
@@ -133,12 +133,7 @@ def test_at_200_questions_a_discordance_of_two_per_cent_hides_every_drop() -> No
 
 def test_power_to_see_half_a_point() -> None:
     found = [paired.power_harm(1319, d, 0.005) for d in (0.01, 0.02, 0.03, 0.05, 0.08)]
-    assert [round(100 * f) for f in found] == [47, 30, 23, 17, 14] or [round(100 * f) for f in found][:4] == [
-        47,
-        30,
-        23,
-        17,
-    ]
+    assert all(abs(100 * f - p) <= 0.6 for f, p in zip(found, (47, 30, 23, 17, 14), strict=True)), found
 
 
 @pytest.mark.parametrize(
