@@ -127,8 +127,7 @@ def _totals(options: argparse.Namespace, policy: Policy) -> Parity:
 
 
 def _record(parity: Parity, a: store.Run, b: store.Run, options: argparse.Namespace) -> None:
-    from evals.record import record
-    from validators.store import Sink, StoreError
+    from evals.record import record, write
 
     kernel = options.kernel or b.header.kernels.get("add_rmsnorm_quant")
     if not kernel:
@@ -140,8 +139,4 @@ def _record(parity: Parity, a: store.Run, b: store.Run, options: argparse.Namesp
         arch=str(about.get("arch", "unknown")), emulated=bool(about.get("emulated", False)), reproduce=line,
         provenance={"arms": [a.header.arm, b.header.arm], "profile": b.header.profile},
     )  # fmt: skip
-    try:
-        with Sink(options.records) as sink:
-            sink.write(made)
-    except StoreError as error:
-        raise EvalError(str(error)) from None
+    write(made, options.records)

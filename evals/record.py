@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from evals.errors import EvalError
 from evals.gate import Gate
 from evals.parity import Parity, Verdict
 from validators.records import Check, Record, Status
@@ -26,7 +27,7 @@ def case_name(model: str, parity: Parity, seed: int) -> str:
 
 def record(
     parity: Parity, *, kernel: str, model: str, seed: int = 0, device: str = "unknown", arch: str = "unknown",
-    contract: str | None = None, contract_from: str = "", emulated: bool = False, fake: bool = False,
+    contract: str | None = None, contract_from: str = "declared", emulated: bool = False, fake: bool = False,
     seconds: float = 0.0, reproduce: str = "", provenance: dict[str, Any] | None = None,
 ) -> Record:  # fmt: skip
     """kernel: the candidate's norm kernel, whose claim this is. emulated, fake: of that kernel, passed through.
@@ -40,7 +41,8 @@ def record(
     }  # fmt: skip
     return Record(
         status=status, reasons=() if status is Status.PASSED else (parity.sentence,), kernel=kernel, op=OP,
-        case=case_name(model, parity, seed), lane=LANE, contract=contract, contract_from=contract_from, device=device,
+        case=case_name(model, parity, seed), lane=LANE, contract=contract,
+        contract_from=contract_from if contract else "", device=device,
         arch=arch, emulated=emulated, fake=fake, checks=tuple(_check(g) for g in parity.gates),
         explanations=(parity.sentence,) if status is Status.PASSED else (),
         strength={
@@ -50,6 +52,17 @@ def record(
         },
         seconds=seconds, reproduce=reproduce, provenance=about,
     )  # fmt: skip
+
+
+def write(made: Record, directory: str) -> None:
+    """Appends the record to ``directory``; EvalError where that is not possible."""
+    from validators.store import Sink, StoreError
+
+    try:
+        with Sink(directory) as sink:
+            sink.write(made)
+    except StoreError as error:
+        raise EvalError(str(error)) from None
 
 
 def _check(gate: Gate) -> Check:
