@@ -75,6 +75,10 @@ def _forbidden(path: str, name: str, top: bool) -> str:
         allowed = ("validators.kernels", "validators.records", "validators.cases", "validators.store")
         if not any(_inside(name, package) for package in allowed):
             return "evals uses validators.kernels and the records, nothing that judges"
+    if module in PURE and root in OURS and not any(_inside(name, package) for package in PURE):
+        return "what judges two runs imports nothing else of ours, so that it can judge elsewhere and later"
+    if module in PURE and root in ("torch", "transformers", "datasets", "httpx", "scipy") and top:
+        return f"{root} is not needed to judge two runs"
     if in_kernels and root == "reference" and not _inside(name, "reference.contract"):
         return "a kernel knows of reference only the contracts"
     if path.startswith(("validators/cases/",)) and (root == "reference" or _inside(name, "validators.kernels")):
@@ -91,6 +95,16 @@ JUDGES = (
     "validators.integrity",
     "validators.statistics",
 )
+
+PURE = tuple(
+    f"evals.{name}"
+    for name in (
+        "answers", "data", "errors", "gate", "import_command", "importers", "paired", "pairing", "parity",
+        "prompts", "report", "samples", "sequential", "store", "tokens",
+    )
+)  # fmt: skip
+"""Modules of evals that need no kernel: questions, answers, run directories, statistics and the verdict. evals.record
+joins a verdict to the suite's other records, and evals.compare imports it where a record is asked for."""
 
 TOLERANCES = ("rtol", "atol", "tol", "rel_tol", "abs_tol", "tolerance")
 CLOSE = ("allclose", "isclose", "assert_close", "assert_allclose", "approx")
@@ -184,6 +198,10 @@ def test_all_five_folders_are_walked() -> None:
         ("validators/cases/recipes.py", "from reference.formats import decode"),
         ("evals/parity.py", "from reference.contract import get_contract"),
         ("evals/parity.py", "from validators.compare import compare"),
+        ("evals/parity.py", "from evals.decoder import Decoder"),
+        ("evals/store.py", "from validators.store import Sink"),
+        ("evals/paired.py", "import scipy.stats"),
+        ("evals/data.py", "import datasets"),
         ("golden/store.py", "from validators.cases.case import Case"),
         ("validators/run.py", "import pytest"),
         ("validators/run.py", "from tests.zoo import DEFECTS"),
@@ -207,6 +225,10 @@ def test_a_planted_violation_is_found(path: str, source: str) -> None:
         ("validators/compare.py", "if TYPE_CHECKING:\n    from validators.kernels.base import Kernel"),
         ("validators/kernels/vllm.py", "def f():\n    import vllm._C"),
         ("validators/kernels/emulated.py", "from reference.contract import NormQuantContract"),
+        ("evals/parity.py", "from evals.paired import tango"),
+        ("evals/data.py", "def f():\n    import datasets"),
+        ("evals/record.py", "from validators.records import Record"),
+        ("evals/inprocess.py", "from validators.kernels.base import find_kernel"),
         ("reference/budgets.py", "rtol = 2**-24"),
         ("validators/compare.py", "f(rtol=0)\ng(tol=budget)"),
         ("tests/suite/a.py", "import pytest\nfrom tests.zoo import DEFECTS"),

@@ -1,0 +1,74 @@
+"""``python -m evals``: run, compare and judge end-to-end parity. Exit code 0 for PARITY, 1 for REGRESSION and
+INCONCLUSIVE, 2 for anything that is no verdict, with one sentence."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from evals.errors import EvalError
+
+COMMANDS = {
+    "gsm8k run": ("evals.runner", "ask an OpenAI-compatible server the questions, resumably"),
+    "gsm8k compare": ("evals.compare", "the verdict on two runs, or on two totals"),
+    "import": ("evals.import_command", "another harness's samples as a run"),
+    "parity": ("evals.embedded", "the embedded model on two kernels: run both arms and judge"),
+    "tokens": ("evals.token_command", "gold solutions through a model on several kernels, token by token"),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """One sentence and exit code 2 on bad options."""
+
+    def error(self, message: str) -> NoReturn:
+        raise EvalError(f"{message} (see {self.prog} --help)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(words)
+    except EvalError as error:
+        print(f"evals: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("evals: stopped; what was recorded stays", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of our output has gone
+        return 2
+
+
+def _dispatch(words: list[str]) -> int:
+    name = next((n for n in COMMANDS if words[: len(n.split())] == n.split()), None)
+    if name is None:
+        if words in ([], ["-h"], ["--help"], ["gsm8k"], ["gsm8k", "-h"], ["gsm8k", "--help"]):
+            print(_usage())
+            return 0 if words else 2
+        raise EvalError(f"unknown command {' '.join(words[:2])!r}; known: {', '.join(COMMANDS)}")
+    module_name, about = COMMANDS[name]
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name == module_name:
+            raise EvalError(f"{name} is not part of this checkout") from None
+        raise EvalError(f"{name} needs the module {error.name}, which is not installed here") from None
+    parser = _Parser(prog=f"python -m evals {name}", description=f"{name}: {about}.")
+    module.add_options(parser)
+    try:
+        code = module.command(parser.parse_args(words[len(name.split()) :]))
+    except SystemExit as end:  # argparse after --help
+        return int(end.code or 0)
+    return int(code)
+
+
+def _usage() -> str:
+    lines = ["usage: python -m evals COMMAND ...", "", *(f"  {n:15} {about}" for n, (_, about) in COMMANDS.items())]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,149 @@
+"""Runs of other harnesses as runs of ours: lm-eval's ``samples_*.jsonl`` and sgl-eval's ``output-rs*.jsonl``.
+
+Read from their sources: lm-eval (``--log_samples``) writes one object a document and filter, with ``doc_id``, ``doc``,
+``target``, ``arguments``, ``resps``, ``filter`` and ``prompt_hash``; sgl-eval's ``PredictionsWriter`` one a sample,
+with ``generation``, ``id``, ``expected_answer``, ``num_generated_tokens`` and ``problem``, in order of completion. Both
+turn a failed request into an empty text; an empty completion is therefore taken as an error and never as an answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evals.answers import number
+from evals.data import gold
+from evals.errors import EvalError
+from evals.samples import Header, Sample
+
+EMPTY = "the harness recorded an empty completion, which is also how it records a failed request"
+
+
+@dataclass(frozen=True)
+class Imported:
+    header: Header
+    samples: tuple[Sample, ...]
+
+
+def lm_eval(path: str | Path, *, arm: str, model: str = "unknown", kernels: dict[str, str] | None = None) -> Imported:
+    """The samples of one lm-eval log. A document stands once for each filter, with the same texts: one is taken.
+
+    ``resps`` holds, for each request of a document, the list of its repeats. Raises EvalError with file and line.
+    """
+    file = _one(Path(path), "samples_*.jsonl")
+    samples: dict[tuple[str, int], Sample] = {}
+    questions: dict[int, str] = {}
+    for row, where in _rows(file):
+        try:
+            index, target, responses = row["doc_id"], row["target"], row["resps"][0]
+            question = row["doc"]["question"]
+        except (KeyError, TypeError, IndexError):
+            raise EvalError(
+                f"{where} is no sample of lm-eval's gsm8k: doc_id, doc, target or resps is missing"
+            ) from None
+        if type(index) is not int or not isinstance(responses, list) or not isinstance(question, str):
+            raise EvalError(f"{where} is no sample of lm-eval's gsm8k: doc_id is no number, or resps no list of lists")
+        right = _gold(target, where)
+        questions[index] = question
+        prompt = str(row.get("prompt_hash") or "")
+        for repeat, text in enumerate(responses):
+            sample = _sample(f"gsm8k-{index}", index, right, text, repeat, prompt)
+            known = samples.setdefault((sample.question, repeat), sample)
+            if known.text != sample.text:
+                raise EvalError(f"{where}: document {index} stands in the file with two different completions")
+    settings = {"extractor": "flexible", "filters": "of lm-eval"}
+    return _imported(file, "lm-eval", "lm-eval-gsm8k/imported", arm, model, kernels, samples, questions, settings)
+
+
+def sgl_eval(path: str | Path, *, arm: str, model: str = "unknown", kernels: dict[str, str] | None = None) -> Imported:
+    """The samples of an sgl-eval run: one ``output-rs*.jsonl``, or a folder with one of them for each repeat."""
+    root = Path(path)
+    files = sorted(root.glob("output-rs*.jsonl")) if root.is_dir() else [root]
+    if not files:
+        raise EvalError(f"{root} holds no output-rs*.jsonl")
+    samples: dict[tuple[str, int], Sample] = {}
+    questions: dict[int, str] = {}
+    for place, file in enumerate(files):
+        found = re.fullmatch(r"output-rs(\d+)", file.stem)
+        repeat = int(found[1]) if found and root.is_dir() else place
+        for row, where in _rows(file):
+            try:
+                name, text, target = str(row["id"]), row["generation"], row["expected_answer"]
+            except (KeyError, TypeError):
+                raise EvalError(
+                    f"{where} is no sample of sgl-eval: id, generation or expected_answer is missing"
+                ) from None
+            tail = re.search(r"(\d+)$", name)
+            index = int(tail[1]) if tail else len(questions)
+            sample = _sample(name, index, _gold(target, where), text, repeat, "", row.get("num_generated_tokens"))
+            if (name, repeat) in samples:
+                raise EvalError(f"{where}: question {name} stands twice in this repeat")
+            samples[name, repeat] = sample
+            questions[index] = str(row.get("problem", name))
+    settings = {"extractor": "boxed"}
+    return _imported(root, "sgl-eval", "boxed-chat/imported", arm, model, kernels, samples, questions, settings)
+
+
+def _one(path: Path, pattern: str) -> Path:
+    if not path.is_dir():
+        return path
+    files = sorted(path.rglob(pattern))
+    if len(files) != 1:
+        raise EvalError(f"{path} holds {len(files)} files {pattern}; name the one to import")
+    return files[0]
+
+
+def _rows(file: Path) -> Iterator[tuple[Any, str]]:
+    try:
+        lines = file.read_bytes().split(b"\n")
+    except OSError as error:
+        raise EvalError(f"cannot read {file} ({error.strerror or error})") from None
+    for number_, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            yield json.loads(line), f"{file}:{number_}"
+        except ValueError:
+            raise EvalError(f"{file}:{number_} is not JSON") from None
+
+
+def _gold(target: object, where: str) -> str:
+    text = str(target)
+    if "####" in text:
+        return gold(text, where)
+    value = number(text)
+    if value is None:
+        raise EvalError(f"{where}: the target {text!r} is no number")
+    return format(value, "f")
+
+
+def _sample(name: str, order: int, right: str, text: object, repeat: int, prompt: str, length: object = None) -> Sample:
+    if text is not None and not isinstance(text, str):
+        raise EvalError(f"question {name}: the completion is no text")
+    failed = not (text or "").strip()
+    tokens = length if type(length) is int and length > 0 else None
+    return Sample(
+        name, order, right, None if failed else text, error=EMPTY if failed else None, repeat=repeat,
+        prompt_sha256=prompt, length=tokens,
+    )  # fmt: skip
+
+
+def _imported(
+    source: Path, backend: str, profile: str, arm: str, model: str, kernels: dict[str, str] | None,
+    samples: dict[tuple[str, int], Sample], questions: dict[int, str], settings: dict[str, Any],
+) -> Imported:  # fmt: skip
+    if not samples:
+        raise EvalError(f"{source} holds no sample")
+    # Their files do not name their data: what was asked is its own fingerprint, the same in both arms.
+    digest = hashlib.sha256("\0".join(questions[i] for i in sorted(questions)).encode()).hexdigest()
+    asked = len({q for q, _ in samples})
+    header = Header(
+        arm, model, backend, profile, "gsm8k (as imported)", digest, asked, kernels=dict(kernels or {}),
+        settings=settings, provenance={"imported_from": source.name},
+    )  # fmt: skip
+    return Imported(header, tuple(sorted(samples.values(), key=lambda s: (s.repeat, s.order))))

@@ -1,0 +1,169 @@
+"""Two arms made comparable, or a sentence why they are not: same questions, prompts, settings; different kernels."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from evals.answers import Extractor, Grade, grade
+from evals.errors import EvalError
+from evals.paired import first_divergence
+from evals.samples import Header, Sample
+
+VOLATILE = ("time", "pid", "port", "throughput", "uptime", "internal_states", "host", "random_seed")
+"""Parts of a fingerprint's key that differ whenever a server is started again: no proof that anything changed."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Both arms' samples question by question, in the order of the permutation; repeats follow one another."""
+
+    baseline: tuple[Sample, ...]
+    candidate: tuple[Sample, ...]
+
+    @property
+    def questions(self) -> int:
+        return len({s.question for s in self.baseline})
+
+    @property
+    def repeats(self) -> int:
+        return len({s.repeat for s in self.baseline})
+
+
+def align(
+    baseline: Sequence[Sample], candidate: Sequence[Sample], *, names: tuple[str, str] = ("baseline", "candidate")
+) -> Pairs:
+    """The samples of both arms, paired. Raises EvalError for an error that is left, a duplicate, a question that one
+    arm lacks, and for a gold answer or a prompt that differs."""
+    tables = []
+    for name, samples in zip(names, (baseline, candidate), strict=True):
+        failed = [s for s in samples if s.error is not None or s.text is None]
+        if failed:
+            raise EvalError(
+                f"{len(failed)} of {len(samples)} questions of {name} ended in an error, so there is no verdict (first "
+                f"{failed[0].question}: {failed[0].error or 'no text'}); run it again to finish them"
+            )
+        table = {(s.question, s.repeat): s for s in samples}
+        if len(table) != len(samples):
+            raise EvalError(f"{name} holds a question twice")
+        tables.append(table)
+    a, b = tables
+    if not a or not b:
+        raise EvalError(f"{names[0] if not a else names[1]} holds no answer")
+    for here, there, name in ((a, b, names[1]), (b, a, names[0])):
+        if missing := [k for k in here if k not in there]:
+            raise EvalError(
+                f"{name} lacks {len(missing)} questions that the other arm answered, first {missing[0][0]} (repeat "
+                f"{missing[0][1]}), so there is no verdict; run it again to finish them"
+            )
+    keys = sorted(a, key=lambda k: (a[k].order, k))
+    for k in keys:
+        if a[k].gold != b[k].gold:
+            raise EvalError(f"question {k[0]} has the gold answer {a[k].gold} in one arm and {b[k].gold} in the other")
+        if a[k].prompt_sha256 and b[k].prompt_sha256 and a[k].prompt_sha256 != b[k].prompt_sha256:
+            raise EvalError(f"question {k[0]} was asked with different prompts")
+    repeats = {r for _, r in keys}
+    if len(keys) != len(repeats) * len({q for q, _ in keys}):
+        raise EvalError("some questions were repeated more often than others; finish the runs first")
+    return Pairs(tuple(a[k] for k in keys), tuple(b[k] for k in keys))
+
+
+def check_headers(a: Header, b: Header, *, any_model: bool = False, same_arm: bool = False) -> str:
+    """How the two arms differ, in words. Raises EvalError where they cannot be compared, and where nothing differs
+    (unless ``same_arm``: a baseline and its own re-run, which must not differ in kernels)."""
+    for name in ("profile", "data_sha256", "questions", "seed", "settings", "backend"):
+        ours, theirs = getattr(a, name), getattr(b, name)
+        if ours != theirs:
+            if isinstance(ours, dict):
+                key = next(k for k in sorted({*ours, *theirs}) if ours.get(k) != theirs.get(k))
+                name, ours, theirs = f"setting {key}", ours.get(key), theirs.get(key)
+            raise EvalError(f"the arms differ in more than the kernels: {name} is {ours!r} in one and {theirs!r}")
+    if a.model != b.model and not any_model:
+        raise EvalError(
+            f"the arms served different models, {a.model!r} and {b.model!r} (--any-model compares them all the same)"
+        )
+    proof = [f"{op} by {a.kernels.get(op)} and {b.kernels.get(op)}" for op in sorted({*a.kernels, *b.kernels})
+             if a.kernels.get(op) != b.kernels.get(op)]  # fmt: skip
+    if same_arm:
+        if proof:
+            raise EvalError(f"the re-run is no re-run of the baseline: {proof[0]}")
+        return "the same arm twice"
+    volatile = [k for k in sorted({*a.fingerprint, *b.fingerprint}) if a.fingerprint.get(k) != b.fingerprint.get(k)]
+    steady = [k for k in volatile if not any(part in k.lower() for part in VOLATILE)]
+    proof += [f"{k} {_short(a.fingerprint.get(k))} and {_short(b.fingerprint.get(k))}" for k in steady]
+    if proof:
+        return "; ".join(proof[:4])
+    if a.kernels or b.kernels or a.fingerprint or b.fingerprint:
+        raise EvalError(
+            "both runs name the same kernels and the same server, so a run would be compared with itself "
+            "(--aa does that on purpose)"
+        )
+    return ""
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+@dataclass(frozen=True)
+class Graded:
+    """Outcomes by one extractor, in the order of the pairs. changed: the extracted answers differ, right or wrong."""
+
+    baseline: tuple[Grade, ...]
+    candidate: tuple[Grade, ...]
+    changed: tuple[bool, ...]
+
+    def right(self, arm: str) -> list[bool]:
+        grades = self.baseline if arm == "baseline" else self.candidate
+        return [g is Grade.RIGHT for g in grades]
+
+    def invalid(self, arm: str) -> int:
+        return (self.baseline if arm == "baseline" else self.candidate).count(Grade.INVALID)
+
+
+def graded(pairs: Pairs, extractor: Extractor) -> Graded:
+    """Both arms graded; ``align`` has made sure that every sample has a text."""
+    a = tuple(grade(extractor, s.text or "", s.gold) for s in pairs.baseline)
+    b = tuple(grade(extractor, s.text or "", s.gold) for s in pairs.candidate)
+    changed = tuple(
+        extractor.find(x.text or "") != extractor.find(y.text or "")
+        for x, y in zip(pairs.baseline, pairs.candidate, strict=True)
+    )
+    return Graded(a, b, changed)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """How the completions compare. unit: ``tokens`` where both arms give them, else ``characters``.
+
+    identical: completions equal in text. divergence: median place of the first difference where they differ, None if
+    none does. ratio: mean length of the candidate over the baseline's. stopped: cut by the limit, in each arm.
+    """
+
+    identical: int
+    divergence: float | None
+    ratio: float
+    stopped: tuple[int, int]
+    unit: str
+
+
+def texts(pairs: Pairs) -> Texts:
+    both = list(zip(pairs.baseline, pairs.candidate, strict=True))
+    with_ids = all(a.tokens is not None and b.tokens is not None for a, b in both)
+    places = [
+        first_divergence(a.tokens, b.tokens) if with_ids and a.tokens is not None and b.tokens is not None
+        else first_divergence(a.text or "", b.text or "")
+        for a, b in both
+    ]  # fmt: skip
+    differ = [p for p in places if p is not None]
+    counted = all(s.length is not None for pair in both for s in pair)
+    lengths = [[(s.length or 0) if counted else len(s.text or "") for s in arm] for arm in zip(*both, strict=True)]
+    below = sum(lengths[0])
+    ratio = sum(lengths[1]) / below if below else (1.0 if not sum(lengths[1]) else float("inf"))
+    stopped = (sum(a.finish == "length" for a, _ in both), sum(b.finish == "length" for _, b in both))
+    return Texts(
+        sum(a.text == b.text for a, b in both), statistics.median(differ) if differ else None, ratio, stopped,
+        "tokens" if with_ids else "characters",
+    )  # fmt: skip

@@ -1,0 +1,286 @@
+"""Run directories: what an arm left behind, appended as it happens, read strictly.
+
+``header.json`` is written first and never changed. ``samples.jsonl`` holds one answer for each (question, repeat),
+``errors.jsonl`` every request that failed for good (a later answer settles it), ``tokens.jsonl`` teacher-forced scores.
+A kill can cut the last line of a file: it is dropped, and its question is asked again. Anything else that cannot be
+read is an error, as is a question that was answered twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from evals.errors import EvalError
+from evals.samples import SCHEMA_VERSION, Header, Sample, TokenScore
+
+HEADER, SAMPLES, ERRORS, TOKENS = "header.json", "samples.jsonl", "errors.jsonl", "tokens.jsonl"
+Key = tuple[str, int]
+SYNC_EVERY = 64
+SYNC_SECONDS = 2.0
+"""A batch is synced to disk after so many lines or so many seconds; a power cut costs no more than one batch."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run directory as read. samples: answers. errors: the last error of every question that has no answer yet."""
+
+    path: Path
+    header: Header
+    samples: tuple[Sample, ...]
+    errors: tuple[Sample, ...] = ()
+    tokens: tuple[TokenScore, ...] = ()
+
+    @property
+    def everything(self) -> tuple[Sample, ...]:
+        """Answers and unsettled errors together, in the order of the permutation; what ``parity.decide`` takes."""
+        return tuple(sorted((*self.samples, *self.errors), key=lambda s: (s.repeat, s.order)))
+
+
+def key(sample: Sample) -> Key:
+    return sample.question, sample.repeat
+
+
+def identity(header: Header) -> dict[str, Any]:
+    """What must be equal for a run to be resumed: everything but the server's words and the circumstances."""
+    fields = dataclasses.asdict(header)
+    return {name: value for name, value in fields.items() if name not in ("fingerprint", "provenance")}
+
+
+class Writer:
+    """Appends to a run directory; a context manager. One process at a time.
+
+    done: keys (question, repeat) that are answered, those of earlier processes included. Raises EvalError if the
+    directory belongs to another run (its header differs), if another process writes it, or on a key written twice.
+    """
+
+    def __init__(self, path: str | Path, header: Header) -> None:
+        self.path = Path(path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise EvalError(f"cannot make the run directory {self.path} ({error.strerror or error})") from None
+        self._files: dict[str, IO[str]] = {}
+        self._lock = self._take_lock()
+        try:
+            _settle_header(self.path, header)
+            self.header = read_header(self.path)
+            for name in (SAMPLES, ERRORS, TOKENS):
+                _drop_cut_line(self.path / name)
+            self.done: set[Key] = {key(s) for s in read(self.path).samples}
+            self.scored: set[str] = {t.question for t in read(self.path).tokens}
+        except BaseException:
+            os.close(self._lock)
+            raise
+        self._unsynced, self._synced = 0, time.monotonic()
+
+    def _take_lock(self) -> int:
+        handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:  # no such lock on this system
+            pass
+        except OSError:
+            os.close(handle)
+            raise EvalError(f"another process is writing {self.path}") from None
+        return handle
+
+    def add(self, sample: Sample) -> None:
+        """One answer, or one error; flushed at once, synced by batch."""
+        if sample.error is not None:
+            self._append(ERRORS, sample)
+            return
+        if sample.text is None:
+            raise EvalError(f"question {sample.question} has neither text nor error")
+        if key(sample) in self.done:
+            raise EvalError(f"question {sample.question} (repeat {sample.repeat}) is answered twice in {self.path}")
+        self.done.add(key(sample))
+        self._append(SAMPLES, sample)
+
+    def add_tokens(self, score: TokenScore) -> None:
+        """Teacher-forced scores of one question."""
+        if score.question in self.scored:
+            raise EvalError(f"question {score.question} is scored twice in {self.path}")
+        self.scored.add(score.question)
+        self._append(TOKENS, score)
+
+    def _append(self, name: str, value: Sample | TokenScore) -> None:
+        if name not in self._files:
+            self._files[name] = (self.path / name).open("a", encoding="utf-8")
+        self._files[name].write(json.dumps(dataclasses.asdict(value), ensure_ascii=True) + "\n")
+        self._files[name].flush()
+        self._unsynced += 1
+        if self._unsynced >= SYNC_EVERY or time.monotonic() - self._synced > SYNC_SECONDS:
+            self.sync()
+
+    def sync(self) -> None:
+        """Waits until everything written is on the disk."""
+        for file in self._files.values():
+            os.fsync(file.fileno())
+        self._unsynced, self._synced = 0, time.monotonic()
+
+    def close(self) -> None:
+        if self._lock < 0:
+            return
+        self.sync()
+        for file in self._files.values():
+            file.close()
+        os.close(self._lock)
+        self._lock = -1
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _settle_header(path: Path, header: Header) -> None:
+    file = path / HEADER
+    if file.exists():
+        ours, theirs = identity(header), identity(read_header(path))
+        different = [name for name in ours if _plain(ours[name]) != _plain(theirs[name])]
+        if different:
+            name = different[0]
+            raise EvalError(
+                f"{path} holds another run: its {name} is {theirs[name]!r} and not {ours[name]!r}; take a new directory"
+            )
+        return
+    if any((path / name).exists() for name in (SAMPLES, ERRORS, TOKENS)):
+        raise EvalError(f"{path} holds samples and no {HEADER}, so nobody knows what ran; take a new directory")
+    part = file.with_suffix(".part")
+    with part.open("w", encoding="utf-8") as out:
+        json.dump(dataclasses.asdict(header), out, indent=1)
+        out.flush()
+        os.fsync(out.fileno())
+    part.replace(file)
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+def _drop_cut_line(file: Path) -> None:
+    """Cuts off a last line without its newline, unless it is whole."""
+    if not file.exists():
+        return
+    with file.open("r+b") as handle:
+        end = handle.seek(0, os.SEEK_END)
+        start, tail = end, b""
+        while start > 0 and b"\n" not in tail:
+            step = min(1 << 16, start)
+            start -= step
+            handle.seek(start)
+            tail = handle.read(step) + tail
+        cut = tail[tail.rfind(b"\n") + 1 :]
+        if not cut:
+            return
+        try:
+            json.loads(cut)
+        except ValueError:
+            handle.truncate(end - len(cut))
+        else:
+            handle.seek(0, os.SEEK_END)
+            handle.write(b"\n")
+
+
+def read_header(path: str | Path) -> Header:
+    """The header of a run directory; EvalError if there is none or it cannot be read."""
+    file = Path(path) / HEADER
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise EvalError(f"{path} is no run directory: cannot read {file.name} ({error.strerror or error})") from None
+    except ValueError:
+        raise EvalError(f"{file} is not JSON") from None
+    if isinstance(value, dict) and value.get("schema") != SCHEMA_VERSION:
+        raise EvalError(f"{file} has schema {value.get('schema')!r}, and this suite reads schema {SCHEMA_VERSION}")
+    header: Header = _build(Header, value, str(file))
+    return header
+
+
+def read(path: str | Path) -> Run:
+    """Everything in a run directory; EvalError with file and line for what cannot be read, and for a duplicate."""
+    root = Path(path)
+    header = read_header(root)
+    samples = [_sample(value, where) for value, where in _lines(root / SAMPLES)]
+    seen: set[Key] = set()
+    for sample in samples:
+        if sample.error is not None or sample.text is None:
+            raise EvalError(f"{root / SAMPLES}: question {sample.question} is an error or has no text")
+        if key(sample) in seen:
+            raise EvalError(f"{root / SAMPLES}: question {sample.question} (repeat {sample.repeat}) is answered twice")
+        seen.add(key(sample))
+    errors = {key(s): s for s in (_sample(value, where) for value, where in _lines(root / ERRORS))}
+    tokens = [_score(value, where) for value, where in _lines(root / TOKENS)]
+    scored = {t.question for t in tokens}
+    if len(scored) != len(tokens):
+        raise EvalError(f"{root / TOKENS}: a question is scored twice")
+    left = tuple(s for k, s in errors.items() if k not in seen)
+    return Run(root, header, tuple(samples), left, tuple(tokens))
+
+
+def write(path: str | Path, header: Header, samples: Iterable[Sample], tokens: Iterable[TokenScore] = ()) -> None:
+    """A whole run at once."""
+    with Writer(path, header) as writer:
+        for sample in samples:
+            writer.add(sample)
+        for score in tokens:
+            writer.add_tokens(score)
+
+
+def _lines(file: Path) -> Iterator[tuple[Any, str]]:
+    """(value, "file:line") of every line; a cut last line is passed over."""
+    if not file.exists():
+        return
+    with file.open("rb") as handle:
+        for number, line in enumerate(handle, 1):
+            try:
+                value = json.loads(line)
+            except ValueError:
+                if not line.endswith(b"\n"):
+                    return
+                raise EvalError(f"{file}:{number} is not JSON") from None
+            yield value, f"{file}:{number}"
+
+
+def _build(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise EvalError(f"{where} is no JSON object")
+    names = {f.name for f in dataclasses.fields(kind)}
+    if unknown := sorted(set(value) - names):
+        raise EvalError(f"{where} has a field {unknown[0]!r} that this schema does not know")
+    try:
+        return kind(**value)
+    except TypeError:
+        wanted = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING]
+        missing = [name for name in wanted if name not in value]
+        raise EvalError(f"{where} lacks the field {missing[0] if missing else '?'!r}") from None
+
+
+def _sample(value: Any, where: str) -> Sample:
+    if isinstance(value, dict) and isinstance(value.get("tokens"), list):
+        value = {**value, "tokens": tuple(value["tokens"])}
+    sample: Sample = _build(Sample, value, where)
+    if not isinstance(sample.question, str) or not isinstance(sample.gold, str) or type(sample.repeat) is not int:
+        raise EvalError(f"{where}: question and gold must be text and repeat a number")
+    return sample
+
+
+def _score(value: Any, where: str) -> TokenScore:
+    if isinstance(value, dict):
+        lists = {
+            name: tuple(value[name]) for name in ("tokens", "logprob", "top1") if isinstance(value.get(name), list)
+        }
+        top = value.get("top")
+        places = tuple({int(k): float(v) for k, v in place.items()} for place in top) if top is not None else None
+        value = {**value, **lists, "top": places}
+    score: TokenScore = _build(TokenScore, value, where)
+    return score

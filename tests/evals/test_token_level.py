@@ -1,0 +1,198 @@
+"""Token-level gates: a legitimate change passes, each kind of fault is seen by the gate that is meant for it."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evals import tokens
+from evals.errors import EvalError
+from evals.gate import Gate
+from evals.samples import TokenPair, TokenScore
+
+
+def arms(
+    seed: int, questions: int = 60, *, spread: float = 0.03, shift: float = 0.0, size: int = 80
+) -> list[TokenPair]:
+    """Log-probabilities that differ by ``spread`` a token, by another share of it in each question, and by ``shift``.
+
+    KL of a small change is about half its mean square.
+    """
+    generator = random.Random(seed)
+    made = []
+    for i in range(questions):
+        own = spread * generator.uniform(0.5, 1.5)
+        a = [-generator.expovariate(2.0) for _ in range(size)]
+        moves = [generator.gauss(0, own) for _ in range(size)]
+        b = [x + m + shift for x, m in zip(a, moves, strict=True)]
+        kl = tuple(max(0.0, m * m / 2) for m in moves)
+        made.append(TokenPair(f"q{i}", tuple(a), tuple(b), kl, tuple(abs(m) < 2.3 * own for m in moves)))
+    return made
+
+
+def by_name(gates: list[Gate]) -> dict[str, bool | None]:
+    return {g.name: g.ok for g in gates}
+
+
+def test_the_clustered_error_is_that_of_the_bootstrap() -> None:
+    pairs = arms(0, 40, spread=0.05)
+    # Questions of different lengths, each with a shift of its own: tokens are far from independent.
+    generator = random.Random(1)
+    pairs = [
+        replace(p, logprob_a=p.logprob_a[:n], logprob_b=tuple(x + s for x in p.logprob_b[:n]), kl=p.kl[:n],
+                same_top1=p.same_top1[:n])
+        for p in pairs for n, s in [(generator.randint(20, 80), generator.gauss(0, 0.02))]
+    ]  # fmt: skip
+    found = tokens.statistics(pairs)
+    sums = [(sum(p.logprob_b) - sum(p.logprob_a), len(p.kl)) for p in pairs]
+    means = []
+    for _ in range(3000):
+        drawn = generator.choices(sums, k=len(sums))
+        means.append(sum(d for d, _ in drawn) / sum(n for _, n in drawn))
+    middle = sum(means) / len(means)
+    spread = math.sqrt(sum((m - middle) ** 2 for m in means) / len(means))
+    assert found.mean_dlogp == pytest.approx(sum(d for d, _ in sums) / sum(n for _, n in sums))
+    assert found.error == pytest.approx(spread, rel=0.08)
+    naive = 0.05 / math.sqrt(found.tokens)
+    assert found.error > 2 * naive
+
+
+def test_numbers_of_a_small_example() -> None:
+    pairs = [
+        TokenPair("a", (-1.0, -2.0), (-1.1, -2.0), (0.01, 0.0), (True, True)),
+        TokenPair("b", (-1.0,), (-1.3,), (0.5,), (False,)),
+    ]
+    found = tokens.statistics(pairs)
+    assert (found.questions, found.tokens, found.top1) == (2, 3, pytest.approx(2 / 3))
+    assert found.mean_dlogp == pytest.approx(-0.4 / 3)
+    assert (found.kl_mean, found.kl_p99) == (pytest.approx(0.17), 0.5)
+    # Per-question means -0.05 and -0.3.
+    assert found.dispersion == pytest.approx(0.25 / math.sqrt(2))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_legitimate_change_passes_every_gate(seed: int) -> None:
+    """As large as the model's own quantisation noise, in no direction: what a correct fused kernel does."""
+    found = tokens.gates(arms(seed), arms(100 + seed, spread=0.01), arms(200 + seed), seed=seed)
+    assert by_name(found) == {"finite": True, "mean dlogp": True, "KL": True, "first choice": None}
+
+
+def test_a_truncating_cast_fails_by_the_mean_and_a_per_tensor_scale_by_kl_alone() -> None:
+    ruler = arms(200)
+    worse = by_name(tokens.gates(arms(1, spread=0.1, shift=-0.037), None, ruler))
+    assert (worse["mean dlogp"], worse["KL"]) == (False, False)
+    coarse = by_name(tokens.gates(arms(2, spread=0.03 * math.sqrt(2.9)), None, ruler))
+    assert (coarse["mean dlogp"], coarse["KL"]) == (True, False)
+
+
+def test_few_questions_decide_nothing() -> None:
+    few = tokens.LEAST_QUESTIONS
+    for seed in range(3):
+        # Neither way: a catastrophe on three questions is no proof either.
+        for shift in (0.0, -1.0):
+            found = by_name(tokens.gates(arms(seed, few - 1, spread=0.3, shift=shift), None, arms(6, few - 1)))
+            assert (found["mean dlogp"], found["KL"]) == (None, None)
+    noisy = by_name(tokens.gates(arms(5, few, spread=0.3, size=5), None, arms(6, few, spread=0.25, size=5)))
+    assert (noisy["mean dlogp"], noisy["KL"]) == (None, None)
+    alone = tokens.statistics(arms(0, 1))
+    assert alone.error == math.inf
+
+
+def test_without_a_yardstick_kl_is_gated_widely_by_the_re_run() -> None:
+    again = arms(9, spread=0.01)
+    within, beyond = (by_name(tokens.gates(arms(1, spread=s), again, None))["KL"] for s in (0.03, 0.06))
+    assert (within, beyond) == (True, False)
+    nothing = tokens.gates(arms(1), None, None)[2]
+    assert (nothing.ok, nothing.decides) == (None, False)
+    assert "neither a higher-precision arm nor a re-run" in nothing.sentence
+    silent = [replace(p, logprob_b=p.logprob_a, kl=(0.0,) * len(p.kl)) for p in again]
+    assert not tokens.gates(arms(1), silent, None)[2].decides
+    same = tokens.gates(silent, None, None)[2]
+    assert (same.ok, same.decides) == (True, True)
+
+
+def test_the_margin_never_lies_below_three_errors_of_the_re_run() -> None:
+    noisy = [replace(p, logprob_b=tuple(x + s for x in p.logprob_b))
+             for p, s in zip(arms(1), (0.1 * math.sin(i) for i in range(60)), strict=True)]  # fmt: skip
+    error = tokens.statistics(noisy).error
+    assert 3 * error > tokens.MEAN_MARGIN
+    gate = tokens.gates(arms(2), noisy, None)[1]
+    assert f"allowed is a loss of {3 * error:.4g}" in gate.sentence
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_fails_alone(bad: float) -> None:
+    pairs = arms(0, 5)
+    broken = [*pairs[:4], replace(pairs[4], logprob_b=(bad, *pairs[4].logprob_b[1:]))]
+    assert [(g.name, g.ok) for g in tokens.gates(broken, None, None)] == [("finite", False)]
+    with pytest.raises(EvalError, match="baseline's token scores are not finite"):
+        tokens.gates([replace(pairs[0], logprob_a=(bad, *pairs[0].logprob_a[1:]))], None, None)
+    with pytest.raises(EvalError, match="the yardstick's token scores are not finite"):
+        tokens.gates(pairs, None, broken)
+
+
+def test_ragged_missing_and_mixed_input_is_one_sentence() -> None:
+    pairs = arms(0, 3)
+    with pytest.raises(EvalError, match="scored different numbers of tokens"):
+        tokens.statistics([replace(pairs[0], kl=pairs[0].kl[:-1])])
+    with pytest.raises(EvalError, match="at least one question"):
+        tokens.statistics([])
+    with pytest.raises(EvalError, match="stands twice"):
+        tokens.statistics([pairs[0], pairs[0]])
+    with pytest.raises(EvalError, match="on other questions"):
+        tokens.gates(pairs, None, pairs[:2])
+    with pytest.raises(EvalError, match="estimated in different ways"):
+        tokens.gates(pairs, None, [replace(p, kl_kind="k3") for p in pairs])
+
+
+def test_the_bounds_of_the_ratio_cover_it() -> None:
+    """True ratio 1.44; each one-sided bound is wrong with 5 %: 40 draws stay below 7 with 99.4 %."""
+    wrong = [0, 0]
+    for seed in range(40):
+        _, (low, high) = tokens.kl_ratio(arms(seed, 80, spread=0.036), arms(1000 + seed, 80), seed=seed)
+        wrong[0] += low > 1.44
+        wrong[1] += high < 1.44
+    assert max(wrong) <= 7
+
+
+def score(question: str, logprob: float, top: dict[int, float] | None) -> TokenScore:
+    return TokenScore(question, (1,), (logprob,), (1,), None if top is None else (top,))
+
+
+def test_pairs_from_top_k_bound_kl_from_below_and_k3_estimates_it() -> None:
+    p, q = [0.7, 0.2, 0.05, 0.05], [0.6, 0.2, 0.15, 0.05]
+    full = sum(x * math.log(x / y) for x, y in zip(p, q, strict=True))
+    logs = [{i: math.log(v) for i, v in enumerate(d)} for d in (p, q)]
+    [whole] = tokens.pairs([score("q", math.log(0.2), logs[0])], [score("q", math.log(0.2), logs[1])])
+    assert whole.kl_kind == "top-k"
+    assert whole.kl[0] == pytest.approx(full)
+    cut = [{i: d[i] for i in (0, 1)} for d in logs]
+    [bound] = tokens.pairs([score("q", math.log(0.2), cut[0])], [score("q", math.log(0.2), cut[1])])
+    assert 0 < bound.kl[0] < full
+    [k3] = tokens.pairs([score("q", -1.0, None)], [score("q", -1.2, None)])
+    assert (k3.kl_kind, k3.kl[0]) == ("k3", pytest.approx(math.exp(-0.2) - 1 + 0.2))
+
+
+@given(st.lists(st.floats(0.01, 1), min_size=3, max_size=8), st.lists(st.floats(0.01, 1), min_size=8, max_size=8),
+       st.integers(1, 8))  # fmt: skip
+def test_merged_kl_never_exceeds_the_true_one(p: list[float], q: list[float], k: int) -> None:
+    q = q[: len(p)]
+    p, q = [x / sum(p) for x in p], [x / sum(q) for x in q]
+    full = sum(x * math.log(x / y) for x, y in zip(p, q, strict=True))
+    tops = [dict(sorted(((i, math.log(v)) for i, v in enumerate(d)), key=lambda e: -e[1])[:k]) for d in (p, q)]
+    [pair] = tokens.pairs([score("q", -1.0, tops[0])], [score("q", -1.0, tops[1])])
+    assert 0 <= pair.kl[0] <= full + 1e-12
+
+
+def test_arms_that_scored_different_tokens_or_questions() -> None:
+    with pytest.raises(EvalError, match="scored different tokens"):
+        tokens.pair(score("q", -1.0, None), replace(score("q", -1.0, None), tokens=(2,)))
+    with pytest.raises(EvalError, match="question r exist in one arm only"):
+        tokens.pairs([score("r", -1.0, None)], [score("q", -1.0, None)])
+    with pytest.raises(EvalError, match="question z exist in one arm only"):
+        tokens.pairs([score("q", -1.0, None)], [score("q", -1.0, None), score("z", -1.0, None)])
