@@ -97,24 +97,45 @@ def norm_truth(
     gemma: bool = False,
 ) -> NormTruth:
     """Truth of a chunk: x, residual [m, n] bf16/fp16, weight [n], fp8 the name of the code format."""
-    n = x.shape[-1]
-    qmax = contract.qmax(fp8)
     z, stored = norm_input(x, residual, contract)
     w = effective_weight(weight, gemma)
     root = torch.linalg.vector_norm(z, dim=-1, dtype=torch.float64).cpu()
-    mean_square = root * root / n
+    fmt = format_of(x.dtype)
+    return truth_of_rows(root * root, exact_product_max(z, w).cpu(), z, w, stored, eps, contract, fp8, fmt, gemma=gemma)
+
+
+def truth_of_rows(
+    square_sum: torch.Tensor,
+    p_max: torch.Tensor,
+    z: torch.Tensor,
+    w: torch.Tensor,
+    stored: torch.Tensor | None,
+    eps: float,
+    contract: NormQuantContract,
+    fp8: str,
+    fmt: FloatFormat,
+    *,
+    gemma: bool,
+) -> NormTruth:
+    """Truth of m rows from their sums: square_sum of z and p_max = max|z*w|, float64 [m] on the CPU.
+
+    z fp32 [m, n], w fp32 [n] and stored are kept for the elements; z's values are read here only where the contract
+    rounds y to T (fmt is T). square_sum may be off by budgets.FLOAT64_SLACK relative, p_max is exact.
+    """
+    n = z.shape[-1]
+    qmax = contract.qmax(fp8)
+    mean_square = square_sum / n
     rms = 1.0 / torch.sqrt(mean_square + eps)
     rms_bound = budgets.rms_budget(contract, n).bound
     rms_low, rms_high = fp32_ends(rms * (1 - rms_bound), rms * (1 + rms_bound))
-    p_max = exact_product_max(z, w).cpu()
     y_budget = budgets.multiply_budget(contract, gemma=gemma)
-    grid = format_of(x.dtype) if contract.round_after_weight else None
+    grid = fmt if contract.round_after_weight else None
     nonfinite = ~(mean_square.isfinite() & p_max.isfinite())
     # vector_norm may overflow or hide an Inf of float64 nowhere: |z| < 2**128 squares below 2**256.
     unspecified = (mean_square * n > HUGE) | (p_max > HUGE) | (mean_square + eps < 2.0**-100) | (rms > 2.0**20)
     if contract.round_after_normalize or contract.round_after_weight:
-        low, high = rounded_row_max(z, w, rms_low, rms_high, contract, format_of(x.dtype), gemma)
-        nominal = rounded_row_max(z, w, rms, rms, contract, format_of(x.dtype), gemma, widen=False)[0]
+        low, high = rounded_row_max(z, w, rms_low, rms_high, contract, fmt, gemma)
+        nominal = rounded_row_max(z, w, rms, rms, contract, fmt, gemma, widen=False)[0]
     else:
         bound = rms_bound + y_budget.bound
         low, high = fp32_ends(p_max * rms * (1 - bound), p_max * rms * (1 + bound))
@@ -202,7 +223,24 @@ def code_t_bounds(
     cancellation theorem applies (``budgets.code_budget``) and the kernel's scale does not enter.
     """
     place = scale.device
-    z, w, row = truth.z[row, col].to(place), truth.weight[col].to(place), row.to(place)
+    z, w = truth.z[row, col].to(place), truth.weight[col].to(place)
+    return element_t_bounds(truth, row.to(place), z, w, scale, contract, qmax, fmt, gemma=gemma)
+
+
+def element_t_bounds(
+    truth: NormTruth,
+    row: torch.Tensor,
+    z: torch.Tensor,
+    w: torch.Tensor,
+    scale: torch.Tensor,
+    contract: NormQuantContract,
+    qmax: float,
+    fmt: FloatFormat,
+    *,
+    gemma: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``code_t_bounds`` of elements whose z and weight (fp32) were gathered already; all lie where scale does."""
+    place = scale.device
     rms_low, rms_high, rms = (v.to(place)[row] for v in (truth.rms_low, truth.rms_high, truth.rms))
     sign = torch.where(torch.signbit(z) ^ torch.signbit(w), -1.0, 1.0).to(torch.float64)
     if contract.round_after_normalize or contract.round_after_weight:

@@ -14,10 +14,19 @@ from functools import lru_cache
 import torch
 
 from reference import budgets
-from reference.add_rmsnorm_quant import MIN_NORMAL, NormTruth, code_t_bounds, norm_truth, order, quant_truth
+from reference.add_rmsnorm_quant import (
+    MIN_NORMAL,
+    NormTruth,
+    code_t_bounds,
+    effective_weight,
+    element_t_bounds,
+    norm_truth,
+    order,
+    quant_truth,
+    truth_of_rows,
+)
 from reference.contract import GemmContract, NormQuantContract
 from reference.formats import (
-    FORMATS,
     FloatFormat,
     Overflow,
     bytes_of,
@@ -41,6 +50,7 @@ from validators.cases.tensors import (
     QuantOutputs,
 )
 from validators.records import Comparison, Element
+from validators.survey import Surveyor, fits, trust, trusted
 from validators.tally import Tally
 
 SCREEN_SLACK_U = 5.0
@@ -55,11 +65,18 @@ class CompareError(ValueError):
     """Inputs, outputs and contract that do not belong together; one sentence."""
 
 
-def compare(inputs: Inputs, outputs: Outputs, contract: NormQuantContract | GemmContract) -> list[Comparison]:
+def compare(
+    inputs: Inputs,
+    outputs: Outputs,
+    contract: NormQuantContract | GemmContract,
+    *,
+    survey: Surveyor | None = None,
+) -> list[Comparison]:
     """Comparisons of every output of the op that ``inputs`` belongs to.
 
-    Tensors may lie on any one device; the work is done there. Raises CompareError if the contract is
-    for another op.
+    Tensors may lie on any one device; the work is done there. survey: what ``validators.survey.survey_on`` gives for
+    the device, to judge in one pass what is in order; the comparisons are the same without it. Raises CompareError if
+    the contract is for another op.
     """
     with torch.inference_mode():
         if isinstance(inputs, GemmInputs):
@@ -71,7 +88,7 @@ def compare(inputs: Inputs, outputs: Outputs, contract: NormQuantContract | Gemm
         if isinstance(contract, GemmContract):
             raise CompareError(f"contract {contract.name!r} belongs to op ptpc_gemm only")
         if isinstance(inputs, NormQuantInputs) and isinstance(outputs, NormQuantOutputs):
-            return compare_norm_quant(inputs, outputs, contract)
+            return compare_norm_quant(inputs, outputs, contract, survey)
         if isinstance(inputs, QuantInputs) and isinstance(outputs, QuantOutputs):
             return compare_quant(inputs, outputs, contract)
         raise CompareError(f"outputs of type {type(outputs).__name__} do not belong to {type(inputs).__name__}")
@@ -84,9 +101,24 @@ def rows_per_chunk(cols: int, device: torch.device) -> int:
 
 
 def compare_norm_quant(
-    inputs: NormQuantInputs, outputs: NormQuantOutputs, contract: NormQuantContract
+    inputs: NormQuantInputs, outputs: NormQuantOutputs, contract: NormQuantContract, survey: Surveyor | None = None
 ) -> list[Comparison]:
     """Residual (bit for bit), scale and codes of ``add_rmsnorm_quant``."""
+    n = inputs.x.shape[-1]
+    x, residual = inputs.x.reshape(-1, n), None if inputs.residual is None else inputs.residual.reshape(-1, n)
+    if survey is None or not fits(x, residual, contract):
+        return _norm_quant(inputs, outputs, contract, None)
+    key = (contract, inputs.fp8_dtype, n, residual is None, inputs.gemma, inputs.weight.dtype)
+    if trusted(key):
+        return _norm_quant(inputs, outputs, contract, survey)
+    plain = _norm_quant(inputs, outputs, contract, None)
+    trust(key, plain, _norm_quant(inputs, outputs, contract, survey))
+    return plain
+
+
+def _norm_quant(
+    inputs: NormQuantInputs, outputs: NormQuantOutputs, contract: NormQuantContract, survey: Surveyor | None
+) -> list[Comparison]:
     n = inputs.x.shape[-1]
     x, fp8 = inputs.x.reshape(-1, n), format_of(inputs.fp8_dtype)
     residual = None if inputs.residual is None else inputs.residual.reshape(-1, n)
@@ -98,16 +130,61 @@ def compare_norm_quant(
     step = rows_per_chunk(n, x.device)
     for first in range(0, rows, step):
         part = slice(first, min(rows, first + step))
-        truth = norm_truth(
-            x[part], None if residual is None else residual[part], inputs.weight, inputs.eps, contract, fp8.name,
-            gemma=inputs.gemma,
-        )  # fmt: skip
+        chunk = None if residual is None else residual[part]
+        if survey is not None and (residual is None) == (stored is None):
+            own_part = None if stored is None else stored[part]
+            if _surveyed(
+                tallies, first, x[part], chunk, codes[part], own_part, scale[part], inputs, contract, fp8, survey
+            ):
+                if residual_tally is not None:
+                    residual_tally.judged += x[part].numel()
+                continue
+        truth = norm_truth(x[part], chunk, inputs.weight, inputs.eps, contract, fp8.name, gemma=inputs.gemma)
         if residual_tally is not None and stored is not None and truth.residual is not None:
             _residual(residual_tally, first, truth.residual, stored[part], contract)
         own = _scales(tallies[0], first, scale[part], truth.scale, contract, qmax, truth.grid, truth)
         _norm_codes(tallies[1], first, codes[part], own, truth, contract, qmax, fp8, storage, inputs.gemma)
     found = [t.result() for t in tallies]
     return ([residual_tally.result()] if residual_tally is not None else []) + found
+
+
+def _surveyed(
+    tallies: list[Tally],
+    first: int,
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    codes: torch.Tensor,
+    stored: torch.Tensor | None,
+    scale: torch.Tensor,
+    inputs: NormQuantInputs,
+    contract: NormQuantContract,
+    fp8: FloatFormat,
+    survey: Surveyor,
+) -> bool:
+    """Judge scales and codes of a chunk whose residual is right bit for bit and whose rows are all NORMAL, with what
+    one pass saw; False, and nothing judged, where it is not such a chunk."""
+    qmax = contract.qmax(fp8.name)
+    bound = budgets.code_budget(contract, qmax, gemma=inputs.gemma).bound
+    tables = screen_tables(fp8, contract.overflow, bound, x.device)
+    unrounded = contract.norm_input == "unrounded"
+    seen = survey(
+        x, residual, inputs.weight, codes, stored, scale, tables, qmax, unrounded=unrounded, gemma=inputs.gemma
+    )
+    if seen is None:
+        return False
+    truth = truth_of_rows(
+        seen.square_sum, seen.p_max, x, effective_weight(inputs.weight, inputs.gemma), None, inputs.eps, contract,
+        fp8.name, format_of(x.dtype), gemma=inputs.gemma,
+    )  # fmt: skip
+    if bool((truth.scale.kind != int(Row.NORMAL)).any()):
+        return False
+    own = _scales(tallies[0], first, seen.scale, truth.scale, contract, qmax, truth.grid, truth)
+    tallies[1].judged += x.numel()
+    bounds = element_t_bounds(
+        truth, seen.row, seen.z, seen.weight, own[seen.row], contract, qmax, format_of(x.dtype), gemma=inputs.gemma
+    )
+    _resolve(tallies[1], first, seen.row, seen.col, seen.code, bounds, fp8, contract)
+    return True
 
 
 def compare_quant(inputs: QuantInputs, outputs: QuantOutputs, contract: NormQuantContract) -> list[Comparison]:
@@ -131,7 +208,7 @@ def compare_quant(inputs: QuantInputs, outputs: QuantOutputs, contract: NormQuan
         sign = torch.where(torch.signbit(y), -1.0, 1.0).double()
         low, high = t_bounds(y.abs(), y.abs(), scales, scales, contract)
         nominal = torch.minimum(torch.maximum(y.abs() / scales, low), high)
-        _resolve(tallies[1], first, row, col, codes[part], order(nominal, low, high, sign), fp8, contract)
+        _resolve(tallies[1], first, row, col, codes[part][row, col], order(nominal, low, high, sign), fp8, contract)
     return [t.result() for t in tallies]
 
 
@@ -211,8 +288,7 @@ def _scales(
     use = torch.where(bad & (err <= budget), torch.full_like(err, math.inf), err / budget)
     use = torch.where((err == 0) & ~bad, torch.zeros_like(use), use)
     tally.use(use[regular], bad[regular])
-    nominal32 = truth.nominal.float().double()
-    steps = (key_of(got, FORMATS["fp32"]) - key_of(nominal32, FORMATS["fp32"])).round()
+    steps = _fp32_place(got32) - _fp32_place(truth.nominal.float())
     tally.step_counts(steps[regular])
     if bool(bad.any()):
         index = bad.nonzero().flatten()
@@ -235,6 +311,12 @@ def _scales(
 
         tally.candidates(use[index], err[index], make)
     return torch.where(ok & regular, got, truth.nominal)
+
+
+def _fp32_place(values: torch.Tensor) -> torch.Tensor:
+    """Position of fp32 values in their ordered list, int64: differences are steps of fp32."""
+    bits = values.view(torch.int32).long()
+    return torch.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
 
 
 def _note_unspecified(tally: Tally, got: torch.Tensor, kind: torch.Tensor, skipped: torch.Tensor) -> None:
@@ -318,7 +400,7 @@ def _norm_codes(
     row, col = _suspects(tally, first, proven, codes, truth.scale.kind, fp8, contract)
     scales = own.to(_resolve_on(row))[row.to(_resolve_on(row))]
     bounds = code_t_bounds(truth, row, col, scales, contract, qmax, storage, gemma=gemma)
-    _resolve(tally, first, row, col, codes, bounds, fp8, contract)
+    _resolve(tally, first, row, col, codes[row, col], bounds, fp8, contract)
 
 
 def _screen_rounded(
@@ -408,17 +490,17 @@ def _resolve(
     first: int,
     row: torch.Tensor,
     col: torch.Tensor,
-    codes: torch.Tensor,
+    code: torch.Tensor,
     bounds: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     fmt: FloatFormat,
     contract: NormQuantContract,
 ) -> None:
-    """Judge gathered elements in float64 by exact set membership."""
+    """Judge gathered elements, code uint8 [e], in float64 by exact set membership."""
     if row.numel() == 0:
         return
     nominal, low, high = bounds
     place = nominal.device
-    code, row, col = codes[row, col].to(place), row.to(place), col.to(place)
+    code, row, col = code.to(place), row.to(place), col.to(place)
     lowest, highest = code_preimages(fmt, contract.overflow, str(place))
     index = code.long()
     admissible = (high >= lowest[index]) & (low <= highest[index])

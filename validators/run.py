@@ -21,6 +21,7 @@ from validators.compare import compare
 from validators.compare_gemm import judge_gemm
 from validators.records import Check, Comparison, Record, Status
 from validators.statistics import FALSE_ALARM, BiasResult
+from validators.survey import survey_on
 from validators.verdict import decide, strength
 
 if TYPE_CHECKING:
@@ -186,7 +187,9 @@ def judge(claim: Claim, contract: NormQuantContract | GemmContract) -> tuple[lis
         accumulate = accumulate_on(claim.inputs.a.device.type)
         comparisons, bias = judge_gemm(claim.inputs, claim.outputs, contract, accumulate)
         return comparisons, [bias_check(bias, contract)] if bias.elements >= BIAS_ELEMENTS else []
-    return compare(claim.inputs, claim.outputs, contract), []
+    assert not isinstance(claim.inputs, GemmInputs)
+    survey = survey_on(claim.inputs.x.device.type)
+    return compare(claim.inputs, claim.outputs, contract, survey=survey), []
 
 
 def bias_check(bias: BiasResult, contract: GemmContract) -> Check:

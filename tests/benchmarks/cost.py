@@ -25,6 +25,7 @@ from validators.compare import compare
 from validators.kernels import emulated
 from validators.kernels.base import Kernel
 from validators.run import validate
+from validators.survey import survey_on
 
 SHAPE = (4096, 5120)
 
@@ -88,9 +89,11 @@ def measure(contract_name: str, device: str, repeats: int, shape: tuple[int, int
     assert isinstance(inputs, NormQuantInputs)
     assert isinstance(outputs, NormQuantOutputs)
     # Order matters on a CPU: the resident set only ever grows.
-    memory = peak_extra_bytes(lambda: compare(inputs, outputs, contract), device)
+    survey = survey_on(device)
+    compare(inputs, outputs, contract, survey=survey)  # compiles, and holds the survey against the plain judgement
+    memory = peak_extra_bytes(lambda: compare(inputs, outputs, contract, survey=survey), device)
     memory_today = peak_extra_bytes(lambda: todays_check(inputs, outputs), device)
-    verdict = least_seconds(lambda: compare(inputs, outputs, contract), repeats, device)
+    verdict = least_seconds(lambda: compare(inputs, outputs, contract, survey=survey), repeats, device)
     today = least_seconds(lambda: todays_check(inputs, outputs), repeats, device)
     calls: list[float] = []
 
@@ -111,7 +114,7 @@ def measure(contract_name: str, device: str, repeats: int, shape: tuple[int, int
         totals.append(time.perf_counter() - start - sum(calls))
         # A record that ended early would make the ratio look good.
         statuses.add(f"{record.status.value} {'; '.join(record.reasons)}".strip())
-    found = compare(inputs, outputs, contract)
+    found = compare(inputs, outputs, contract, survey=survey)
     return {
         "contract": contract_name, "device": device, "threads": torch.get_num_threads(), "shape": list(shape),
         "compare_s": verdict, "assert_close_s": today, "compare_ratio": verdict / today,
