@@ -193,8 +193,18 @@ def exponent_of(x: Tensor) -> Tensor:
     return ((x.view(torch.int64) >> 52) & 2047) - 1023
 
 
+TOGETHER = 2**24
+"""Products of a group up to which a GPU forms them all at once: below, launching costs more than their memory does."""
+
+
+def _together(a: Operand, b: Operand) -> bool:
+    return a.value.is_cuda and a.value.numel() * b.value.shape[1] <= TOGETHER
+
+
 def largest_exponent(a: Operand, b: Operand) -> Tensor:
     """max over k of e_a + e_b over nonzero products, int64 [m, n]; NONE where every product is zero."""
+    if _together(a, b):
+        return (a.exponent[:, :, None] + b.exponent[:, None, :]).amax(0).long()
     shape = (a.value.shape[1], b.value.shape[1])
     top = torch.full(shape, NONE, dtype=torch.int16, device=a.value.device)
     sums = torch.empty_like(top)
@@ -218,7 +228,12 @@ def floor(x: Tensor) -> Tensor:
 def _truncated_sum(a: Operand, b: Operand, scale: Tensor, fraction: int) -> Tensor:
     """sum_k trunc(a*b*scale), float64 [m, n], |a*b*scale| < 2^(fraction+2). The conversion to integers truncates."""
     room = fraction + 2 + len(a.value).bit_length()
-    total = torch.zeros(scale.shape, dtype=torch.int32 if room < 32 else torch.int64, device=scale.device)
+    whole_type = torch.int32 if room < 32 else torch.int64
+    if _together(a, b):
+        # Integers: the order of the sum changes nothing.
+        terms = (a.value[:, :, None] * b.value[:, None, :]).mul_(scale).to(whole_type)
+        return terms.sum(0, dtype=whole_type).to(torch.float64)
+    total = torch.zeros(scale.shape, dtype=whole_type, device=scale.device)
     term, whole = torch.empty_like(scale), torch.empty_like(total)
     for va, vb in zip(a.value, b.value, strict=True):
         torch.mul(va[:, None], vb[None, :], out=term)

@@ -8,6 +8,8 @@ which the tests hold this file.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -88,12 +90,29 @@ def values(weight: Tensor) -> Tensor:
     """The exact float64 values of a weight (FP8 codes without their scale)."""
     if weight.element_size() != 1:
         return weight.double()
+    device = str(weight.device)
+    if weight.device.type != "cpu" and cast_decodes(weight.dtype, device):
+        # One pass over the memory; a look-up would first widen the codes to indices.
+        return weight.to(torch.float64)
     codes = weight.view(torch.uint8)
-    table = decode_table(format_of(weight.dtype), str(weight.device))
+    table = decode_table(format_of(weight.dtype), device)
     if weight.device.type != "cpu":
-        return table[codes.int()]
+        return torch.index_select(table, 0, codes.flatten().int()).view(codes.shape)
     # numpy indexes by bytes as they are, about four times as fast here as torch's gather by int64.
     return torch.from_numpy(table.numpy()[codes.numpy()])
+
+
+@functools.lru_cache(maxsize=8)
+def cast_decodes(dtype: torch.dtype, device: str) -> bool:
+    """Whether torch's own cast to float64 on this device gives the format's value for all 256 codes; asked once."""
+    codes = torch.arange(256, dtype=torch.uint8, device=device)
+    try:
+        cast = codes.view(dtype).to(torch.float64)
+    except RuntimeError:
+        return False
+    want = decode_table(format_of(dtype), device)
+    same = (cast == want) & (torch.signbit(cast) == torch.signbit(want))
+    return bool((same | (cast.isnan() & want.isnan())).all())
 
 
 @dataclass(frozen=True)
@@ -106,12 +125,18 @@ class Mlp:
 
 @dataclass(frozen=True)
 class Moe:
-    """gate: [experts, hidden]. correction: [experts], added for the choice only. expert(i) makes or loads one."""
+    """gate: [experts, hidden]. correction: [experts], added for the choice only. gate_up(i), down(i) make or load the
+    linears of expert i, one at a time."""
 
     gate: Tensor
     correction: Tensor
-    expert: Callable[[int], Mlp]
+    gate_up: Callable[[int], Linear]
+    down: Callable[[int], Linear]
     shared: Mlp | None
+
+    def expert(self, number: int) -> Mlp:
+        """Both linears of an expert."""
+        return Mlp(self.gate_up(number), self.down(number))
 
 
 @dataclass(frozen=True)
@@ -213,8 +238,8 @@ class Routed:
     """Tokens on their way through the experts. index, weight: see ``router``.
 
     x: float64 [m, hidden] as the experts' first linear takes it. feed: what happens to the input of the second linear
-    (quantization), store: to what is stored in between (rounding); both keep the shape and default to nothing,
-    which is the truth.
+    (quantization), called once with the rows of all experts, expert by expert, float64 [m * top_k, width]. store: to
+    what is stored in between (rounding). Both keep the shape and default to nothing, which is the truth.
     """
 
     x: Tensor
@@ -224,25 +249,53 @@ class Routed:
     store: Callable[[Tensor], Tensor] = _same
 
 
+@dataclass(frozen=True)
+class Dispatch:
+    """Tokens sorted by expert. row, share: [m * top_k] token and its weight; spans: expert -> its part of them."""
+
+    row: Tensor
+    share: Tensor
+    spans: dict[int, slice]
+
+    @staticmethod
+    def of(config: Config, index: Tensor, weight: Tensor) -> Dispatch:
+        """From index and weight [m, top_k] of ``router``; one transfer from the device, whatever the number of
+        experts."""
+        flat = index.flatten()
+        order = flat.argsort(stable=True)
+        counts = torch.bincount(flat, minlength=config.experts).tolist()
+        ends = list(itertools.accumulate(counts))
+        spans = {e: slice(end - n, end) for e, (n, end) in enumerate(zip(counts, ends, strict=True)) if n}
+        return Dispatch(order // index.shape[1], weight.flatten()[order], spans)
+
+
+_NOTHING = slice(0, 0)
+
+
 def experts(config: Config, moe: Moe, batches: Sequence[Routed]) -> list[Tensor]:
     """Weighted sums of the chosen experts for every batch, float64 [m, hidden] each, without the shared expert.
 
-    An expert that any batch chose is made once, multiplies all of them, and is dropped: the memory of one expert.
+    Each linear of an expert that any batch chose is made once, multiplies all of them, and is dropped: the memory of
+    one linear. First every gate_up, then ``feed`` once a batch, then every down.
     """
+    sent = [Dispatch.of(config, b.index, b.weight) for b in batches]
+    chosen = sorted({number for d in sent for number in d.spans})
+    inner = [b.x.new_empty(len(d.row), config.moe_intermediate) for b, d in zip(batches, sent, strict=True)]
+    for number in chosen:
+        spans = [d.spans.get(number, _NOTHING) for d in sent]
+        inputs = [b.x[d.row[s]] for b, d, s in zip(batches, sent, spans, strict=True)]
+        wide = moe.gate_up(number).apply(torch.cat(inputs)).split([len(x) for x in inputs])
+        for b, held, s, h in zip(batches, inner, spans, wide, strict=True):
+            held[s] = b.store(gated(b.store(h)))
+    fed = [b.feed(held) for b, held in zip(batches, inner, strict=True)]
     totals = [torch.zeros_like(b.x) for b in batches]
-    for number in sorted({int(e) for b in batches for e in b.index.unique()}):
-        rows, inputs = [], []
-        for b in batches:
-            row, slot = (b.index == number).nonzero().unbind(1)
-            rows.append((row, b.weight[row, slot]))
-            inputs.append(b.x[row])
-        sizes = [len(x) for x in inputs]
-        weights = moe.expert(number)
-        wide = weights.gate_up.apply(torch.cat(inputs)).split(sizes)
-        inner = [b.feed(b.store(gated(b.store(h)))) if len(h) else gated(h) for b, h in zip(batches, wide, strict=True)]
-        outs = weights.down.apply(torch.cat(inner)).split(sizes)
-        for b, total, (row, share), out in zip(batches, totals, rows, outs, strict=True):
-            total.index_add_(0, row, b.store(out) * share[:, None])
+    for number in chosen:
+        spans = [d.spans.get(number, _NOTHING) for d in sent]
+        inputs = [held[s] for held, s in zip(fed, spans, strict=True)]
+        outs = moe.down(number).apply(torch.cat(inputs)).split([len(x) for x in inputs])
+        for b, d, s, total, out in zip(batches, sent, spans, totals, outs, strict=True):
+            # A token chooses an expert once, so no two rows meet and the sum has one order on every device.
+            total.index_add_(0, d.row[s], b.store(out) * d.share[s, None])
     return totals
 
 

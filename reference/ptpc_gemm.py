@@ -78,10 +78,31 @@ def granularity(v: torch.Tensor) -> torch.Tensor:
 
     Every FP8 value is an integer multiple of 2**-10; its lowest set bit is the power of two that divides it.
     """
-    units = (v * 2.0**10).to(torch.int64)
+    units = (v * 2.0**10).to(torch.int32)
     lowest = units & -units
     lowest = torch.where(units == 0, torch.full_like(lowest, 1 << 20), lowest)
     return lowest.amin(dim=1).double() / 2.0**10
+
+
+SCREEN_K = 256
+"""Leading products whose granularity is an upper bound of that of all; ordinary data settle the question with it."""
+
+
+def where_grain_allows(a: torch.Tensor, b: torch.Tensor, test: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """test(g_a*g_b) with the granularities of a [m, K] and b [n, K], bool [m, n].
+
+    test must be monotone: where a larger granularity fails, a smaller one does. A row's granularity is the smallest of
+    its parts', so what the first products rule out is ruled out, and the rest need not be looked at.
+    """
+
+    def grain(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return granularity(x)[:, None] * granularity(y)[None, :]
+
+    if a.shape[1] > SCREEN_K:
+        possible = test(grain(a[:, :SCREEN_K], b[:, :SCREEN_K]))
+        if not bool(possible.any()):
+            return possible
+    return test(grain(a, b))
 
 
 EXACT_RANGE = {"fp32": 2.0**24, "unknown": 2.0**20}
@@ -105,10 +126,13 @@ def unrounded_scaling(
     The accumulator is a multiple of g_a*g_b, so it has at most as many bits as |acc|/(g_a*g_b) needs. A product of two
     numbers of p and q bits has at most p + q, so every product of two or three of them is exact in fp32.
     """
-    grain = granularity(a)[:, None] * granularity(b)[None, :]
-    bits = torch.ceil(torch.log2((accumulator.abs() / grain + 1.0).nan_to_num(nan=2.0**30)))
     scales = significant_bits(a_scale.double())[:, None] + significant_bits(b_scale.double())[None, :]
-    return bits + scales <= 24.0
+
+    def fits(grain: torch.Tensor) -> torch.Tensor:
+        bits = torch.ceil(torch.log2((accumulator.abs() / grain + 1.0).nan_to_num(nan=2.0**30)))
+        return bits + scales <= 24.0
+
+    return where_grain_allows(a, b, fits)
 
 
 def accumulator_error(
@@ -132,8 +156,7 @@ def accumulator_error(
     else:
         alpha, beta = budgets.unknown_unit_budget(k)
         error = alpha * magnitude + beta * largest_exponent(a, b)
-    grain = granularity(a)[:, None] * granularity(b)[None, :]
-    exact = magnitude <= EXACT_RANGE[contract.accumulator] * grain
+    exact = where_grain_allows(a, b, lambda grain: magnitude <= EXACT_RANGE[contract.accumulator] * grain)
     if free is not None:
         exact = exact & free
     return torch.where(exact, torch.zeros_like(error), error)

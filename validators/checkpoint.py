@@ -214,7 +214,8 @@ class Checkpoint:
         else:
             mlp = Moe(
                 self.tensor(f"{p}.mlp.gate.weight"), self.tensor(f"{p}.mlp.gate.e_score_correction_bias"),
-                lambda e: self._mlp(f"{p}.mlp.experts.{e}"),
+                lambda e: self._linear(f"{p}.mlp.experts.{e}", "gate up"),
+                lambda e: self._linear(f"{p}.mlp.experts.{e}", "down"),
                 self._mlp(f"{p}.mlp.shared_experts") if c.shared_experts else None,
             )  # fmt: skip
         return Layer(

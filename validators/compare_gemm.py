@@ -23,8 +23,11 @@ from validators.records import Comparison, Element
 from validators.statistics import BiasResult, rounding_bias
 from validators.tally import Tally
 
-BLOCK_ELEMENTS = 2**22
-"""float64 elements of one operand block or of one output block: 32 MB each, so that memory stays flat."""
+BLOCK_ELEMENTS = {"cpu": 2**22, "cuda": 2**26}
+"""float64 elements of one operand block, so that memory stays flat: 32 MB on a CPU, 512 MB on a GPU, where a block
+has a cost of its own (hundreds of launches for its spot check) whatever its size."""
+OUTPUT_ELEMENTS = {"cpu": 2**22, "cuda": 2**23}
+"""float64 elements of one output block; some 20 of them are alive at a time."""
 
 
 class Bias:
@@ -71,8 +74,9 @@ def judge_gemm(
         n = inputs.b.shape[0]
         fmt, out_format = format_of(inputs.a.dtype), format_of(outputs.out.dtype)
         tally, bias_sums = Tally("out", m, n), Bias(out_format)
-        rows = max(1, min(m, BLOCK_ELEMENTS // k))
-        cols = max(1, min(n, BLOCK_ELEMENTS // k, BLOCK_ELEMENTS // rows))
+        kind = "cuda" if inputs.a.is_cuda else "cpu"
+        rows = max(1, min(m, BLOCK_ELEMENTS[kind] // k))
+        cols = max(1, min(n, BLOCK_ELEMENTS[kind] // k, OUTPUT_ELEMENTS[kind] // rows))
         sa, sb = inputs.a_scale.reshape(-1), inputs.b_scale.reshape(-1)
         known = is_emulated(contract)
         for c in range(0, n, cols):

@@ -29,6 +29,7 @@ from validators.checkpoint import Checkpoint, CheckpointError, write_checkpoint
 from validators.kernels.base import KernelError, find_kernel
 from validators.layers_path import Kernels, Path, PathError, route_of, shapes_unsupported
 from validators.layers_picture import error_against_depth
+from validators.layers_timing import Clock
 from validators.layers_tp import ALL_REDUCE, Group, ParallelError, check_split
 from validators.layers_verdict import MARGIN, records
 from validators.layers_walk import Contracts, Judged, Result, Walk
@@ -66,6 +67,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the prompt and of synthetic weights")
     parser.add_argument("--margin", type=float, default=MARGIN, help=f"loss allowed to the fused path ({MARGIN})")
     parser.add_argument("--judge-unfused", action="store_true", help="judge the unfused path's linears too")
+    parser.add_argument("--timings", action="store_true", help="print where the time goes, by phase")
     parser.add_argument("--records", help="directory for the records (default: records/<UTC time>)")
     parser.add_argument("--picture", help="file for the picture of error against depth (default: layers.svg there)")
 
@@ -98,10 +100,13 @@ def command(parsed: argparse.Namespace) -> int:
         if reason := shapes_unsupported(kernels, source.config, parsed.tokens, group.size):
             raise LayersError(reason)
         contracts, origin = find_contracts(kernels, device)
+        clock = Clock(device, parsed.timings)
         result = walk(
             source, kernels, contracts, layers=layers, tokens=parsed.tokens, group=group, seed=parsed.seed,
-            judge_unfused=parsed.judge_unfused, say=print if first else _silent,
+            judge_unfused=parsed.judge_unfused, say=_say if first else _silent, clock=clock,
         )  # fmt: skip
+        for line in clock.lines(len(result.depths)) if first else []:
+            print(line)
         if group.real:
             _collect(result)
     if not first:
@@ -126,14 +131,15 @@ def command(parsed: argparse.Namespace) -> int:
 def walk(
     source: presets.Synthetic | Checkpoint, kernels: Kernels, contracts: Contracts, *, layers: int, tokens: int,
     group: Group | None = None, seed: int = 0, judge_unfused: bool = False, path: type[Path] = Path,
-    say: Callable[[str], None] = lambda line: None,
+    say: Callable[[str], None] = lambda line: None, clock: Clock | None = None,
 ) -> Result:  # fmt: skip
     """Walk ``layers`` layers with ``path`` as the fused path's wiring, the right wiring for the unfused one."""
     fused = path(kernels, source.config, source.quant_format)
     unfused = Path(kernels, source.config, source.quant_format, fused=False)
     prompt = presets.prompt(source.config, tokens, seed)
     steps = Walk(
-        source, fused, unfused, contracts, prompt, group=group or Group(), judge_unfused=judge_unfused, say=say
+        source, fused, unfused, contracts, prompt, group=group or Group(), judge_unfused=judge_unfused, say=say,
+        clock=clock,
     )  # fmt: skip
     return steps.run(layers)
 
@@ -208,6 +214,11 @@ def peak_bytes(device: str) -> int:
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # Linux counts KiB, macOS bytes.
     return most if sys.platform == "darwin" else most * 1024
+
+
+def _say(line: str) -> None:
+    # A walk takes minutes: a line that waits in a buffer is no progress.
+    print(line, flush=True)
 
 
 def _silent(line: str) -> None:

@@ -58,6 +58,7 @@ class Synthetic:
     def __init__(self, name: str, config: Config, device: str = "cpu", seed: int = 0) -> None:
         self.name, self.config, self.device = f"layers-{name}-s{seed}", config, device
         self._table = _code_table()
+        self._table_there = self._table.to(device)
         count = max(1, round(config.hidden * _OUTLIERS_PER_CHANNEL))
         order = self._uniform("outliers", config.hidden).argsort(stable=True)
         self._outlier = torch.zeros(config.hidden, dtype=torch.bool, device=device)
@@ -80,7 +81,7 @@ class Synthetic:
             made = bytearray(words.numpy().tobytes().translate(self._table.numpy().tobytes()))
             codes = torch.frombuffer(made, dtype=torch.uint8)
         else:
-            codes = self._table.to(self.device)[words.int()]
+            codes = torch.index_select(self._table_there, 0, words.int())
         rows = 0.5 + self._uniform(f"{name}.rows", out)
         if outliers:
             rows = torch.where(self._outlier, rows * _OUTLIER_GAIN, rows)
@@ -91,11 +92,13 @@ class Synthetic:
         return (1.0 + 0.1 * self._gaussian(name, count)).bfloat16()
 
     def _mlp(self, name: str, width: int, gain: float) -> Mlp:
-        c = self.config
-        return Mlp(
-            self._linear(f"{name}.gate_up", 2 * width, c.hidden, 1.0),
-            self._linear(f"{name}.down", c.hidden, width, 2.0 * gain, outliers=True),
-        )
+        return Mlp(self._gate_up(name, width), self._down(name, width, gain))
+
+    def _gate_up(self, name: str, width: int) -> Linear:
+        return self._linear(f"{name}.gate_up", 2 * width, self.config.hidden, 1.0)
+
+    def _down(self, name: str, width: int, gain: float) -> Linear:
+        return self._linear(f"{name}.down", self.config.hidden, width, 2.0 * gain, outliers=True)
 
     def layer(self, index: int) -> Layer:
         """The weights of layer ``index``; raises CheckpointError beyond the last."""
@@ -115,7 +118,8 @@ class Synthetic:
             mlp = Moe(
                 (self._gaussian(f"{p}.gate", c.experts, c.hidden) / c.hidden**0.5).bfloat16(),
                 0.02 * self._gaussian(f"{p}.correction", c.experts),
-                lambda e: self._mlp(f"{p}.expert{e}", c.moe_intermediate, gain),
+                lambda e: self._gate_up(f"{p}.expert{e}", c.moe_intermediate),
+                lambda e: self._down(f"{p}.expert{e}", c.moe_intermediate, gain),
                 self._mlp(f"{p}.shared", c.moe_intermediate * c.shared_experts, gain) if c.shared_experts else None,
             )  # fmt: skip
         return Layer(

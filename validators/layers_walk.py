@@ -33,6 +33,7 @@ from validators.cases.tensors import (
     QuantOutputs,
 )
 from validators.layers_path import FP8, TWIN, Path, stored, twin_contract
+from validators.layers_timing import Clock, TimedSource
 from validators.layers_tp import Group, column_shard, row_shard, rows_of
 from validators.records import Check, Comparison, Status
 from validators.run import Claim, judge
@@ -107,6 +108,15 @@ class Result:
     seconds: float = 0.0
 
 
+@dataclass
+class _Sent:
+    """What an arm sends to its experts. handed: codes and scale of the tokens; inner: of the rows of every expert."""
+
+    dispatch: glm.Dispatch
+    handed: tuple[Tensor, ...]
+    inner: tuple[Tensor, ...] = ()
+
+
 class StoppedError(RuntimeError):
     """An arm cannot go on: a step raised or returned what is no output. The judged list says where."""
 
@@ -126,14 +136,17 @@ class Walk:
     """A walk of ``tokens`` int64 [T] through ``source`` with a fused and an unfused path.
 
     judge_unfused: also judge the linears of the unfused path, which runs the same GEMM kernel.
-    say: called with one line a layer.
+    say: called with one line a layer. clock: where the time goes.
     """
 
     def __init__(
         self, source: Source, fused: Path, unfused: Path, contracts: Contracts, tokens: Tensor, *,
         group: Group = ALONE, judge_unfused: bool = False, say: Callable[[str], None] = lambda line: None,
+        clock: Clock | None = None,
     ) -> None:  # fmt: skip
-        self.source, self.config, self.contracts, self.group = source, source.config, contracts, group
+        self.clock = clock or Clock()
+        self.source = TimedSource(source, self.clock) if self.clock.on else source
+        self.config, self.contracts, self.group = source.config, contracts, group
         self.say, self.judge_unfused = say, judge_unfused
         embedded = source.embed(tokens)
         hidden = embedded.to(torch.bfloat16)
@@ -173,16 +186,19 @@ class Walk:
 
     def _layer(self, layer: Layer) -> Depth:
         config = self.config
-        self.truth = glm.attention_block(config, layer, self.truth)
+        with self.clock.phase("float64 model"):
+            self.truth = glm.attention_block(config, layer, self.truth)
         for arm in self.arms:
             handed = self._norm(arm, layer, "input")
             qkv = self._columns(arm, layer, "qkv_proj", lambda w: w.qkv, config.qkv_sizes(), handed)
-            attended = glm.attention(config, layer, qkv.double(), stored).to(torch.bfloat16)
+            with self.clock.phase("attention of the paths"):
+                attended = glm.attention(config, layer, qkv.double(), stored).to(torch.bfloat16)
             arm.hidden = self._rows(arm, layer, "o_proj", lambda w: w.o, attended)
         x = glm.rms_norm(self.truth, layer.post_norm, config.eps)
         rerouted: dict[str, int] = {}
         if isinstance(layer.mlp, Mlp):
-            self.truth = self.truth + glm.mlp(layer.mlp, x)
+            with self.clock.phase("float64 model"):
+                self.truth = self.truth + glm.mlp(layer.mlp, x)
             for arm in self.arms:
                 handed = self._norm(arm, layer, "post")
                 arm.hidden = self._mlp(arm, layer, "", _dense, handed)
@@ -195,11 +211,15 @@ class Walk:
         return Depth(layer.index, error, float(self.truth.square().mean().sqrt()), rerouted)
 
     def _moe(self, layer: Layer, moe: Moe, x: Tensor) -> dict[str, int]:
-        """The routed experts are the environment: W8A8 in float64, the same arithmetic in both arms."""
+        """What the routed experts add to the stream is the environment: W8A8 products in float64, the same arithmetic
+        in both arms. The quantizer runs and is judged on every row that they take; the GEMM kernel runs beside them and
+        is judged on one expert a layer.
+        """
         config = self.config
         right = glm.router(config, moe, x)
         rerouted: dict[str, int] = {}
         batches, shared = [Routed(x, *right)], []
+        sent: list[_Sent] = []
         for arm in self.arms:
             normed, handed = self._plain_norm(arm, layer)
             index, weight = glm.router(config, moe, normed.double())
@@ -207,21 +227,41 @@ class Walk:
             rerouted[arm.name] = int(changed.sum())
             # Quantized once before the tokens are sent to their experts, as fused MoE kernels do.
             taken = glm.values(handed[0]) * handed[1].double()
-            batches.append(Routed(taken, index, weight, self._feed(arm), stored))
+            sent.append(_Sent(glm.Dispatch.of(config, index, weight), handed))
+            batches.append(Routed(taken, index, weight, self._feed(arm, layer, sent[-1]), stored))
             shared.append(self._mlp(arm, layer, "shared.", _shared, handed) if moe.shared is not None else None)
-        truth, *outs = glm.experts(config, moe, batches)
-        self.truth = self.truth + truth + (0.0 if moe.shared is None else glm.mlp(moe.shared, x))
+        with self.clock.phase("routed experts"):
+            truth, *outs = glm.experts(config, moe, batches)
+        for arm, own in zip(self.arms, sent, strict=True):
+            if arm.name == "fused" or self.judge_unfused:
+                self._sampled_expert(arm, layer, moe, own)
+        with self.clock.phase("float64 model"):
+            self.truth = self.truth + truth + (0.0 if moe.shared is None else glm.mlp(moe.shared, x))
         for arm, out, extra in zip(self.arms, outs, shared, strict=True):
             routed = out.float().to(torch.bfloat16)
             arm.hidden = routed if extra is None else (routed.float() + extra.float()).to(torch.bfloat16)
         return rerouted
 
-    def _feed(self, arm: Arm) -> Callable[[Tensor], Tensor]:
+    def _feed(self, arm: Arm, layer: Layer, sent: _Sent) -> Callable[[Tensor], Tensor]:
         def feed(x: Tensor) -> Tensor:
-            codes, scale = arm.path.quantize(x.float().to(torch.bfloat16))
-            return glm.values(codes) * scale.double()
+            sent.inner = self._quantized(arm, layer, "experts.down_proj", x.float().to(torch.bfloat16), 0)
+            return glm.values(sent.inner[0]) * sent.inner[1].double()
 
         return feed
+
+    def _sampled_expert(self, arm: Arm, layer: Layer, moe: Moe, sent: _Sent) -> None:
+        """Run and judge both GEMMs of the expert with the most tokens (the first of equals) on what it really took.
+        What they return goes nowhere: the stream's experts are float64 in both arms, so that the arms stay alike."""
+        spans = sent.dispatch.spans
+        number = max(spans, key=lambda e: (spans[e].stop - spans[e].start, -e))
+        span, step = spans[number], f"experts.{number}"
+        rows = sent.dispatch.row[span]
+        for name, make, (codes, scale) in (
+            ("gate_up_proj", moe.gate_up, (_rows_of(sent.handed[0], rows), sent.handed[1][rows])),
+            ("down_proj", moe.down, (sent.inner[0][span], sent.inner[1][span])),
+        ):
+            weights = make(number)
+            self._linear(arm, layer, f"{step}.{name}", weights, weights, (codes, scale), 0)
 
     def _mlp(
         self, arm: Arm, layer: Layer, prefix: str, of: Callable[[Layer], Mlp], handed: tuple[Tensor, ...]
@@ -290,13 +330,17 @@ class Walk:
         for rank in group.local:
             part, own = (slice(None), right) if group.size == 1 else row_shard(right, rank, group.size)
             claimed = used if group.size == 1 else row_shard(used, rank, group.size)[1]
-            inputs, began = QuantInputs(x[:, part].contiguous(), FP8), time.perf_counter()
-            quantize = functools.partial(arm.path.quantize, inputs.x)
-            handed = self._try(arm, layer, step, "per_token_quant", quantize)
-            outputs = QuantOutputs(handed[0], handed[1])
-            self._judge(arm, layer, step, "per_token_quant", inputs, outputs, self.contracts.quant, [], began, rank)
+            handed = self._quantized(arm, layer, step, x[:, part].contiguous(), rank)
             parts.append(self._linear(arm, layer, step, own, claimed, handed, rank))
         return group.all_reduce(parts)
+
+    def _quantized(self, arm: Arm, layer: Layer, step: str, x: Tensor, rank: int) -> tuple[Tensor, ...]:
+        inputs, began = QuantInputs(x, FP8), time.perf_counter()
+        quantize = functools.partial(arm.path.quantize, inputs.x)
+        handed = self._try(arm, layer, step, "per_token_quant", quantize)
+        outputs = QuantOutputs(handed[0], handed[1])
+        self._judge(arm, layer, step, "per_token_quant", inputs, outputs, self.contracts.quant, [], began, rank)
+        return handed
 
     def _linear(
         self, arm: Arm, layer: Layer, step: str, right: Linear, claimed: Linear, handed: tuple[Tensor, ...], rank: int
@@ -315,6 +359,13 @@ class Walk:
     def _judge(
         self, arm: Arm, layer: Layer, step: str, op: str, inputs: Inputs, outputs: Outputs,
         contract: NormQuantContract | GemmContract, checks: list[Check], began: float, rank: int = 0,
+    ) -> None:  # fmt: skip
+        with self.clock.phase(f"judging {op}"):
+            self._judge_untimed(arm, layer, step, op, inputs, outputs, contract, checks, began, rank)
+
+    def _judge_untimed(
+        self, arm: Arm, layer: Layer, step: str, op: str, inputs: Inputs, outputs: Outputs,
+        contract: NormQuantContract | GemmContract, checks: list[Check], began: float, rank: int,
     ) -> None:  # fmt: skip
         try:
             shape = integrity.check_outputs(inputs, outputs, op, strict=False)
@@ -338,7 +389,8 @@ class Walk:
 
     def _try(self, arm: Arm, layer: Layer, step: str, op: str, action: Callable[[], _T]) -> _T:
         try:
-            return action()
+            with self.clock.phase(f"kernels: {op}"):
+                return action()
         except Exception as error:
             names = {"add_rmsnorm_quant": self.contracts.norm, "per_token_quant": self.contracts.quant}
             contract = names.get(op, self.contracts.gemm).name
@@ -361,6 +413,11 @@ class Walk:
         together = torch.cat(list(ends.values()))
         every = glm.logits(self.source, together).split(len(self.truth))
         self.result.logits = dict(zip(ends, every, strict=True))
+
+
+def _rows_of(codes: Tensor, rows: Tensor) -> Tensor:
+    # FP8 tensors have no index on every backend; their bytes do.
+    return codes.view(torch.uint8)[rows].view(codes.dtype)
 
 
 def _dense(layer: Layer) -> Mlp:

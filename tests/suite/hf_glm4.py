@@ -95,7 +95,8 @@ class HfSource:
             correction = get("mlp.gate.e_score_correction_bias")
             mlp = g.Moe(
                 get("mlp.gate.weight"), 0 * correction if self.broken == "correction" else correction,
-                lambda e: self._expert(index, e), None if self.broken == "shared" else dense("mlp.shared_experts"),
+                lambda e: self._expert(index, e).gate_up, lambda e: self._expert(index, e).down,
+                None if self.broken == "shared" else dense("mlp.shared_experts"),
             )  # fmt: skip
         o = g.Linear(get("self_attn.o_proj.weight"))
         post = get("post_attention_layernorm.weight")

@@ -75,14 +75,17 @@ def test_a_linear_of_fp8_codes_is_its_exact_product() -> None:
 def test_experts_of_several_batches_equal_those_of_each_alone() -> None:
     draw = torch.Generator().manual_seed(0)
     config = g.Config(8, 1, 2, 1, 4, 16, 4, 6, 2, 0, 0, 10)
-    made: list[int] = []
+    made: list[tuple[str, int]] = []
 
-    def expert(number: int) -> g.Mlp:
-        made.append(number)
-        own = torch.Generator().manual_seed(number)
-        return g.Mlp(g.Linear(torch.randn(8, 8, generator=own)), g.Linear(torch.randn(8, 4, generator=own)))
+    def gate_up(number: int) -> g.Linear:
+        made.append(("gate_up", number))
+        return g.Linear(torch.randn(8, 8, generator=torch.Generator().manual_seed(number)))
 
-    moe = g.Moe(torch.randn(6, 8, generator=draw), torch.zeros(6), expert, None)
+    def down(number: int) -> g.Linear:
+        made.append(("down", number))
+        return g.Linear(torch.randn(8, 4, generator=torch.Generator().manual_seed(99 - number)))
+
+    moe = g.Moe(torch.randn(6, 8, generator=draw), torch.zeros(6), gate_up, down, None)
     xs = [
         torch.randn(5, 8, generator=draw, dtype=torch.float64),
         torch.randn(3, 8, generator=draw, dtype=torch.float64),
@@ -94,7 +97,7 @@ def test_experts_of_several_batches_equal_those_of_each_alone() -> None:
         alone = g.experts(config, moe, [batch])[0]
         terms = []
         for x, index, weight in zip(batch.x, batch.index, batch.weight, strict=True):
-            outs = [float(w) * g.mlp(expert(int(e)), x[None])[0] for e, w in zip(index, weight, strict=True)]
+            outs = [float(w) * g.mlp(moe.expert(int(e)), x[None])[0] for e, w in zip(index, weight, strict=True)]
             terms.append(torch.stack(outs).sum(0))
         size = 2.0**-45 * float(got.abs().max())
         assert float((got - alone).abs().max()) <= size

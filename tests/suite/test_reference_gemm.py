@@ -221,7 +221,8 @@ def test_blocks_do_not_change_the_comparison(elements: int, monkeypatch: pytest.
     outputs.out[::7, ::11] *= 1.5
     whole, whole_bias = judge_gemm(inputs, outputs, GEMM_CONTRACTS["fp32"])
     assert whole[0].violations > 0
-    monkeypatch.setattr("validators.compare_gemm.BLOCK_ELEMENTS", elements)
+    monkeypatch.setattr("validators.compare_gemm.BLOCK_ELEMENTS", {"cpu": elements})
+    monkeypatch.setattr("validators.compare_gemm.OUTPUT_ELEMENTS", {"cpu": elements})
     blocked, blocked_bias = judge_gemm(inputs, outputs, GEMM_CONTRACTS["fp32"])
     assert [{e.row for e in c.worst} for c in blocked] == [{e.row for e in c.worst} for c in whole]
     same = ("violations", "judged", "single", "where", "rows", "cols", "ulp_histogram", "worst_use", "use_quantiles")
