@@ -145,7 +145,10 @@ def _cells(requirement: Requirement, target: Target, mine: Sequence[Record]) -> 
             for kernel in target.kernels[op]:
                 yield from _lanes_of(requirement, target, op, kernel, [r for r in of_op if r.kernel == kernel])
         elif target.one_path:
-            yield _whole(stage, op, target.kernels[op][0], of_op)
+            kernel = target.kernels[op][0]
+            # A kernel of the user's own has no golden: nobody else could check it.
+            if not (stage == "goldens" and ":" in kernel):
+                yield _whole(stage, op, kernel, of_op)
         else:
             # A whole machine: one path through the layers shows the ops in a model, and each golden its own kernel.
             yield _whole(stage, op, "", of_op)
@@ -252,7 +255,7 @@ def _failure(op: str, kernel: str, group: Sequence[Record], mine: Sequence[Recor
     statuses = " and ".join(dict.fromkeys("DRIFTED" if r.status is Status.PASSED and _drifted(r) else
                             "PASSED against its own numbers" if r.status is Status.PASSED else r.status.value
                             for r in sorted(group, key=lambda r: list(Status).index(r.status))))  # fmt: skip
-    of = f"{op} of {kernel}" if op in OPS else kernel
+    of = f"{op if op in OPS else stage_of(group[0])} of {kernel}"
     text = f"{of}: {statuses} in {len(cases)} of {len(every)} cases ({'; '.join(places)})."
     causes = Counter(cause for r in group if (cause := cause_of(r)))
     for cause, count in causes.most_common(_MOST_CAUSES):
@@ -289,6 +292,8 @@ def _said(record: Record) -> str:
     if _drifted(record) and record.status is Status.PASSED:
         check = next((c for c in record.checks if c.name == "golden"), None)
         return check.detail.rstrip(".") if check else "other bits than accepted"
+    if record.reasons and not record.comparisons:
+        return record.reasons[0].rstrip(".")
     return report.headline(record).rstrip(".")
 
 
