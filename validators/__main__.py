@@ -1,4 +1,4 @@
-"""The command line: ``python -m validators list|run|identify|probe|explain|trace|layers|report|signoff``.
+"""The command line: ``python -m validators list|run|identify|probe|explain|trace|layers|report|signoff|machine``.
 
 Exit codes: 0 everything PASSED (UNSUPPORTED only with a reason, and at least one PASSED); 1 anything
 FAILED, NONDETERMINISTIC or MISTRUSTED, or a claim is NOT SIGNED; 2 bad usage, nothing ran, or an ERROR
@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NoReturn
 
-from validators import report, signoff, signoff_command, store, trace
+from validators import machine, report, signoff, signoff_command, store, trace
 from validators.claims import ClaimError
 from validators.depths import DepthError
 from validators.plan import (
@@ -161,6 +161,10 @@ def _parser() -> argparse.ArgumentParser:
     add = commands.add_parser("signoff", help="SIGNED, NOT SIGNED or UNTESTED, from records alone")
     signoff_command.add_options(add)
     add.set_defaults(command=signoff_command.command)
+
+    add = commands.add_parser("machine", help="run every stage that this machine can run, then sign off")
+    machine.add_options(add)
+    add.set_defaults(command=machine.command)
     return parser
 
 

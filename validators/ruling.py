@@ -85,7 +85,7 @@ class Ruling:
         return tuple(f"{count} cell{'s' if count > 1 else ''} {sentence}" for sentence, count in used.items())
 
 
-def rule(target: Target, policy: Policy, records: Sequence[Record], records_dir: str = "records") -> Ruling:
+def rule(target: Target, policy: Policy, records: Sequence[Record], records_dir: str = "") -> Ruling:
     """Decide. ``records``: all there are, doubles excluded. Raises ClaimError where claim and policy do not fit."""
     mine, excluded = _counting(target, records)
     cells: list[Cell] = []
@@ -95,7 +95,7 @@ def rule(target: Target, policy: Policy, records: Sequence[Record], records_dir:
     if not cells:
         raise ClaimError(f"policy {policy.name} requires nothing of claim {target.name!r} on {target.arch}.")
     cells = [_waive(cell, policy, target) for cell in cells]
-    records_dir = records_dir if mine else f"records/{target.arch}"
+    records_dir = records_dir or f"records/{target.arch}"
     reasons = _reasons(target, cells, mine)
     open_cells = [cell for cell in cells if cell.state == UNTESTED]
     steps = tuple(_steps(target, cells, mine, records_dir))

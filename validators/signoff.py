@@ -160,7 +160,12 @@ def under_policy(
         targets = of_machines(counted)
         if not targets:
             raise SignoffError("no kernel ran in these records, so there is nothing to sign; name a claim.")
-    rulings = tuple(ruling.rule(target, policy, counted, records_dir) for target in targets)
+
+    def where(target: Target) -> str:
+        """Commands write where the claim's records are; those of a machine that sent none yet, to its own folder."""
+        return records_dir if any(target.names(r) for r in counted) else ""
+
+    rulings = tuple(ruling.rule(target, policy, counted, where(target)) for target in targets)
     unused = ruling.unused_waivers(policy, rulings)
     if unused:
         raise SignoffError(

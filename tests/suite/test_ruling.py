@@ -62,7 +62,7 @@ def path() -> list[Record]:
 
 
 def ruled(records: list[Record], chosen: Policy = EVERY, target: Target = TARGET) -> Ruling:
-    return rule(target, chosen, records)
+    return rule(target, chosen, records, "records")
 
 
 def test_every_cell_passed_is_signed() -> None:
