@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from validators.cases.ops import OPS
 from validators.records import Record
-
-OPS = ("add_rmsnorm_quant", "per_token_quant", "ptpc_gemm")
 
 
 class ClaimError(ValueError):
