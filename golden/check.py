@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from validators.cases.case import Case, CaseError
 from validators.cases.inputs import build, digest
 from validators.cases.recipes import reasons_impossible
 from validators.kernels.arch import ArchError, architecture
+from validators.records import Check, Record, Status
+from validators.store import provenance
 
 DATA = Path(__file__).resolve().parent / "data"
 """The repository's own store."""
@@ -84,9 +87,21 @@ def check_row(row: Row, tensors: dict[str, Tensor], device: str | None = None) -
     except (CaseError, GoldenError) as error:
         wrong = [str(error)]
     state = State.FAILED if wrong else State.UNCHANGED
-    return Outcome(
-        row.id, row.kind, row.kind, row.arch or "any", state, "; ".join(wrong), (), None, time.perf_counter() - start
-    )
+    seconds = time.perf_counter() - start
+    record = _truth_record(row, on, state, wrong, seconds)
+    return Outcome(row.id, row.kind, row.kind, row.arch or "any", state, "; ".join(wrong), (), record, seconds)
+
+
+def _truth_record(row: Row, device: str, state: State, wrong: list[str], seconds: float) -> Record:
+    """That the truth or the inputs are as accepted: a record of no kernel, op ``goldens``."""
+    status = Status.FAILED if wrong else Status.PASSED
+    return Record(
+        status=status, reasons=tuple(wrong), kernel=f"golden/{row.kind}", op=kernel.LANE, case=row.case,
+        lane=kernel.LANE, contract=row.kind, contract_from="declared", device=device, arch="any",
+        checks=(Check("golden", not wrong, "; ".join(wrong) or "the accepted bits", "determinism"),), seconds=seconds,
+        reproduce=f"python -m golden check --id {shlex.quote(row.id)}",
+        provenance={**provenance(device), "golden": {"id": row.id, "state": state.value}},
+    )  # fmt: skip
 
 
 def _device_of(row: Row, device: str | None) -> str | None:

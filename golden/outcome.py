@@ -26,7 +26,8 @@ class State(str, Enum):
 class Outcome:
     """State of one golden. sentence: why, empty for UNCHANGED. drifts: per output whose bits differ.
 
-    record: verdict of the kernel's outputs under the contract, None for reference and inputs goldens.
+    record: verdict of the kernel's outputs under the contract; of reference and inputs goldens, whether they
+    are as accepted.
     """
 
     id: str

@@ -1,4 +1,4 @@
-"""The command line: ``python -m validators list|run|identify|probe|explain|trace|layers|report|signoff``.
+"""The command line: ``python -m validators list|run|identify|probe|explain|trace|layers|report|signoff|machine``.
 
 Exit codes: 0 everything PASSED (UNSUPPORTED only with a reason, and at least one PASSED); 1 anything
 FAILED, NONDETERMINISTIC or MISTRUSTED, or a claim is NOT SIGNED; 2 bad usage, nothing ran, or an ERROR
@@ -17,7 +17,9 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NoReturn
 
-from validators import report, signoff, store, trace
+from validators import machine, report, signoff, signoff_command, store, trace
+from validators.claims import ClaimError
+from validators.depths import DepthError
 from validators.plan import (
     Planned,
     UsageError,
@@ -62,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _say("interrupted; what was recorded until then is on disk.")
         return 2
-    except (UsageError, store.StoreError, signoff.SignoffError, TraceError) as error:
+    except (UsageError, store.StoreError, signoff.SignoffError, TraceError, ClaimError, DepthError) as error:
         _say(str(error))
         return 2
     except ModuleNotFoundError as error:
@@ -156,10 +158,13 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--all", action="store_true", help=f"every failure report, not only the first {MOST_REPORTS}")
     add.set_defaults(command=_report)
 
-    add = commands.add_parser("signoff", help="SIGNED or NOT SIGNED, from records alone")
-    add.add_argument("records", metavar="DIR")
-    add.add_argument("--out", help="where signoff.json, .md and .html go (default: DIR)")
-    add.set_defaults(command=_signoff)
+    add = commands.add_parser("signoff", help="SIGNED, NOT SIGNED or UNTESTED, from records alone")
+    signoff_command.add_options(add)
+    add.set_defaults(command=signoff_command.command)
+
+    add = commands.add_parser("machine", help="run every stage that this machine can run, then sign off")
+    machine.add_options(add)
+    add.set_defaults(command=machine.command)
     return parser
 
 
@@ -380,22 +385,6 @@ def _report(parsed: argparse.Namespace) -> int:
     print(report.summary_table(records))
     print(report.strength_sentence(records))
     return exit_code(records)
-
-
-def _signoff(parsed: argparse.Namespace) -> int:
-    decided = signoff.signoff_directory(parsed.records, warn=_say)
-    paths = signoff.write(decided, parsed.out or parsed.records, warn=_say)
-    print(decided.decision)
-    for c in decided.claims:
-        print(f"  {c.decision}: {c.kernel}, contract {c.contract}, {c.arch}")
-        for text in (*c.reasons, *c.caveats):
-            print(f"    {text}")
-        for _, command in c.untested:
-            print(f"      {command}")
-    for text in decided.ignored:
-        print(text)
-    print(f"written: {', '.join(map(str, paths))}")
-    return decided.exit_code
 
 
 if __name__ == "__main__":

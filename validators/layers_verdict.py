@@ -171,13 +171,24 @@ def records(
             )
         )  # fmt: skip
     status, reasons, checks = trajectory(result, margin)
+    whole = frame(kernels.norm, "add_rmsnorm_quant")
+    whole["provenance"]["trajectory"] = medians_by_layer(result)
     found.append(
         Record(
             status=status, reasons=reasons, case=f"layers-{model}-trajectory", contract=contracts.norm.name,
             contract_from=origin["add_rmsnorm_quant"], checks=checks, seconds=result.seconds, peak_bytes=peak_bytes,
-            **frame(kernels.norm, "add_rmsnorm_quant"),
+            **whole,
         )
     )  # fmt: skip
+    return found
+
+
+def medians_by_layer(result: Result) -> dict[str, list[float | int | None]]:
+    """``layers``, and for each path the median relative error of the hidden state after it; None if not finite."""
+    found: dict[str, list[float | int | None]] = {"layers": [d.layer for d in result.depths]}
+    for arm in ("fused", "unfused"):
+        values = [float(d.error[arm].median()) for d in result.depths]
+        found[arm] = [v if math.isfinite(v) else None for v in values]
     return found
 
 

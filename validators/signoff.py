@@ -11,6 +11,7 @@ not. What can hurt it: any record of its kernel, also one that died before its c
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import hashlib
 import json
@@ -20,13 +21,19 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from validators import report, store
+from validators.judged import BAD, FAILING, commits, contradictions, inconsistency
 from validators.records import Record, Status
 
+if TYPE_CHECKING:
+    from validators.claims import Target
+    from validators.policy import Policy
+    from validators.ruling import Ruling
+
 SIGNOFF_SCHEMA_VERSION = 1
-SIGNED, NOT_SIGNED = "SIGNED", "NOT SIGNED"
+SIGNED, NOT_SIGNED, UNTESTED = "SIGNED", "NOT SIGNED", "UNTESTED"
 
 REQUIRED_LANES: dict[str, tuple[str, ...]] = {
     # The norm's square root leaves nothing that every correct kernel must get bit for bit: no exact lane.
@@ -36,8 +43,8 @@ REQUIRED_LANES: dict[str, tuple[str, ...]] = {
 }
 """Lanes that hold cases, by op. Written down because the suite of cases needs torch; a test compares the two."""
 
-_FAILING = (Status.FAILED, Status.NONDETERMINISTIC, Status.MISTRUSTED)
-_BAD = (*_FAILING, Status.ERROR)
+STAGE_LANES: dict[str, tuple[str, ...]] = {"gsm8k_parity": ("parity",), "trace": ("trace",), "goldens": ("goldens",)}
+"""Records of a whole path have the one lane of their stage."""
 
 
 class SignoffError(ValueError):
@@ -76,7 +83,7 @@ class Claim:
     @property
     def failing(self) -> list[Record]:
         """Records that stand in the way, in the order recorded."""
-        return [r for r in self.records if r.status in _BAD or _inconsistency(r)]
+        return [r for r in self.records if r.status in BAD or inconsistency(r)]
 
 
 @dataclass(frozen=True)
@@ -88,21 +95,35 @@ class Signoff:
     warnings: tuple[str, ...]
     files: tuple[tuple[str, str], ...] = ()
     date: str = ""
+    rulings: tuple[Ruling, ...] = ()
 
     @property
     def decision(self) -> str:
-        """SIGNED if every claim is; ``in emulation only`` if no claim is about a shipped kernel."""
+        """SIGNED if every claim is; ``in emulation only`` if no claim is about a shipped kernel.
+
+        Under a policy the rulings decide: NOT SIGNED if any is, else UNTESTED if any is.
+        """
+        if self.rulings:
+            by_outcome = {ruling.outcome: ruling.decision for ruling in reversed(self.rulings)}
+            if SIGNED in by_outcome and len(by_outcome) == 1:
+                every = dict.fromkeys(ruling.decision for ruling in self.rulings)
+                return next(iter(every)) if len(every) == 1 else SIGNED
+            return NOT_SIGNED if NOT_SIGNED in by_outcome else UNTESTED
         if not all(c.signed for c in self.claims):
             return NOT_SIGNED
-        return f"{SIGNED} in emulation only" if all(c.emulated for c in self.claims) else SIGNED
+        emulated = [c.emulated for c in self.claims if c.op not in STAGE_LANES]
+        return f"{SIGNED} in emulation only" if emulated and all(emulated) else SIGNED
 
     @property
     def exit_code(self) -> int:
-        """0 SIGNED; 1 NOT SIGNED; 2 NOT SIGNED where records of ERROR, and no failing one, are in the way."""
+        """0 SIGNED; 1 NOT SIGNED; 2 UNTESTED, or NOT SIGNED where ERROR and no failing record is in the way."""
+        if self.decision == UNTESTED:
+            return 2
         if self.decision != NOT_SIGNED:
             return 0
-        seen = {r.status for c in self.claims for r in c.records}
-        return 2 if Status.ERROR in seen and not seen.intersection(_FAILING) else 1
+        counted = [r for ruling in self.rulings for r in ruling.records] or [r for c in self.claims for r in c.records]
+        seen = {r.status for r in counted}
+        return 2 if Status.ERROR in seen and not seen.intersection(FAILING) else 1
 
 
 def decide(records: Sequence[Record], *, warnings: Sequence[str] = (), records_dir: str = "records") -> Signoff:
@@ -122,8 +143,56 @@ def decide(records: Sequence[Record], *, warnings: Sequence[str] = (), records_d
     return Signoff(tuple(claims), tuple(ignored), tuple(warnings), date=_now())
 
 
-def signoff_directory(directory: str | Path, *, warn: Callable[[str], None] | None = None) -> Signoff:
-    """Read every record under ``directory`` and decide; raises StoreError or SignoffError."""
+def under_policy(
+    records: Sequence[Record], policy: Policy, targets: Sequence[Target] | None = None, *,
+    warnings: Sequence[str] = (), records_dir: str = "records",
+) -> Signoff:  # fmt: skip
+    """The sign-off of claims ``targets`` (None: every kernel of each machine in the records) under ``policy``.
+
+    Raises SignoffError where nothing can be ruled, and for a waiver that no cell needed.
+    """
+    from validators import ruling
+    from validators.claims import of_machines
+
+    counted = [r for r in records if not r.fake]
+    fakes = len(records) - len(counted)
+    if targets is None:
+        targets = of_machines(counted)
+        if not targets:
+            raise SignoffError("no kernel ran in these records, so there is nothing to sign; name a claim.")
+
+    def where(target: Target) -> str:
+        """Commands write where the claim's records are; those of a machine that sent none yet, to its own folder."""
+        return records_dir if any(target.names(r) for r in counted) else ""
+
+    rulings = tuple(ruling.rule(target, policy, counted, where(target)) for target in targets)
+    unused = ruling.unused_waivers(policy, rulings)
+    if unused:
+        raise SignoffError(
+            f"waiver {unused[0].name!r} of policy {policy.name} matches nothing that is not PASSED; remove it."
+        )
+    mine = list({id(r): r for one in rulings for r in one.records}.values())
+    keys = _claim_keys(mine)
+    claims = [_claim(key, [r for r in mine if _belongs(r, key, keys)], records_dir) for key in keys]
+    ignored = [f"{fakes} records of test doubles were ignored."] if fakes else []
+    for one in rulings:
+        ignored += [f"{count} records do not count for {one.target.name!r}. {why}." for why, count in one.excluded]
+    others = len(counted) - len(mine) - sum(count for one in rulings for _, count in one.excluded)
+    if others > 0:
+        ignored.append(f"{others} records are about other kernels or architectures.")
+    return Signoff(tuple(claims), tuple(ignored), tuple(warnings), date=_now(), rulings=rulings)
+
+
+def signoff_directory(
+    directory: str | Path | Sequence[str | Path], *, warn: Callable[[str], None] | None = None,
+    policy: Policy | None = None, target: Callable[[Sequence[Record]], Sequence[Target]] | None = None,
+) -> Signoff:  # fmt: skip
+    """Read every record under one directory or several and decide; raises StoreError or SignoffError.
+
+    policy: without it every claim in the records must be signed in every lane of its op. target: makes the claims out
+    of the records, for a policy.
+    """
+    directories = [directory] if isinstance(directory, str | Path) else list(directory)
     said: list[str] = []
 
     def both(sentence: str) -> None:
@@ -131,15 +200,26 @@ def signoff_directory(directory: str | Path, *, warn: Callable[[str], None] | No
         if warn is not None:
             warn(sentence)
 
-    records = store.load(directory, warn=both)
-    if not records:
-        raise SignoffError(f"{directory} holds no records.")
-    decided = decide(records, warnings=said, records_dir=str(directory))
-    root = Path(directory)
-    digests = [
-        (str(p.relative_to(root)), hashlib.sha256(p.read_bytes()).hexdigest()) for p in store.record_files(directory)
-    ]
-    return Signoff(decided.claims, decided.ignored, decided.warnings, tuple(digests), decided.date)
+    records: list[Record] = []
+    digests: dict[str, tuple[str, str]] = {}
+    for root in directories:
+        found = store.load(root, warn=both)
+        if not found:
+            raise SignoffError(f"{root} holds no records.")
+        records += found
+        for p in store.record_files(root):
+            name = str(p.relative_to(root)) if len(directories) == 1 else str(p)
+            digests[str(p.resolve())] = (name, hashlib.sha256(p.read_bytes()).hexdigest())
+    if len({digest for _, digest in digests.values()}) < len(digests) or len(digests) < sum(
+        len(store.record_files(root)) for root in directories
+    ):
+        raise SignoffError("the directories hold one record file twice; name each machine's records once.")
+    where = str(directories[0]) if directories else "records"
+    if policy is None:
+        decided = decide(records, warnings=said, records_dir=where)
+    else:
+        decided = under_policy(records, policy, target(records) if target else None, warnings=said, records_dir=where)
+    return dataclasses.replace(decided, files=tuple(digests.values()))
 
 
 _Key = tuple[str, str, str | None, str]
@@ -177,7 +257,7 @@ def _belongs(record: Record, key: _Key, keys: Sequence[_Key]) -> bool:
 
 def _claim(key: _Key, records: list[Record], records_dir: str) -> Claim:
     kernel, op, contract, arch = key
-    lanes = report.lane_order([*REQUIRED_LANES.get(op, report.LANES), *(r.lane for r in records)])
+    lanes = report.lane_order([*(REQUIRED_LANES | STAGE_LANES).get(op, report.LANES), *(r.lane for r in records)])
     cells = {lane: _cell([r for r in records if r.lane == lane]) for lane in lanes}
     untested = tuple((lane, _test_command(records, lane, records_dir)) for lane in lanes if not _ran(cells[lane]))
     reasons = _reasons(records, cells, untested)
@@ -214,13 +294,13 @@ def _reasons(
         reasons.append("No contract was declared, given or identified, so there is nothing to hold the kernel to.")
     for lane, cell in cells.items():
         here = [r for r in records if r.lane == lane]
-        for status in _BAD:
+        for status in BAD:
             found = [r for r in here if r.status is status]
             if found:
                 total = len({r.case for r in here})
                 first = f"{found[0].case}: {report.headline(found[0])}"
                 reasons.append(f"Lane {lane}: {cell[status]} of {total} cases {status.value}, first {first}.")
-        if _ran(cell) and not cell[Status.PASSED] and not any(cell[s] for s in _BAD):
+        if _ran(cell) and not cell[Status.PASSED] and not any(cell[s] for s in BAD):
             reasons.append(f"Lane {lane}: no case PASSED ({report.counts_text(cell)}).")
         silent = sorted({r.case for r in here if r.status is Status.UNSUPPORTED and not any(map(str.strip, r.reasons))})
         if silent:
@@ -228,63 +308,25 @@ def _reasons(
         left = {r.case for r in here if r.status is Status.UNTESTED}
         if _ran(cell) and left:
             reasons.append(f"Lane {lane}: {len(left)} cases UNTESTED, first {min(left)}.")
-    reasons += _contradictions(records)
+    reasons += contradictions(records)
     reasons += [
-        f"Record of {r.case} says PASSED and {problem}." for r in records if (problem := _inconsistency(r)) is not None
+        f"Record of {r.case} says PASSED and {problem}." for r in records if (problem := inconsistency(r)) is not None
     ]
     if untested:
         reasons.append(f"UNTESTED: {', '.join(lane for lane, _ in untested)}.")
     return reasons
 
 
-def _contradictions(records: list[Record]) -> list[str]:
-    """Cases that PASSED and also did not: no later record silently replaces an earlier one."""
-    by_case: dict[str, list[Record]] = {}
-    for record in records:
-        by_case.setdefault(record.case, []).append(record)
-    found = []
-    for case, group in by_case.items():
-        bad = [r for r in group if r.status in _BAD]
-        good = [r for r in group if r.status is Status.PASSED]
-        if bad and good:
-            found.append(
-                f"Contradiction: {case} is PASSED in {len(good)} records (commit {_commits(good)}) and "
-                f"{bad[0].status.value} in {len(bad)} (commit {_commits(bad)}); "
-                "sign off from records of one run once it is understood."
-            )
-    return found
-
-
-def _commits(records: Sequence[Record]) -> str:
-    names = dict.fromkeys(str(r.provenance.get("commit") or "unknown")[:10] for r in records)
-    return ", ".join(names)
-
-
-def _inconsistency(record: Record) -> str | None:
-    """What in a PASSED record's own numbers says otherwise, or None."""
-    if record.status is not Status.PASSED:
-        return None
-    for c in record.comparisons:
-        if c.violations:
-            return f"holds {c.violations:,} violations of {c.output}"
-    for check in record.checks:
-        if check.ok is False:
-            return f"holds a check that failed ({check.name})"
-    if not any(c.judged for c in record.comparisons) and not any(check.ok for check in record.checks):
-        return "holds nothing that was judged"
-    return None
-
-
 def _caveats(records: Sequence[Record]) -> list[str]:
     """What a reader should know beside the decision."""
     caveats = []
-    commits = {r.provenance.get("commit") for r in records}
-    if len(commits) > 1:
-        caveats.append(f"The records come from {len(commits)} commits: {_commits(records)}.")
+    known = {r.provenance.get("commit") for r in records}
+    if len(known) > 1:
+        caveats.append(f"The records come from {len(known)} commits: {commits(records)}.")
     dirty = sum(bool(r.provenance.get("dirty")) for r in records)
     if dirty:
         caveats.append(f"{dirty} of {len(records)} records were made with sources that differ from their commit.")
-    if None in commits:
+    if None in known:
         caveats.append("Some records do not name the commit that made them.")
     torches = sorted({str(r.provenance["torch"]) for r in records if r.provenance.get("torch")})
     if len(torches) > 1:
@@ -317,6 +359,7 @@ def to_dict(signoff: Signoff) -> dict[str, Any]:
     return {
         "schema": SIGNOFF_SCHEMA_VERSION,
         "decision": signoff.decision,
+        "rulings": [_ruling_dict(ruling) for ruling in signoff.rulings],
         "exit_code": signoff.exit_code,
         "date": signoff.date,
         "warnings": list(signoff.warnings),
@@ -342,6 +385,40 @@ def to_dict(signoff: Signoff) -> dict[str, Any]:
             for c in signoff.claims
         ],
     }
+
+
+def _ruling_dict(ruling: Ruling) -> dict[str, Any]:
+    target = ruling.target
+    return {
+        "claim": {
+            "name": target.name,
+            "about": target.about,
+            "arch": target.arch,
+            "kernels": {op: list(names) for op, names in target.kernels.items()},
+            "contracts": dict(target.contracts),
+            "versions": dict(target.versions),
+            "source": target.source,
+        },
+        "policy": {"name": ruling.policy.name, "about": ruling.policy.about},
+        "decision": ruling.decision,
+        "outcome": ruling.outcome,
+        "emulated": ruling.emulated,
+        "reasons": list(ruling.reasons),
+        "waived": list(ruling.waived),
+        "excluded": [{"why": why, "records": count} for why, count in ruling.excluded],
+        "steps": [
+            {"machine": s.machine, "covers": s.covers, "commands": list(s.commands), "note": s.note}
+            for s in ruling.steps
+        ],
+        "cells": [
+            {
+                "stage": c.stage, "op": c.op, "kernel": c.kernel, "lane": c.lane, "depth": c.depth, "state": c.state,
+                "counts": {s.value: n for s, n in c.counts.items()}, "why": list(c.why),
+                "waiver": c.waiver.name if c.waiver else None,
+            }
+            for c in ruling.cells
+        ],
+    }  # fmt: skip
 
 
 class TemplateError(SignoffError):

@@ -7,19 +7,25 @@ that a kernel's name or a reason contains can become markup.
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from validators import report
+from validators import report, signoff_pictures, stages
+from validators.judged import BAD
 from validators.records import Comparison, Record, Status
-from validators.signoff import Claim, Signoff, TemplateError
+from validators.ruling import FAILED, NO_EVIDENCE, PASSED, UNTESTED, WAIVED, Cell, Ruling
+from validators.signoff import STAGE_LANES, Claim, Signoff, TemplateError
 from validators.signoff_text import summary_sentence
 
 MOST_FAILING = 100
 """Failing records shown per claim; beyond that a page helps nobody and signoff.json has the list."""
+
+MOST_OPEN = 4
+"""Kernels whose pictures are open at first; of more than that each is folded."""
 
 _BINS = 10
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
@@ -27,12 +33,13 @@ _TEMPLATES = Path(__file__).resolve().parent / "templates"
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar of a chart. height: 0..1 of the chart's. alarm: drawn as something wrong."""
+    """One bar of a chart. height: 0..1 of the chart's. alarm: drawn as something wrong. slot: its place, from 0."""
 
     label: str
     count: int
     height: float
     alarm: bool = False
+    slot: int = 0
 
 
 @dataclass(frozen=True)
@@ -68,23 +75,110 @@ def page(signoff: Signoff) -> str:
         lstrip_blocks=True,
     )
     lanes = report.lane_order(lane for c in signoff.claims for lane in c.cells)
+    every = list({id(r): r for c in signoff.claims for r in c.records}.values())
     return environment.get_template("signoff.html.j2").render(
         signoff=signoff,
         summary=summary_sentence(signoff),
         date=signoff.date.replace("T", " ").replace("+00:00", " UTC"),
         lanes=lanes,
-        claims=[_claim(c, i) for i, c in enumerate(signoff.claims, start=1)],
+        rulings=[_ruling(r, i) for i, r in enumerate(signoff.rulings, start=1)],
+        claims=[_claim(c, i, bool(signoff.rulings)) for i, c in enumerate(signoff.claims, start=1) if _shown(c)],
+        folded=sum(map(_shown, signoff.claims)) > MOST_OPEN,
+        walks=signoff_pictures.walks(every),
+        parities=signoff_pictures.parities(every),
+        traces=[r for r in every if r.lane == "trace"],
+        goldens=_goldens(every),
+        stamp={"good": "good", "open": "open"}.get(_tone(signoff.decision), "bad"),
     )
 
 
-def _claim(c: Claim, number: int) -> dict[str, Any]:
+def _shown(c: Claim) -> bool:
+    """Stages of a whole path have sections of their own."""
+    return c.op not in STAGE_LANES
+
+
+def _tone(decision: str) -> str:
+    return "open" if decision == UNTESTED else ("good" if decision.startswith("SIGNED") else "bad")
+
+
+_STATES = {PASSED: ("good", "✓"), FAILED: ("bad", "✗"), NO_EVIDENCE: ("bad", "∅"), WAIVED: ("open", "~"),
+           UNTESTED: ("open", "○")}  # fmt: skip
+"""State of a cell: its colour class, and a sign for those who do not see colours."""
+
+
+def _ruling(ruling: Ruling, number: int) -> dict[str, Any]:
+    """Rows (op, kernel) by columns (lanes, then stages), and the stages of the whole path."""
+    rows: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
+    path: list[dict[str, str]] = []
+    columns: dict[str, None] = {}
+    for cell in ruling.cells:
+        shown = _shown_cell(cell)
+        if not cell.op:
+            path.append(shown)
+            continue
+        column = cell.lane if cell.stage == "ops" else cell.stage
+        columns[column] = None
+        rows.setdefault((cell.op, cell.kernel or "any"), {})[column] = shown
+    order = report.lane_order(c for c in columns if c in report.LANES) + [c for c in columns if c not in report.LANES]
+    grouped = sorted(rows.items(), key=lambda row: (list(ruling.target.kernels).index(row[0][0]), row[0][1] == "any"))
+    machine = stages.machine(ruling.target.arch)
+    return {
+        "id": f"ruling-{number}",
+        "ruling": ruling,
+        "tone": _tone(ruling.decision),
+        "columns": order,
+        "rows": [{"op": op, "kernel": kernel, "cells": cells} for (op, kernel), cells in grouped],
+        "path": path,
+        "machine": "a CPU" if machine == "any machine" else machine,
+        "elsewhere": [s for s in ruling.steps if s.machine != "any machine"],
+    }
+
+
+def _shown_cell(cell: Cell) -> dict[str, str]:
+    kind, sign = _STATES[cell.state]
+    passed, total = cell.counts[Status.PASSED], sum(cell.counts.values())
+    bad = sum(cell.counts[s] for s in BAD)
+    text = {PASSED: f"{passed:,}", FAILED: f"{bad or total:,} of {total:,}"}.get(cell.state, "")
+    words = f"{cell.state}: {report.counts_text(cell.counts)}" if total else cell.state
+    if cell.why:
+        words += f"; {cell.why[0]}"
+    if cell.waiver:
+        words += f"; {cell.waiver.sentence()}"
+    return {"kind": kind, "sign": sign, "text": text, "words": words, "stage": cell.stage, "state": cell.state}
+
+
+def _goldens(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """A row a kernel and architecture: how many goldens are in which state."""
+    found: dict[tuple[str, str], dict[str, int]] = {}
+    for r in records:
+        about = r.provenance.get("golden")
+        if r.lane == "goldens" and isinstance(about, dict):
+            states = found.setdefault((r.kernel, r.arch), {})
+            states[str(about.get("state"))] = states.get(str(about.get("state")), 0) + 1
+    return [
+        {"kernel": kernel, "arch": arch, "states": [(k, n, k == "UNCHANGED") for k, n in sorted(states.items())]}
+        for (kernel, arch), states in found.items()
+    ]
+
+
+def _claim(c: Claim, number: int, under_policy: bool) -> dict[str, Any]:
     failing = c.failing
+    passed, ran = sum(cell[Status.PASSED] for cell in c.cells.values()), sum(sum(x.values()) for x in c.cells.values())
+    worst = [x.worst_use_passing for r in c.records for x in r.comparisons if math.isfinite(x.worst_use_passing)]
+    zoo = signoff_pictures.zoo(c.records)
     comparisons = [x for r in c.records for x in r.comparisons]
     judged, single = sum(x.judged for x in comparisons), sum(x.single for x in comparisons)
     return {
         "id": f"claim-{number}",
         "claim": c,
-        "signed": c.signed,
+        "signed": not failing if under_policy else c.signed,
+        "tag": (f"{len(failing)} in the way" if failing else f"{passed:,} PASSED") if under_policy else c.decision,
+        "passed": f"{passed:,} of {ran:,}",
+        "judged": f"{judged:,}",
+        "single_text": report.share(single, judged) if judged else "-",
+        "closest": report.use_text(max(worst)) if worst else "-",
+        "zoo": zoo,
+        "sets": signoff_pictures.admissible_sets(comparisons),
         "cells": {lane: _cell(c, lane) for lane in c.cells},
         "strength": report.strength_sentence(c.records),
         "single": single / judged if judged else 0.0,
@@ -97,6 +191,8 @@ def _claim(c: Claim, number: int) -> dict[str, Any]:
                 "headline": report.headline(r),
                 "report": report.failure_report(r),
                 "reproduce": report.reproduce_line(r),
+                "elements": signoff_pictures.opened(r),
+                "explained": r.explanations[0] if r.explanations else "",
             }
             for r in failing[:MOST_FAILING]
         ],
@@ -145,7 +241,7 @@ def use_bars(values: Sequence[float]) -> list[Bar]:
     top = max(counts, default=0) or 1
     labels = [f"{i / _BINS:.1f} to {(i + 1) / _BINS:.1f}" for i in range(_BINS)] + ["beyond 1"]
     return [
-        Bar(label, n, n / top, alarm=i == _BINS and n > 0)
+        Bar(label, n, n / top, alarm=i == _BINS and n > 0, slot=i)
         for i, (label, n) in enumerate(zip(labels, counts, strict=True))
     ]
 
@@ -157,7 +253,13 @@ def step_bars(histograms: Sequence[dict[str, int]]) -> list[Bar]:
         for key, n in histogram.items():
             total[key] = total.get(key, 0) + n
     top = math.log1p(max(total.values(), default=0)) or 1.0
-    return [Bar(key, total[key], math.log1p(total[key]) / top) for key in report.ulp_keys(total)]
+    return [Bar(key, total[key], math.log1p(total[key]) / top, slot=_slot(key)) for key in report.ulp_keys(total)]
+
+
+def _slot(key: str) -> int:
+    """0 for five steps or more below, 5 for the correctly rounded value, 10 for five steps or more above."""
+    number = re.search(r"-?\d+", key)
+    return 5 + max(-5, min(5, int(number.group()))) if number else 5
 
 
 def provenance_groups(records: Sequence[Record]) -> list[tuple[str, int]]:

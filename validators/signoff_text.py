@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 from validators import report
+from validators.records import Status
+from validators.ruling import Ruling
 from validators.signoff import Claim, Signoff
 
 _MOST_REASONS = 5
@@ -13,16 +16,15 @@ _MOST_CHARACTERS = 60_000  # GitHub refuses a comment beyond 65,536
 
 def markdown(signoff: Signoff) -> str:
     """Decision first, then a table kernel x lane, then what stands in the way of each claim."""
-    lanes = report.lane_order(lane for c in signoff.claims for lane in c.cells)
     lines = [f"## {signoff.decision}", "", summary_sentence(signoff), ""]
     lines += [f"- {_escape(text)}" for text in (*signoff.warnings, *signoff.ignored)]
-    lines += ["", f"| kernel | contract | arch | decision | {' | '.join(lanes)} |", "|---" * (4 + len(lanes)) + "|"]
-    for c in signoff.claims:
-        cells = (report.counts_text(c.cells[x]) if x in c.cells else "-" for x in lanes)
-        head = (_code(c.kernel), _escape(f"{c.contract}"), _escape(c.arch), c.decision)
-        lines.append(f"| {' | '.join([*head, *cells])} |")
-    for c in signoff.claims:
-        lines += _claim_lines(c)
+    if signoff.rulings:
+        for ruling in signoff.rulings:
+            lines += _ruling_lines(ruling)
+    else:
+        lines += _claims_table(signoff)
+        for c in signoff.claims:
+            lines += _claim_lines(c)
     if signoff.files:
         lines += ["", f"Record files read: {len(signoff.files)}; their digests are in signoff.json. {signoff.date}"]
     text = "\n".join(lines) + "\n"
@@ -31,8 +33,49 @@ def markdown(signoff: Signoff) -> str:
     return text
 
 
+def _claims_table(signoff: Signoff) -> list[str]:
+    lanes = report.lane_order(lane for c in signoff.claims for lane in c.cells)
+    lines = ["", f"| kernel | contract | arch | decision | {' | '.join(lanes)} |", "|---" * (4 + len(lanes)) + "|"]
+    for c in signoff.claims:
+        cells = (report.counts_text(c.cells[x]) if x in c.cells else "-" for x in lanes)
+        head = (_code(c.kernel), _escape(f"{c.contract}"), _escape(c.arch), c.decision)
+        lines.append(f"| {' | '.join([*head, *cells])} |")
+    return lines
+
+
+def _ruling_lines(ruling: Ruling) -> list[str]:
+    """One claim: reasons, a table stage x state, waivers, and what to run."""
+    target = ruling.target
+    lines = ["", f"### {_escape(target.name)}: {ruling.decision}", ""]
+    lines.append(f"{_escape(target.arch)}, policy {_escape(ruling.policy.name)}")
+    shown = ruling.reasons[:_MOST_REASONS]
+    lines += ["", *(f"- {_escape(reason)}" for reason in shown)] if shown else []
+    if len(ruling.reasons) > len(shown):
+        lines.append(f"- and {len(ruling.reasons) - len(shown)} more reasons, in signoff.json")
+    lines += [f"- {_escape(text)}" for text in ruling.waived]
+    lines += ["", "| stage | kernel | cells | cases |", "|---|---|---|---|"]
+    for key in dict.fromkeys((c.stage, c.op, c.kernel) for c in ruling.cells):
+        here = [c for c in ruling.cells if (c.stage, c.op, c.kernel) == key]
+        states = Counter(c.state for c in here)
+        counts: Counter[Status] = sum((c.counts for c in here), Counter())
+        of = " ".join(x for x in (_code(key[2]) if key[2] else "", _escape(key[1])) if x) or "the whole path"
+        words = ", ".join(f"{n} {state}" for state, n in states.items())
+        lines.append(f"| {key[0]} | {of} | {words} | {report.counts_text(counts)} |")
+    if ruling.steps:
+        lines += ["", "To test what is UNTESTED:"]
+    for step in ruling.steps:
+        lines += ["", _escape(f"{step.covers}, on {step.machine}. {step.note}".strip()), ""]
+        lines += [f"    {_flat(text)}" for text in step.commands]
+    return lines
+
+
 def summary_sentence(signoff: Signoff) -> str:
-    """``1 of 3 claims signed; 420 records.``"""
+    """``1 of 3 claims signed, from 420 records.``; under a policy the required cells are counted."""
+    if signoff.rulings:
+        states = Counter(cell.state for r in signoff.rulings for cell in r.cells)
+        counted = len({id(x) for r in signoff.rulings for x in r.records})
+        rest = "".join(f", {count} {state}" for state, count in states.items() if state != "PASSED")
+        return f"{states['PASSED']} of {sum(states.values())} required cells PASSED{rest}; from {counted:,} records."
     signed = sum(c.signed for c in signoff.claims)
     records = len({id(r) for c in signoff.claims for r in c.records})
     noun = "claim" if len(signoff.claims) == 1 else "claims"

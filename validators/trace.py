@@ -7,12 +7,19 @@ decoder layer, and no per-token quantization kernel between it and the GEMM that
 from __future__ import annotations
 
 import argparse
+import hashlib
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from validators.records import Check, Record, Status
+from validators.store import Sink, provenance
 from validators.trace_file import Launch, Trace, TraceError, load, matches
 
+LANE = "trace"
+MET, NOT_MET = "ok", "NOT MET"
 MOST_NAMES = 12
 MOST_PLACES = 3
 
@@ -27,7 +34,7 @@ class Finding:
     def hold(self, met: bool, sentence: str) -> None:
         """One expectation and its outcome."""
         self.ok = self.ok and met
-        self.lines.append(f"{'ok' if met else 'NOT MET'}: {sentence}")
+        self.lines.append(f"{MET if met else NOT_MET}: {sentence}")
 
 
 def passes(trace: Trace) -> dict[str, list[Launch]]:
@@ -163,6 +170,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
                         help="launches a step of kernels whose name contains NAME (re:PATTERN: a regex)")  # fmt: skip
     parser.add_argument("--forbid", action="append", default=[], metavar="NAME", help="no launch of such a kernel")
     parser.add_argument("--layers", type=int, help="decoder layers, each with a fused norm (92 for GLM-4.7)")
+    parser.add_argument("--records", metavar="DIR", help="write a record of the outcome into this directory")
+    parser.add_argument("--kernel", help="the fused kernel that the traced engine ran; needed with --records")
+    parser.add_argument("--contract", help="contract of that kernel, for the record")
+    parser.add_argument("--arch", help="architecture that the trace was recorded on (gfx950, sm_90); with --records")
 
 
 def command(parsed: argparse.Namespace) -> int:
@@ -180,6 +191,32 @@ def command(parsed: argparse.Namespace) -> int:
         matches(name, "")
     if parsed.layers is not None and parsed.layers < 1:
         raise TraceError(f"--layers {parsed.layers} is not a positive number.")
+    if parsed.records and not (parsed.kernel and parsed.arch):
+        raise TraceError("a record names a kernel and an architecture, so --records needs --kernel and --arch.")
     finding = judge(load(parsed.file), expect, parsed.forbid, parsed.layers)
     print("\n".join(finding.lines))
+    if parsed.records:
+        with Sink(parsed.records) as sink:
+            sink.write(record_of(finding, parsed))
+        print(f"record in {parsed.records}")
     return 0 if finding.ok else 1
+
+
+def record_of(finding: Finding, parsed: argparse.Namespace) -> Record:
+    """The outcome as a record: op and lane ``trace``, one check for each expectation."""
+    file = Path(parsed.file)
+    checks = []
+    for line in finding.lines:
+        word, colon, sentence = line.partition(": ")
+        if colon and word in (MET, NOT_MET):
+            checks.append(Check("launches", word == MET, sentence, "integrity"))
+    reasons = tuple(f"launches: {c.detail}" for c in checks if not c.ok)
+    layers = f"-layers{parsed.layers}" if parsed.layers else ""
+    command_line = shlex.join(["python", "-m", "validators", "trace", *parsed.argv[1:]])
+    return Record(
+        status=Status.PASSED if finding.ok else Status.FAILED, reasons=reasons, kernel=parsed.kernel, op=LANE,
+        case=f"trace-{file.name}{layers}", lane=LANE, contract=parsed.contract, contract_from="given",
+        device="cuda" if parsed.arch != "cpu" else "cpu", arch=parsed.arch, checks=tuple(checks),
+        reproduce=command_line,
+        provenance={**provenance("cpu"), "trace_sha256": hashlib.sha256(file.read_bytes()).hexdigest()},
+    )  # fmt: skip

@@ -33,13 +33,18 @@ OURS = (
     "docs/your-kernel.md",
     "docs/rocm.md",
     "docs/parity.md",
+    "docs/sign-off.md",
 )
 NEW_ENVIRONMENT = "makes an environment from a package index"
 REPLACED = {
-    # The same arguments, on one case instead of hundreds.
-    "python -m validators run --all-available --depth smoke --records records/rocm": (
+    # The stages of an AMD GPU cannot run here; records of another path must leave the claim UNTESTED.
+    "python -m validators machine --claim docs/examples/claims/glm47-aiter-gfx950.toml --out signoff/gfx950": (
         "python -m validators run --kernel emulated/aiter-hip-gfx942 --op add_rmsnorm_quant --fp8 e4m3fnuz "
-        "--lane shapes --depth smoke --records records/rocm"
+        "--lane shapes --depth smoke --records signoff/gfx950/records"
+    ),
+    # The same records, instead of those of every kernel.
+    "python -m validators run --all-available --depth smoke --records records/rocm": (
+        "mkdir -p records/rocm && cp signoff/gfx950/records/*.jsonl records/rocm"
     ),
 }
 SKIPPED = {
@@ -49,6 +54,8 @@ SKIPPED = {
     ". .venv/bin/activate": "the test runs in its own environment",
     "python3 .ci/environment.py .venv test report": NEW_ENVIRONMENT,
     "docker run": "needs docker and an AMD GPU",
+    "python -m validators trace trace.json.gz": "needs a trace of a serving engine; tests/suite/test_trace.py has them",
+    "gh pr comment": "needs a pull request",
     "python -m pytest -q tests/suite": "other tests of the suite; run beside this one, and held to exist below",
 }
 EXIT_CODES = {
@@ -58,6 +65,9 @@ EXIT_CODES = {
     "validators signoff records/rocm": 1,
     # The seed case: neither parity nor a regression is shown at one point.
     "--discordance 0.03 --margin 1": 1,
+    "signoff signoff/gfx950/records --claim": 2,
+    "validators signoff --claim docs/examples/claims/glm47-aiter-gfx950.toml": 2,
+    "validators signoff records/eager": 2,
 }
 TIME_LIMIT_S = 600
 # Lines of a failure report that neither the machine nor the order of a CPU's sum changes.
@@ -268,6 +278,18 @@ def test_the_supports_table_is_the_protocol() -> None:
 
     rows = re.findall(r"^\| `(\w+)` \| (True|False)\b", read("docs/your-kernel.md"), re.MULTILINE)
     assert rows == [(key, str(value)) for key, value in DEFAULT_SUPPORTS.items()]
+
+
+def test_the_stated_policies_are_those_of_the_code() -> None:
+    from validators import layers_verdict, stages, verdict
+
+    text = read("docs/derivations.md")
+    for name, value in (
+        ("`MISTRUSTED_SHARE`", verdict.MISTRUSTED_SHARE), ("`FALSE_ALARM`", FALSE_ALARM),
+        ("`MARGIN` of layers", layers_verdict.MARGIN), ("`CONFIDENCE` of layers", layers_verdict.CONFIDENCE),
+    ):  # fmt: skip
+        assert f"| {name} | {value:g} |" in text
+    assert f"A sign-off walks {stages.LAYERS_TOKENS} tokens" in text
 
 
 def test_the_constants_of_the_derivations_are_those_of_the_code() -> None:

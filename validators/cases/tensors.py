@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-OPS = ("add_rmsnorm_quant", "per_token_quant", "ptpc_gemm")
+from validators.cases.ops import OPS as OPS
 
 
 @dataclass(frozen=True)
