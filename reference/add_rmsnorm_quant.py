@@ -241,9 +241,9 @@ def element_t_bounds(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """``code_t_bounds`` of elements whose z and weight (fp32) were gathered already; all lie where scale does."""
     place = scale.device
-    rms_low, rms_high, rms = (v.to(place)[row] for v in (truth.rms_low, truth.rms_high, truth.rms))
     sign = torch.where(torch.signbit(z) ^ torch.signbit(w), -1.0, 1.0).to(torch.float64)
     if contract.round_after_normalize or contract.round_after_weight:
+        rms_low, rms_high, rms = (v.to(place)[row] for v in (truth.rms_low, truth.rms_high, truth.rms))
         low_y = rounded_y(z, w, rms_low, contract, fmt, -1.0, gemma).double()
         high_y = rounded_y(z, w, rms_high, contract, fmt, 1.0, gemma).double()
         mid_y = rounded_y(z, w, rms, contract, fmt, 0.0, gemma).double()
@@ -253,6 +253,9 @@ def element_t_bounds(
     p = (z.double() * w.double()).abs()
     cancelled = p * (qmax / truth.p_max.to(place)[row])
     floored = truth.scale.kind.to(place)[row] == int(Row.FLOORED)
+    if not bool(floored.any()):
+        return order(cancelled, cancelled * (1 - truth.code_bound), cancelled * (1 + truth.code_bound), sign)
+    rms_low, rms_high, rms = (v.to(place)[row] for v in (truth.rms_low, truth.rms_high, truth.rms))
     own = p * rms
     bound = truth.y_bound
     rms_width_low, rms_width_high = rms_low * p * (1 - bound), rms_high * p * (1 + bound)

@@ -18,7 +18,6 @@ from reference.add_rmsnorm_quant import (
     MIN_NORMAL,
     NormTruth,
     code_t_bounds,
-    effective_weight,
     element_t_bounds,
     norm_truth,
     order,
@@ -173,7 +172,7 @@ def _surveyed(
     if seen is None:
         return False
     truth = truth_of_rows(
-        seen.square_sum, seen.p_max, x, effective_weight(inputs.weight, inputs.gemma), None, inputs.eps, contract,
+        seen.square_sum, seen.p_max, x, inputs.weight, None, inputs.eps, contract,
         fp8.name, format_of(x.dtype), gemma=inputs.gemma,
     )  # fmt: skip
     if bool((truth.scale.kind != int(Row.NORMAL)).any()):
@@ -271,25 +270,29 @@ def _scales(
     got = got32.double()
     kind = truth.kind
     ok = scale_admissible(got, truth, contract, qmax, grid)
+    plain = not bool((kind != int(Row.NORMAL)).any())
     nonfinite, skipped = kind == int(Row.NONFINITE), kind == int(Row.UNSPECIFIED)
-    if contract.nonfinite == "propagate":
-        ok = torch.where(nonfinite, got.isnan(), ok)
+    if plain:
+        tally.judged += kind.numel()
     else:
-        skipped = skipped | nonfinite
+        if contract.nonfinite == "propagate":
+            ok = torch.where(nonfinite, got.isnan(), ok)
+        else:
+            skipped = skipped | nonfinite
+        tally.judged += int((~skipped).sum())
+        tally.unspecified += int(skipped.sum())
+        _note_unspecified(tally, got, kind, skipped)
     judged = ~skipped
-    tally.judged += int(judged.sum())
-    tally.unspecified += int(skipped.sum())
-    _note_unspecified(tally, got, kind, skipped)
     bad = judged & ~ok
     err, budget = (got - truth.nominal).abs(), torch.maximum(truth.high - truth.nominal, truth.nominal - truth.low)
     regular = judged & ~nonfinite
     tally.ambiguous += int((regular & (truth.low < truth.high)).sum())
     # A budget of zero (single admissible value) has use 0 where hit and infinity where missed.
-    use = torch.where(bad & (err <= budget), torch.full_like(err, math.inf), err / budget)
-    use = torch.where((err == 0) & ~bad, torch.zeros_like(use), use)
-    tally.use(use[regular], bad[regular])
+    use = torch.where(bad & (err <= budget), math.inf, err / budget)
+    use = torch.where((err == 0) & ~bad, 0.0, use)
+    tally.use(use if plain else use[regular], bad if plain else bad[regular])
     steps = _fp32_place(got32) - _fp32_place(truth.nominal.float())
-    tally.step_counts(steps[regular])
+    tally.step_counts(steps if plain else steps[regular])
     if bool(bad.any()):
         index = bad.nonzero().flatten()
         tally.violation_points(index + first, torch.zeros_like(index))
@@ -503,22 +506,23 @@ def _resolve(
     code, row, col = code.to(place), row.to(place), col.to(place)
     lowest, highest = code_preimages(fmt, contract.overflow, str(place))
     index = code.long()
-    admissible = (high >= lowest[index]) & (low <= highest[index])
-    single = (low >= lowest[index]) & (high <= highest[index])
+    least, most = lowest[index], highest[index]
+    admissible = (high >= least) & (low <= most)
+    single = (low >= least) & (high <= most)
     values = decode(code, fmt)
     if contract.overflow == "nan":
         admissible |= values.isnan() & (torch.maximum(high.abs(), low.abs()) > highest[fmt.max_code])
     tally.ambiguous += int((admissible & ~single).sum())
     bad = ~admissible
     # err: how far the exact t lies outside the code's preimage; budget: how far the contract lets t move.
-    err = torch.maximum(lowest[index] - nominal, nominal - highest[index]).clamp(min=0.0)
+    err = torch.maximum(least - nominal, nominal - most).clamp(min=0.0)
     # Where y is rounded to T the nominal t is not rounded to fp32 like the ends are, hence the clamps.
-    budget = torch.where(nominal < lowest[index], high - nominal, nominal - low).clamp(min=0.0)
-    use = torch.where(err > 0, err / budget, torch.zeros_like(err))
+    budget = torch.where(nominal < least, high - nominal, nominal - low).clamp(min=0.0)
+    use = torch.where(err > 0, err / budget, 0.0)
     use = torch.where(bad, use, use.nan_to_num(nan=0.0, posinf=1.0).clamp(max=1.0))
     tally.use(use, bad)
     steps = order_key(code).double() - order_key(encode(nominal, fmt, contract.overflow)).double()
-    steps = torch.where(values.isnan(), torch.full_like(steps, math.nan), steps)
+    steps = torch.where(values.isnan(), math.nan, steps)
     tally.step_counts(steps)
     if not bool(bad.any()):
         return

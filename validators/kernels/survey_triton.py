@@ -72,7 +72,8 @@ def _kernel() -> Any:
             got = tl.load(stored_ptr + row * stored_stride + columns, mask=inside, other=0)
             odd = (inside & (stored.to(tl.int16, bitcast=True) != got)).to(tl.int32)
             if not UNROUNDED:
-                z = stored.to(tl.float32)
+                # What was stored, where it is right; where it is not, the chunk is judged without this pass.
+                z = got.to(tl.bfloat16, bitcast=True).to(tl.float32)
         w = tl.load(weight_ptr + columns, mask=inside, other=0.0).to(tl.float32)
         if GEMMA:
             w = w + 1.0
