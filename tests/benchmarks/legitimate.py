@@ -8,11 +8,12 @@ brings on them, and counts violations. The elements counted are judged codes and
 from __future__ import annotations
 
 import argparse
+import datetime
 import itertools
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -29,6 +30,8 @@ from validators.kernels.base import all_kernels
 
 # Rows x columns: model width, the widest, both sides of a vector and of a block, one column more than a block.
 NORM_SHAPES = ((8, 5120), (33, 769), (64, 512), (4, 8192), (20, 1002), (1, 2048), (72, 264), (7, 4104))
+GPU_ROWS = 4
+"""On a GPU a launch costs as much as these many times the rows, so that 1e9 elements take minutes there too."""
 GEMM_SHAPES = ((32, 48, 512), (17, 33, 250), (16, 64, 5120), (40, 24, 1056))
 OPTIONS: tuple[dict[str, object], ...] = ({}, {"residual": False}, {"gemma": True}, {"gamma": "fp32"}, {"eps": "1e-6"})
 
@@ -58,6 +61,8 @@ class Totals:
     failing: list[str] = field(default_factory=list)
     cases: int = 0
     seeds: int = 0
+    first_seed: int = 0
+    last_case: str = ""
     seconds: float = 0.0
 
     @property
@@ -110,14 +115,17 @@ def native_claimants(device: str = "cpu") -> list[Claimant]:
     return found
 
 
-def draw_cases(ops: Sequence[str] = (ADD, QUANT, GEMM), *, seed: int = 0) -> Iterator[Case]:
-    """Cases without end, the ops in turn; recipes, shapes, types and options turn at their own pace; then new seeds."""
+def draw_cases(ops: Sequence[str] = (ADD, QUANT, GEMM), *, seed: int = 0, rows: int = 1) -> Iterator[Case]:
+    """Cases without end, the ops in turn; recipes, shapes, types and options turn at their own pace; then new seeds.
+
+    rows: how many times the rows of a norm's or quantizer's shape.
+    """
     for current in itertools.count(seed):
-        rounds = [list(_of_seed(op, current)) for op in ops]
+        rounds = [list(_of_seed(op, current, rows)) for op in ops]
         yield from (case for turn in itertools.zip_longest(*rounds) for case in turn if case is not None)
 
 
-def _of_seed(op: str, seed: int) -> Iterator[Case]:
+def _of_seed(op: str, seed: int, rows: int) -> Iterator[Case]:
     pairs = itertools.product(DTYPES, FP8_FORMATS, recipe_names(op))
     for turn, (dtype, fp8, name) in enumerate(pairs):
         at = turn + seed * 3
@@ -126,6 +134,7 @@ def _of_seed(op: str, seed: int) -> Iterator[Case]:
             case = Case(op, m, n, name, k=k, dtype=dtype, fp8=fp8, seed=seed, bias=at % 3 == 1)
         else:
             m, n = NORM_SHAPES[at % len(NORM_SHAPES)]
+            m = max(1, m * rows)
             options = OPTIONS[at % len(OPTIONS)] if op == ADD else {}
             case = Case(op, m, n, name, dtype=dtype, fp8=fp8, seed=seed, **options)  # type: ignore[arg-type]
         if reasons_impossible(case) is None:
@@ -150,9 +159,12 @@ def judge(claimant: Claimant, case: Case, inputs: Inputs, totals: Totals) -> Non
 
 def run(
     claimants: Sequence[Claimant], elements: float, *, device: str = "cpu", cases: Iterator[Case] | None = None,
-    echo: bool = False,
+    echo: bool = False, keep: Callable[[Totals], None] = lambda totals: None, every_s: float = 30.0,
 ) -> Totals:  # fmt: skip
-    """Judge all claimants on case after case until ``elements`` codes and GEMM outputs were judged."""
+    """Judge all claimants on case after case until ``elements`` codes and GEMM outputs were judged.
+
+    keep: called with the totals so far every ``every_s`` seconds and at the end: a run that is cut loses little.
+    """
     totals, start, told = Totals(), time.perf_counter(), 0.0
     ops = tuple(dict.fromkeys(op for claimant in claimants for op in claimant.ops))
     for case in draw_cases(ops) if cases is None else cases:
@@ -161,13 +173,17 @@ def run(
             if case.op in claimant.ops and claimant.unsupported(case) is None:
                 judge(claimant, case, inputs, totals)
         totals.cases += 1
-        totals.seeds = max(totals.seeds, case.seed + 1)
+        totals.last_case, totals.seeds = case.id, max(totals.seeds, case.seed + 1)
         totals.seconds = time.perf_counter() - start
-        if echo and totals.seconds - told > 30:
+        if totals.seconds - told > every_s:
             told = totals.seconds
+            keep(totals)
+            if not echo:
+                continue
             print(f"{totals.judged:.3g} elements, {totals.seconds:.0f} s, {len(totals.failing)} failures", flush=True)
         if totals.judged >= elements:
             break
+    keep(totals)
     return totals
 
 
@@ -177,7 +193,7 @@ def lines(title: str, totals: Totals) -> list[str]:
     return [
         f"{title}: {bad} violations in {totals.judged:,} codes and outputs ({totals.scales:,} scales, "
         f"{totals.residuals:,} residuals) of {len(totals.elements)} executions, {totals.cases:,} cases, "
-        f"seeds 0 to {totals.seeds - 1}, {totals.seconds:.0f} s; "
+        f"seeds {totals.first_seed} to {totals.seeds - 1}, {totals.seconds:.0f} s; "
         f"{100 * totals.single / max(1, totals.judged):.4f} % had one admissible value",
         *totals.failing[:20],
     ]
@@ -189,18 +205,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--elements", type=float, default=1e8, help="elements of the emulated variants (default 1e8)")
     parser.add_argument("--native-elements", type=float, default=5e6, help="elements of torch's own kernels")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--write", type=Path, metavar="FILE", help="write the numbers as JSON")
+    parser.add_argument("--seed", type=int, default=0, help="of the first round of cases; a later one for more of them")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="append the totals so far as JSON lines, as it goes")
     options = parser.parse_args(arguments)
-    results = {
-        "emulated": run(emulated_claimants() + gemm_claimants(), options.elements, device=options.device, echo=True),
-        "torch": run(native_claimants(options.device), options.native_elements, device=options.device, echo=True),
-    }
-    for title, totals in results.items():
+    device, failing = options.device, 0
+    rows = GPU_ROWS if device.startswith("cuda") else 1
+    name = torch.cuda.get_device_name() if device.startswith("cuda") else "cpu"
+    started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    for title, claimants, elements in (
+        ("emulated", emulated_claimants() + gemm_claimants(), options.elements),
+        ("torch", native_claimants(device), options.native_elements),
+    ):
+
+        def keep(totals: Totals, title: str = title) -> None:
+            if options.write:
+                line = {
+                    "what": title, "started": started, "torch": torch.__version__, "device": name,
+                    "elements": totals.judged, "violations": sum(totals.violations.values()), "rows": rows,
+                    "first_seed": options.seed, "seeds": totals.seeds - options.seed, "last_case": totals.last_case,
+                    "cases": totals.cases, "scales": totals.scales, "residuals": totals.residuals,
+                    "single": totals.single, "executions": len(totals.elements), "failing": totals.failing[:20],
+                    "seconds": round(totals.seconds, 1),
+                }  # fmt: skip
+                with options.write.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(line) + "\n")
+
+        ops = tuple(dict.fromkeys(op for claimant in claimants for op in claimant.ops))
+        cases = draw_cases(ops, seed=options.seed, rows=rows)
+        totals = run(claimants, elements, device=device, cases=cases, echo=True, keep=keep)
+        totals.first_seed = options.seed
         print("\n".join(lines(title, totals)))
-    if options.write:
-        numbers = {title: asdict(totals) for title, totals in results.items()}
-        options.write.write_text(json.dumps({"torch": torch.__version__, "device": options.device, **numbers}) + "\n")
-    return int(any(totals.failing for totals in results.values()))
+        failing += len(totals.failing)
+    return int(failing > 0)
 
 
 if __name__ == "__main__":
