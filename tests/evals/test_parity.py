@@ -64,6 +64,9 @@ def test_a_large_loss_is_a_regression_and_a_loss_within_the_margin_is_parity() -
     assert worse.verdict is Verdict.REGRESSION
     assert gate(worse, "accuracy")[0] is False
     assert worse.sentence.startswith("REGRESSION: the candidate against the baseline: accuracy: 1,250 -> 1,200")
+    # What the token level leaves open does not excuse it.
+    open_ = decide(*two_arms(1319, 1250, 60, 10), tokens=token_arms(1, 5), yardstick=token_arms(2, 5))
+    assert (gate(open_, "KL")[0], open_.verdict) == (None, Verdict.REGRESSION)
     # Significant harm (p = 0.046), and yet within the two points that were accepted beforehand.
     within = decide(*two_arms(1319, 1250, 10, 3), policy=Policy(margin=0.02))
     assert within.verdict is Verdict.PARITY
