@@ -89,7 +89,10 @@ def test_accuracy_passes_and_the_token_level_says_no() -> None:
     assert parity.verdict is Verdict.REGRESSION
     assert gate(parity, "accuracy")[0] is True
     assert gate(parity, "KL")[0] is False
-    assert "REGRESSION: the candidate against the baseline: KL: KL(baseline || candidate)" in parity.sentence
+    assert (
+        "REGRESSION: the candidate against the baseline: KL: at a typical token KL(baseline || candidate)"
+        in parity.sentence
+    )
     assert " Accuracy: 599 -> 605" in parity.sentence
     good = decide(a, b, tokens=token_arms(1), noise=token_arms(2, spread=0.01), yardstick=ruler,
                   policy=Policy(margin=0.02))  # fmt: skip
