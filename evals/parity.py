@@ -124,7 +124,7 @@ def decide(
         gates.append(Gate("token level", None, "no token-level scores were given: accuracy alone misses subtle faults",
                           decides=False))  # fmt: skip
     verdict = _verdict(gates)
-    needed = _needed(table, policy) if verdict is Verdict.INCONCLUSIVE and accuracy.ok is None else None
+    needed = _needed(_expected(table), policy) if verdict is Verdict.INCONCLUSIVE and accuracy.ok is None else None
     parity = Parity(verdict, "", tuple(gates), policy, extractor.id, pairs.questions, table, needed,
                     _numbers(table, bounds, marks, how, headers))  # fmt: skip
     return replace(parity, sentence=_sentence(parity, headers, bool(tokens)))
@@ -153,7 +153,7 @@ def decide_totals(baseline: int, candidate: int, count: int, discordance: float,
              "counts, and the token level was not looked at", decides=False),
     )  # fmt: skip
     verdict = _verdict(gates)
-    needed = _needed(table, policy, discordance) if verdict is Verdict.INCONCLUSIVE else None
+    needed = _needed(discordance, policy) if verdict is Verdict.INCONCLUSIVE else None
     numbers = {"assumed_discordance": discordance}
     parity = Parity(verdict, "", gates, policy, "totals", count, table, needed, numbers)
     return replace(parity, sentence=_sentence(parity, None, True) + f" Assumed: {100 * discordance:g} % discordance.")
@@ -348,9 +348,13 @@ def _excess(pairs: Pairs, rerun: Pairs, marks: Graded, extractor: Extractor) -> 
     )  # fmt: skip
 
 
-def _needed(table: Table, policy: Policy, assumed: float | None = None) -> int:
+def _expected(table: Table) -> float:
+    """The discordance to plan with; where nothing changed, as if one question had, since none is never the truth."""
+    return max(table.discordance, 1 / table.count)
+
+
+def _needed(discordance: float, policy: Policy) -> int:
     """Questions of a run that settles it, if nothing changed in truth."""
-    discordance = assumed or max(table.discordance, 1 / table.count)
     return math.ceil(planned(discordance, policy.margin, alpha=policy.alpha))
 
 
@@ -389,7 +393,7 @@ def _sentence(parity: Parity, headers: tuple[Header, Header] | None, with_tokens
     text = f"INCONCLUSIVE: neither parity within {margin} nor a regression is shown{on}: "
     text += "; ".join(f"{g.name}: {g.sentence}" for g in open_) + "."
     if parity.needed is not None:
-        d = parity.numbers.get("assumed_discordance", parity.table.discordance)
+        d = parity.numbers.get("assumed_discordance", _expected(parity.table))
         more = max(0, parity.needed - parity.questions)
         text += (
             f" If nothing changed in truth, {parity.needed:,} questions ({more:,} more than here) settle it four times "

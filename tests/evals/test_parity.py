@@ -73,6 +73,20 @@ def test_a_large_loss_is_a_regression_and_a_loss_within_the_margin_is_parity() -
     assert "0.046 for harm" in gate(within, "McNemar")[1]
 
 
+def test_nothing_changed_among_few_questions_is_planned_as_if_one_had() -> None:
+    a, b = two_arms(48, 43, 0, 0)
+    parity = decide(a, b)
+    assert (parity.verdict, parity.needed) == (Verdict.INCONCLUSIVE, math.ceil(6.1826 / 48 / 0.015**2))
+    assert "573 questions (525 more than here) settle it four times of five" in parity.sentence
+    assert "d = 2.1 %); if the difference is what was seen, 573." in parity.sentence
+
+
+def test_a_loss_at_the_margin_will_never_be_shown_to_be_within_it() -> None:
+    parity = decide_totals(190, 186, 200, 0.05, DEFAULT)
+    assert parity.verdict is Verdict.INCONCLUSIVE
+    assert "if the difference is what was seen, it is not within the margin" in parity.sentence
+
+
 def test_not_significant_is_never_parity() -> None:
     parity = decide(*two_arms(200, 190, 6, 5), policy=Policy(margin=0.02))
     assert "p = 1 two-sided" in gate(parity, "McNemar")[1]

@@ -199,6 +199,13 @@ def test_the_typical_ratio_of_a_small_example() -> None:
     assert tokens.typical_kl_ratio(nothing, nothing)[2] == 0
 
 
+def test_a_candidate_that_cannot_be_told_from_the_baseline_passes() -> None:
+    tiny = [replace(p, kl=(1e-8,) * len(p.kl)) for p in arms(0)]
+    gate = next(g for g in tokens.gates(tiny, None, tiny) if g.name == "KL")
+    assert gate.ok is True
+    assert "at no token above 1e-06" in gate.sentence
+
+
 def test_both_bounds_of_the_typical_ratio_cover_it() -> None:
     wrong = [0, 0]
     for seed in range(40):
