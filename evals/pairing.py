@@ -14,8 +14,8 @@ from evals.paired import first_divergence
 from evals.samples import Header, Sample
 
 VOLATILE = frozenset(
-    ("time", "timestamp", "created", "started", "uptime", "date", "pid", "port", "host", "hostname", "throughput", "seed",
-     "states", "url")
+    ("time", "timestamp", "created", "started", "uptime", "date", "pid", "port", "host", "hostname", "url", "seed",
+     "throughput", "states")
 )  # fmt: skip
 """Words of a fingerprint's key whose value differs whenever a server is started again: no proof of any change."""
 
