@@ -190,11 +190,11 @@ def test_the_typical_ratio_of_a_small_example() -> None:
     def pair_of(question: str, *kl: float) -> TokenPair:
         return TokenPair(question, (-1.0,) * len(kl), (-1.0,) * len(kl), kl, (True,) * len(kl))
 
-    own = [pair_of("a", 4e-4, 1e-7, 0.0), pair_of("b", 2e-3)]
-    ruler = [pair_of("b", 1e-3), pair_of("a", 1e-4, 2e-7, 1e-5)]
+    own = [pair_of("a", 4e-4, 1e-7, 0.0), pair_of("b", 2e-3, 1e-4)]
+    ruler = [pair_of("b", 1e-3, 5e-8), pair_of("a", 1e-4, 2e-7, 1e-5)]
     value, _, counted = tokens.typical_kl_ratio(own, ruler)
-    # Ratios 4 and 2; the second token is rounding in both arms; the third counts with a hundredth of the floor.
-    assert (counted, value) == (3, pytest.approx((4 * 2 * 1e-3) ** (1 / 3)))
+    # Ratios 4, 2 and 2000; one token is rounding in both arms; zero counts as a hundredth of the floor.
+    assert (counted, value) == (4, pytest.approx((4 * 2 * 1e-3 * 2000) ** (1 / 4)))
     nothing = [pair_of("a", 1e-9)] * 1
     assert tokens.typical_kl_ratio(nothing, nothing)[2] == 0
 
