@@ -133,8 +133,15 @@ def find_extractor(name: str) -> Extractor:
 
 def grade(extractor: Extractor, text: str, gold: str) -> Grade:
     """Right, wrong or invalid; ``gold`` is exact decimal text."""
-    answer = extractor.find(text)
+    return grade_answer(extractor.find(text), gold_answer(extractor, gold))
+
+
+def gold_answer(extractor: Extractor, gold: str) -> Decimal | None:
+    """The gold answer as the rule sees it."""
+    return extractor.find(gold) if extractor.find_gold else number(gold)
+
+
+def grade_answer(answer: Decimal | None, right: Decimal | None) -> Grade:
     if answer is None:
         return Grade.INVALID
-    right = extractor.find(gold) if extractor.find_gold else number(gold)
     return Grade.RIGHT if answer == right else Grade.WRONG

@@ -107,7 +107,7 @@ def _pairs(a: store.Run, b: store.Run | None, name: str) -> list[TokenPair] | No
     if b is None or not (a.tokens or b.tokens):
         return None
     if not a.tokens or not b.tokens:
-        raise EvalError(f"token scores exist for the {name if b.tokens else 'baseline'}'s counterpart only: score both")
+        raise EvalError(f"only the {'baseline' if a.tokens else name} has token scores: score both, or neither")
     return token_level.pairs(a.tokens, b.tokens)
 
 

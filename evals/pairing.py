@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from evals.answers import Extractor, Grade, grade
+from evals.answers import Extractor, Grade, gold_answer, grade_answer
 from evals.errors import EvalError
 from evals.paired import first_divergence
 from evals.samples import Header, Sample
 
-VOLATILE = ("time", "pid", "port", "throughput", "uptime", "internal_states", "host", "random_seed")
-"""Parts of a fingerprint's key that differ whenever a server is started again: no proof that anything changed."""
+VOLATILE = frozenset(
+    ("time", "timestamp", "created", "started", "uptime", "date", "pid", "port", "host", "hostname", "url", "seed",
+     "throughput", "states")
+)  # fmt: skip
+"""Words of a fingerprint's key whose value differs whenever a server is started again: no proof of any change."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +94,9 @@ def check_headers(a: Header, b: Header, *, any_model: bool = False, same_arm: bo
         if proof:
             raise EvalError(f"the re-run is no re-run of the baseline: {proof[0]}")
         return "the same arm twice"
-    volatile = [k for k in sorted({*a.fingerprint, *b.fingerprint}) if a.fingerprint.get(k) != b.fingerprint.get(k)]
-    steady = [k for k in volatile if not any(part in k.lower() for part in VOLATILE)]
-    proof += [f"{k} {_short(a.fingerprint.get(k))} and {_short(b.fingerprint.get(k))}" for k in steady]
+    ours, theirs = dict(_flat(a.fingerprint)), dict(_flat(b.fingerprint))
+    steady = [k for k in sorted({*ours, *theirs}) if not VOLATILE.intersection(re.split(r"[^a-z0-9]+", k.lower()))]
+    proof += [f"{k} {_short(ours.get(k))} and {_short(theirs.get(k))}" for k in steady if ours.get(k) != theirs.get(k)]
     if proof:
         return "; ".join(proof[:4])
     if a.kernels or b.kernels or a.fingerprint or b.fingerprint:
@@ -100,6 +105,15 @@ def check_headers(a: Header, b: Header, *, any_model: bool = False, same_arm: bo
             "(--aa does that on purpose)"
         )
     return ""
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of everything in nested objects."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, value
 
 
 def _short(value: object) -> str:
@@ -125,13 +139,16 @@ class Graded:
 
 def graded(pairs: Pairs, extractor: Extractor) -> Graded:
     """Both arms graded; ``align`` has made sure that every sample has a text."""
-    a = tuple(grade(extractor, s.text or "", s.gold) for s in pairs.baseline)
-    b = tuple(grade(extractor, s.text or "", s.gold) for s in pairs.candidate)
-    changed = tuple(
-        extractor.find(x.text or "") != extractor.find(y.text or "")
-        for x, y in zip(pairs.baseline, pairs.candidate, strict=True)
-    )
-    return Graded(a, b, changed)
+    a, b, changed = [], [], []
+    for x, y in zip(pairs.baseline, pairs.candidate, strict=True):
+        right = gold_answer(extractor, x.gold)
+        first = extractor.find(x.text or "")
+        # Most completions of two arms are the same text.
+        second = first if x.text == y.text else extractor.find(y.text or "")
+        a.append(grade_answer(first, right))
+        b.append(grade_answer(second, right))
+        changed.append(first != second)
+    return Graded(tuple(a), tuple(b), tuple(changed))
 
 
 @dataclass(frozen=True)

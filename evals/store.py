@@ -72,8 +72,9 @@ class Writer:
             self.header = read_header(self.path)
             for name in (SAMPLES, ERRORS, TOKENS):
                 _drop_cut_line(self.path / name)
-            self.done: set[Key] = {key(s) for s in read(self.path).samples}
-            self.scored: set[str] = {t.question for t in read(self.path).tokens}
+            found = read(self.path)
+            self.done: set[Key] = {key(s) for s in found.samples}
+            self.scored: set[str] = {t.question for t in found.tokens}
         except BaseException:
             os.close(self._lock)
             raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evals.answers import EXTRACTORS, Grade, boxed, find_extractor, flexible, grade, number, sglang
@@ -69,6 +69,7 @@ def test_an_unknown_extractor_or_version_is_one_sentence() -> None:
         find_extractor("strict/2")
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_no_text_breaks_an_extractor(text: str) -> None:
     for extractor in EXTRACTORS.values():
@@ -76,6 +77,7 @@ def test_no_text_breaks_an_extractor(text: str) -> None:
         assert found is None or found.is_finite()
 
 
+@settings(deadline=None)
 @given(st.integers(-(10**12), 10**12))
 def test_every_rule_finds_an_integer_that_stands_as_it_wants(value: int) -> None:
     assert number(f"{value:,}") == value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,6 +13,7 @@ import pytest
 
 from evals import store
 from evals.__main__ import COMMANDS, main
+from evals.samples import TokenScore
 from tests.evals.arms import BASELINE, CANDIDATE, two_arms
 from tests.evals.test_importers import lm_eval_row, write
 from validators.records import Status
@@ -64,6 +66,39 @@ def test_an_error_that_is_left_is_exit_code_two(runs: tuple[str, str], capsys: p
         f"evals: 1 of 1319 questions of candidate ended in an error, so there is no verdict (first {last['question']}: "
         "connection refused); run it again to finish them\n"
     )
+
+
+def scored(spread: float, seed: int) -> list[TokenScore]:
+    """Scores of 40 solutions of 50 tokens around the same log-probabilities, ``spread`` from them."""
+    fixed, noise = random.Random(0), random.Random(seed)
+    return [
+        TokenScore(f"q{i}", tuple(range(50)), tuple(-1 - fixed.random() + noise.gauss(0, spread) for _ in range(50)),
+                   (1,) * 50)
+        for i in range(40)
+    ]  # fmt: skip
+
+
+def test_token_scores_of_recorded_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Arms as servers leave them: no top k, so KL is estimated from the gold tokens alone."""
+    a, b = two_arms(1319, 1250, 3, 3)
+    run = {name: str(tmp_path / name) for name in ("a", "b", "a2", "r", "bad", "none")}
+    store.write(run["a"], BASELINE, a, scored(0.0, 1))
+    store.write(run["b"], CANDIDATE, b, scored(0.03, 2))
+    store.write(run["a2"], BASELINE, a, scored(0.001, 3))
+    store.write(run["r"], replace(CANDIDATE, arm="bf16", kernels={}), b, scored(0.03, 4))
+    store.write(run["bad"], replace(CANDIDATE, arm="bad"), b, scored(0.06, 5))
+    store.write(run["none"], replace(CANDIDATE, arm="none"), b)
+    compare = ["gsm8k", "compare", run["a"]]
+    assert main([*compare, run["b"], "--again", run["a2"], "--yardstick", run["r"]]) == 0
+    assert "nats a token (k3;" in capsys.readouterr().out
+    assert main([*compare, run["bad"], "--again", run["a2"], "--yardstick", run["r"]]) == 1
+    out = capsys.readouterr().out
+    assert out.startswith("REGRESSION: bad against unfused")
+    assert "  NO    KL " in out
+    assert main([*compare, run["none"]]) == 2
+    assert "only the baseline has token scores: score both, or neither" in capsys.readouterr().err
+    assert main([*compare, run["b"], "--again", run["bad"]]) == 2
+    assert "is no re-run of the baseline" in capsys.readouterr().err
 
 
 BAD = [

@@ -64,10 +64,27 @@ def test_a_large_loss_is_a_regression_and_a_loss_within_the_margin_is_parity() -
     assert worse.verdict is Verdict.REGRESSION
     assert gate(worse, "accuracy")[0] is False
     assert worse.sentence.startswith("REGRESSION: the candidate against the baseline: accuracy: 1,250 -> 1,200")
+    # What the token level leaves open does not excuse it.
+    open_ = decide(*two_arms(1319, 1250, 60, 10), tokens=token_arms(1, 5), yardstick=token_arms(2, 5))
+    assert (gate(open_, "KL")[0], open_.verdict) == (None, Verdict.REGRESSION)
     # Significant harm (p = 0.046), and yet within the two points that were accepted beforehand.
     within = decide(*two_arms(1319, 1250, 10, 3), policy=Policy(margin=0.02))
     assert within.verdict is Verdict.PARITY
     assert "0.046 for harm" in gate(within, "McNemar")[1]
+
+
+def test_nothing_changed_among_few_questions_is_planned_as_if_one_had() -> None:
+    a, b = two_arms(48, 43, 0, 0)
+    parity = decide(a, b)
+    assert (parity.verdict, parity.needed) == (Verdict.INCONCLUSIVE, math.ceil(6.1826 / 48 / 0.015**2))
+    assert "573 questions (525 more than here) settle it four times of five" in parity.sentence
+    assert "d = 2.1 %); if the difference is what was seen, 573." in parity.sentence
+
+
+def test_a_loss_at_the_margin_will_never_be_shown_to_be_within_it() -> None:
+    parity = decide_totals(190, 186, 200, 0.05, DEFAULT)
+    assert parity.verdict is Verdict.INCONCLUSIVE
+    assert "if the difference is what was seen, it is not within the margin" in parity.sentence
 
 
 def test_not_significant_is_never_parity() -> None:
@@ -86,7 +103,10 @@ def test_accuracy_passes_and_the_token_level_says_no() -> None:
     assert parity.verdict is Verdict.REGRESSION
     assert gate(parity, "accuracy")[0] is True
     assert gate(parity, "KL")[0] is False
-    assert "REGRESSION: the candidate against the baseline: KL: KL(baseline || candidate)" in parity.sentence
+    assert (
+        "REGRESSION: the candidate against the baseline: KL: at a typical token KL(baseline || candidate)"
+        in parity.sentence
+    )
     assert " Accuracy: 599 -> 605" in parity.sentence
     good = decide(a, b, tokens=token_arms(1), noise=token_arms(2, spread=0.01), yardstick=ruler,
                   policy=Policy(margin=0.02))  # fmt: skip
@@ -126,11 +146,17 @@ def test_arms_that_cannot_be_compared() -> None:
     refuse("setting max_tokens is 512 in one and 256", settings={**BASELINE.settings, "max_tokens": 256})
     refuse("served different models, 'tiny-glm' and 'other'", model="other")
     refuse("a run would be compared with itself", kernels=BASELINE.kernels)
-    refuse("a run would be compared with itself", kernels=BASELINE.kernels, fingerprint={"startup_time": 3, "pid": 7})
+    refuse(
+        "a run would be compared with itself",
+        kernels=BASELINE.kernels,
+        fingerprint={"startup_time": 3, "args": {"port": 7}},
+    )
     other = replace(CANDIDATE, model="other")
     assert decide(a, b, headers=(BASELINE, other), policy=replace(DEFAULT, any_model=True)).verdict is Verdict.PARITY
     server = replace(CANDIDATE, kernels=BASELINE.kernels, fingerprint={"commit": "abc"})
     assert "commit None and abc" in gate(decide(a, b, headers=(BASELINE, server)), "arms")[1]
+    nested = replace(server, fingerprint={"args": {"support": "aiter", "port": 1}})
+    assert "args.support None and aiter" in gate(decide(a, b, headers=(BASELINE, nested)), "arms")[1]
     with pytest.raises(EvalError, match="q0 has the gold answer 0 in one arm and 5"):
         decide(a, [replace(b[0], gold="5"), *b[1:]])
     with pytest.raises(EvalError, match="q0 was asked with different prompts"):

@@ -99,8 +99,8 @@ JUDGES = (
 PURE = tuple(
     f"evals.{name}"
     for name in (
-        "answers", "data", "errors", "gate", "import_command", "importers", "paired", "pairing", "parity",
-        "prompts", "report", "samples", "sequential", "store", "tokens",
+        "answer_gates", "answers", "data", "errors", "gate", "import_command", "importers", "paired", "pairing",
+        "parity", "policy", "prompts", "report", "samples", "sequential", "store", "tokens",
     )
 )  # fmt: skip
 """Modules of evals that need no kernel: questions, answers, run directories, statistics and the verdict. evals.record
