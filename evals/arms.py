@@ -1,9 +1,9 @@
 """An arm: which kernels compute the norms and linears of an in-process model.
 
-Three presets. ``unfused``: the norm stored as bf16, then the per-token quantizer, then the PTPC linear. ``fused``: one
+Presets: ``unfused``: the norm stored as bf16, then the per-token quantizer, then the PTPC linear. ``fused``: one
 kernel adds, normalises and quantizes, and hands (codes, scale) to the linear (SGLang PR #21403); before a router, whose
-input must stay bf16, both take the bf16 norm. ``bf16``: no activation is quantized at all, the yardstick of the model's
-own quantisation noise. ``fused,norm=FILE.py:FUNCTION,gemm=NAME`` replaces single kernels.
+input must stay bf16, both take the bf16 norm. Two more are yardsticks of the model's own quantisation noise:
+``bf16-norms`` quantizes no activation that comes from a norm under test, ``bf16`` none at all. ``fused,norm=FILE.py:FUNCTION,gemm=NAME`` replaces single kernels.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from validators.cases.tensors import (
 )
 from validators.kernels.base import Kernel, KernelError, find_kernel
 
-PRESETS = ("unfused", "fused", "bf16")
+PRESETS = ("unfused", "fused", "bf16-norms", "bf16")
 OPS = {"norm": "add_rmsnorm_quant", "quant": "per_token_quant", "gemm": "ptpc_gemm"}
 FP8 = torch.float8_e4m3fn
 
 
 @dataclass(frozen=True)
 class Arm:
-    """A named way through the model. preset: one of ``PRESETS``; norm is None in an unfused arm, all in ``bf16``.
+    """A named way through the model. preset: one of ``PRESETS``; norm is None where nothing is fused, all are in ``bf16``.
 
     calls: how often each op was called, by op; proof that a kernel was on.
     """
@@ -62,7 +62,8 @@ class Arm:
     def norm_linear(self, model: Decoder, stream: Stream, weight: Tensor, hidden: Tensor, what: Linear) -> Tensor:
         """Add, normalise, quantize, multiply; by the fused kernel where the arm has one."""
         if self.norm is None:
-            return self.linear(model, self.plain_norm(model, stream, weight, hidden), what)
+            x = self.plain_norm(model, stream, weight, hidden)
+            return self._unquantized(model, x, what) if self.preset == "bf16-norms" else self.linear(model, x, what)
         inputs = NormQuantInputs(hidden.contiguous(), stream.residual, weight, model.shape.eps, FP8)
         out = self._run(self.norm, inputs)
         assert isinstance(out, NormQuantOutputs)
@@ -81,11 +82,14 @@ class Arm:
     def linear(self, model: Decoder, x: Tensor, what: Linear) -> Tensor:
         """Quantize x and multiply; without a quantizer, x times the dequantized weight."""
         if self.quant is None:
-            out = model.stored(x.to(model.wide) @ what.wide.t())
-            return out if what.bias is None else model.stored(out.to(model.wide) + what.bias.to(model.wide))
+            return self._unquantized(model, x, what)
         made = self._run(self.quant, QuantInputs(x.contiguous(), FP8))
         assert isinstance(made, QuantOutputs)
         return self._gemm(model, made.codes, made.scale, what)
+
+    def _unquantized(self, model: Decoder, x: Tensor, what: Linear) -> Tensor:
+        out = model.stored(x.to(model.wide) @ what.wide.t())
+        return out if what.bias is None else model.stored(out.to(model.wide) + what.bias.to(model.wide))
 
     def _gemm(self, model: Decoder, codes: Tensor, scale: Tensor, what: Linear) -> Tensor:
         assert self.gemm is not None
@@ -147,7 +151,7 @@ def make_arm(spec: str, device: str = "cpu", name: str = "") -> Arm:
     if preset not in PRESETS:
         raise EvalError(f"unknown arm {preset!r}; known: {', '.join(PRESETS)}, each with ,norm= ,quant= ,gemm=KERNEL")
     wanted = {} if preset == "bf16" else default_kernels(device)
-    if preset == "unfused":
+    if preset in ("unfused", "bf16-norms"):
         wanted.pop("norm")
     for change in changes:
         part, equals, kernel_name = change.partition("=")
