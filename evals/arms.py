@@ -1,9 +1,10 @@
 """An arm: which kernels compute the norms and linears of an in-process model.
 
-Presets: ``unfused``: the norm stored as bf16, then the per-token quantizer, then the PTPC linear. ``fused``: one
-kernel adds, normalises and quantizes, and hands (codes, scale) to the linear (SGLang PR #21403); before a router, whose
-input must stay bf16, both take the bf16 norm. Two more are yardsticks of the model's own quantisation noise:
-``bf16-norms`` quantizes no activation that comes from a norm under test, ``bf16`` none at all. ``fused,norm=FILE.py:FUNCTION,gemm=NAME`` replaces single kernels.
+Presets: ``unfused``: the norm stored as bf16, then the per-token quantizer, then the PTPC linear. ``fused``: one kernel
+adds, normalises and quantizes, and hands (codes, scale) to the linear (SGLang PR #21403); before a router, whose input
+must stay bf16, both take the bf16 norm. Two more are yardsticks of the model's own quantisation noise: ``bf16-norms``
+quantizes no activation that comes from a norm under test, ``bf16`` none at all.
+``fused,norm=FILE.py:FUNCTION,gemm=NAME`` replaces single kernels.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ FP8 = torch.float8_e4m3fn
 
 @dataclass(frozen=True)
 class Arm:
-    """A named way through the model. preset: one of ``PRESETS``; norm is None where nothing is fused, all are in ``bf16``.
+    """A named way through the model. preset: one of ``PRESETS``, which says what kernels there are.
 
     calls: how often each op was called, by op; proof that a kernel was on.
     """

@@ -28,8 +28,8 @@ MODELS = Path(__file__).parent / "models"
 DEFAULT_MODEL = "tiny-glm"
 PROFILE = "synthetic-zero-shot/1"
 LIMIT = 224  # tokens of a completion; the longest gold solution of the generator has fewer than 200
-BATCH = 128
-AGAIN_BATCH = 48  # of the re-run: another order of sums in everything that is batched
+BATCH = 256
+AGAIN_BATCH = 176  # of the re-run: another order of sums in everything that is batched
 TOKEN_BATCH, TOKEN_SPLIT = 32, 12
 
 
@@ -52,13 +52,11 @@ class Questions:
 
 def questions(count: int, seed: int) -> Questions:
     """``count`` held-out problems: seed 0 gives the embedded set, any other seed problems of another stream."""
+    from evals.data import ordered
+
     problems = synthetic.held_out(count, synthetic.EMBEDDED_SEED + seed)
     lines = "".join(json.dumps([made.question, made.solution]) + "\n" for made in problems)
-    dice = synthetic.Dice(seed, count)
-    for last in range(count - 1, 0, -1):
-        other = dice.between(0, last)
-        problems[last], problems[other] = problems[other], problems[last]
-    return Questions(problems, hashlib.sha256(lines.encode()).hexdigest(), seed)
+    return Questions(ordered(problems, seed), hashlib.sha256(lines.encode()).hexdigest(), seed)
 
 
 def load(model: str, device: str) -> Any:
@@ -96,8 +94,9 @@ def answers(model: Any, arm: Any, asked: Questions, batch: int = BATCH) -> Itera
     from evals.inprocess import generate
 
     prompts = asked.prompts
+    expected = [len(solution) for solution in asked.solutions]
     began = time.monotonic()
-    for written in generate(model, arm, prompts, limit=LIMIT, end=tokenizer.END_ID, batch=batch):
+    for written in generate(model, arm, prompts, limit=LIMIT, end=tokenizer.END_ID, batch=batch, expected=expected):
         made = asked.problems[written.place]
         digest = hashlib.sha256(synthetic.prompt(made.question).encode()).hexdigest()
         now = time.monotonic()
@@ -152,7 +151,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def command(options: argparse.Namespace) -> int:
-    """Runs both arms and judges: 0 for PARITY, 1 for REGRESSION or INCONCLUSIVE; EvalError where there is no verdict."""
+    """Runs both arms and judges: 0 for PARITY, 1 for any other verdict; EvalError where there is none."""
     from evals import compare
     from evals.arms import make_arm
 

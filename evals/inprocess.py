@@ -42,10 +42,20 @@ def batches(lengths: Sequence[int], batch: int) -> list[list[int]]:
 
 
 def generate(
-    model: Decoder, arm: Arm, prompts: Sequence[Sequence[int]], *, limit: int, end: int, batch: int = 128
+    model: Decoder,
+    arm: Arm,
+    prompts: Sequence[Sequence[int]],
+    *,
+    limit: int,
+    end: int,
+    batch: int = 256,
+    expected: Sequence[int] | None = None,
 ) -> Iterator[Written]:
-    """Greedy completions of at most ``limit`` tokens, each yielded when its batch is done."""
-    for places in batches([len(prompt) for prompt in prompts], batch):
+    """Greedy completions of at most ``limit`` tokens, each yielded when its batch is done.
+
+    expected: lengths by which batches are put together (default: of the prompts), so that few wait for the longest.
+    """
+    for places in batches(expected or [len(prompt) for prompt in prompts], batch):
         yield from _generate(model, arm, places, [prompts[place] for place in places], limit, end)
 
 
