@@ -28,8 +28,8 @@ MODELS = Path(__file__).parent / "models"
 DEFAULT_MODEL = "tiny-glm"
 PROFILE = "synthetic-zero-shot/1"
 LIMIT = 224  # tokens of a completion; the longest gold solution of the generator has fewer than 200
-BATCH = 256
-AGAIN_BATCH = 176  # of the re-run: another order of sums in everything that is batched
+BATCH, GPU_BATCH = 256, 2048
+AGAIN_SHARE = 0.7  # the re-run's batch is so much smaller: another order of sums in everything that is batched
 TOKEN_BATCH, TOKEN_SPLIT = 32, 12
 
 
@@ -108,29 +108,68 @@ def answers(model: Any, arm: Any, asked: Questions, batch: int = BATCH) -> Itera
 
 @dataclass(frozen=True)
 class Tokens:
-    """Token-level pairs of the baseline with the candidate, with its re-run, and with the yardstick."""
+    """Token-level pairs by comparison: ``candidate``, ``re-run``, ``yardstick`` (each with the baseline), and
+    ``candidate again`` (with the candidate). flat: with the flat divergence, which is judged; full: with KL."""
 
-    candidate: list[TokenPair]
-    noise: list[TokenPair]
-    yardstick: list[TokenPair]
+    flat: dict[str, list[TokenPair]]
+    full: dict[str, list[TokenPair]]
 
 
 def token_level(model: Any, baseline: Any, candidate: Any, yardstick: Any, asked: Questions, count: int) -> Tokens:
-    """Teacher-forces the first ``count`` questions of the permutation through four arms."""
-    from evals.inprocess import score
+    """Teacher-forces the first ``count`` questions of the permutation through baseline and four passes."""
+    from evals.inprocess import Pass, score
 
     some = list(zip((made.id for made in asked.problems), asked.prompts, asked.solutions, strict=True))[:count]
-    again = dataclasses.replace(baseline, name="re-run")
-    ruler = dataclasses.replace(yardstick, name="yardstick")
-    other = dataclasses.replace(candidate, name="candidate")
-    with Progress("gold solutions, teacher-forced through four arms", len(some)) as progress:
+    passes = [
+        Pass("candidate", candidate),
+        Pass("re-run", baseline, TOKEN_SPLIT),
+        Pass("yardstick", yardstick),
+        Pass("candidate again", candidate, TOKEN_SPLIT, against="candidate"),
+    ]
+    with Progress("gold solutions, teacher-forced five times", len(some)) as progress:
+        known = len(tokenizer.vocabulary())
         scored = list(
-            score(
-                model, baseline, [(other, 0), (again, TOKEN_SPLIT), (ruler, 0)], some,
-                batch=TOKEN_BATCH, tick=progress.tick,
-            )
+            score(model, baseline, passes, some, batch=TOKEN_BATCH, vocabulary=known, tick=progress.tick)
         )  # fmt: skip
-    return Tokens(*([s.pairs[name] for s in scored] for name in ("candidate", "re-run", "yardstick")))
+    names = [entry.name for entry in passes]
+    return Tokens({n: [s.flat[n] for s in scored] for n in names}, {n: [s.pairs[n] for s in scored] for n in names})
+
+
+REBATCH_FACTOR = 0.5
+"""How far the candidate may move when its batches are cut otherwise, over the model's own quantisation noise. A policy:
+a kernel whose rows do not know of each other moves by the environment's order of sums alone (measured below 0.02), one
+whose scale spans the batch quantizes everything anew (about 1); the half lies between."""
+
+
+def rebatching(tokens: Tokens, seed: int) -> Any:
+    """The gate on the candidate's dependence on its batch: a row's result must not depend on its neighbours."""
+    from evals.gate import Gate
+    from evals.tokens import kl_ratio, statistics
+
+    name = "batch"
+    again, ruler = tokens.flat["candidate again"], tokens.flat["yardstick"]
+    if not statistics(again).finite:
+        return Gate(name, False, "the candidate's log-probabilities are not finite when its batches are cut otherwise")
+    value, (low, high) = kl_ratio(again, ruler, seed=seed)
+    ok = True if high <= REBATCH_FACTOR else False if low > REBATCH_FACTOR else None
+    return Gate(
+        name, ok,
+        f"cut into other batches, the candidate differs from itself by {value:.2g} of the model's own quantisation "
+        f"noise (between {low:.2g} and {high:.2g}); allowed {REBATCH_FACTOR:g}",
+    )  # fmt: skip
+
+
+def full_divergence(tokens: Tokens, seed: int) -> Any:
+    """KL at temperature 1, reported beside the flat divergence that is judged."""
+    from evals.gate import Gate
+    from evals.tokens import kl_ratio, statistics
+
+    stats = statistics(tokens.full["candidate"])
+    words = f"{stats.kl_mean:.3g} nats a token"
+    if stats.finite:
+        value, (low, high) = kl_ratio(tokens.full["candidate"], tokens.full["yardstick"], seed=seed)
+        words += f", {value:.2g} of the model's own quantisation noise (between {low:.2g} and {high:.2g})"
+    return Gate("KL at temperature 1", None, f"{words}; it hangs on the few tokens that the model is unsure of", False)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -185,14 +224,15 @@ def judge(model: Any, baseline: Any, candidate: Any, asked: Questions, options: 
 
     names = ("baseline", "candidate") if baseline.name == candidate.name else (baseline.name, candidate.name)
     again = dataclasses.replace(baseline, name=f"{names[0]} again")
-    arms = [(names[0], baseline, BATCH), (names[1], candidate, BATCH), (again.name, again, AGAIN_BATCH)]
+    batch = min(BATCH if options.device == "cpu" else GPU_BATCH, len(asked.problems))
+    arms = [(names[0], baseline, batch), (names[1], candidate, batch)]
+    arms.append((again.name, again, max(1, int(AGAIN_SHARE * batch))))
     headers = [header(arm, asked, model.name, options.device) for _, arm, _ in arms]
     collected: list[list[Sample]] = []
     # The token level is cheaper and the stronger instrument: it comes first, and a kernel that raises shows at once.
-    tokens = token_level(
-        model, baseline, candidate, make_arm("bf16-norms", options.device), asked, options.token_questions
-    )
-    for place, ((name, arm, batch), about) in enumerate(zip(arms, headers, strict=True)):
+    ruler = make_arm("bf16-norms", options.device)
+    tokens = token_level(model, baseline, candidate, ruler, asked, options.token_questions)
+    for place, ((name, arm, size), about) in enumerate(zip(arms, headers, strict=True)):
         with ExitStack() as stack:
             progress = stack.enter_context(Progress(f"{name}: questions answered", len(asked.problems)))
             writer = None
@@ -203,16 +243,29 @@ def judge(model: Any, baseline: Any, candidate: Any, asked: Questions, options: 
                     Writer(Path(options.runs) / ("baseline", "candidate", "again")[place], about)
                 )
             samples = []
-            for sample in answers(model, arm, asked, batch):
+            for sample in answers(model, arm, asked, size):
                 samples.append(sample)
                 if writer is not None and (sample.question, sample.repeat) not in writer.done:
                     writer.add(sample)
                 progress.tick(len(samples))
         collected.append(samples)
-    return decide(
-        collected[0], collected[1], again=collected[2], tokens=tokens.candidate, noise=tokens.noise,
-        yardstick=tokens.yardstick, policy=policy, headers=(headers[0], headers[1]),
+    flat = tokens.flat
+    verdict = decide(
+        collected[0], collected[1], again=collected[2], tokens=flat["candidate"], noise=flat["re-run"],
+        yardstick=flat["yardstick"], policy=policy, headers=(headers[0], headers[1]),
     )  # fmt: skip
+    return with_gates(verdict, [rebatching(tokens, policy.seed), full_divergence(tokens, policy.seed)], headers)
+
+
+def with_gates(verdict: Any, more: list[Any], headers: list[Header]) -> Any:
+    """The verdict with further gates: one that says no, or is open, counts as those of ``evals.parity`` do."""
+    from evals import parity
+
+    gates = (*verdict.gates, *more)
+    made = dataclasses.replace(verdict, gates=gates, verdict=parity._verdict(gates))
+    if made.verdict is verdict.verdict:
+        return made
+    return dataclasses.replace(made, sentence=parity._sentence(made, (headers[0], headers[1]), True))
 
 
 def _record(verdict: Any, baseline: Any, candidate: Any, options: argparse.Namespace) -> None:

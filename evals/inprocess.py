@@ -118,55 +118,103 @@ def solution_logprobs(
 
 
 @dataclass(frozen=True)
+class Pass:
+    """One teacher-forced pass. name: of the comparison. split: 0 runs a batch as the baseline does, any other number in
+    parts of so many rows. against: the name of an earlier pass to compare with; empty for the baseline."""
+
+    name: str
+    arm: Arm
+    split: int = 0
+    against: str = ""
+
+
+@dataclass(frozen=True)
 class Scored:
-    """One question, teacher-forced: the baseline's score, and the pair with every other arm by its name."""
+    """One question, teacher-forced: the scores by pass, and by name the pair with what the pass is compared with.
+
+    pairs: KL over the whole vocabulary. flat: the same with ``flat_divergence`` in the place of KL.
+    """
 
     place: int
     baseline: TokenScore
-    others: Mapping[str, TokenScore]
+    scores: Mapping[str, TokenScore]
     pairs: Mapping[str, TokenPair]
+    flat: Mapping[str, TokenPair]
+
+
+FLAT = "flat: half the variance over the vocabulary of the log-probabilities' differences"
+
+
+def divergence(base: Tensor, other: Tensor) -> Tensor:
+    """KL(base || other) in nats at each place, [N], from log-probabilities [N, V]."""
+    # A sum of fp32 terms over the vocabulary may come out a rounding below zero.
+    return (base.exp() * (base - other)).sum(-1).clamp_min(0)
+
+
+def flat_divergence(base: Tensor, other: Tensor) -> Tensor:
+    """Half the variance over the vocabulary of ``base - other``, [N]: what T^2 KL tends to as the temperature T grows.
+
+    A model that is sure of nearly every token hides from KL what happens to its logits, and the mean KL then hangs on
+    the few tokens it is unsure of. Here every token weighs the same: this is the size of the numerical change itself.
+    """
+    return (base - other).var(-1, correction=0) / 2
 
 
 def score(
     model: Decoder,
     baseline: Arm,
-    others: Sequence[tuple[Arm, int]],
+    passes: Sequence[Pass],
     questions: Sequence[tuple[str, Sequence[int], Sequence[int]]],
     *,
     batch: int = 32,
+    vocabulary: int = 0,
     tick: Callable[[int], None] = lambda done: None,
 ) -> Iterator[Scored]:
-    """Teacher-forces (id, prompt ids, solution ids) through every arm, batch by batch, and compares to the baseline.
+    """Teacher-forces (id, prompt ids, solution ids) through the baseline and every pass, batch by batch.
 
-    others: (arm, split): split 0 runs the batch as the baseline does, any other number in parts of so many rows.
-    KL is KL(baseline || arm) over the whole vocabulary, in fp32.
+    vocabulary: ids from there on are padding of the embedding and are left out of the flat divergence; 0 for none.
     """
     done = 0
+    kept = {entry.against for entry in passes}
     for places in batches([len(a) + len(s) for _, a, s in questions], batch):
         some = [questions[place] for place in places]
         asked, solved = [a for _, a, _ in some], [s for _, _, s in some]
         sizes = [len(s) for s in solved]
-        base = solution_logprobs(model, baseline, asked, solved)
         gold = torch.tensor([token for s in solved for token in s], device=model.device)
-        base_scores = _scores(base, gold, sizes, some)
-        pairs: list[dict[str, TokenPair]] = [{} for _ in places]
-        scores: list[dict[str, TokenScore]] = [{} for _ in places]
-        for arm, split in others:
-            other = solution_logprobs(model, arm, asked, solved, split)
-            # A whole-vocabulary sum of fp32 terms may come out a rounding below zero.
-            kl = (base.exp() * (base - other)).sum(-1).clamp_min(0).split(sizes)
-            same = (base.argmax(-1) == other.argmax(-1)).split(sizes)
-            made = _scores(other, gold, sizes, some)
-            for row, (name, _, _) in enumerate(some):
-                scores[row][arm.name] = made[row]
-                pairs[row][arm.name] = TokenPair(
-                    name, base_scores[row].logprob, made[row].logprob, tuple(kl[row].tolist()),
-                    tuple(same[row].tolist()), "full",
-                )  # fmt: skip
+        logprobs = {"": solution_logprobs(model, baseline, asked, solved)}
+        scores = {"": _scores(logprobs[""], gold, sizes, some)}
+        pairs: dict[str, list[TokenPair]] = {}
+        flat: dict[str, list[TokenPair]] = {}
+        for entry in passes:
+            made = solution_logprobs(model, entry.arm, asked, solved, entry.split)
+            base = logprobs[entry.against]
+            scores[entry.name] = _scores(made, gold, sizes, some)
+            both = (scores[entry.against], scores[entry.name])
+            pairs[entry.name] = _pairs(*both, divergence(base, made), sizes, "full")
+            width = vocabulary or base.shape[-1]
+            flat[entry.name] = _pairs(*both, flat_divergence(base[:, :width], made[:, :width]), sizes, FLAT)
+            if entry.name in kept:
+                logprobs[entry.name] = made
         for row, place in enumerate(places):
-            yield Scored(place, base_scores[row], scores[row], pairs[row])
+            yield Scored(
+                place,
+                scores[""][row],
+                {entry.name: scores[entry.name][row] for entry in passes},
+                {name: rows[row] for name, rows in pairs.items()},
+                {name: rows[row] for name, rows in flat.items()},
+            )
         done += len(places)
         tick(done)
+
+
+def _pairs(
+    a: Sequence[TokenScore], b: Sequence[TokenScore], divergences: Tensor, sizes: Sequence[int], kind: str
+) -> list[TokenPair]:
+    made = []
+    for x, y, each in zip(a, b, divergences.split(list(sizes)), strict=True):
+        same = tuple(p == q for p, q in zip(x.top1, y.top1, strict=True))
+        made.append(TokenPair(x.question, x.logprob, y.logprob, tuple(each.tolist()), same, kind))
+    return made
 
 
 def _scores(

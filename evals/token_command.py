@@ -36,6 +36,7 @@ class Row:
     gates: list[Any]
     ratio: float | None
     bounds: tuple[float, float] | None
+    flat: float | None = None
 
 
 @dataclass(frozen=True)
@@ -124,32 +125,35 @@ def table(
     """Rows of the arms under test, and rows of the re-run and the yardstick, all against the baseline."""
     import evals.tokens as token_level
     from evals.arms import make_arm
-    from evals.inprocess import score
+    from evals.inprocess import Pass, score
 
     baseline = make_arm(options.baseline, options.device)
     arms = [make_arm(spec, options.device, label(spec)) for spec in specs]
     if len({arm.name for arm in arms}) != len(arms):
         raise EvalError("two arms have the same name: name each kernel once")
-    again = dataclasses.replace(baseline, name=AGAIN)
     ruler = make_arm(options.yardstick, options.device, f"yardstick {options.yardstick}")
-    others = [*((arm, 0) for arm in arms), (again, max(1, options.batch // 3)), (ruler, 0)]
-    with Progress(f"gold solutions through {len(others) + 1} arms", len(some)) as progress:
-        scored = list(score(model.decoder, baseline, others, some, batch=options.batch, tick=progress.tick))
-    pairs: dict[str, list[TokenPair]] = {arm.name: [s.pairs[arm.name] for s in scored] for arm, _ in others}
+    passes = [Pass(arm.name, arm) for arm in arms]
+    passes += [Pass(AGAIN, baseline, max(1, options.batch // 3)), Pass(ruler.name, ruler)]
+    with Progress(f"gold solutions through {len(passes) + 1} arms", len(some)) as progress:
+        scored = list(score(model.decoder, baseline, passes, some, batch=options.batch, tick=progress.tick))
+    pairs: dict[str, list[TokenPair]] = {p.name: [s.pairs[p.name] for s in scored] for p in passes}
+    flat: dict[str, list[TokenPair]] = {p.name: [s.flat[p.name] for s in scored] for p in passes}
 
-    def row(arm: Any) -> Row:
-        own = pairs[arm.name]
+    def row(entry: Pass) -> Row:
+        own = pairs[entry.name]
         stats = token_level.statistics(own)
         if not stats.finite:
-            return Row(arm.name, arm.kernels, stats, token_level.gates(own, None, None), None, None)
+            return Row(entry.name, entry.arm.kernels, stats, token_level.gates(own, None, None), None, None)
         ratio, bounds = token_level.kl_ratio(own, pairs[ruler.name], seed=options.seed)
-        gates = token_level.gates(own, pairs[again.name], pairs[ruler.name], seed=options.seed)
-        return Row(arm.name, arm.kernels, stats, gates, ratio, (bounds.low, bounds.high))
+        gates = token_level.gates(own, pairs[AGAIN], pairs[ruler.name], seed=options.seed)
+        level, _ = token_level.kl_ratio(flat[entry.name], flat[ruler.name], seed=options.seed)
+        return Row(entry.name, entry.arm.kernels, stats, gates, ratio, (bounds.low, bounds.high), level)
 
-    return [row(arm) for arm in arms], [row(again), row(ruler)]
+    rows = [row(entry) for entry in passes]
+    return rows[: len(arms)], rows[len(arms) :]
 
 
-HEAD = ("arm", "dlogp/token", "error", "t", "KL/token", "p99 KL", "top-1 %", "of yardstick", "token level")
+HEAD = ("arm", "dlogp/token", "error", "t", "KL/token", "p99 KL", "top-1 %", "of yardstick", "flat", "token level")
 
 
 def text(rows: Sequence[Row], floor: Sequence[Row]) -> str:
@@ -165,7 +169,8 @@ def text(rows: Sequence[Row], floor: Sequence[Row]) -> str:
             against += f" [{row.bounds[0]:.2f}, {row.bounds[1]:.2f}]"
         cells = [
             row.arm, f"{s.mean_dlogp:+.5f}", f"{s.error:.5f}", f"{s.t:+.1f}", f"{s.kl_mean:.3g}", f"{s.kl_p99:.3g}",
-            f"{100 * s.top1:.2f}", against, "-" if row in floor else judged(row),
+            f"{100 * s.top1:.2f}", against, "" if row.flat is None else f"{row.flat:.2f}",
+            "-" if row in floor else judged(row),
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
