@@ -28,7 +28,8 @@ SYNTHETIC = "synthetic"
 
 @dataclass(frozen=True)
 class Row:
-    """One arm against the baseline. stats: ``evals.tokens.TokenStats``; gates: of the token level; calls: by op."""
+    """One arm against the baseline. stats: ``evals.tokens.TokenStats``; gates: of the token level. ratio, bounds: KL at
+    a typical token over the yardstick's; flat: the same of the flat divergence."""
 
     arm: str
     kernels: dict[str, str]
@@ -144,16 +145,27 @@ def table(
         stats = token_level.statistics(own)
         if not stats.finite:
             return Row(entry.name, entry.arm.kernels, stats, token_level.gates(own, None, None), None, None)
-        ratio, bounds = token_level.kl_ratio(own, pairs[ruler.name], seed=options.seed)
+        ratio, bounds, _ = token_level.typical_kl_ratio(own, pairs[ruler.name], seed=options.seed)
         gates = token_level.gates(own, pairs[AGAIN], pairs[ruler.name], seed=options.seed)
-        level, _ = token_level.kl_ratio(flat[entry.name], flat[ruler.name], seed=options.seed)
+        level, _, _ = token_level.typical_kl_ratio(flat[entry.name], flat[ruler.name], seed=options.seed)
         return Row(entry.name, entry.arm.kernels, stats, gates, ratio, (bounds.low, bounds.high), level)
 
     rows = [row(entry) for entry in passes]
     return rows[: len(arms)], rows[len(arms) :]
 
 
-HEAD = ("arm", "dlogp/token", "error", "t", "KL/token", "p99 KL", "top-1 %", "of yardstick", "flat", "token level")
+HEAD = (
+    "arm",
+    "dlogp/token",
+    "error",
+    "t",
+    "KL/token",
+    "p99 KL",
+    "top-1 %",
+    "typical KL of yardstick",
+    "logits",
+    "token level",
+)
 
 
 def text(rows: Sequence[Row], floor: Sequence[Row]) -> str:
