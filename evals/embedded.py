@@ -169,7 +169,7 @@ def change(tokens: Tokens, seed: int) -> Any:
 
 
 def _typical(pairs: list[TokenPair], ruler: list[TokenPair], seed: int) -> tuple[float, float, float]:
-    """Ratio at a typical token with its bounds; NaN where log-probabilities are not finite, so that no gate says yes."""
+    """Ratio at a typical token with its bounds; NaN, which no gate calls a yes, where scores are not finite."""
     import math
 
     from evals.tokens import statistics, typical_kl_ratio

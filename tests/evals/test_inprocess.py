@@ -23,7 +23,7 @@ from tests.evals.defects import DEFECTS, arm
 
 SUBTLE = ("truncating_cast", "per_tensor_scale")
 REBATCHED = ("fused", "per_tensor_scale")  # a further pass each; the others are refused without it
-QUESTIONS, FEW, BATCH, SPLIT = 72, 20, 24, 9
+QUESTIONS, FEW, BATCH, SPLIT = 48, 20, 24, 9
 
 
 @pytest.fixture(scope="module")
