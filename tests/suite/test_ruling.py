@@ -416,4 +416,12 @@ def test_the_comment_is_short_and_says_what_to_run() -> None:
     text = signoff_text.markdown(under_policy(ops()[1:], EVERY, [TARGET]))
     assert text.startswith("## UNTESTED\n")
     assert len(text) < 5_000
-    assert "    python -m evals parity --records records" in text
+    assert "    python -m evals parity --baseline unfused,quant=demo/quant" in text
+
+
+def test_the_parity_command_names_the_kernels_of_the_path() -> None:
+    ruling = ruled([r for r in path() if r.lane != "parity"])
+    assert ruling.steps[0].commands == (
+        "python -m evals parity --baseline unfused,quant=demo/quant,gemm=demo/gemm "
+        "--candidate fused,norm=demo/norm,quant=demo/quant,gemm=demo/gemm --device cpu --records records",
+    )
