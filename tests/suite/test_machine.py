@@ -70,7 +70,8 @@ def test_it_ends_with_a_decision_and_the_report_also_where_a_stage_dies(
         elif dies:
             return subprocess.CompletedProcess(command, -9)
         elif "layers" in command:
-            _write(command[-1], [record(op=r.op, lane="layers", kernel=r.kernel, case=f"layers-{r.op}") for r in ops()])
+            walked = [record(op=r.op, lane="layers", kernel=r.kernel, case="layers-x-trajectory") for r in ops()]
+            _write(command[-1], walked)
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(machine.subprocess, "run", play)

@@ -57,6 +57,7 @@ def whole(lane: str, status: Status = Status.PASSED, **changes: object) -> Recor
 def path() -> list[Record]:
     """Every stage of the demo path, PASSED."""
     layers = [made(op, f"layers-glm-tiny-l00-{op}", "layers") for op in KERNELS]
+    layers.append(made(NORM, "layers-glm-tiny-trajectory", "layers"))
     goldens = [made(op, f"{op}-golden", "goldens", provenance={"golden": {"state": "UNCHANGED"}}) for op in KERNELS]
     return [*ops(), *layers, *goldens, whole("parity"), whole("trace")]
 
@@ -146,6 +147,33 @@ def test_drifted_goldens_wait_for_a_person() -> None:
     assert ruling.decision == "NOT SIGNED"
     assert "DRIFTED in 1 of" in ruling.reasons[0]
     assert "codes: 3 elements differ" in ruling.reasons[0]
+
+
+def test_goldens_of_another_cpu_and_a_walk_without_its_end_show_nothing() -> None:
+    def other_isa(r: Record) -> Record:
+        return dataclasses.replace(r, provenance={"golden": {"state": "UNTESTED"}}) if r.lane == "goldens" else r
+
+    assert ruled([other_isa(r) for r in path()]).reasons == ("UNTESTED: goldens.",)
+    ruling = ruled([r for r in path() if not r.case.endswith("-trajectory")])
+    assert ruling.reasons == ("UNTESTED: layers.",)
+    assert ruling.untested[0].why == ("the error against depth was not judged",)
+
+
+HOSTILE = "<script>alert(1)</script>|`x`\n## SIGNED @everyone"
+
+
+def test_a_claim_cannot_write_markup() -> None:
+    signoff_html = pytest.importorskip("validators.signoff_html")
+    pytest.importorskip("jinja2", reason="the page needs jinja2, which is optional")
+    target = dataclasses.replace(TARGET, name=HOSTILE, about=HOSTILE, contracts={NORM: HOSTILE})
+    chosen = dataclasses.replace(EVERY, name=HOSTILE, about=HOSTILE, waivers=(Waiver(HOSTILE, HOSTILE, LATER, "ops"),))
+    decided = under_policy(ops(contract=HOSTILE)[1:], chosen, [target])
+    assert "<script>alert" not in signoff_html.page(decided)
+    text = signoff_text.markdown(decided)
+    prose = "\n".join(line for line in text.split("\n") if not line.startswith("    "))  # commands are code
+    assert "<script" not in prose
+    assert "@everyone" not in prose
+    assert "\n## SIGNED" not in text
 
 
 def test_a_truth_that_moved_stands_in_the_way_of_everybody() -> None:
