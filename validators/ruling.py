@@ -285,6 +285,8 @@ def _failure(op: str, kernel: str, group: Sequence[Record], mine: Sequence[Recor
 
 def cause_of(record: Record) -> str:
     """The name of the record's first explanation (``tail-not-in-amax``, ``poison``), or ""."""
+    if record.op not in OPS:
+        return ""
     first = next(iter((*record.explanations, *record.reasons)), "")
     name, colon, _ = first.partition(":")
     return (

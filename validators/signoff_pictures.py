@@ -164,9 +164,8 @@ def parities(records: Sequence[Record]) -> list[Parity]:
         if r.lane == "parity":
             gates = tuple((c.name, {True: "good", False: "bad", None: "open"}[c.ok], c.detail) for c in r.checks)
             title = f"{r.case} on {r.arch}: {r.kernel}"
-            found.append(
-                Parity(title, r.status.value, r.reasons, gates, _interval(r), report.reproduce_line(r))
-            )  # fmt: skip
+            said, again = (*r.reasons, *r.explanations), report.reproduce_line(r)
+            found.append(Parity(title, r.status.value, said, gates, _interval(r), again))
     return found
 
 

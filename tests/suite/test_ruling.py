@@ -140,6 +140,15 @@ def test_many_failures_of_one_cause_are_one_reason_that_names_it() -> None:
     assert "All explained by tail-not-in-amax: every violation vanishes if the tail is left out." in reason
 
 
+def test_a_regression_is_quoted_as_the_evaluation_says_it() -> None:
+    said = "REGRESSION: fused against unfused: accuracy: 91 % -> 80 %."
+    worse = whole("parity", Status.FAILED, case="parity-tiny-glm-n1319-margin1.5-s0", reasons=(said,))
+    (reason,) = ruled([r for r in path() if r.lane != "parity"] + [worse]).reasons
+    assert reason == (
+        "parity of demo/norm: FAILED in 1 of 1 cases (parity). First parity-tiny-glm-n1319-margin1.5-s0: " + said
+    )
+
+
 def test_drifted_goldens_wait_for_a_person() -> None:
     drift = made(NORM, "g", "goldens", provenance={"golden": {"state": "DRIFTED"}},
                  checks=(Check("golden", None, "codes: 3 elements differ", "determinism"),))  # fmt: skip
