@@ -64,7 +64,7 @@ def test_it_ends_with_a_decision_and_the_report_also_where_a_stage_dies(
 ) -> None:
     """The stages are played: each writes what it would record, or dies before it does."""
 
-    def play(command: list[str], check: bool) -> subprocess.CompletedProcess[bytes]:
+    def play(command: list[str], check: bool, env: dict[str, str]) -> subprocess.CompletedProcess[bytes]:
         if "run" in command:
             _write(command[-1], ops("default"))
         elif dies:
@@ -89,7 +89,7 @@ def test_it_ends_with_a_decision_and_the_report_also_where_a_stage_dies(
 def test_nothing_recorded_is_no_sign_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(machine.subprocess, "run", lambda command, check: subprocess.CompletedProcess(command, 2))
+    monkeypatch.setattr(machine.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 2))
     assert main(["machine", "--policy", "smoke", "--device", "cpu", "--out", str(tmp_path)]) == 2
     assert "no stage wrote a record" in capsys.readouterr().err
 
