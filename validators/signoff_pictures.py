@@ -131,13 +131,13 @@ def _y(value: float, low: float, high: float) -> float:
 
 @dataclass(frozen=True)
 class Interval:
-    """A difference with its interval on an axis in points; all at pixels of 0..640.
+    """A difference with its interval on an axis in points; all at pixels of 0..640. low, high: None without interval.
 
     margin: where the loss that would be accepted lies, None if the record does not say.
     """
 
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     middle: float
     zero: float
     margin: float | None
@@ -164,20 +164,25 @@ def parities(records: Sequence[Record]) -> list[Parity]:
         if r.lane == "parity":
             gates = tuple((c.name, {True: "good", False: "bad", None: "open"}[c.ok], c.detail) for c in r.checks)
             title = f"{r.case} on {r.arch}: {r.kernel}"
-            found.append(
-                Parity(title, r.status.value, r.reasons, gates, _interval(r), report.reproduce_line(r))
-            )  # fmt: skip
+            said, again = (*r.reasons, *r.explanations), report.reproduce_line(r)
+            found.append(Parity(title, r.status.value, said, gates, _interval(r), again))
     return found
 
 
 def _interval(record: Record) -> Interval | None:
+    known = record.strength
     numbers = _find_numbers(record.provenance)
-    if numbers is None:
+    low: float | None = None
+    high: float | None = None
+    if numbers is not None:
+        difference, low, high = (100 * v for v in numbers)
+    elif known.get("questions") and "lost" in known and "gained" in known:
+        difference = 100 * (known["gained"] - known["lost"]) / known["questions"]
+    else:
         return None
-    difference, low, high = (100 * v for v in numbers)
     named = re.search(r"margin([\d.]+)", record.case)
     margin = -float(named[1].rstrip(".")) if named else None
-    ends = [difference, low, high, 0.0, *([margin] if margin is not None else [])]
+    ends = [difference, 0.0, *(v for v in (low, high, margin) if v is not None)]
     least, most = min(ends), max(ends)
     air = 0.1 * (most - least) or 0.5
     least, most = least - air, most + air
@@ -187,10 +192,12 @@ def _interval(record: Record) -> Interval | None:
 
     step = next((s for s in (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0) if (most - least) / s <= 8), 50.0)
     marks = [n * step for n in range(math.ceil(least / step), math.floor(most / step) + 1)]
-    words = f"difference {difference:+.2f} points, interval {low:+.2f} to {high:+.2f}"
+    words = f"difference {difference:+.2f} points"
+    words += f", interval {low:+.2f} to {high:+.2f}" if low is not None and high is not None else ""
     words += f", margin {margin:g}" if margin is not None else ""
     return Interval(
-        at(low), at(high), at(difference), at(0.0), None if margin is None else at(margin),
+        None if low is None else at(low), None if high is None else at(high), at(difference), at(0.0),
+        None if margin is None else at(margin),
         tuple(Tick(at(v), f"{v:+g}" if v else "0") for v in marks), words,
     )  # fmt: skip
 
@@ -280,7 +287,7 @@ def opened(record: Record, most: int = 5) -> list[Opened]:
 
 
 def _element(record: Record, output: str, e: Element) -> Opened:
-    ratio = e.err / e.budget if e.budget else math.inf
+    ratio = math.nan if math.isnan(e.err) else (e.err / e.budget if e.budget else math.inf)
     away = "not comparable" if math.isnan(ratio) else (
         f"{e.err_ulp:,.0f} steps of the format" if math.isinf(ratio) else f"{_factor(ratio)} x its budget"
     )  # fmt: skip
@@ -291,7 +298,7 @@ def _element(record: Record, output: str, e: Element) -> Opened:
         ("kernel gave", f"{e.got:.9g}  (bits {e.got_bits})"),
         ("|error|", f"{e.err:.6g}"),
         ("budget", f"{e.budget:.6g}" if e.budget else "0: one value is admissible"),
-        ("error / budget", _factor(ratio) if math.isfinite(ratio) else "beyond any budget"),
+        ("error / budget", _factor(ratio) if math.isfinite(ratio) else away),
         ("steps of the format", f"{e.err_ulp:,.4g}"),
     )
     total = sum(abs(v) for v in e.terms.values() if math.isfinite(v))

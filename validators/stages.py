@@ -102,8 +102,14 @@ def goldens_step(target: Target, kernels: Sequence[str], records_dir: str) -> St
 
 
 def parity_step(target: Target, records_dir: str) -> Step:
-    """The embedded end-to-end evaluation."""
-    command = ["python", "-m", "evals", "parity", "--records", records_dir]
+    """The embedded end-to-end evaluation of the claim's kernels; of its default ones where the claim has many."""
+    command = ["python", "-m", "evals", "parity"]
+    if target.one_path:
+        parts = {"norm": "add_rmsnorm_quant", "quant": "per_token_quant", "gemm": "ptpc_gemm"}
+        chosen = [f"{part}={target.kernels[op][0]}" for part, op in parts.items() if target.kernels.get(op)]
+        command += ["--baseline", ",".join(["unfused", *(x for x in chosen if not x.startswith("norm="))])]
+        command += ["--candidate", ",".join(["fused", *chosen])]
+    command += ["--device", device(target.arch), "--records", records_dir]
     return Step(machine(target.arch), "parity", (shlex.join(command),))
 
 

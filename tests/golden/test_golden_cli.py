@@ -154,10 +154,21 @@ def test_check_writes_records_table_and_history(tmp_path: Path, capsys: pytest.C
     assert len(records) == 24
     assert {r.status for r in records} == {Status.PASSED}
     assert {r.provenance["golden"]["state"] for r in records} == {"UNCHANGED"}
+    assert {r.lane for r in records} == {"goldens"}, "a golden cannot stand for a case of a lane"
     assert page.read_text().startswith("before\n### As accepted.")
     assert "| emulated/aiter-triton | cpu | 12 | 12 |" in page.read_text()
     lines = [json.loads(line) for line in history.read_text().splitlines()]
     assert [line["states"] for line in lines] == [{"UNCHANGED": 12}] * 2
+
+
+def test_reference_and_inputs_leave_records_too(tmp_path: Path) -> None:
+    ids = [name for name in sorted(read(DATA).rows) if name.endswith(("@reference", "@inputs"))]
+    chosen = [next(n for n in ids if n.endswith(kind)) for kind in ("@reference", "@inputs")]
+    assert _golden("check", *(word for n in chosen for word in ("--id", n)), "--records", str(tmp_path)) == 0
+    found = {(r.kernel, r.op, r.lane, r.arch, r.status) for r in load_records(tmp_path)}
+    assert found == {
+        (f"golden/{kind}", "goldens", "goldens", "any", Status.PASSED) for kind in ("reference", "inputs")
+    }  # fmt: skip
 
 
 def test_the_line_that_a_record_gives_reproduces_the_check(tmp_path: Path) -> None:

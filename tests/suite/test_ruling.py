@@ -57,6 +57,7 @@ def whole(lane: str, status: Status = Status.PASSED, **changes: object) -> Recor
 def path() -> list[Record]:
     """Every stage of the demo path, PASSED."""
     layers = [made(op, f"layers-glm-tiny-l00-{op}", "layers") for op in KERNELS]
+    layers.append(made(NORM, "layers-glm-tiny-trajectory", "layers"))
     goldens = [made(op, f"{op}-golden", "goldens", provenance={"golden": {"state": "UNCHANGED"}}) for op in KERNELS]
     return [*ops(), *layers, *goldens, whole("parity"), whole("trace")]
 
@@ -139,6 +140,15 @@ def test_many_failures_of_one_cause_are_one_reason_that_names_it() -> None:
     assert "All explained by tail-not-in-amax: every violation vanishes if the tail is left out." in reason
 
 
+def test_a_regression_is_quoted_as_the_evaluation_says_it() -> None:
+    said = "REGRESSION: fused against unfused: accuracy: 91 % -> 80 %."
+    worse = whole("parity", Status.FAILED, case="parity-tiny-glm-n1319-margin1.5-s0", reasons=(said,))
+    (reason,) = ruled([r for r in path() if r.lane != "parity"] + [worse]).reasons
+    assert reason == (
+        "parity of demo/norm: FAILED in 1 of 1 cases (parity). First parity-tiny-glm-n1319-margin1.5-s0: " + said
+    )
+
+
 def test_drifted_goldens_wait_for_a_person() -> None:
     drift = made(NORM, "g", "goldens", provenance={"golden": {"state": "DRIFTED"}},
                  checks=(Check("golden", None, "codes: 3 elements differ", "determinism"),))  # fmt: skip
@@ -146,6 +156,33 @@ def test_drifted_goldens_wait_for_a_person() -> None:
     assert ruling.decision == "NOT SIGNED"
     assert "DRIFTED in 1 of" in ruling.reasons[0]
     assert "codes: 3 elements differ" in ruling.reasons[0]
+
+
+def test_goldens_of_another_cpu_and_a_walk_without_its_end_show_nothing() -> None:
+    def other_isa(r: Record) -> Record:
+        return dataclasses.replace(r, provenance={"golden": {"state": "UNTESTED"}}) if r.lane == "goldens" else r
+
+    assert ruled([other_isa(r) for r in path()]).reasons == ("UNTESTED: goldens.",)
+    ruling = ruled([r for r in path() if not r.case.endswith("-trajectory")])
+    assert ruling.reasons == ("UNTESTED: layers.",)
+    assert ruling.untested[0].why == ("the error against depth was not judged",)
+
+
+HOSTILE = "<script>alert(1)</script>|`x`\n## SIGNED @everyone"
+
+
+def test_a_claim_cannot_write_markup() -> None:
+    signoff_html = pytest.importorskip("validators.signoff_html")
+    pytest.importorskip("jinja2", reason="the page needs jinja2, which is optional")
+    target = dataclasses.replace(TARGET, name=HOSTILE, about=HOSTILE, contracts={NORM: HOSTILE})
+    chosen = dataclasses.replace(EVERY, name=HOSTILE, about=HOSTILE, waivers=(Waiver(HOSTILE, HOSTILE, LATER, "ops"),))
+    decided = under_policy(ops(contract=HOSTILE)[1:], chosen, [target])
+    assert "<script>alert" not in signoff_html.page(decided)
+    text = signoff_text.markdown(decided)
+    prose = "\n".join(line for line in text.split("\n") if not line.startswith("    "))  # commands are code
+    assert "<script" not in prose
+    assert "@everyone" not in prose
+    assert "\n## SIGNED" not in text
 
 
 def test_a_truth_that_moved_stands_in_the_way_of_everybody() -> None:
@@ -416,4 +453,12 @@ def test_the_comment_is_short_and_says_what_to_run() -> None:
     text = signoff_text.markdown(under_policy(ops()[1:], EVERY, [TARGET]))
     assert text.startswith("## UNTESTED\n")
     assert len(text) < 5_000
-    assert "    python -m evals parity --records records" in text
+    assert "    python -m evals parity --baseline unfused,quant=demo/quant" in text
+
+
+def test_the_parity_command_names_the_kernels_of_the_path() -> None:
+    ruling = ruled([r for r in path() if r.lane != "parity"])
+    assert ruling.steps[0].commands == (
+        "python -m evals parity --baseline unfused,quant=demo/quant,gemm=demo/gemm "
+        "--candidate fused,norm=demo/norm,quant=demo/quant,gemm=demo/gemm --device cpu --records records",
+    )

@@ -328,3 +328,27 @@ def test_files_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_an_empty_set_of_launches_is_refused() -> None:
     with pytest.raises(TraceError, match="no GPU kernel"):
         judge(Trace((), (), 0))
+
+
+def test_a_record_of_the_outcome(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from validators.records import Status
+    from validators.store import load as load_records
+
+    good = write_trace(tmp_path / "good.json", [FUSED, GEMM])
+    bad = write_trace(tmp_path / "bad.json", [PLAIN, QUANT, GEMM])
+    about = ["--kernel", "aiter_hip/add_rmsnorm_quant", "--contract", "aiter-hip-gfx950", "--arch", "gfx950"]
+    for file, code, status in ((good, 0, Status.PASSED), (bad, 1, Status.FAILED)):
+        where = tmp_path / f"records-{file.stem}"
+        assert main(["trace", str(file), "--layers", str(LAYERS), *about, "--records", str(where)]) == code
+        (record,) = load_records(where)
+        assert (record.status, record.op, record.lane, record.arch) == (status, "trace", "trace", "gfx950")
+        assert record.case == f"trace-{file.name}-layers{LAYERS}"
+        assert record.checks
+        assert all(check.ok for check in record.checks) == (code == 0)
+        assert len(record.provenance["trace_sha256"]) == 64
+        assert record.reproduce.startswith(f"python -m validators trace {file}")
+        assert bool(record.reasons) == bool(code)
+    capsys.readouterr()
+    assert main(["trace", str(good), "--records", str(tmp_path / "none")]) == 2
+    assert "--records needs --kernel and --arch" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
