@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from reference.glm4_moe import Config, Layer, Linear, Moe, Source
+from reference.glm4_moe import Layer, Linear, Moe, Source
 
 OTHER = "everything else"
 

@@ -8,6 +8,7 @@ expert, are made once for all three.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import time
@@ -41,6 +42,8 @@ from validators.verdict import decide
 
 ALONE = Group()
 _T = TypeVar("_T")
+ROWS = 16
+"""Rows of the smallest tile of FP8 matrix units: what the tokens of one expert are padded to."""
 MOST_EXPLAINED = 3
 """Failures that are explained; what follows from the first ones needs no explanation of its own."""
 
@@ -251,7 +254,12 @@ class Walk:
 
     def _sampled_expert(self, arm: Arm, layer: Layer, moe: Moe, sent: _Sent) -> None:
         """Run and judge both GEMMs of the expert with the most tokens (the first of equals) on what it really took.
-        What they return goes nowhere: the stream's experts are float64 in both arms, so that the arms stay alike."""
+        What they return goes nowhere: the stream's experts are float64 in both arms, so that the arms stay alike. That is
+        also why a kernel that raises here is an ERROR of that op and does not stop the walk.
+
+        The tokens are padded to a multiple of 16 with zero codes of scale 1, as engines that group tokens by expert do:
+        some libraries take no other number. The padded rows are judged too; they must be zero.
+        """
         spans = sent.dispatch.spans
         number = max(spans, key=lambda e: (spans[e].stop - spans[e].start, -e))
         span, step = spans[number], f"experts.{number}"
@@ -261,7 +269,8 @@ class Walk:
             ("down_proj", moe.down, (sent.inner[0][span], sent.inner[1][span])),
         ):
             weights = make(number)
-            self._linear(arm, layer, f"{step}.{name}", weights, weights, (codes, scale), 0)
+            with contextlib.suppress(StoppedError):
+                self._linear(arm, layer, f"{step}.{name}", weights, weights, _padded(codes, scale), 0)
 
     def _mlp(
         self, arm: Arm, layer: Layer, prefix: str, of: Callable[[Layer], Mlp], handed: tuple[Tensor, ...]
@@ -418,6 +427,12 @@ class Walk:
 def _rows_of(codes: Tensor, rows: Tensor) -> Tensor:
     # FP8 tensors have no index on every backend; their bytes do.
     return codes.view(torch.uint8)[rows].view(codes.dtype)
+
+
+def _padded(codes: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    rows = -len(codes) % ROWS
+    raw = torch.nn.functional.pad(codes.view(torch.uint8), (0, 0, 0, rows))
+    return raw.view(codes.dtype), torch.nn.functional.pad(scale, (0, 0, 0, rows), value=1.0)
 
 
 def _dense(layer: Layer) -> Mlp:

@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 import torch
 
-from tests.suite.wiring import DEFECTS, TripleRight, WiringDefect
+from reference.glm4_moe import Layer, Linear
+from tests import zoo
+from tests.zoo_wiring import DEFECTS, TripleRight, WiringDefect
 from validators import layers, layers_presets, store
-from validators.layers_path import TWIN, PathError, route_of
+from validators.layers_path import TWIN, Path, PathError, route_of
 from validators.layers_picture import PictureError, error_against_depth
 from validators.layers_tp import Group, column_shard, row_shard, rows_of
 from validators.layers_verdict import CONFIDENCE, divergence, median_bounds, trajectory
@@ -30,11 +32,13 @@ PAIR = ["--kernel-norm", NORM, "--kernel-gemm", GEMM]
 TINY = layers_presets.GLM_TINY
 
 
-def tiny_walk(norm: str = NORM, gemm: str = GEMM, tokens: int = 16, **options: Any) -> Result:
+def tiny_walk(
+    norm: str = NORM, gemm: str = GEMM, tokens: int = 16, count: int = TINY.layers, **options: Any
+) -> Result:  # fmt: skip
     source = layers_presets.Synthetic("glm-tiny", TINY)
     kernels = layers.find_kernels(norm, None, gemm, "cpu")
     contracts, _ = layers.find_contracts(kernels, "cpu")
-    return layers.walk(source, kernels, contracts, layers=TINY.layers, tokens=tokens, **options)
+    return layers.walk(source, kernels, contracts, layers=count, tokens=tokens, **options)
 
 
 def not_passed(result: Result) -> list[Judged]:
@@ -50,17 +54,38 @@ def test_a_right_wiring_passes_in_every_op(norm: str, gemm: str) -> None:
     result = tiny_walk(norm, gemm, judge_unfused=True)
     assert [(j.layer, j.step, j.arm, j.reasons) for j in not_passed(result)] == []
     assert not result.stopped
-    # Each arm: a norm, a quantizer and a GEMM for attention and for the (dense or shared) MLP, two GEMMs more.
-    assert len(result.judged) == TINY.layers * 2 * (2 + 2 + 4)
+    # Each arm: a norm, a quantizer and a GEMM for attention and for the (dense or shared) MLP, two GEMMs more. In a MoE
+    # layer also the quantizer of the routed experts and the two GEMMs of one of them.
+    routed = (TINY.layers - TINY.first_dense) * 2 * (1 + 2)
+    assert len(result.judged) == TINY.layers * 2 * (2 + 2 + 4) + routed
     assert {(j.layer, j.arm) for j in result.judged} == {(i, a) for i in range(4) for a in ("fused", "unfused")}
 
 
 @pytest.mark.parametrize("defect", DEFECTS, ids=[d.id for d in DEFECTS])
 def test_a_wiring_defect_is_caught_and_placed(defect: WiringDefect) -> None:
-    wrong = not_passed(tiny_walk(path=defect.path))
+    walked = tiny_walk(
+        path=defect.path, tokens=defect.tokens, group=Group.simulated(defect.tp), count=defect.layer + 1
+    )  # fmt: skip
+    wrong = not_passed(walked)
     assert wrong, f"{defect.id}: {defect.summary}, and everything passed"
     assert (wrong[0].layer, wrong[0].step, wrong[0].arm) == (defect.layer, defect.step, "fused")
     assert {j.arm for j in wrong} == {"fused"}
+
+
+def test_the_walks_that_show_a_defect_of_their_size_pass_without_it() -> None:
+    for tokens, tp in {(d.tokens, d.tp) for d in DEFECTS} - {(16, 1)}:
+        assert not_passed(tiny_walk(tokens=tokens, group=Group.simulated(tp), count=1)) == []
+
+
+def test_a_defect_behind_a_number_of_tokens_shows_at_that_number_only() -> None:
+    bucket = next(d for d in DEFECTS if d.name == "bucket-loses-products")
+    assert not_passed(tiny_walk(path=bucket.path, tokens=16, count=1)) == []
+
+
+def test_the_zoo_counts_the_wiring_defects() -> None:
+    names = [identity for identity, _, _ in zoo.catalogue()]
+    assert len(set(names)) == len(names) == len(zoo.all_defects()) + len(DEFECTS)
+    assert {f"W{i:02d}" for i in range(1, len(DEFECTS) + 1)} <= set(names)
 
 
 def test_a_tuple_of_three_taken_right_passes() -> None:
@@ -68,9 +93,49 @@ def test_a_tuple_of_three_taken_right_passes() -> None:
 
 
 def test_a_defect_of_one_layer_leaves_the_other_layers_passing() -> None:
-    single = [d for d in DEFECTS if d.id in ("W09", "W10", "W11", "W12", "W13")]
+    single = [d for d in DEFECTS if d.id in ("W10", "W11", "W23", "W24", "W25", "W26", "W27")]
     for defect in single:
         assert {j.layer for j in not_passed(tiny_walk(path=defect.path))} == {defect.layer}
+
+
+class OneExpertRaises(Path):
+    """The GEMM refuses the padded rows of an expert."""
+
+    def gemm(self, what: Linear, codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        if len(codes) == 32:
+            raise RuntimeError("no such number of tokens")
+        return super().gemm(what, codes, scale)
+
+
+def test_an_expert_that_the_gemm_refuses_is_an_error_of_that_op_alone() -> None:
+    # 40 tokens choose 2 of 8 experts each, so the fullest has more than 10 and is padded to 16 or 32 rows.
+    result = tiny_walk(tokens=40, path=OneExpertRaises)
+    wrong = not_passed(result)
+    assert wrong
+    assert not result.stopped
+    assert {(j.status, j.op, j.step.split(".")[0]) for j in wrong} == {(Status.ERROR, "ptpc_gemm", "experts")}
+
+
+def test_the_gemm_of_one_expert_a_layer_and_every_row_of_the_quantizer_are_judged() -> None:
+    result = tiny_walk(tokens=20)
+    here = [j for j in result.judged if j.layer == 1 and j.arm == "fused" and j.step.startswith("experts.")]
+    assert [(j.op, j.shape[0] % 16) for j in here if j.op == "ptpc_gemm"] == [("ptpc_gemm", 0)] * 2
+    assert [j.shape for j in here if j.op == "per_token_quant"] == [(20 * TINY.top_k, TINY.moe_intermediate)]
+
+
+class ExpertProductWrong(Path):
+    """Only the routed experts' GEMM loses products; the walk's own steps are right."""
+
+    def linear(self, layer: Layer, what: Linear, handed: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        out = super().linear(layer, what, handed)
+        return out * 2 if what.weight.shape[1] == TINY.moe_intermediate and len(out) == 32 else out
+
+
+def test_a_wrong_product_of_an_expert_is_placed_there() -> None:
+    wrong = not_passed(tiny_walk(tokens=40, path=ExpertProductWrong))
+    assert {(j.op, j.step.split(".")[0], j.step.split(".")[-1]) for j in wrong} == {
+        ("ptpc_gemm", "experts", "down_proj")
+    }
 
 
 @pytest.mark.parametrize(
