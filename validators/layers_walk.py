@@ -254,8 +254,8 @@ class Walk:
 
     def _sampled_expert(self, arm: Arm, layer: Layer, moe: Moe, sent: _Sent) -> None:
         """Run and judge both GEMMs of the expert with the most tokens (the first of equals) on what it really took.
-        What they return goes nowhere: the stream's experts are float64 in both arms, so that the arms stay alike. That is
-        also why a kernel that raises here is an ERROR of that op and does not stop the walk.
+        What they return goes nowhere: the stream's experts are float64 in both arms, so that the arms stay alike.
+        That is also why a kernel that raises here is an ERROR of that op and does not stop the walk.
 
         The tokens are padded to a multiple of 16 with zero codes of scale 1, as engines that group tokens by expert do:
         some libraries take no other number. The padded rows are judged too; they must be zero.
