@@ -32,6 +32,7 @@ OURS = (
     "docs/derivations.md",
     "docs/your-kernel.md",
     "docs/rocm.md",
+    "docs/layers.md",
 )
 NEW_ENVIRONMENT = "makes an environment from a package index"
 REPLACED = {

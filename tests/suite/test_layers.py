@@ -293,6 +293,10 @@ def test_a_checkpoint_on_disk_is_walked_end_to_end(tmp_path: FilePath, capsys: p
     assert records[-1].case == "layers-glm-tiny-trajectory"
     assert "logits" in {c.name for c in records[-1].checks}
     assert "peak memory" in said
+    stated = {c.name: c.detail for c in records[-1].checks}
+    assert stated["memory"].startswith("peak memory")
+    # 256 tokens of 2 experts in 3 MoE layers on two paths; both GEMMs of one expert in each on the fused path.
+    assert "all 3,072 rows and 6 GEMMs" in stated["environment"]
     assert (tmp_path / "r" / "layers.svg").read_text().count("<polyline") == 2
     assert records[0].reproduce.startswith("python -m validators layers --model")
 
