@@ -315,6 +315,44 @@ class SumNotRounded(Path):
         return handed
 
 
+_NAMES = {
+    "W01": ("quantized-twice",),
+    "W02": ("unfused-path",),
+    "W03": ("outputs-exchanged",),
+    "W04": ("first residual",),
+    "W05": ("first residual",),
+    "W06": ("weight-plus-one",),
+    "W07": ("token-scale-along-columns",),
+    "W08": ("scale-of-an-earlier-call",),
+    "W09": ("other-ranks-weight-scale",),
+    "W10": ("weight-shuffled-twice",),
+    "W11": ("weight-scale-doubled",),
+    "W12": ("products-lost",),
+    "W13": ("products-lost",),
+    "W14": ("other-ranks-token-scale",),
+    "W15": ("residual-kept",),
+    "W16": ("sum-not-rounded",),
+    # Codes reach 448, so quantizing them again gives the same codes with a scale of 1: one defect in two dresses.
+    "W17": ("token-scale-dropped", "quantized-twice"),
+    "W18": ("normed-again",),
+    # It ends in an exception of its own, which says where.
+    "W19": ("the step raised",),
+    "W20": ("first residual",),
+    "W21": ("first residual",),
+    "W22": ("stale-residual",),
+    "W23": ("layer-before",),
+    "W24": ("layer-before",),
+    "W25": ("bias-lost",),
+    "W26": ("bias-twice",),
+    "W27": ("unfused-path",),
+}
+
+
+def accepted_names(defect: WiringDefect) -> tuple[str, ...]:
+    """How the first explanation, or the reason where there is none, may begin: the defect in the walk's words."""
+    return _NAMES[defect.id]
+
+
 _INPUT, _POST = "input_layernorm", "post_attention_layernorm"
 DEFECTS = (
     WiringDefect(

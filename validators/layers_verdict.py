@@ -190,7 +190,8 @@ def environment(result: Result) -> str:
     gemms = sum(j.op == "ptpc_gemm" and j.step.startswith("experts.") for j in result.judged)
     words = (
         f"of the routed experts the quantizer was judged on all {rows:,} rows and {gemms} GEMMs, those of the fullest "
-        f"expert of each layer and path that is judged; what experts add to the stream is W8A8 in float64, not a kernel's; "
+        f"expert of each layer and path that is judged; what experts add to the stream is W8A8 in float64 and no "
+        f"kernel's; "
         if rows
         else ""
     )

@@ -17,7 +17,7 @@ import torch
 
 from reference.glm4_moe import Layer, Linear
 from tests import zoo
-from tests.zoo_wiring import DEFECTS, TripleRight, WiringDefect
+from tests.zoo_wiring import DEFECTS, TripleRight, WiringDefect, accepted_names
 from validators import layers, layers_presets, store
 from validators.layers_path import TWIN, Path, PathError, route_of
 from validators.layers_picture import PictureError, error_against_depth
@@ -62,13 +62,14 @@ def test_a_right_wiring_passes_in_every_op(norm: str, gemm: str) -> None:
 
 
 @pytest.mark.parametrize("defect", DEFECTS, ids=[d.id for d in DEFECTS])
-def test_a_wiring_defect_is_caught_and_placed(defect: WiringDefect) -> None:
+def test_a_wiring_defect_is_caught_placed_and_named(defect: WiringDefect) -> None:
     walked = tiny_walk(
         path=defect.path, tokens=defect.tokens, group=Group.simulated(defect.tp), count=defect.layer + 1
     )  # fmt: skip
     wrong = not_passed(walked)
     assert wrong, f"{defect.id}: {defect.summary}, and everything passed"
     assert (wrong[0].layer, wrong[0].step, wrong[0].arm) == (defect.layer, defect.step, "fused")
+    assert (*wrong[0].explanations, *wrong[0].reasons)[0].startswith(accepted_names(defect))
     assert {j.arm for j in wrong} == {"fused"}
 
 
