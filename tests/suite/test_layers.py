@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path as FilePath
 from typing import Any
@@ -17,10 +18,12 @@ import torch
 
 from reference.glm4_moe import Layer, Linear
 from tests import zoo
+from tests.benchmarks import traces
 from tests.zoo_wiring import DEFECTS, TripleRight, WiringDefect, accepted_names
 from validators import layers, layers_presets, store
 from validators.layers_path import TWIN, Path, PathError, route_of
 from validators.layers_picture import PictureError, error_against_depth
+from validators.layers_timing import Clock
 from validators.layers_tp import Group, column_shard, row_shard, rows_of
 from validators.layers_verdict import CONFIDENCE, divergence, median_bounds, trajectory
 from validators.layers_walk import Depth, Judged, Result
@@ -360,3 +363,52 @@ def test_a_picture_escapes_its_title_and_has_a_point_a_value() -> None:
     text = error_against_depth("a < b", [0, 1, 2], {"fused": [0.1, 0.2, math.inf], "unfused": [0.1, 0.1, 0.1]})
     assert "a &lt; b" in text
     assert text.count("<circle") == 5
+
+
+# ---- where the time goes, and the traces' model
+
+
+def test_every_second_belongs_to_one_phase() -> None:
+    clock, start = Clock("cpu", on=True), time.perf_counter()
+    tiny_walk(tokens=8, count=2, clock=clock)
+    took = time.perf_counter() - start
+    lines = clock.lines(2)
+    assert {"weights of the layer", "weights of experts", "routed experts", "judging ptpc_gemm"} <= set(clock.seconds)
+    assert len(lines) == len(clock.seconds)
+    assert 0.5 * took < sum(clock.seconds.values()) <= time.perf_counter() - start
+    assert Clock().lines(2) == []
+
+
+def test_a_phase_inside_another_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter(range(100))
+    monkeypatch.setattr("validators.layers_timing.time.perf_counter", lambda: float(next(now)))
+    clock = Clock("cpu", on=True)
+    with clock.phase("outer"), clock.phase("inner"):
+        pass
+    # One tick between any two looks at the clock: before, inside outer, inside inner, and outer again.
+    assert clock.seconds == {"everything else": 1.0, "outer": 2.0, "inner": 1.0}
+
+
+def test_timings_change_no_bit() -> None:
+    assert tiny_walk(tokens=8, clock=Clock("cpu", on=True)).digest == tiny_walk(tokens=8).digest
+
+
+@pytest.mark.parametrize(("path", "fused"), [(Path, 6), (traces.OneFallsBack, 4)])
+def test_the_traced_model_calls_the_fused_kernel_twice_a_layer(path: type[Path], fused: int) -> None:
+    config = dataclasses.replace(TINY, layers=3, first_dense=3)
+    source = layers_presets.Synthetic("glm-tiny", config)
+    kernels = layers.find_kernels(NORM, None, GEMM, "cpu")
+    called: list[str] = []
+
+    class Counted(path):  # type: ignore[misc, valid-type]
+        def run(self, kernel: Any, inputs: Any) -> Any:
+            called.append(kernel.op)
+            return super().run(kernel, inputs)
+
+    weights = [source.layer(i) for i in range(3)]
+    hidden = source.embed(layers_presets.prompt(config, 4)).bfloat16()
+    runner = Counted(kernels, config, source.quant_format)
+    first, second = (traces.forward(runner, config, weights, hidden) for _ in range(2))
+    assert torch.equal(first, second)
+    assert called.count("add_rmsnorm_quant") == 2 * fused
+    assert called.count("ptpc_gemm") == 2 * 12
