@@ -42,6 +42,9 @@ class GemmTruth:
 def operand(codes: torch.Tensor, fmt: FloatFormat) -> torch.Tensor:
     """FP8 codes [r, K] -> exact float64 values."""
     table = decode_table(fmt, str(codes.device))
+    if codes.device.type == "cpu":
+        # numpy indexes by bytes as they are, at half the cost of widening them first.
+        return torch.from_numpy(table.numpy()[bytes_of(codes).numpy()])
     return torch.index_select(table, 0, bytes_of(codes).to(torch.int32).flatten()).view(codes.shape)
 
 

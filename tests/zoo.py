@@ -2,7 +2,8 @@
 
 A defect is the emulated kernel with one or two stages replaced, or with another arithmetic than the one
 that it declares. Whatever the suite lets through here, it would let through in a real kernel.
-``zoo_norm``, ``zoo_quant`` and ``zoo_gemm`` hold the lists; this module holds what they share.
+``zoo_norm``, ``zoo_quant`` and ``zoo_gemm`` hold the lists; this module holds what they share. ``zoo_wiring`` holds
+models whose kernels are right and whose wiring is wrong.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import dataclasses
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,9 @@ from validators.cases.case import Case
 from validators.cases.tensors import GemmInputs, Inputs, Outputs
 from validators.kernels import emulated, emulated_gemm
 from validators.kernels.base import Kernel
+
+if TYPE_CHECKING:
+    from tests.zoo_wiring import WiringDefect
 
 NORM_CONTRACT = "aiter-hip-gfx950"
 GEMM_CONTRACT = "fp32"
@@ -183,6 +187,19 @@ def all_defects() -> list[Defect]:
     """Every defect, in the order of the catalogue."""
     names = ("tests.zoo_norm", "tests.zoo_quant", "tests.zoo_gemm")
     return [defect for name in names for defect in importlib.import_module(name).defects()]
+
+
+def wiring_defects() -> list[WiringDefect]:
+    """Every defect of a model's wiring, where the kernels are right; they need a walk, not a case, to show."""
+    from tests import zoo_wiring
+
+    return zoo_wiring.defects()
+
+
+def catalogue() -> list[tuple[str, str, str]]:
+    """(id, name, summary) of every defect of the zoo, kernels first, then wiring."""
+    kernels = [(d.id, d.name, d.summary) for d in all_defects()]
+    return kernels + [(d.id, d.name, d.summary) for d in wiring_defects()]
 
 
 def find_defect(identity: str) -> Defect:

@@ -86,7 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def command(parsed: argparse.Namespace) -> int:
     """Walk, record, print; returns the exit code. Raises one of ``SPEAKING``."""
     group = _group(parsed)
-    device = f"cuda:{group.local[0]}" if group.real and parsed.device == "cuda" else parsed.device
+    here = os.environ.get("LOCAL_RANK", "0")
+    device = f"cuda:{here}" if group.real and parsed.device.startswith("cuda") else parsed.device
     _check_device(device)
     kernels = find_kernels(parsed.kernel_norm, parsed.kernel_quant, parsed.kernel_gemm, device)
     first = not group.real or group.local == (0,)

@@ -74,6 +74,10 @@ def shapes_unsupported(kernels: Kernels, config: Config, tokens: int, tp: int = 
     ]
     cases += [(kernels.quant, Case("per_token_quant", tokens, k, "layers")) for _, k in gemms]
     cases += [(kernels.gemm, Case("ptpc_gemm", tokens, n, "layers", k=k)) for n, k in gemms]
+    if config.first_dense < config.layers:
+        # One expert a layer is run whole on every rank.
+        experts = [(2 * config.moe_intermediate, config.hidden), (config.hidden, config.moe_intermediate)]
+        cases += [(kernels.gemm, Case("ptpc_gemm", 16, n, "layers", k=k)) for n, k in experts]
     for kernel, case in cases:
         if reason := kernel.unsupported(case):
             size = f"{case.m} x {case.n}" + (f" x {case.k}" if case.k else "")

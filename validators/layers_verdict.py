@@ -173,6 +173,9 @@ def records(
     status, reasons, checks = trajectory(result, margin)
     whole = frame(kernels.norm, "add_rmsnorm_quant")
     whole["provenance"]["trajectory"] = medians_by_layer(result)
+    where = "allocated on the GPU" if device.startswith("cuda") else "resident in this process"
+    memory = f"peak memory {peak_bytes / 2**30:.2f} GiB {where}"
+    checks = (*checks, Check("environment", None, environment(result)), Check("memory", None, memory))
     found.append(
         Record(
             status=status, reasons=reasons, case=f"layers-{model}-trajectory", contract=contracts.norm.name,
@@ -190,6 +193,20 @@ def medians_by_layer(result: Result) -> dict[str, list[float | int | None]]:
         values = [float(d.error[arm].median()) for d in result.depths]
         found[arm] = [v if math.isfinite(v) else None for v in values]
     return found
+
+
+def environment(result: Result) -> str:
+    """What of the walk is no kernel of the user's, and how much of the routed experts was judged."""
+    rows = sum(j.shape[0] for j in result.judged if j.step == "experts.down_proj" and j.shape)
+    gemms = sum(j.op == "ptpc_gemm" and j.step.startswith("experts.") for j in result.judged)
+    words = (
+        f"of the routed experts the quantizer was judged on all {rows:,} rows and {gemms} GEMMs, those of the fullest "
+        f"expert of each layer and path that is judged; what experts add to the stream is W8A8 in float64 and no "
+        f"kernel's; "
+        if rows
+        else ""
+    )
+    return f"{words}attention, router, activation, bf16 norms and all-reduce are the walk's own on both paths"
 
 
 def case_name(model: str, j: Judged) -> str:

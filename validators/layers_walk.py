@@ -8,6 +8,7 @@ expert, are made once for all three.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import time
@@ -32,6 +33,8 @@ from validators.cases.tensors import (
     QuantInputs,
     QuantOutputs,
 )
+from validators.layers_explain import Memory, Suspects
+from validators.layers_explain import explain as explain_wiring
 from validators.layers_path import FP8, TWIN, Path, stored, twin_contract
 from validators.layers_timing import Clock, TimedSource
 from validators.layers_tp import Group, column_shard, row_shard, rows_of
@@ -41,6 +44,8 @@ from validators.verdict import decide
 
 ALONE = Group()
 _T = TypeVar("_T")
+ROWS = 16
+"""Rows of the smallest tile of FP8 matrix units: what the tokens of one expert are padded to."""
 MOST_EXPLAINED = 3
 """Failures that are explained; what follows from the first ones needs no explanation of its own."""
 
@@ -130,6 +135,7 @@ class Arm:
     path: Path
     hidden: Tensor
     expected: Tensor | None = None
+    memory: Memory = field(default_factory=Memory)
 
 
 class Walk:
@@ -251,7 +257,12 @@ class Walk:
 
     def _sampled_expert(self, arm: Arm, layer: Layer, moe: Moe, sent: _Sent) -> None:
         """Run and judge both GEMMs of the expert with the most tokens (the first of equals) on what it really took.
-        What they return goes nowhere: the stream's experts are float64 in both arms, so that the arms stay alike."""
+        What they return goes nowhere: the stream's experts are float64 in both arms, so that the arms stay alike.
+        That is also why a kernel that raises here is an ERROR of that op and does not stop the walk.
+
+        The tokens are padded to a multiple of 16 with zero codes of scale 1, as engines that group tokens by expert do:
+        some libraries take no other number. The padded rows are judged too; they must be zero.
+        """
         spans = sent.dispatch.spans
         number = max(spans, key=lambda e: (spans[e].stop - spans[e].start, -e))
         span, step = spans[number], f"experts.{number}"
@@ -261,7 +272,8 @@ class Walk:
             ("down_proj", moe.down, (sent.inner[0][span], sent.inner[1][span])),
         ):
             weights = make(number)
-            self._linear(arm, layer, f"{step}.{name}", weights, weights, (codes, scale), 0)
+            with contextlib.suppress(StoppedError):
+                self._linear(arm, layer, f"{step}.{name}", weights, weights, _padded(codes, scale), 0)
 
     def _mlp(
         self, arm: Arm, layer: Layer, prefix: str, of: Callable[[Layer], Mlp], handed: tuple[Tensor, ...]
@@ -304,6 +316,7 @@ class Walk:
             words = "became the residual stream" if same else "is not what the path kept as the residual stream"
             checks.append(Check("first residual", same, f"the first norm's input {words}", "integrity"))
         self._judge(arm, layer, step, "add_rmsnorm_quant", inputs, outputs, contract, checks, began)
+        arm.memory.remember_norm(f"layer {layer.index}, {step}", inputs, handed[1])
         arm.expected = arm.hidden.clone() if kept is None else kept.clone()
 
     def _columns(
@@ -332,7 +345,10 @@ class Walk:
             claimed = used if group.size == 1 else row_shard(used, rank, group.size)[1]
             handed = self._quantized(arm, layer, step, x[:, part].contiguous(), rank)
             parts.append(self._linear(arm, layer, step, own, claimed, handed, rank))
-        return group.all_reduce(parts)
+        total = group.all_reduce(parts)
+        if group.size > 1 and not group.real:
+            arm.memory.partial = torch.stack([p.float() for p in parts]).sum(0)
+        return total
 
     def _quantized(self, arm: Arm, layer: Layer, step: str, x: Tensor, rank: int) -> tuple[Tensor, ...]:
         inputs, began = QuantInputs(x, FP8), time.perf_counter()
@@ -340,6 +356,7 @@ class Walk:
         handed = self._try(arm, layer, step, "per_token_quant", quantize)
         outputs = QuantOutputs(handed[0], handed[1])
         self._judge(arm, layer, step, "per_token_quant", inputs, outputs, self.contracts.quant, [], began, rank)
+        arm.memory.token_scale = outputs.scale
         return handed
 
     def _linear(
@@ -354,6 +371,8 @@ class Walk:
             contract = contract.replace(bias="after_store")
         if arm.name == "fused" or self.judge_unfused:
             self._judge(arm, layer, step, "ptpc_gemm", inputs, GemmOutputs(out), contract, [], began, rank)
+        arm.memory.weight_scale = inputs.b_scale
+        arm.memory.lengths.add(inputs.a.shape[1])
         return out
 
     def _judge(
@@ -379,13 +398,32 @@ class Walk:
             from validators.identify import explain
 
             self._explained += 1
-            explanations = explain(inputs, outputs, contract, comparisons, list(found))
+            wiring: tuple[str, ...] = ()
+            # A hypothesis runs the kernels on operands that they may refuse, and words are not worth the walk.
+            with contextlib.suppress(Exception):
+                wiring = explain_wiring(inputs, outputs, contract, arm.memory, self._suspects(arm, layer, step))
+            explanations = (*wiring, *explain(inputs, outputs, contract, comparisons, list(found)))
         self.result.judged.append(
             Judged(
                 arm.name, layer.index, step, op, contract.name, status, reasons, tuple(comparisons), found,
                 explanations, _shape(inputs), rank, time.perf_counter() - began,
             )
         )  # fmt: skip
+
+    def _suspects(self, arm: Arm, layer: Layer, step: str) -> Suspects:
+        """What the layer before has in the place of ``step``; its weights are made or read again for this."""
+        clean = Path(arm.path.kernels, self.config, "fp8_per_token")
+        if layer.index == 0 or self.group.size > 1:
+            return Suspects(clean, self.contracts.quant)
+        before = self.source.layer(layer.index - 1)
+        linears = {"qkv_proj": before.qkv, "o_proj": before.o}
+        if isinstance(before.mlp, Mlp):
+            linears |= {"gate_up_proj": before.mlp.gate_up, "down_proj": before.mlp.down}
+        elif before.mlp.shared is not None:
+            shared = before.mlp.shared
+            linears |= {"shared.gate_up_proj": shared.gate_up, "shared.down_proj": shared.down}
+        norms = {"input_layernorm": before.input_norm, "post_attention_layernorm": before.post_norm}
+        return Suspects(clean, self.contracts.quant, linears.get(step), norms.get(step))
 
     def _try(self, arm: Arm, layer: Layer, step: str, op: str, action: Callable[[], _T]) -> _T:
         try:
@@ -418,6 +456,12 @@ class Walk:
 def _rows_of(codes: Tensor, rows: Tensor) -> Tensor:
     # FP8 tensors have no index on every backend; their bytes do.
     return codes.view(torch.uint8)[rows].view(codes.dtype)
+
+
+def _padded(codes: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    rows = -len(codes) % ROWS
+    raw = torch.nn.functional.pad(codes.view(torch.uint8), (0, 0, 0, rows))
+    return raw.view(codes.dtype), torch.nn.functional.pad(scale, (0, 0, 0, rows), value=1.0)
 
 
 def _dense(layer: Layer) -> Mlp:

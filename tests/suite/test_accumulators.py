@@ -327,3 +327,16 @@ def test_an_operand_is_decoded_once_per_code() -> None:
         sign, m, e = _code(code, E4M3FN)
         assert Fraction(float(operand.value[code, 0])) == sign * m * _power(e - 3)
         assert int(operand.exponent[code, 0]) == (e if m else acc.NONE)
+
+
+@pytest.mark.parametrize("unit", ["hopper-fast", "hopper-promote128", "ada", "cdna3-mfma"])
+def test_products_of_a_group_formed_together_give_the_same_bits(unit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU forms them together for small tiles; the loop and the whole must agree in every bit."""
+    draw = torch.Generator().manual_seed(5)
+    a, b = (torch.randint(0, 256, (rows, 192), generator=draw, dtype=torch.int16).to(torch.uint8) for rows in (9, 17))
+    a[0], b[3] = 0, 0
+    a[1:, ::3] &= 0x8F
+    one = emulate(a, b, E4M3FN, unit)
+    monkeypatch.setattr(acc, "_together", lambda x, y: True)
+    other = emulate(a, b, E4M3FN, unit)
+    assert torch.equal(one.view(torch.int32), other.view(torch.int32))

@@ -38,6 +38,7 @@ OURS = (
     "docs/rocm.md",
     "docs/parity.md",
     "docs/sign-off.md",
+    "docs/layers.md",
 )
 NEW_ENVIRONMENT = "makes an environment from a package index"
 REPLACED = {

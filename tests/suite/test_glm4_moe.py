@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from reference import glm4_moe as g
-from reference.formats import E4M3FN, decode
+from reference.formats import E4M3FN, decode, decode_table, format_of
 from tests.suite.hf_glm4 import HfSource, build_hf
 
 CONFIGS = {
@@ -62,6 +62,19 @@ def test_a_weight_is_decoded_as_the_format_says() -> None:
     got, want = g.values(codes.view(torch.float8_e4m3fn)), decode(codes, E4M3FN)
     assert torch.equal(got.isnan(), want.isnan())
     assert torch.equal(got.nan_to_num(), want.nan_to_num())
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e4m3fnuz])
+def test_torchs_cast_is_trusted_only_where_it_gives_every_code(dtype: torch.dtype) -> None:
+    codes = torch.arange(256, dtype=torch.uint8)
+    cast, want = codes.view(dtype).double(), decode(codes, format_of(dtype))
+    alike = torch.equal(cast.nan_to_num(9e9), want.nan_to_num(9e9))
+    assert g.cast_decodes(dtype, "cpu") == alike
+
+
+def test_a_cast_that_gives_other_values_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(g, "decode_table", lambda fmt, device: decode_table(fmt, device) * 2)
+    assert not g.cast_decodes.__wrapped__(torch.float8_e4m3fn, "cpu")
 
 
 def test_a_linear_of_fp8_codes_is_its_exact_product() -> None:

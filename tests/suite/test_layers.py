@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path as FilePath
 from typing import Any
@@ -15,10 +16,14 @@ from typing import Any
 import pytest
 import torch
 
-from tests.suite.wiring import DEFECTS, TripleRight, WiringDefect
+from reference.glm4_moe import Layer, Linear
+from tests import zoo
+from tests.benchmarks import traces
+from tests.zoo_wiring import DEFECTS, TripleRight, WiringDefect, accepted_names
 from validators import layers, layers_presets, store
-from validators.layers_path import TWIN, PathError, route_of
+from validators.layers_path import TWIN, Path, PathError, route_of
 from validators.layers_picture import PictureError, error_against_depth
+from validators.layers_timing import Clock
 from validators.layers_tp import Group, column_shard, row_shard, rows_of
 from validators.layers_verdict import CONFIDENCE, divergence, median_bounds, trajectory
 from validators.layers_walk import Depth, Judged, Result
@@ -30,11 +35,13 @@ PAIR = ["--kernel-norm", NORM, "--kernel-gemm", GEMM]
 TINY = layers_presets.GLM_TINY
 
 
-def tiny_walk(norm: str = NORM, gemm: str = GEMM, tokens: int = 16, **options: Any) -> Result:
+def tiny_walk(
+    norm: str = NORM, gemm: str = GEMM, tokens: int = 16, count: int = TINY.layers, **options: Any
+) -> Result:  # fmt: skip
     source = layers_presets.Synthetic("glm-tiny", TINY)
     kernels = layers.find_kernels(norm, None, gemm, "cpu")
     contracts, _ = layers.find_contracts(kernels, "cpu")
-    return layers.walk(source, kernels, contracts, layers=TINY.layers, tokens=tokens, **options)
+    return layers.walk(source, kernels, contracts, layers=count, tokens=tokens, **options)
 
 
 def not_passed(result: Result) -> list[Judged]:
@@ -50,17 +57,39 @@ def test_a_right_wiring_passes_in_every_op(norm: str, gemm: str) -> None:
     result = tiny_walk(norm, gemm, judge_unfused=True)
     assert [(j.layer, j.step, j.arm, j.reasons) for j in not_passed(result)] == []
     assert not result.stopped
-    # Each arm: a norm, a quantizer and a GEMM for attention and for the (dense or shared) MLP, two GEMMs more.
-    assert len(result.judged) == TINY.layers * 2 * (2 + 2 + 4)
+    # Each arm: a norm, a quantizer and a GEMM for attention and for the (dense or shared) MLP, two GEMMs more. In a MoE
+    # layer also the quantizer of the routed experts and the two GEMMs of one of them.
+    routed = (TINY.layers - TINY.first_dense) * 2 * (1 + 2)
+    assert len(result.judged) == TINY.layers * 2 * (2 + 2 + 4) + routed
     assert {(j.layer, j.arm) for j in result.judged} == {(i, a) for i in range(4) for a in ("fused", "unfused")}
 
 
 @pytest.mark.parametrize("defect", DEFECTS, ids=[d.id for d in DEFECTS])
-def test_a_wiring_defect_is_caught_and_placed(defect: WiringDefect) -> None:
-    wrong = not_passed(tiny_walk(path=defect.path))
+def test_a_wiring_defect_is_caught_placed_and_named(defect: WiringDefect) -> None:
+    walked = tiny_walk(
+        path=defect.path, tokens=defect.tokens, group=Group.simulated(defect.tp), count=defect.layer + 1
+    )  # fmt: skip
+    wrong = not_passed(walked)
     assert wrong, f"{defect.id}: {defect.summary}, and everything passed"
     assert (wrong[0].layer, wrong[0].step, wrong[0].arm) == (defect.layer, defect.step, "fused")
+    assert (*wrong[0].explanations, *wrong[0].reasons)[0].startswith(accepted_names(defect))
     assert {j.arm for j in wrong} == {"fused"}
+
+
+def test_the_walks_that_show_a_defect_of_their_size_pass_without_it() -> None:
+    for tokens, tp in {(d.tokens, d.tp) for d in DEFECTS} - {(16, 1)}:
+        assert not_passed(tiny_walk(tokens=tokens, group=Group.simulated(tp), count=1)) == []
+
+
+def test_a_defect_behind_a_number_of_tokens_shows_at_that_number_only() -> None:
+    bucket = next(d for d in DEFECTS if d.name == "bucket-loses-products")
+    assert not_passed(tiny_walk(path=bucket.path, tokens=16, count=1)) == []
+
+
+def test_the_zoo_counts_the_wiring_defects() -> None:
+    names = [identity for identity, _, _ in zoo.catalogue()]
+    assert len(set(names)) == len(names) == len(zoo.all_defects()) + len(DEFECTS)
+    assert {f"W{i:02d}" for i in range(1, len(DEFECTS) + 1)} <= set(names)
 
 
 def test_a_tuple_of_three_taken_right_passes() -> None:
@@ -68,9 +97,49 @@ def test_a_tuple_of_three_taken_right_passes() -> None:
 
 
 def test_a_defect_of_one_layer_leaves_the_other_layers_passing() -> None:
-    single = [d for d in DEFECTS if d.id in ("W09", "W10", "W11", "W12", "W13")]
+    single = [d for d in DEFECTS if d.id in ("W10", "W11", "W23", "W24", "W25", "W26", "W27")]
     for defect in single:
         assert {j.layer for j in not_passed(tiny_walk(path=defect.path))} == {defect.layer}
+
+
+class OneExpertRaises(Path):
+    """The GEMM refuses the padded rows of an expert."""
+
+    def gemm(self, what: Linear, codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        if len(codes) == 32:
+            raise RuntimeError("no such number of tokens")
+        return super().gemm(what, codes, scale)
+
+
+def test_an_expert_that_the_gemm_refuses_is_an_error_of_that_op_alone() -> None:
+    # 40 tokens choose 2 of 8 experts each, so the fullest has more than 10 and is padded to 16 or 32 rows.
+    result = tiny_walk(tokens=40, path=OneExpertRaises)
+    wrong = not_passed(result)
+    assert wrong
+    assert not result.stopped
+    assert {(j.status, j.op, j.step.split(".")[0]) for j in wrong} == {(Status.ERROR, "ptpc_gemm", "experts")}
+
+
+def test_the_gemm_of_one_expert_a_layer_and_every_row_of_the_quantizer_are_judged() -> None:
+    result = tiny_walk(tokens=20)
+    here = [j for j in result.judged if j.layer == 1 and j.arm == "fused" and j.step.startswith("experts.")]
+    assert [(j.op, j.shape[0] % 16) for j in here if j.op == "ptpc_gemm"] == [("ptpc_gemm", 0)] * 2
+    assert [j.shape for j in here if j.op == "per_token_quant"] == [(20 * TINY.top_k, TINY.moe_intermediate)]
+
+
+class ExpertProductWrong(Path):
+    """Only the routed experts' GEMM loses products; the walk's own steps are right."""
+
+    def linear(self, layer: Layer, what: Linear, handed: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        out = super().linear(layer, what, handed)
+        return out * 2 if what.weight.shape[1] == TINY.moe_intermediate and len(out) == 32 else out
+
+
+def test_a_wrong_product_of_an_expert_is_placed_there() -> None:
+    wrong = not_passed(tiny_walk(tokens=40, path=ExpertProductWrong))
+    assert {(j.op, j.step.split(".")[0], j.step.split(".")[-1]) for j in wrong} == {
+        ("ptpc_gemm", "experts", "down_proj")
+    }
 
 
 @pytest.mark.parametrize(
@@ -228,6 +297,10 @@ def test_a_checkpoint_on_disk_is_walked_end_to_end(tmp_path: FilePath, capsys: p
     assert records[-1].case == "layers-glm-tiny-trajectory"
     assert "logits" in {c.name for c in records[-1].checks}
     assert "peak memory" in said
+    stated = {c.name: c.detail for c in records[-1].checks}
+    assert stated["memory"].startswith("peak memory")
+    # 256 tokens of 2 experts in 3 MoE layers on two paths; both GEMMs of one expert in each on the fused path.
+    assert "all 3,072 rows and 6 GEMMs" in stated["environment"]
     assert (tmp_path / "r" / "layers.svg").read_text().count("<polyline") == 2
     assert records[0].reproduce.startswith("python -m validators layers --model")
 
@@ -290,3 +363,52 @@ def test_a_picture_escapes_its_title_and_has_a_point_a_value() -> None:
     text = error_against_depth("a < b", [0, 1, 2], {"fused": [0.1, 0.2, math.inf], "unfused": [0.1, 0.1, 0.1]})
     assert "a &lt; b" in text
     assert text.count("<circle") == 5
+
+
+# ---- where the time goes, and the traces' model
+
+
+def test_every_second_belongs_to_one_phase() -> None:
+    clock, start = Clock("cpu", on=True), time.perf_counter()
+    tiny_walk(tokens=8, count=2, clock=clock)
+    took = time.perf_counter() - start
+    lines = clock.lines(2)
+    assert {"weights of the layer", "weights of experts", "routed experts", "judging ptpc_gemm"} <= set(clock.seconds)
+    assert len(lines) == len(clock.seconds)
+    assert 0.5 * took < sum(clock.seconds.values()) <= time.perf_counter() - start
+    assert Clock().lines(2) == []
+
+
+def test_a_phase_inside_another_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter(range(100))
+    monkeypatch.setattr("validators.layers_timing.time.perf_counter", lambda: float(next(now)))
+    clock = Clock("cpu", on=True)
+    with clock.phase("outer"), clock.phase("inner"):
+        pass
+    # One tick between any two looks at the clock: before, inside outer, inside inner, and outer again.
+    assert clock.seconds == {"everything else": 1.0, "outer": 2.0, "inner": 1.0}
+
+
+def test_timings_change_no_bit() -> None:
+    assert tiny_walk(tokens=8, clock=Clock("cpu", on=True)).digest == tiny_walk(tokens=8).digest
+
+
+@pytest.mark.parametrize(("path", "fused"), [(Path, 6), (traces.OneFallsBack, 4)])
+def test_the_traced_model_calls_the_fused_kernel_twice_a_layer(path: type[Path], fused: int) -> None:
+    config = dataclasses.replace(TINY, layers=3, first_dense=3)
+    source = layers_presets.Synthetic("glm-tiny", config)
+    kernels = layers.find_kernels(NORM, None, GEMM, "cpu")
+    called: list[str] = []
+
+    class Counted(path):  # type: ignore[misc, valid-type]
+        def run(self, kernel: Any, inputs: Any) -> Any:
+            called.append(kernel.op)
+            return super().run(kernel, inputs)
+
+    weights = [source.layer(i) for i in range(3)]
+    hidden = source.embed(layers_presets.prompt(config, 4)).bfloat16()
+    runner = Counted(kernels, config, source.quant_format)
+    first, second = (traces.forward(runner, config, weights, hidden) for _ in range(2))
+    assert torch.equal(first, second)
+    assert called.count("add_rmsnorm_quant") == 2 * fused
+    assert called.count("ptpc_gemm") == 2 * 12

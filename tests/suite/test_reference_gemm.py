@@ -229,3 +229,26 @@ def test_blocks_do_not_change_the_comparison(elements: int, monkeypatch: pytest.
     for name in same:
         assert getattr(blocked[0], name) == getattr(whole[0], name), name
     assert blocked_bias.elements == whole_bias.elements
+
+
+@pytest.mark.parametrize("data", ["gaussian", "late", "integers", "zero", "nan"])
+def test_the_screened_granularity_changes_no_answer(data: str) -> None:
+    """Leading products that rule exactness out, and those that do not, against looking at every product."""
+    draw = torch.Generator().manual_seed(2)
+    wide = truth_of.SCREEN_K + 64
+    a, b = (torch.randint(0, 8, (n, wide), generator=draw).double() for n in (5, 7))
+    if data == "gaussian":
+        a = a + 2.0**-9
+    elif data == "late":
+        # Only the last product has a fine granularity: the leading ones promise too much.
+        a[::2, -1], b[::2, -1] = 2.0**-9, 2.0**-9
+    elif data == "zero":
+        a[0] = 0
+    elif data == "nan":
+        a[1, 3] = b[2, -1] = float("nan")
+    exact = a @ b.T
+    grain = truth_of.granularity(a)[:, None] * truth_of.granularity(b)[None, :]
+    want = exact.abs() <= 2.0**16 * grain
+    got = truth_of.where_grain_allows(a, b, lambda g: exact.abs() <= 2.0**16 * g)
+    assert torch.equal(got, want)
+    assert bool(want.any()) == (data not in ("gaussian",))

@@ -1,0 +1,117 @@
+"""Profiler traces of a fused and an unfused model, told apart by ``python -m validators trace``.
+
+``python -m tests.benchmarks.traces --kernel-norm triton/add_rmsnorm_quant --kernel-gemm torch_native/scaled_mm_hopper
+--device cuda --write DIR`` runs a few dense layers of GLM-4.7's sizes on a GPU with real kernels, records three traces
+(fused, unfused, and fused with one layer that falls back), and reads them again: the first must meet every
+expectation, the others must not, and the fallback must be named by its layer. Exit codes: 0 told apart; 1 not; 2 a
+trace could not be judged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path as FilePath
+
+import torch
+from torch import Tensor
+
+from reference import glm4_moe as glm
+from reference.glm4_moe import Config, Layer, Mlp
+from validators import layers, layers_presets, trace
+from validators.layers_path import Path, stored
+from validators.trace_file import TraceError, load
+
+STEPS = 2
+FALLS_BACK = 1
+
+
+class OneFallsBack(Path):
+    """Layer ``FALLS_BACK`` takes the unfused path."""
+
+    def is_fused(self, layer: Layer) -> bool:
+        """All but one."""
+        return layer.index != FALLS_BACK
+
+
+def forward(path: Path, config: Config, weights: Sequence[Layer], hidden: Tensor) -> Tensor:
+    """One pass of bf16 [T, hidden] through dense layers, labelled ``layers.N``; the path's stream starts anew."""
+    path.residual = None
+    for layer in weights:
+        assert isinstance(layer.mlp, Mlp)
+        with torch.profiler.record_function(f"layers.{layer.index}"):
+            qkv = path.linear(layer, layer.qkv, path.prepare(layer, "input", hidden))
+            attended = glm.attention(config, layer, qkv.double(), stored).to(torch.bfloat16)
+            hidden = path.linear(layer, layer.o, path.quantize(attended))
+            both = path.linear(layer, layer.mlp.gate_up, path.prepare(layer, "post", hidden))
+            inner = glm.gated(both.double()).to(torch.bfloat16)
+            hidden = path.linear(layer, layer.mlp.down, path.quantize(inner))
+    return hidden
+
+
+def record(
+    path: Path, config: Config, weights: Sequence[Layer], hidden: Tensor, where: FilePath, steps: int = STEPS
+) -> None:  # fmt: skip
+    """Run ``steps`` passes under torch's profiler after one that compiles, and write the Chrome trace to ``where``."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if hidden.is_cuda:
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.inference_mode():
+        forward(path, config, weights, hidden)
+        plan = torch.profiler.schedule(wait=0, warmup=1, active=steps, repeat=1)
+        with torch.profiler.profile(activities=activities, schedule=plan) as profiler:
+            for _ in range(steps + 1):
+                forward(path, config, weights, hidden)
+                profiler.step()
+    profiler.export_chrome_trace(str(where))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """See the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kernel-norm", required=True)
+    parser.add_argument("--kernel-gemm", required=True)
+    parser.add_argument("--kernel-quant")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--model", default="glm-4.7", choices=sorted(layers_presets.PRESETS))
+    parser.add_argument("--write", type=FilePath, help="directory for the traces (default: not kept)")
+    parsed = parser.parse_args(argv)
+    preset = layers_presets.PRESETS[parsed.model]
+    config = dataclasses.replace(preset, layers=parsed.layers, first_dense=parsed.layers)
+    source = layers_presets.Synthetic(parsed.model, config, parsed.device)
+    kernels = layers.find_kernels(parsed.kernel_norm, parsed.kernel_quant, parsed.kernel_gemm, parsed.device)
+    weights = [source.layer(i) for i in range(config.layers)]
+    hidden = source.embed(layers_presets.prompt(config, parsed.tokens)).to(torch.bfloat16)
+    paths = {
+        "fused": Path(kernels, config, source.quant_format),
+        "unfused": Path(kernels, config, source.quant_format, fused=False),
+        "fallback": OneFallsBack(kernels, config, source.quant_format),
+    }
+    found: dict[str, trace.Finding] = {}
+    with tempfile.TemporaryDirectory(prefix="traces-") as scratch:
+        directory = parsed.write or FilePath(scratch)
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, path in paths.items():
+            where = directory / f"{name}.json.gz"
+            record(path, config, weights, hidden, where)
+            try:
+                found[name] = trace.judge(load(where), layers=config.layers)
+            except TraceError as error:
+                print(f"NOT JUDGED: {name}: {error}")
+                return 2
+            print(f"--- {name}: {where.stat().st_size / 1024:.0f} KiB")
+            print("\n".join(found[name].lines))
+    apart = found["fused"].ok and not found["unfused"].ok and not found["fallback"].ok
+    placed = any(f"none in {FALLS_BACK}" in line for line in found["fallback"].lines)
+    words = "the layer that falls back is named" if placed else "the layer that falls back is NOT named"
+    print(f"{'TOLD APART' if apart and placed else 'NOT TOLD APART'}: fused, unfused and fallback traces; {words}")
+    return 0 if apart and placed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
