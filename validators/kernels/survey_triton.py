@@ -113,8 +113,8 @@ def survey(
     """One launch and one transfer; None where a residual differs, a value is not finite, or too much is unproven.
 
     x, residual, stored bf16 [m, n]; weight [n]; codes uint8 [m, n]; scale fp32 [m]; all on one GPU, last dimension
-    dense, fewer than 2**31 elements. tables: inner ends of each code's preimage, fp32 [256] each. unrounded: the norm reads fl32(x + r), not what
-    was stored.
+    dense, fewer than 2**31 elements. tables: inner ends of each code's preimage, fp32 [256] each. unrounded: the norm
+    reads fl32(x + r), not what was stored.
     """
     m, n = x.shape
     # Two transfers: the sums with the counts, then as many elements as there are (4 words each).
