@@ -26,6 +26,7 @@ PASSED, FAILED, NO_EVIDENCE, WAIVED = "PASSED", "FAILED", "NO EVIDENCE", "WAIVED
 silence."""
 
 _MOST_CAUSES = 2
+_MOST_QUOTED = 240  # characters; the page has the whole sentence
 
 
 @dataclass(frozen=True)
@@ -309,7 +310,8 @@ def _said(record: Record) -> str:
         check = next((c for c in record.checks if c.name == "golden"), None)
         return check.detail.rstrip(".") if check else "other bits than accepted"
     if record.reasons and not record.comparisons:
-        return record.reasons[0].rstrip(".")
+        said = record.reasons[0].rstrip(".")
+        return said if len(said) <= _MOST_QUOTED else f"{said[: _MOST_QUOTED - 1]}…"
     return report.headline(record).rstrip(".")
 
 

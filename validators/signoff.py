@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from validators import report, store
 from validators.judged import BAD, FAILING, commits, contradictions, inconsistency
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from validators.policy import Policy
     from validators.ruling import Ruling
 
-SIGNOFF_SCHEMA_VERSION = 1
 SIGNED, NOT_SIGNED, UNTESTED = "SIGNED", "NOT SIGNED", "UNTESTED"
 
 REQUIRED_LANES: dict[str, tuple[str, ...]] = {
@@ -354,73 +353,6 @@ def _now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
-def to_dict(signoff: Signoff) -> dict[str, Any]:
-    """``signoff.json``'s content: JSON values, versioned by ``schema``."""
-    return {
-        "schema": SIGNOFF_SCHEMA_VERSION,
-        "decision": signoff.decision,
-        "rulings": [_ruling_dict(ruling) for ruling in signoff.rulings],
-        "exit_code": signoff.exit_code,
-        "date": signoff.date,
-        "warnings": list(signoff.warnings),
-        "ignored": list(signoff.ignored),
-        "files": [{"name": name, "sha256": digest} for name, digest in signoff.files],
-        "claims": [
-            {
-                "kernel": c.kernel,
-                "op": c.op,
-                "contract": c.contract,
-                "contract_from": c.contract_from,
-                "arch": c.arch,
-                "decision": c.decision,
-                "emulated": c.emulated,
-                "reasons": list(c.reasons),
-                "untested": [{"lane": lane, "command": command} for lane, command in c.untested],
-                "caveats": list(c.caveats),
-                "lanes": {lane: {s.value: n for s, n in cell.items()} for lane, cell in c.cells.items()},
-                "strength": report.strength_sentence(c.records),
-                "records": len(c.records),
-                "failing": [{"case": r.case, "status": r.status.value} for r in c.failing],
-            }
-            for c in signoff.claims
-        ],
-    }
-
-
-def _ruling_dict(ruling: Ruling) -> dict[str, Any]:
-    target = ruling.target
-    return {
-        "claim": {
-            "name": target.name,
-            "about": target.about,
-            "arch": target.arch,
-            "kernels": {op: list(names) for op, names in target.kernels.items()},
-            "contracts": dict(target.contracts),
-            "versions": dict(target.versions),
-            "source": target.source,
-        },
-        "policy": {"name": ruling.policy.name, "about": ruling.policy.about},
-        "decision": ruling.decision,
-        "outcome": ruling.outcome,
-        "emulated": ruling.emulated,
-        "reasons": list(ruling.reasons),
-        "waived": list(ruling.waived),
-        "excluded": [{"why": why, "records": count} for why, count in ruling.excluded],
-        "steps": [
-            {"machine": s.machine, "covers": s.covers, "commands": list(s.commands), "note": s.note}
-            for s in ruling.steps
-        ],
-        "cells": [
-            {
-                "stage": c.stage, "op": c.op, "kernel": c.kernel, "lane": c.lane, "depth": c.depth, "state": c.state,
-                "counts": {s.value: n for s, n in c.counts.items()}, "why": list(c.why),
-                "waiver": c.waiver.name if c.waiver else None,
-            }
-            for c in ruling.cells
-        ],
-    }  # fmt: skip
-
-
 class TemplateError(SignoffError):
     """The page cannot be rendered here, though the decision stands; its message says what to install."""
 
@@ -431,11 +363,11 @@ def write(signoff: Signoff, out: str | Path, *, warn: Callable[[str], None] | No
     Without jinja2 the page is left out, a sentence to ``warn`` says how to install it, and without
     ``warn`` TemplateError is raised. Raises SignoffError if a file cannot be written.
     """
-    from validators import signoff_html, signoff_text
+    from validators import signoff_html, signoff_json, signoff_text
 
     directory = Path(out)
     texts: list[tuple[str, Callable[[], str]]] = [
-        ("signoff.json", lambda: json.dumps(to_dict(signoff), indent=2) + "\n"),
+        ("signoff.json", lambda: json.dumps(signoff_json.to_dict(signoff), indent=2) + "\n"),
         ("signoff.md", lambda: signoff_text.markdown(signoff)),
         ("signoff.html", lambda: signoff_html.page(signoff)),
     ]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.suite.made import record
-from validators import claims, depths, policy, signoff, signoff_text
+from validators import claims, depths, policy, signoff, signoff_json, signoff_text
 from validators.__main__ import main
 from validators.claims import ClaimError, Target
 from validators.policy import Policy, Requirement, Waiver
@@ -443,8 +443,8 @@ def test_the_json_follows_the_published_schema(tmp_path: Path) -> None:
         signoff.decide(path()), under_policy(path(), EVERY, [TARGET]), under_policy([*path(), bad], EVERY, [TARGET]),
         under_policy([], EVERY, [TARGET]), some,
     ):  # fmt: skip
-        jsonschema.validate(signoff.to_dict(decided), schema)
-    wrong = {**signoff.to_dict(some), "decision": "FINE"}
+        jsonschema.validate(signoff_json.to_dict(decided), schema)
+    wrong = {**signoff_json.to_dict(some), "decision": "FINE"}
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(wrong, schema)
 
