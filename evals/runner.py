@@ -138,17 +138,18 @@ class _Run:
         left = [t for t in self.tasks if (t.question, t.repeat) not in self.writer.done]
         unscored = [t for t in self.tasks if t.repeat == 0 and t.question not in self.writer.scored]
         unscored = unscored if self.method else []
-        self.missing = len(left)
         if left:
             await self._warm_up(left)
-        await self._pool(unscored, self._score)
-        await self._pool(left, self._ask)
-        if self.asked:
-            await self._check()
-        if self.held is not None:
-            self.writer.add(self.held)
-            self.progress.step()
-        self.progress.end()
+        try:
+            await self._pool(unscored, self._score)
+            await self._pool(left, self._ask)
+            if self.asked:
+                await self._check()
+            if self.held is not None:
+                self.writer.add(self.held)
+                self.progress.step()
+        finally:
+            self.progress.end()
         return self._report()
 
     async def _warm_up(self, left: list[Task]) -> None:
@@ -291,12 +292,14 @@ class _Progress:
             self.bar.start()
 
     def step(self) -> None:
+        if self.done == self.first:
+            self.start = self.last = time.monotonic()
         self.done += 1
         if self.bar is not None:
             self.bar.advance(self.bar.task_ids[0])
         elif time.monotonic() - self.last >= EVERY_S:
             self.last = time.monotonic()
-            rate = (self.done - self.first) / (self.last - self.start)
+            rate = (self.done - self.first - 1) / (self.last - self.start)
             print(f"{self.done:,} of {self.total:,} questions, {rate:.1f} a second", file=sys.stderr, flush=True)
 
     def end(self) -> None:
