@@ -1,0 +1,221 @@
+"""The runner: killed, cut off or lied to at any moment, it records every question exactly once, or no verdict."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from evals import store
+from evals.__main__ import main
+from evals.runner import WHOLE_RUN
+from tests.evals.server import canned
+
+pytest.importorskip("httpx", reason="the client asks by httpx, which is not installed")
+
+ROOT = Path(__file__).resolve().parents[2]
+COUNT = 60
+
+
+class Process:
+    """The test server in a process of its own, so that it can be killed."""
+
+    def __init__(self, *options: str, port: int = 0) -> None:
+        words = [sys.executable, "-m", "tests.evals.server", "--port", str(port), *options]
+        self.child = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        assert self.child.stdout is not None
+        self.port = int(self.child.stdout.readline())
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def kill(self) -> None:
+        self.child.kill()
+        self.child.wait()
+        if self.child.stdout:
+            self.child.stdout.close()
+
+
+@pytest.fixture
+def servers() -> Iterator[list[Process]]:
+    made: list[Process] = []
+    yield made
+    for server in made:
+        server.kill()
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    file = tmp_path / "test.jsonl"
+    rows = ({"question": f"How much is {i}?", "answer": f"It is {i}.\n#### {i}"} for i in range(COUNT))
+    file.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return file
+
+
+def options(url: str, data: Path, out: Path, *more: str) -> list[str]:
+    return [
+        "gsm8k", "run", "--server", url, "--arm", "a", "--out", str(out), "--data", str(data), "--any-data",
+        "--profile", "plain", "--concurrency", "4", "--timeout", "5", *more,
+    ]  # fmt: skip
+
+
+def whole(out: Path, repeats: int = 1) -> None:
+    """Every question once, with the text that belongs to it, and no error left."""
+    run = store.read(out)
+    assert Counter((s.question, s.repeat) for s in run.samples).most_common(1)[0][1] == 1
+    assert len(run.samples) == COUNT * repeats and not run.errors
+    for s in run.samples:
+        asked = f"Question: How much is {s.gold}?\nAnswer:"
+        assert s.text == canned(asked)
+
+
+@pytest.mark.parametrize("flavour", ["vllm", "sglang", "echo"])
+def test_a_run_with_tokens_and_repeats(servers: list[Process], questions: Path, tmp_path: Path, flavour: str) -> None:
+    servers.append(Process("--flavour", flavour))
+    words = options(servers[0].url, questions, tmp_path / "r", "--tokens", "--repeat", "2")
+    assert main(words) == 0
+    whole(tmp_path / "r", 2)
+    assert len(store.read(tmp_path / "r").tokens) == COUNT
+    assert main(words) == 0  # nothing is left to ask
+    whole(tmp_path / "r", 2)
+
+
+def test_passing_faults_of_every_kind(servers: list[Process], questions: Path, tmp_path: Path) -> None:
+    faults = ["503:11", "cut:13", "drop:17", "500:19", "429:23", "delay:29"]
+    servers.append(Process(*(word for f in faults for word in ("--fault", f))))
+    assert main(options(servers[0].url, questions, tmp_path / "r")) == 0
+    whole(tmp_path / "r")
+    assert max(s.attempts for s in store.read(tmp_path / "r").samples) > 1
+
+
+def test_a_lasting_error_is_no_answer_and_is_settled_later(
+    servers: list[Process], questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    servers.append(Process("--fault", "null:7"))
+    out = tmp_path / "r"
+    assert main(options(servers[0].url, questions, out)) == 2
+    run = store.read(out)
+    assert run.errors and len(run.samples) + len(run.errors) == COUNT
+    assert all(e.text is None and "null" in (e.error or "") for e in run.errors)
+    assert "ended in an error, so there is no verdict yet" in capsys.readouterr().err
+    assert main(["gsm8k", "compare", str(out), str(out), "--aa"]) == 2
+    servers[0].kill()
+    servers.append(Process(port=servers[0].port))
+    assert main(options(servers[1].url, questions, out)) == 0
+    whole(out)
+
+
+def test_the_client_is_killed_again_and_again(servers: list[Process], questions: Path, tmp_path: Path) -> None:
+    servers.append(Process("--delay", "0.05"))
+    out = tmp_path / "r"
+    words = [sys.executable, "-m", "evals", *options(servers[0].url, questions, out)]
+    for kill_at in (5, 25):
+        child = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        samples = out / "samples.jsonl"
+        end = time.monotonic() + 20
+        while time.monotonic() < end and (not samples.exists() or samples.read_bytes().count(b"\n") < kill_at):
+            time.sleep(0.01)
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait()
+        lines = samples.read_bytes().count(b"\n")
+        assert kill_at <= lines < COUNT  # it was really killed in the middle
+        with samples.open("ab") as file:
+            file.write(b'{"question": "other-')  # what a kill inside a write leaves
+    assert main(options(servers[0].url, questions, out)) == 0
+    whole(out)
+
+
+@pytest.mark.parametrize(
+    ("again", "code"), [((), 0), (("--model", "another"), 2), (("--version", "2.0"), 2)],
+    ids=["same", "another-model", "another-version"],
+)  # fmt: skip
+def test_the_server_is_killed_and_started_again_in_the_middle(
+    servers: list[Process], questions: Path, tmp_path: Path, again: tuple[str, ...], code: int
+) -> None:
+    servers.append(Process("--delay", "0.05"))
+    out = tmp_path / "r"
+    words = [sys.executable, "-m", "evals", *options(servers[0].url, questions, out)]
+    child = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    samples = out / "samples.jsonl"
+    end = time.monotonic() + 20
+    while time.monotonic() < end and (not samples.exists() or samples.read_bytes().count(b"\n") < 10):
+        time.sleep(0.01)
+    servers[0].kill()
+    servers.append(Process(*again, port=servers[0].port))
+    _, err = child.communicate(timeout=30)
+    assert child.returncode == code, err
+    if code == 0:
+        whole(out)
+        return
+    assert err.count("\n") == 1 and "Traceback" not in err
+    run = store.read(out)
+    assert len(run.samples) < COUNT  # no verdict can be made of it
+    assert main(["gsm8k", "compare", str(out), str(out), "--aa"]) == 2
+    if "--version" in again:
+        assert [e.question for e in run.errors if e.order == -1] == [WHOLE_RUN]
+    # And it cannot be finished by the other server.
+    assert main(options(servers[1].url, questions, out)) == 2
+    assert len(store.read(out).samples) == len(run.samples)
+
+
+def test_a_dead_server_stops_the_run_and_the_run_goes_on_later(
+    servers: list[Process], questions: Path, tmp_path: Path
+) -> None:
+    servers.append(Process("--delay", "0.05"))
+    out = tmp_path / "r"
+    words = [sys.executable, "-m", "evals", *options(servers[0].url, questions, out, "--attempts", "1")]
+    child = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    samples = out / "samples.jsonl"
+    end = time.monotonic() + 20
+    while time.monotonic() < end and (not samples.exists() or samples.read_bytes().count(b"\n") < 10):
+        time.sleep(0.01)
+    servers[0].kill()
+    _, err = child.communicate(timeout=30)
+    assert child.returncode == 2 and "failed one after another" in err and err.count("\n") == 1
+    servers.append(Process(port=servers[0].port))
+    assert main(options(servers[1].url, questions, out)) == 0
+    whole(out)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("--seed", "1"), "holds another run: its seed"),
+        (("--max-tokens", "9"), "holds another run: its settings"),
+        (("--questions", "99"), "more than the 60"),
+        (("--concurrency", "0"), "must be positive"),
+        (("--model", "large"), "serves 'tiny' and not 'large'"),
+        (("--profile", "what"), "unknown prompt profile"),
+        (("--profile", "boxed-chat", "--tokens"), "sends chat messages"),
+        (("--server", "http://127.0.0.1:9"), "no server answers"),
+        (("--server", "nowhere"), "is no server address"),
+    ],
+)
+def test_one_sentence_for_what_cannot_be_run(
+    servers: list[Process], questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    more: tuple[str, ...], words: str,
+) -> None:  # fmt: skip
+    servers.append(Process())
+    out = tmp_path / "r"
+    if "another run" in words:
+        assert main(options(servers[0].url, questions, out)) == 0
+    capsys.readouterr()
+    assert main(options(servers[0].url, questions, out, *more)) == 2
+    err = capsys.readouterr().err
+    assert words in err and err.count("\n") == 1
+
+
+def test_a_server_without_prompt_scores_says_so(
+    servers: list[Process], questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    servers.append(Process("--flavour", "mute"))
+    assert main(options(servers[0].url, questions, tmp_path / "r", "--model", "tiny", "--tokens")) == 2
+    assert "gives no log-probabilities of a prompt" in capsys.readouterr().err
+    assert main(options(servers[0].url, questions, tmp_path / "r", "--model", "tiny")) == 0
+    whole(tmp_path / "r")
