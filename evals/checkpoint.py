@@ -25,7 +25,8 @@ def quantize_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     what rounding lifts above). A row of zeros takes scale 1, so that nothing is divided by zero.
     """
     wide = weight.to(torch.float32)
-    scale = wide.abs().amax(dim=1, keepdim=True) / E4M3_MAX
+    # By a tensor: CUDA turns a division by a Python number into a multiplication by its reciprocal.
+    scale = wide.abs().amax(dim=1, keepdim=True) / torch.full((1, 1), E4M3_MAX, device=wide.device)
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     codes = (wide / scale).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
     return codes, scale
