@@ -73,6 +73,26 @@ def test_the_shipped_model_is_fp8_with_one_scale_a_row() -> None:
     assert all(bool((bias != 0).any()) for bias in biases)
 
 
+def test_safetensors_are_read_as_the_library_reads_them() -> None:
+    library = pytest.importorskip("safetensors.torch", reason="the optional package safetensors is not installed")
+    theirs = library.load_file(SHIPPED / "model.safetensors")
+    ours = checkpoint.read(SHIPPED)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert ours[name].dtype == tensor.dtype
+        assert ours[name].shape == tensor.shape
+        assert torch.equal(ours[name].view(torch.uint8), tensor.view(torch.uint8))
+
+
+def test_a_cut_file_is_said_to_be_cut(tmp_path: Path) -> None:
+    whole = (SHIPPED / "model.safetensors").read_bytes()
+    (tmp_path / "config.json").write_bytes((SHIPPED / "config.json").read_bytes())
+    for size in (4, 1000, len(whole) - 1):
+        (tmp_path / "model.safetensors").write_bytes(whole[:size])
+        with pytest.raises(EvalError, match="cut"):
+            from_folder(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [

@@ -23,7 +23,7 @@ from tests.evals.defects import DEFECTS, arm
 
 SUBTLE = ("truncating_cast", "per_tensor_scale")
 REBATCHED = ("fused", "per_tensor_scale")  # a further pass each; the others are refused without it
-QUESTIONS, FEW, BATCH, SPLIT = 48, 20, 24, 9
+QUESTIONS, FEW, BATCH, SPLIT = 60, 20, 30, 11
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,8 @@ def gross(model: Decoder) -> dict[str, Tokens]:
 
 def judged(tokens: Tokens) -> list[Gate]:
     full = tokens.full
-    made = [*gates(full["candidate"], full["re-run"], full["yardstick"]), embedded.change(tokens, 0)]
+    made = gates(full["candidate"], full["re-run"], full["yardstick"])
+    made = [*(embedded.only_reported(gate) for gate in made), embedded.change(tokens, 0)]
     return [*made, embedded.rebatching(tokens, 0)] if "candidate again" in tokens.flat else made
 
 
@@ -83,7 +84,7 @@ def refusals(tokens: Tokens) -> list[str]:
 
 def test_the_legitimate_fused_path_passes_every_token_gate(subtle: dict[str, Tokens]) -> None:
     found = judged(subtle["fused"])
-    assert {"finite", "mean dlogp", "KL", "logits", "batch"} <= {gate.name for gate in found}
+    assert {"finite", "mean dlogp", "logits", "batch"} <= {gate.name for gate in found if gate.decides}
     assert [gate.sentence for gate in found if gate.decides and gate.ok is not True] == []
 
 
@@ -96,13 +97,13 @@ def test_the_legitimate_change_is_a_change(subtle: dict[str, Tokens]) -> None:
 
 @pytest.mark.parametrize("name", SUBTLE)
 def test_a_subtle_defect_is_refused(subtle: dict[str, Tokens], name: str) -> None:
-    wanted = {"truncating_cast": {"logits", "KL"}, "per_tensor_scale": {"batch"}}[name]
+    wanted = {"truncating_cast": {"logits"}, "per_tensor_scale": {"batch"}}[name]
     assert wanted <= set(refusals(subtle[name]))
 
 
 @pytest.mark.parametrize("name", [name for name in DEFECTS if name not in SUBTLE])
 def test_a_gross_defect_is_refused(gross: dict[str, Tokens], name: str) -> None:
-    assert {"KL", "logits"} <= set(refusals(gross[name]))
+    assert "logits" in refusals(gross[name])
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,64 @@
+"""``python -m evals parity`` and ``tokens`` from the command line: what they leave behind, and bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from evals.__main__ import main
+from tests.evals.defects import arm
+
+
+def test_parity_leaves_runs_a_record_and_a_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two questions decide nothing, and the verdict says so: INCONCLUSIVE, exit code 1."""
+    words = ["parity", "--questions", "2", "--token-questions", "2", "--seed", "264"]  # two short ones
+    words += ["--json", str(tmp_path / "verdict.json")]
+    code = main([*words, "--runs", str(tmp_path / "runs"), "--records", str(tmp_path / "records")])
+    assert code == 1
+    assert capsys.readouterr().out.startswith("INCONCLUSIVE")
+    for name in ("baseline", "candidate", "again"):
+        lines = (tmp_path / "runs" / name / "samples.jsonl").read_text().splitlines()
+        assert len({json.loads(line)["question"] for line in lines}) == 2
+    header = json.loads((tmp_path / "runs" / "candidate" / "header.json").read_text())
+    assert header["kernels"]["add_rmsnorm_quant"] == "emulated/aiter-hip-gfx950"
+    record = json.loads(next((tmp_path / "records").glob("*.jsonl")).read_text())
+    assert record["status"] == "MISTRUSTED"
+    assert record["emulated"] is True
+    verdict = json.loads((tmp_path / "verdict.json").read_text())
+    assert {"logits", "batch", "accuracy", "mean dlogp"} <= {gate["name"] for gate in verdict["gates"]}
+
+
+def test_the_table_names_each_arm(capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["tokens", "--questions", "20", "--batch", "20", "--arm", arm("missing_residual")])
+    out = capsys.readouterr().out
+    assert code == 1
+    rows = [line for line in out.splitlines() if line.startswith("| ")]
+    assert [row.split(" | ")[0] for row in rows[1:]] == [
+        "| unfused again, other batch", "| yardstick bf16-norms", "| fused, missing_residual",
+    ]  # fmt: skip
+    assert "NO: mean dlogp" in rows[-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["parity", "--model", "nope"], "there is no model 'nope'"),
+        (["parity", "--candidate", "slow"], "unknown arm 'slow'"),
+        (["parity", "--candidate", "unfused"], "are the same kernels"),
+        (["parity", "--questions", "1"], "at least two questions"),
+        (["parity", "--device", "tpu"], "device 'tpu' is not available"),
+        (["parity", "--candidate", "fused,norm=nowhere.py:f"], "there is no file nowhere.py"),
+        (["tokens", "--model", "nope"], "there is no model 'nope'"),
+        (["tokens", "--model", "none.gguf"], "cannot read none.gguf"),
+        (["tokens", "--questions", "4", "--arm", "fused", "--arm", "fused"], "two arms have the same name"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(
+    capsys: pytest.CaptureFixture[str], words: list[str], sentence: str
+) -> None:
+    assert main(words) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1
+    assert sentence in error[0]
