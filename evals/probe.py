@@ -145,9 +145,7 @@ def _read_vllm(body: dict[str, Any], text: str) -> Scored:
     if ids is None:  # vLLM puts the actual token first; the id of the very first token is then unknown
         ids = [-1 if row is None else int(next(iter(row))) for row in rows]
     tables = [{int(k): v for k, v in (row or {}).items()} for row in rows]
-    logprob = tuple(
-        math.nan if not table else float(table[i]["logprob"]) for i, table in zip(ids, tables, strict=True)
-    )
+    logprob = tuple(math.nan if not table else float(table[i]["logprob"]) for i, table in zip(ids, tables, strict=True))
     tops = tuple({k: float(v["logprob"]) for k, v in table.items() if v.get("rank", 1) <= TOP} for table in tables)
     return Scored(tuple(int(i) for i in ids), logprob, tops)
 

@@ -38,6 +38,7 @@ def record(
     about = {
         **machine(device if device.startswith(("cpu", "cuda")) else "cpu"), **(provenance or {}),
         "policy": parity.policy.name, "extractor": parity.extractor,
+        "parity": {key: parity.numbers[key] for key in ("difference", "interval_95") if key in parity.numbers},
     }  # fmt: skip
     return Record(
         status=status, reasons=() if status is Status.PASSED else (parity.sentence,), kernel=kernel, op=OP,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -61,10 +62,15 @@ def ratio(depth: Depth) -> MedianBounds:
 
 
 def trajectory(result: Result, margin: float) -> tuple[Status, tuple[str, ...], tuple[Check, ...]]:
-    """Status, reasons and checks of the free-running paths, judged once, after the last layer that was walked."""
+    """Status, reasons and checks of the free-running paths, judged once, after the last layer that can be judged.
+
+    A hidden state of zeros has the relative error 1. Where the unfused path's median error times the allowed factor
+    reaches that, the paths have lost the model, the ratio goes to 1 whatever the kernels do, and nothing is judged.
+    """
     if result.stopped or not result.depths:
         return Status.ERROR, (result.stopped or "no layer was walked",), ()
-    last = result.depths[-1]
+    near = list(itertools.takewhile(lambda d: float(d.error["unfused"].median()) * (1 + margin) < 1, result.depths))
+    last = near[-1] if near else result.depths[0]
     finite = all(bool(e.isfinite().all()) for d in result.depths for e in d.error.values())
     checks = [Check("finite", finite, "every hidden state is finite" if finite else "a hidden state is not finite")]
     bounds = ratio(last)
@@ -77,6 +83,14 @@ def trajectory(result: Result, margin: float) -> tuple[Status, tuple[str, ...], 
             f"and below {bounds.high:.3g}, each with {100 * CONFIDENCE:g} %); allowed {1 + margin:g}", "statistical",
         )
     )  # fmt: skip
+    beyond = [d.layer for d in result.depths if d.layer > last.layer] if near else [d.layer for d in result.depths]
+    lost = ""
+    if beyond:
+        lost = (
+            f"after layer {beyond[0]} and on the unfused path's median error is {1 / (1 + margin):.3g} or more of the "
+            "float64 model's hidden state (zeros would have 1): there the two paths cannot be told apart"
+        )
+        checks.append(Check("depth", None, lost, "statistical"))
     plain = [j for j in result.judged if j.own_norm]
     broken = [j for j in plain if j.status is not Status.PASSED]
     if plain:
@@ -88,6 +102,8 @@ def trajectory(result: Result, margin: float) -> tuple[Status, tuple[str, ...], 
         return Status.FAILED, (checks[0].detail,), tuple(checks)
     if broken:
         return Status.FAILED, (_plain_norms(plain, broken),), tuple(checks)
+    if not near:
+        return Status.MISTRUSTED, (lost,), tuple(checks)
     if worse:
         return Status.FAILED, (checks[1].detail,), tuple(checks)
     if not fine:

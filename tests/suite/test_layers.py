@@ -412,3 +412,18 @@ def test_the_traced_model_calls_the_fused_kernel_twice_a_layer(path: type[Path],
     assert torch.equal(first, second)
     assert called.count("add_rmsnorm_quant") == 2 * fused
     assert called.count("ptpc_gemm") == 2 * 12
+
+
+def test_paths_that_lost_the_model_are_judged_before_they_did() -> None:
+    near, far = _result([0.1] * 20, [0.1] * 20), _result([0.9] * 20, [0.9] * 20)
+    lost = dataclasses.replace(far.depths[0], layer=1)
+    status, _, checks = trajectory(Result(depths=[near.depths[0], lost]), 0.5)
+    assert status is Status.PASSED
+    assert "after layer 0 the fused" in checks[1].detail
+    assert "after layer 1 and on" in next(c.detail for c in checks if c.name == "depth")
+    status, reasons, _ = trajectory(far, 0.5)
+    assert status is Status.MISTRUSTED
+    assert "cannot be told apart" in reasons[0]
+    # A path that is wrong where the other is not yet lost fails, however alike they are at the end.
+    wrong = _result([0.3] * 20, [0.1] * 20)
+    assert trajectory(Result(depths=[wrong.depths[0], lost]), 0.5)[0] is Status.FAILED
