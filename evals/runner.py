@@ -42,7 +42,9 @@ class Task:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--server", required=True, metavar="URL", help="http://host:port of an OpenAI-compatible server")
+    parser.add_argument(
+        "--server", required=True, metavar="URL", help="http://host:port of an OpenAI-compatible server"
+    )
     parser.add_argument("--arm", required=True, metavar="NAME", help="what this run is called, such as unfused")
     parser.add_argument("--out", required=True, metavar="RUN", help="run directory; an unfinished one is resumed")
     parser.add_argument("--model", help="as the server names it (default: the only one that it serves)")
@@ -68,7 +70,9 @@ def command(options: argparse.Namespace) -> int:
             raise EvalError(f"--{name.replace('_', '-')} must be positive, and is {value:g}")
     tasks, found, profile = _tasks(options)
     if options.tokens and profile.kind == "chat":
-        raise EvalError(f"profile {profile.id} sends chat messages; gold solutions are scored with a completion profile")
+        raise EvalError(
+            f"profile {profile.id} sends chat messages; gold solutions are scored with a completion profile"
+        )
     return asyncio.run(_run(options, tasks, found, profile))
 
 
@@ -99,6 +103,7 @@ async def _run(options: argparse.Namespace, tasks: list[Task], found: data.Data,
     limits = Limits(concurrency=options.concurrency, timeout=options.timeout, attempts=options.attempts)
     async with Client(options.server, limits, key) as client:
         model = await probe.served_model(client, options.model)
+        await probe.wake(client, model)
         words = await probe.fingerprint(client, model)
         method = await probe.find_method(client, model) if options.tokens else None
         if options.tokens and method is None:
@@ -170,7 +175,8 @@ class _Run:
         """Workers that draw from one iterator: what is in memory does not grow with the number of questions."""
         source = iter(tasks)
         workers = [
-            asyncio.ensure_future(self._worker(source, work)) for _ in range(min(self.client.limits.concurrency, len(tasks)))
+            asyncio.ensure_future(self._worker(source, work))
+            for _ in range(min(self.client.limits.concurrency, len(tasks)))
         ]
         try:
             await asyncio.gather(*workers)
@@ -203,9 +209,7 @@ class _Run:
 
     async def _score(self, task: Task) -> None:
         assert self.method is not None
-        made = await probe.score(
-            self.client, self.header.model, self.method, task.question, task.text, task.solution
-        )
+        made = await probe.score(self.client, self.header.model, self.method, task.question, task.text, task.solution)
         await self._settle()
         self.asked += 1
         self.writer.add_tokens(made)

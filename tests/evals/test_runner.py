@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -14,15 +15,23 @@ from pathlib import Path
 
 import pytest
 
-from evals import store
+from evals import runner, store
 from evals.__main__ import main
+from evals.client import Limits
 from evals.runner import WHOLE_RUN
+from tests.benchmarks.eval_client import FLOOR, GROWTH_MIB, measure
 from tests.evals.server import canned
 
 pytest.importorskip("httpx", reason="the client asks by httpx, which is not installed")
 
 ROOT = Path(__file__).resolve().parents[2]
 COUNT = 60
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the runs in this process; those in processes of their own pause as in earnest."""
+    monkeypatch.setattr(runner, "Limits", functools.partial(Limits, pause=0.02))
 
 
 class Process:
@@ -219,3 +228,11 @@ def test_a_server_without_prompt_scores_says_so(
     assert "gives no log-probabilities of a prompt" in capsys.readouterr().err
     assert main(options(servers[0].url, questions, tmp_path / "r", "--model", "tiny")) == 0
     whole(tmp_path / "r")
+
+
+def test_the_client_is_fast_and_its_memory_flat(tmp_path: Path) -> None:
+    """The short form of tests/benchmarks/eval_client.py. CPU time and not the clock, which other tests share."""
+    questions = 1000
+    _, early, most, cpu = measure(questions, 32, tmp_path)
+    assert cpu <= questions / FLOOR
+    assert most - early <= GROWTH_MIB
