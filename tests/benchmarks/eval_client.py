@@ -37,7 +37,10 @@ def resident_mib(pid: int) -> float:
 
 
 def measure(questions: int, concurrency: int, folder: Path) -> tuple[float, float, float, float]:
-    """(requests a second, MiB after a tenth, MiB at most afterwards, the client's seconds of CPU); fails unless every question is there once."""
+    """(requests a second, MiB after a tenth, MiB at most afterwards, the client's seconds of CPU).
+
+    Fails unless every question is there once.
+    """
     data = folder / "test.jsonl"
     with data.open("w") as out:
         for i in range(questions):

@@ -78,7 +78,8 @@ def whole(out: Path, repeats: int = 1) -> None:
     """Every question once, with the text that belongs to it, and no error left."""
     run = store.read(out)
     assert Counter((s.question, s.repeat) for s in run.samples).most_common(1)[0][1] == 1
-    assert len(run.samples) == COUNT * repeats and not run.errors
+    assert len(run.samples) == COUNT * repeats
+    assert not run.errors
     for s in run.samples:
         asked = f"Question: How much is {s.gold}?\nAnswer:"
         assert s.text == canned(asked)
@@ -110,7 +111,8 @@ def test_a_lasting_error_is_no_answer_and_is_settled_later(
     out = tmp_path / "r"
     assert main(options(servers[0].url, questions, out)) == 2
     run = store.read(out)
-    assert run.errors and len(run.samples) + len(run.errors) == COUNT
+    assert run.errors
+    assert len(run.samples) + len(run.errors) == COUNT
     assert all(e.text is None and "null" in (e.error or "") for e in run.errors)
     assert "ended in an error, so there is no verdict yet" in capsys.readouterr().err
     assert main(["gsm8k", "compare", str(out), str(out), "--aa"]) == 2
@@ -162,7 +164,8 @@ def test_the_server_is_killed_and_started_again_in_the_middle(
     if code == 0:
         whole(out)
         return
-    assert err.count("\n") == 1 and "Traceback" not in err
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
     run = store.read(out)
     assert len(run.samples) < COUNT  # no verdict can be made of it
     assert main(["gsm8k", "compare", str(out), str(out), "--aa"]) == 2
@@ -186,7 +189,9 @@ def test_a_dead_server_stops_the_run_and_the_run_goes_on_later(
         time.sleep(0.01)
     servers[0].kill()
     _, err = child.communicate(timeout=30)
-    assert child.returncode == 2 and "failed one after another" in err and err.count("\n") == 1
+    assert child.returncode == 2
+    assert "failed one after another" in err
+    assert err.count("\n") == 1
     servers.append(Process(port=servers[0].port))
     assert main(options(servers[1].url, questions, out)) == 0
     whole(out)
@@ -217,7 +222,8 @@ def test_one_sentence_for_what_cannot_be_run(
     capsys.readouterr()
     assert main(options(servers[0].url, questions, out, *more)) == 2
     err = capsys.readouterr().err
-    assert words in err and err.count("\n") == 1
+    assert words in err
+    assert err.count("\n") == 1
 
 
 def test_a_server_without_prompt_scores_says_so(

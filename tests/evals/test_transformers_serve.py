@@ -26,7 +26,7 @@ START_S = 120
 
 
 def missing() -> str:
-    if PYTHON != sys.executable and not Path(PYTHON).exists():
+    if sys.executable != PYTHON and not Path(PYTHON).exists():
         return f"EVALS_SERVE_PYTHON names {PYTHON}, which does not exist"
     look = f"import importlib.util as u; print(*[n for n in {NEEDED!r} if u.find_spec(n) is None])"
     found = subprocess.run([PYTHON, "-c", look], capture_output=True, text=True, check=False)
@@ -75,7 +75,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]
     try:
         end = time.monotonic() + START_S
         while "Uvicorn running" not in (folder / "log").read_text():
-            assert child.poll() is None and time.monotonic() < end, (folder / "log").read_text()[-2000:]
+            waiting = child.poll() is None and time.monotonic() < end
+            assert waiting, (folder / "log").read_text()[-2000:]
             time.sleep(0.2)
         yield f"http://127.0.0.1:{port}", str(folder / "model")
     finally:
@@ -98,7 +99,8 @@ def test_both_endpoints_and_no_prompt_scores(
         out = tmp_path / profile
         assert main([*words, "--profile", profile, "--out", str(out)]) == 0, capsys.readouterr().err
         run = store.read(out)
-        assert len(run.samples) == 8 and not run.errors
+        assert len(run.samples) == 8
+        assert not run.errors
         assert {s.finish for s in run.samples} <= {"length", "stop"}
         assert all(s.length is not None and 1 <= s.length <= 6 for s in run.samples)
     # Greedy, one model: the same questions again give the same answers.

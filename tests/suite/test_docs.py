@@ -33,6 +33,7 @@ OURS = (
     "docs/your-kernel.md",
     "docs/rocm.md",
     "docs/parity.md",
+    "docs/evals-server.md",
 )
 NEW_ENVIRONMENT = "makes an environment from a package index"
 REPLACED = {
