@@ -173,7 +173,7 @@ class Client:
 
 
 def base_url(server: str) -> str:
-    """``http://host:port``, also from ``host:port``; a trailing ``/v1`` is dropped. EvalError for what is no address."""
+    """``http://host:port``, also from ``host:port``; a trailing ``/v1`` is dropped. EvalError for no address."""
     url = server.rstrip("/").removesuffix("/v1")
     if re.fullmatch(r"[\w.-]+:\d+", url):
         url = f"http://{url}"
