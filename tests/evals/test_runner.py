@@ -244,3 +244,19 @@ def test_the_client_is_fast_and_its_memory_flat(tmp_path: Path) -> None:
     _, early, most, cpu = measure(questions, 32, tmp_path)
     assert cpu <= questions / FLOOR
     assert most - early <= GROWTH_MIB
+
+
+def test_the_last_answer_waits_for_the_last_look_at_the_server(
+    servers: list[Process], questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    servers.append(Process())
+
+    async def killed(self: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner._Run, "_check", killed)
+        assert main(options(servers[0].url, questions, tmp_path / "r")) == 2
+    assert len(store.read(tmp_path / "r").samples) == COUNT - 1
+    assert main(options(servers[0].url, questions, tmp_path / "r")) == 0
+    whole(tmp_path / "r")
