@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -172,10 +173,12 @@ class Client:
 
 
 def base_url(server: str) -> str:
-    """``http://host:port``; a trailing ``/v1`` is dropped. EvalError for what is no address."""
+    """``http://host:port``, also from ``host:port``; a trailing ``/v1`` is dropped. EvalError for no address."""
     url = server.rstrip("/").removesuffix("/v1")
+    if re.fullmatch(r"[\w.-]+:\d+", url):
+        url = f"http://{url}"
     if not url.startswith(("http://", "https://")):
-        raise EvalError(f"{server!r} is no server address; it begins with http:// or https://")
+        raise EvalError(f"{server!r} is no server address; an address is host:port, or begins with http:// or https://")
     return url
 
 

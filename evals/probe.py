@@ -23,10 +23,19 @@ PROBE_TEXT = "Question: What is 1 + 1?\nAnswer: 2"
 VOLATILE = (
     "internal_states", "startup_time", "created", "random_seed", "nccl_port", "dist_init_addr", "port", "uptime",
     "last_gen_throughput", "memory_usage", "load", "pid", "permission", "timestamp",
+    "status",
 )  # fmt: skip
 """What changes when the same server is started again, or while it runs: no part of what it is."""
 _SECRET = re.compile(r"(api_?key|secret|password|authorization|hf_token|auth_token)", re.IGNORECASE)
 _SECRET_OPTION = re.compile(r"(--[\w-]*(?:key|secret|password|hf-token)[= ]+)(\S+)", re.IGNORECASE)
+
+
+async def wake(client: Client, model: str) -> None:
+    """One short completion, so that a server that loads models on demand lists this one; it may fail."""
+    try:
+        await client.complete(model, PROBE_TEXT, kind="completion", max_tokens=1)
+    except RequestFailed:
+        return
 
 
 async def fingerprint(client: Client, model: str) -> dict[str, Any]:
@@ -51,7 +60,8 @@ async def fingerprint(client: Client, model: str) -> dict[str, Any]:
     if isinstance(found.get("models"), dict):
         rows = found["models"].get("data", found["models"].get("list"))
         rows = rows if isinstance(rows, list) else []
-        found["models"] = [row for row in rows if isinstance(row, dict) and row.get("id") in (model, None)] or rows
+        # Other models are of no concern: transformers serve lists whatever its cache holds.
+        found["models"] = [row for row in rows if isinstance(row, dict) and row.get("id") == model]
     return found
 
 
@@ -91,10 +101,10 @@ async def served_model(client: Client, wanted: str | None) -> str:
     rows = reply.body.get("data", reply.body.get("list"))
     names = [str(row["id"]) for row in rows or () if isinstance(row, dict) and "id" in row]
     if wanted is None:
+        # A server that loads models on demand lists none before the first request.
         if len(names) != 1:
             raise EvalError(f"{client.server} serves {len(names)} models; name one with --model")
         return names[0]
-    # A server that loads models on demand lists what it has seen, which may be nothing.
     if names and len(names) == 1 and wanted != names[0].partition("@")[0] and wanted != names[0]:
         raise EvalError(f"{client.server} serves {names[0]!r} and not {wanted!r}")
     return wanted

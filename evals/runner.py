@@ -42,9 +42,7 @@ class Task:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--server", required=True, metavar="URL", help="http://host:port of an OpenAI-compatible server"
-    )
+    parser.add_argument("--server", required=True, metavar="URL", help="host:port of an OpenAI-compatible server")
     parser.add_argument("--arm", required=True, metavar="NAME", help="what this run is called, such as unfused")
     parser.add_argument("--out", required=True, metavar="RUN", help="run directory; an unfinished one is resumed")
     parser.add_argument("--model", help="as the server names it (default: the only one that it serves)")
@@ -70,9 +68,7 @@ def command(options: argparse.Namespace) -> int:
             raise EvalError(f"--{name.replace('_', '-')} must be positive, and is {value:g}")
     tasks, found, profile = _tasks(options)
     if options.tokens and profile.kind == "chat":
-        raise EvalError(
-            f"profile {profile.id} sends chat messages; gold solutions are scored with a completion profile"
-        )
+        raise EvalError(f"profile {profile.id} sends chat messages; gold solutions need a completion profile")
     return asyncio.run(_run(options, tasks, found, profile))
 
 
@@ -103,6 +99,7 @@ async def _run(options: argparse.Namespace, tasks: list[Task], found: data.Data,
     limits = Limits(concurrency=options.concurrency, timeout=options.timeout, attempts=options.attempts)
     async with Client(options.server, limits, key) as client:
         model = await probe.served_model(client, options.model)
+        await probe.wake(client, model)
         words = await probe.fingerprint(client, model)
         method = await probe.find_method(client, model) if options.tokens else None
         if options.tokens and method is None:
@@ -173,10 +170,8 @@ class _Run:
     async def _pool(self, tasks: list[Task], work: Any) -> None:
         """Workers that draw from one iterator: what is in memory does not grow with the number of questions."""
         source = iter(tasks)
-        workers = [
-            asyncio.ensure_future(self._worker(source, work))
-            for _ in range(min(self.client.limits.concurrency, len(tasks)))
-        ]
+        count = min(self.client.limits.concurrency, len(tasks))
+        workers = [asyncio.ensure_future(self._worker(source, work)) for _ in range(count)]
         try:
             await asyncio.gather(*workers)
         finally:
@@ -247,7 +242,7 @@ class _Run:
         before = self.header.fingerprint
         if gone := [name for name in before if name not in now]:
             raise EvalError(
-                f"{self.client.server} no longer says its {gone[0]}, so it cannot be told whether it is the server that "
+                f"{self.client.server} no longer says its {gone[0]}, so nobody can tell whether it is the server that "
                 "the run began with; what was answered stays, and the same command goes on"
             )
         words = probe.difference(before, now)

@@ -301,11 +301,11 @@ def test_the_record_of_each_verdict(lost: int, gained: int, margin: float, statu
 
 def test_a_passed_parity_is_consistent_for_the_sign_off() -> None:
     """A gate that is only reported must not look like a check that failed, nor a pass hold nothing judged."""
-    from validators.signoff import _inconsistency
+    from validators.judged import inconsistency
 
     parity = decide(*two_arms(1319, 1250, 5, 5))
     made = record(parity, kernel="k", model="m")
-    assert _inconsistency(made) is None
+    assert inconsistency(made) is None
     assert case_name("a b/c d@main", parity, 3) == "parity-c-d-main-n1319-margin1.5-s3"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -14,15 +15,23 @@ from pathlib import Path
 
 import pytest
 
-from evals import store
+from evals import runner, store
 from evals.__main__ import main
+from evals.client import Limits
 from evals.runner import WHOLE_RUN
+from tests.benchmarks.eval_client import FLOOR, GROWTH_MIB, measure
 from tests.evals.server import canned
 
 pytest.importorskip("httpx", reason="the client asks by httpx, which is not installed")
 
 ROOT = Path(__file__).resolve().parents[2]
 COUNT = 60
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the runs in this process; those in processes of their own pause as in earnest."""
+    monkeypatch.setattr(runner, "Limits", functools.partial(Limits, pause=0.02))
 
 
 class Process:
@@ -69,7 +78,8 @@ def whole(out: Path, repeats: int = 1) -> None:
     """Every question once, with the text that belongs to it, and no error left."""
     run = store.read(out)
     assert Counter((s.question, s.repeat) for s in run.samples).most_common(1)[0][1] == 1
-    assert len(run.samples) == COUNT * repeats and not run.errors
+    assert len(run.samples) == COUNT * repeats
+    assert not run.errors
     for s in run.samples:
         asked = f"Question: How much is {s.gold}?\nAnswer:"
         assert s.text == canned(asked)
@@ -87,9 +97,11 @@ def test_a_run_with_tokens_and_repeats(servers: list[Process], questions: Path, 
 
 
 def test_passing_faults_of_every_kind(servers: list[Process], questions: Path, tmp_path: Path) -> None:
-    faults = ["503:11", "cut:13", "drop:17", "500:19", "429:23", "delay:29"]
+    # Each kind at least once in the 60 requests; one request in seven fails. That one question meets eight in a row has
+    # a chance of about 1e-5, if faults fell at random.
+    faults = ["503:31", "cut:37", "drop:29", "500:41", "429:43", "delay:23"]
     servers.append(Process(*(word for f in faults for word in ("--fault", f))))
-    assert main(options(servers[0].url, questions, tmp_path / "r")) == 0
+    assert main(options(servers[0].url, questions, tmp_path / "r", "--attempts", "8")) == 0
     whole(tmp_path / "r")
     assert max(s.attempts for s in store.read(tmp_path / "r").samples) > 1
 
@@ -101,7 +113,8 @@ def test_a_lasting_error_is_no_answer_and_is_settled_later(
     out = tmp_path / "r"
     assert main(options(servers[0].url, questions, out)) == 2
     run = store.read(out)
-    assert run.errors and len(run.samples) + len(run.errors) == COUNT
+    assert run.errors
+    assert len(run.samples) + len(run.errors) == COUNT
     assert all(e.text is None and "null" in (e.error or "") for e in run.errors)
     assert "ended in an error, so there is no verdict yet" in capsys.readouterr().err
     assert main(["gsm8k", "compare", str(out), str(out), "--aa"]) == 2
@@ -153,7 +166,8 @@ def test_the_server_is_killed_and_started_again_in_the_middle(
     if code == 0:
         whole(out)
         return
-    assert err.count("\n") == 1 and "Traceback" not in err
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
     run = store.read(out)
     assert len(run.samples) < COUNT  # no verdict can be made of it
     assert main(["gsm8k", "compare", str(out), str(out), "--aa"]) == 2
@@ -177,7 +191,9 @@ def test_a_dead_server_stops_the_run_and_the_run_goes_on_later(
         time.sleep(0.01)
     servers[0].kill()
     _, err = child.communicate(timeout=30)
-    assert child.returncode == 2 and "failed one after another" in err and err.count("\n") == 1
+    assert child.returncode == 2
+    assert "failed one after another" in err
+    assert err.count("\n") == 1
     servers.append(Process(port=servers[0].port))
     assert main(options(servers[1].url, questions, out)) == 0
     whole(out)
@@ -208,7 +224,8 @@ def test_one_sentence_for_what_cannot_be_run(
     capsys.readouterr()
     assert main(options(servers[0].url, questions, out, *more)) == 2
     err = capsys.readouterr().err
-    assert words in err and err.count("\n") == 1
+    assert words in err
+    assert err.count("\n") == 1
 
 
 def test_a_server_without_prompt_scores_says_so(
@@ -218,4 +235,28 @@ def test_a_server_without_prompt_scores_says_so(
     assert main(options(servers[0].url, questions, tmp_path / "r", "--model", "tiny", "--tokens")) == 2
     assert "gives no log-probabilities of a prompt" in capsys.readouterr().err
     assert main(options(servers[0].url, questions, tmp_path / "r", "--model", "tiny")) == 0
+    whole(tmp_path / "r")
+
+
+def test_the_client_is_fast_and_its_memory_flat(tmp_path: Path) -> None:
+    """The short form of tests/benchmarks/eval_client.py. CPU time and not the clock, which other tests share."""
+    questions = 1000
+    _, early, most, cpu = measure(questions, 32, tmp_path)
+    assert cpu <= questions / FLOOR
+    assert most - early <= GROWTH_MIB
+
+
+def test_the_last_answer_waits_for_the_last_look_at_the_server(
+    servers: list[Process], questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    servers.append(Process())
+
+    async def killed(self: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner._Run, "_check", killed)
+        assert main(options(servers[0].url, questions, tmp_path / "r")) == 2
+    assert len(store.read(tmp_path / "r").samples) == COUNT - 1
+    assert main(options(servers[0].url, questions, tmp_path / "r")) == 0
     whole(tmp_path / "r")

@@ -39,6 +39,7 @@ OURS = (
     "docs/parity.md",
     "docs/sign-off.md",
     "docs/layers.md",
+    "docs/evals-server.md",
 )
 NEW_ENVIRONMENT = "makes an environment from a package index"
 REPLACED = {
