@@ -117,6 +117,9 @@ def survey(
     reads fl32(x + r), not what was stored.
     """
     m, n = x.shape
+    # A kernel may return views; rows may lie apart, elements of a row may not.
+    weight, scale, codes = weight.contiguous(), scale.contiguous(), codes.contiguous()
+    stored = None if stored is None else stored.contiguous()
     # Two transfers: the sums with the counts, then as many elements as there are (4 words each).
     sums = torch.empty(m * 3 + 1, dtype=torch.float64, device=x.device)
     counts = sums[m * 3 :].view(torch.int32)
