@@ -138,20 +138,38 @@ def clean_kernel(op: str) -> Kernel:
     return Kernel(f"clean/{op}", op, NORM_CONTRACT, emulated.make(contract), in_place=True, emulated=True)
 
 
-def _shape(inputs: Inputs) -> tuple[int, int]:
+_Shape = tuple[int, int, int]
+
+
+def _shape(inputs: Inputs) -> _Shape:
     if isinstance(inputs, GemmInputs):
-        return len(inputs.a), len(inputs.b)
-    return inputs.x.numel() // inputs.x.shape[-1], inputs.x.shape[-1]
+        return len(inputs.a), len(inputs.b), inputs.a.shape[-1]
+    return inputs.x.numel() // inputs.x.shape[-1], inputs.x.shape[-1], 0
 
 
-# Name: (does the defect show for m, n and the number of earlier calls?, smallest change of m, n that it shows at)
-_GUARDS: dict[str, tuple[Callable[[int, int, int], bool], Callable[[int, int], tuple[int, int]]]] = {
-    "m>256": (lambda m, n, calls: m > 256, lambda m, n: (max(m, 259), n)),
-    "n%8": (lambda m, n, calls: n % 8 != 0, lambda m, n: (m, n if n % 8 else n + 4)),
-    "m odd": (lambda m, n, calls: m % 2 == 1, lambda m, n: (m | 1, n)),
-    "second call": (lambda m, n, calls: calls > 0, lambda m, n: (m, n)),
+# Name: (does the defect show for (m, n, k) and the number of earlier calls?, smallest change of them that it shows at)
+_GUARDS: dict[str, tuple[Callable[[_Shape, int], bool], Callable[[_Shape], _Shape]]] = {
+    "m>256": (lambda s, calls: s[0] > 256, lambda s: (max(s[0], 259), *s[1:])),
+    "n%8": (lambda s, calls: s[1] % 8 != 0, lambda s: (s[0], s[1] if s[1] % 8 else s[1] + 4, s[2])),
+    "m odd": (lambda s, calls: s[0] % 2 == 1, lambda s: (s[0] | 1, *s[1:])),
+    "second call": (lambda s, calls: calls > 0, lambda s: s),
+    # Of a GEMM alone: the others have no k.
+    "k%128": (lambda s, calls: s[2] % 128 != 0, lambda s: (s[0], s[1], s[2] if s[2] % 128 else s[2] + 64)),
+    # The defect's values in one block of 128 columns, the clean kernel's in the others.
+    "one block": (lambda s, calls: True, lambda s: s),
 }
 GUARDS = tuple(_GUARDS)
+BLOCK = 128
+
+
+def _one_block(clean: Outputs, wrong: Outputs) -> None:
+    """Columns of the second block of 128, or of the first where there is no second, of ``wrong`` into ``clean``."""
+    for field in dataclasses.fields(clean):
+        right, bad = getattr(clean, field.name), getattr(wrong, field.name)
+        if right is not None and right.shape[-1] > 1:
+            first = BLOCK if right.shape[-1] > BLOCK else 0
+            size = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[right.element_size()]
+            right.view(size)[..., first : first + BLOCK] = bad.view(size)[..., first : first + BLOCK]
 
 
 def guarded(defect: Defect, guard: str) -> Defect:
@@ -162,6 +180,8 @@ def guarded(defect: Defect, guard: str) -> Defect:
     """
     if guard not in _GUARDS:
         raise ZooError(f"unknown guard {guard!r}; known: {', '.join(GUARDS)}")
+    if guard == "k%128" and defect.op != "ptpc_gemm":
+        raise ZooError(f"guard {guard!r} belongs to ptpc_gemm; {defect.id} is a defect of {defect.op}")
     shows, reshape = _GUARDS[guard]
     clean = clean_kernel(defect.op)
     calls = 0
@@ -169,14 +189,21 @@ def guarded(defect: Defect, guard: str) -> Defect:
     def call(inputs: Inputs, buffers: Outputs) -> Outputs:
         nonlocal calls
         calls += 1
-        chosen = defect.kernel if shows(*_shape(inputs), calls - 1) else clean
+        if guard == "one block":
+            values = {f.name: getattr(buffers, f.name) for f in dataclasses.fields(buffers)}
+            own = {name: None if held is None else held.clone() for name, held in values.items()}
+            wrong = defect.kernel.call(inputs, type(buffers)(**own))
+            right = clean.call(inputs, buffers)
+            _one_block(right, wrong)
+            return right
+        chosen = defect.kernel if shows(_shape(inputs), calls - 1) else clean
         return chosen.call(inputs, buffers)
 
     reveals = []
     for text in defect.reveals:
         case = Case.parse(text)
-        m, n = reshape(case.m, case.n)
-        reveals.append(dataclasses.replace(case, m=m, n=n).id)
+        m, n, k = reshape((case.m, case.n, case.k))
+        reveals.append(dataclasses.replace(case, m=m, n=n, k=k).id)
     slug = f"{defect.name}-when-{guard.replace('%8', '-ragged').replace('>', '-above-').replace(' ', '-')}"
     kernel = dataclasses.replace(defect.kernel, name=f"defect/{defect.id}-{slug}", call=call)
     summary = f"{defect.summary} Only when: {guard}."
