@@ -9,7 +9,6 @@ Row chunks keep extra memory flat.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import torch
 
@@ -17,27 +16,14 @@ from reference import budgets
 from reference.add_rmsnorm_quant import (
     MIN_NORMAL,
     NormTruth,
-    code_t_bounds,
     element_t_bounds,
     norm_truth,
-    order,
     quant_truth,
     truth_of_rows,
 )
 from reference.contract import GemmContract, NormQuantContract
-from reference.formats import (
-    FloatFormat,
-    Overflow,
-    bytes_of,
-    code_preimages,
-    decode,
-    encode,
-    format_of,
-    key_of,
-    order_key,
-    ulp,
-)
-from reference.quantize import Row, ScaleTruth, is_power_of_two, scale_admissible, t_bounds
+from reference.formats import FloatFormat, bytes_of, format_of, key_of, ulp
+from reference.quantize import Row, ScaleTruth, scale_admissible
 from validators.cases.tensors import (
     GemmInputs,
     GemmOutputs,
@@ -48,16 +34,10 @@ from validators.cases.tensors import (
     QuantInputs,
     QuantOutputs,
 )
+from validators.compare_codes import norm_codes, quant_codes, resolve, screen_tables
 from validators.records import Comparison, Element
 from validators.survey import Surveyor, fits, trust, trusted
 from validators.tally import Tally
-
-SCREEN_SLACK_U = 5.0
-"""The screen's own fp32 rounding in units of u: product z*w, factor Q/amax (or 1/s), their product, and twice the
-rounding of a table entry to fp32; 4u in all, one more for second order."""
-
-
-RESOLVE_ON_CPU = 2**13
 
 
 class CompareError(ValueError):
@@ -142,7 +122,7 @@ def _norm_quant(
         if residual_tally is not None and stored is not None and truth.residual is not None:
             _residual(residual_tally, first, truth.residual, stored[part], contract)
         own = _scales(tallies[0], first, scale[part], truth.scale, contract, qmax, truth.grid, truth)
-        _norm_codes(tallies[1], first, codes[part], own, truth, contract, qmax, fp8, storage, inputs.gemma)
+        norm_codes(tallies[1], first, codes[part], own, truth, contract, qmax, fp8, storage, inputs.gemma)
     found = [t.result() for t in tallies]
     return ([residual_tally.result()] if residual_tally is not None else []) + found
 
@@ -182,7 +162,7 @@ def _surveyed(
     bounds = element_t_bounds(
         truth, seen.row, seen.z, seen.weight, own[seen.row], contract, qmax, format_of(x.dtype), gemma=inputs.gemma
     )
-    _resolve(tallies[1], first, seen.row, seen.col, seen.code, bounds, fp8, contract)
+    resolve(tallies[1], first, seen.row, seen.col, seen.code, bounds, fp8, contract)
     return True
 
 
@@ -199,15 +179,7 @@ def compare_quant(inputs: QuantInputs, outputs: QuantOutputs, contract: NormQuan
         chunk = x[part].float()
         truth = quant_truth(chunk, contract, fp8.name)
         own = _scales(tallies[0], first, scale[part], truth, contract, qmax, storage, None)
-        screened = _screen(chunk, (1.0 / own).float(), codes[part], _division_bound(contract), fp8, contract)
-        row, col = _suspects(tallies[1], first, screened, codes[part], truth.kind, fp8, contract)
-        place = _resolve_on(row)
-        y = chunk[row, col].double().to(place)
-        scales = own.to(place)[row.to(place)]
-        sign = torch.where(torch.signbit(y), -1.0, 1.0).double()
-        low, high = t_bounds(y.abs(), y.abs(), scales, scales, contract)
-        nominal = torch.minimum(torch.maximum(y.abs() / scales, low), high)
-        _resolve(tallies[1], first, row, col, codes[part][row, col], order(nominal, low, high, sign), fp8, contract)
+        quant_codes(tallies[1], first, codes[part], own, chunk, truth.kind, contract, fp8)
     return [t.result() for t in tallies]
 
 
@@ -229,7 +201,7 @@ def _residual(tally: Tally, first: int, expected: torch.Tensor, got: torch.Tenso
     if row.numel() == 0:
         return
     tally.violation_points(row + first, col)
-    _count_nonfinite(tally, g, w)
+    tally.count_nonfinite(g, w)
     steps = (key_of(g, fmt) - key_of(w, fmt)).round()
     tally.step_counts(steps)
     spacing = ulp(w, fmt)
@@ -244,14 +216,6 @@ def _residual(tally: Tally, first: int, expected: torch.Tensor, got: torch.Tenso
         )  # fmt: skip
 
     tally.candidates(err / spacing, err, make)
-
-
-def _count_nonfinite(tally: Tally, got: torch.Tensor, expected: torch.Tensor) -> None:
-    """Non-finite table over violating elements: what came, what was expected."""
-    tally.nonfinite["got_nan"] += int(got.isnan().sum())
-    tally.nonfinite["got_inf"] += int(got.isinf().sum())
-    tally.nonfinite["unexpected"] += int((~got.isfinite() & expected.isfinite()).sum())
-    tally.nonfinite["missing"] += int((got.isfinite() & ~expected.isfinite()).sum())
 
 
 def _scales(
@@ -297,7 +261,7 @@ def _scales(
         index = bad.nonzero().flatten()
         tally.violation_points(index + first, torch.zeros_like(index))
         want = torch.where(nonfinite, torch.full_like(got, math.nan), truth.nominal)
-        _count_nonfinite(tally, got[index], want[index])
+        tally.count_nonfinite(got[index], want[index])
 
         def make(i: int) -> Element:
             r = int(index[i])
@@ -339,207 +303,4 @@ def _note_unspecified(tally: Tally, got: torch.Tensor, kind: torch.Tensor, skipp
                     tally.note(f"{what}: {words}", int(mask.sum()))
 
 
-def _division_bound(contract: NormQuantContract) -> float:
-    """Relative bound of the division stage alone, for the screen with the kernel's own scale."""
-    return budgets.division_budget(contract).bound
-
-
-@lru_cache(maxsize=64)
-def screen_tables(
-    fmt: FloatFormat, overflow: Overflow, bound: float, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inner ends of each code's preimage for a nominal fp32 t: low, high fp32 [256].
-
-    If low[c] <= t32 <= high[c], then every t within ``bound`` of the exact t rounds to c: the ends are moved
-    inwards by bound + SCREEN_SLACK_U * u and rounded inwards to fp32.
-    """
-    low, high = code_preimages(fmt, overflow, "cpu")
-    shrink = bound + SCREEN_SLACK_U * budgets.U
-    inner_low, inner_high = low + shrink * low.abs(), high - shrink * high.abs()
-    inner_low = torch.where(low.isfinite(), inner_low, low)
-    inner_high = torch.where(high.isfinite(), inner_high, high)
-    inf = torch.tensor(math.inf)
-    low32, high32 = inner_low.float(), inner_high.float()
-    low32 = torch.where(low32.double() < inner_low, torch.nextafter(low32, inf), low32)
-    high32 = torch.where(high32.double() > inner_high, torch.nextafter(high32, -inf), high32)
-    return low32.to(device), high32.to(device)
-
-
-def _screen(
-    y: torch.Tensor,
-    factor: torch.Tensor,
-    codes: torch.Tensor,
-    bound: float,
-    fmt: FloatFormat,
-    contract: NormQuantContract,
-) -> torch.Tensor:
-    """Which codes are proven to be the single admissible one, bool [m, n]; y fp32 [m, n], factor fp32 [m]."""
-    low, high = screen_tables(fmt, contract.overflow, bound, y.device)
-    index = codes.to(torch.int32).flatten()
-    t = y * factor.to(y.device)[:, None]
-    proven = t >= torch.index_select(low, 0, index).view_as(t)
-    proven &= t <= torch.index_select(high, 0, index).view_as(t)
-    return proven
-
-
-def _norm_codes(
-    tally: Tally,
-    first: int,
-    codes: torch.Tensor,
-    own: torch.Tensor,
-    truth: NormTruth,
-    contract: NormQuantContract,
-    qmax: float,
-    fp8: FloatFormat,
-    storage: FloatFormat,
-    gemma: bool,
-) -> None:
-    """Screen, then resolve, the codes of a chunk of ``add_rmsnorm_quant``."""
-    if contract.round_after_normalize or contract.round_after_weight:
-        proven = _screen_rounded(codes, own, truth, contract, fp8, storage, gemma)
-    else:
-        factor = (qmax / truth.p_max).float()
-        proven = _screen(truth.z * truth.weight, factor, codes, truth.code_bound, fp8, contract)
-    row, col = _suspects(tally, first, proven, codes, truth.scale.kind, fp8, contract)
-    scales = own.to(_resolve_on(row))[row.to(_resolve_on(row))]
-    bounds = code_t_bounds(truth, row, col, scales, contract, qmax, storage, gemma=gemma)
-    _resolve(tally, first, row, col, codes[row, col], bounds, fp8, contract)
-
-
-def _screen_rounded(
-    codes: torch.Tensor,
-    own: torch.Tensor,
-    truth: NormTruth,
-    contract: NormQuantContract,
-    fp8: FloatFormat,
-    storage: FloatFormat,
-    gemma: bool,
-) -> torch.Tensor:
-    """The screen where y is rounded to T: proven only where both ends of the rms interval round to one y."""
-    from reference.add_rmsnorm_quant import rounded_y
-
-    ends = [
-        rounded_y(truth.z, truth.weight, rms[:, None].to(codes.device), contract, storage, direction, gemma)
-        for rms, direction in ((truth.rms_low, -1.0), (truth.rms_high, 1.0))
-    ]
-    y = torch.copysign(ends[0], truth.z)
-    y = torch.where(torch.signbit(truth.weight), -y, y)
-    proven = _screen(y, (1.0 / own).float(), codes, _division_bound(contract), fp8, contract)
-    proven &= ends[0] == ends[1]
-    return proven
-
-
-def _suspects(
-    tally: Tally,
-    first: int,
-    proven: torch.Tensor,
-    codes: torch.Tensor,
-    kind: torch.Tensor,
-    fmt: FloatFormat,
-    contract: NormQuantContract,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(row, col) of the elements to resolve. Rows of other kinds are settled here, whole rows at a time."""
-    regular = (kind == int(Row.NORMAL)) | (kind == int(Row.FLOORED))
-    tally.judged += int(regular.sum()) * codes.shape[1]
-    if bool((kind != int(Row.NORMAL)).any()):
-        proven = proven & (kind == int(Row.NORMAL)).to(codes.device)[:, None]
-        suspect = ~proven & regular.to(codes.device)[:, None]
-        for r in (~regular).nonzero().flatten().tolist():
-            _special_row(tally, first, r, codes[r].cpu(), Row(int(kind[r])), fmt, contract)
-    else:
-        suspect = ~proven
-    row, col = suspect.nonzero().unbind(1)
-    return row, col
-
-
-def _special_row(
-    tally: Tally, first: int, r: int, codes: torch.Tensor, kind: Row, fmt: FloatFormat, contract: NormQuantContract
-) -> None:
-    """A row of zeros must decode to zeros; a non-finite row must be NaN where the contract propagates."""
-    values = decode(codes, fmt)
-    if kind is Row.ZERO:
-        bad, expected = values != 0, 0.0
-    elif kind is Row.NONFINITE and contract.nonfinite == "propagate":
-        bad, expected = ~values.isnan(), math.nan
-    else:
-        tally.unspecified += codes.numel()
-        common = torch.bincount(codes.long(), minlength=256).topk(2)
-        words = ", ".join(f"0x{int(c):02x} x {int(k)}" for k, c in zip(*(v.tolist() for v in common), strict=True) if k)
-        tally.note(f"{kind.name.lower()} row: most frequent codes {words}")
-        return
-    tally.judged += codes.numel()
-    if bool(bad.any()):
-        col = bad.nonzero().flatten()
-        tally.violation_points(torch.full_like(col, r + first), col)
-        _count_nonfinite(tally, values[col], torch.full_like(values[col], expected))
-
-        def make(i: int) -> Element:
-            c = int(col[i])
-            return Element(
-                r + first, c, expected, expected, expected, float(values[c]), f"0x{int(codes[c]):02x}",
-                abs(float(values[c]) - expected), 0.0, math.nan, {"zero row" if kind is Row.ZERO else "NaN row": 0.0},
-            )  # fmt: skip
-
-        tally.candidates(values[col].abs(), values[col], make)
-
-
-def _resolve_on(row: torch.Tensor) -> torch.device:
-    """Where to resolve: a few elements on the CPU, which a GPU's launches would outlast; many where they are."""
-    return row.device if row.numel() > RESOLVE_ON_CPU else torch.device("cpu")
-
-
-def _resolve(
-    tally: Tally,
-    first: int,
-    row: torch.Tensor,
-    col: torch.Tensor,
-    code: torch.Tensor,
-    bounds: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    fmt: FloatFormat,
-    contract: NormQuantContract,
-) -> None:
-    """Judge gathered elements, code uint8 [e], in float64 by exact set membership."""
-    if row.numel() == 0:
-        return
-    nominal, low, high = bounds
-    place = nominal.device
-    code, row, col = code.to(place), row.to(place), col.to(place)
-    lowest, highest = code_preimages(fmt, contract.overflow, str(place))
-    index = code.long()
-    least, most = lowest[index], highest[index]
-    admissible = (high >= least) & (low <= most)
-    single = (low >= least) & (high <= most)
-    values = decode(code, fmt)
-    if contract.overflow == "nan":
-        admissible |= values.isnan() & (torch.maximum(high.abs(), low.abs()) > highest[fmt.max_code])
-    tally.ambiguous += int((admissible & ~single).sum())
-    bad = ~admissible
-    # err: how far the exact t lies outside the code's preimage; budget: how far the contract lets t move.
-    err = torch.maximum(least - nominal, nominal - most).clamp(min=0.0)
-    # Where y is rounded to T the nominal t is not rounded to fp32 like the ends are, hence the clamps.
-    budget = torch.where(nominal < least, high - nominal, nominal - low).clamp(min=0.0)
-    use = torch.where(err > 0, err / budget, 0.0)
-    use = torch.where(bad, use, use.nan_to_num(nan=0.0, posinf=1.0).clamp(max=1.0))
-    tally.use(use, bad)
-    steps = order_key(code).double() - order_key(encode(nominal, fmt, contract.overflow)).double()
-    steps = torch.where(values.isnan(), math.nan, steps)
-    tally.step_counts(steps)
-    if not bool(bad.any()):
-        return
-    wrong = bad.nonzero().flatten()
-    tally.violation_points(row[wrong] + first, col[wrong])
-    _count_nonfinite(tally, values[wrong], nominal[wrong])
-
-    def make(i: int) -> Element:
-        e = int(wrong[i])
-        low_code, high_code = encode(torch.stack((low[e], high[e])), fmt, contract.overflow)
-        ends = sorted((float(decode(low_code, fmt)), float(decode(high_code, fmt))))
-        return Element(
-            int(row[e]) + first, int(col[e]), float(nominal[e]), ends[0], ends[1], float(values[e]),
-            f"0x{int(code[e]):02x}", float(err[e]), float(budget[e]), float(steps[e]), {},
-        )  # fmt: skip
-
-    tally.candidates(use[wrong], err[wrong], make)
-
-
-__all__ = ["CompareError", "compare", "is_power_of_two", "rows_per_chunk", "screen_tables"]
+__all__ = ["CompareError", "compare", "rows_per_chunk", "screen_tables"]

@@ -135,10 +135,7 @@ def _judge_block(
         tally.violation_points(row + first_row, col + first_col)
         expected = torch.where(expected_nan, torch.full_like(got, math.nan), truth.value)
         seen = got[row, col]
-        tally.nonfinite["got_nan"] += int(seen.isnan().sum())
-        tally.nonfinite["got_inf"] += int(seen.isinf().sum())
-        tally.nonfinite["unexpected"] += int((~seen.isfinite() & expected[row, col].isfinite()).sum())
-        tally.nonfinite["missing"] += int((seen.isfinite() & ~expected[row, col].isfinite()).sum())
+        tally.count_nonfinite(seen, expected[row, col])
 
         def make(i: int) -> Element:
             r, c = int(row[i]), int(col[i])

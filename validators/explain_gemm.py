@@ -17,6 +17,7 @@ from reference.contract import GEMM_CONTRACTS, GemmContract
 from reference.formats import BF16, E4M3FN, E4M3FNUZ, FloatFormat, bytes_of, format_of, round_to, ulp
 from reference.ptpc_gemm import GemmTruth, emulated_truth, gemm_truth, is_emulated, operand
 from validators.cases.tensors import GemmInputs, GemmOutputs
+from validators.identify import MOST
 from validators.identify_gemm import match_shares, sentences
 
 SAMPLE_ROWS = 64
@@ -25,7 +26,6 @@ SPLITS = 4
 TILE_N, TILE_K = 16, 32
 """Tile of the pre-shuffled weight layout (kernels.md 1): 16 rows of two halves of 16 bytes."""
 UNIT_ROWS, UNIT_COLS = 16, 64
-MOST = 0.95
 
 
 @dataclass(frozen=True)

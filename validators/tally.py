@@ -82,6 +82,13 @@ class Tally:
         self.worst.sort(key=lambda pair: -pair[0])
         del self.worst[WORST:]
 
+    def count_nonfinite(self, got: torch.Tensor, expected: torch.Tensor) -> None:
+        """Non-finite table over violating elements (any equal shapes): what came, what was expected."""
+        self.nonfinite["got_nan"] += int(got.isnan().sum())
+        self.nonfinite["got_inf"] += int(got.isinf().sum())
+        self.nonfinite["unexpected"] += int((~got.isfinite() & expected.isfinite()).sum())
+        self.nonfinite["missing"] += int((got.isfinite() & ~expected.isfinite()).sum())
+
     def note(self, words: str, count: int = 1) -> None:
         """Something seen where nothing is judged."""
         self.observed[words] = self.observed.get(words, 0) + count

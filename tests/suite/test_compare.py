@@ -15,6 +15,7 @@ from reference.contract import GEMM_CONTRACTS, NORM_QUANT_CONTRACTS
 from reference.formats import FORMATS, code_preimages, decode, encode
 from tests.zoo import all_defects
 from validators import compare as module
+from validators import compare_codes
 from validators.cases.case import Case
 from validators.cases.inputs import build
 from validators.cases.recipes import ADD, QUANT
@@ -62,7 +63,7 @@ def test_the_screen_changes_no_judgement(
     for outputs in (emulated.execute(inputs, None, contract), damaged(emulated.execute(inputs, None, contract))):
         with_screen = compare(inputs, outputs, contract)
         with monkeypatch.context() as patch:
-            patch.setattr(module, "_screen", nothing_proven)
+            patch.setattr(compare_codes, "_screen", nothing_proven)
             resolved = compare(inputs, outputs, contract)
         # As text: the distance of a NaN code is NaN, which equals nothing.
         assert [repr(without_use(c)) for c in with_screen] == [repr(without_use(c)) for c in resolved]
@@ -84,7 +85,7 @@ def test_the_screen_is_worth_having(op: str) -> None:
 
     patch = pytest.MonkeyPatch()
     with patch.context() as context:
-        context.setattr(module, "_resolve", count)
+        context.setattr(compare_codes, "resolve", count)
         compare(inputs, outputs, contract)
     # Half a percent of bf16 values are exact midpoints of some row and always need the exact judgement.
     assert sum(asked) < inputs.x.numel() // 100  # type: ignore[union-attr]

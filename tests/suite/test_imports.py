@@ -90,6 +90,8 @@ def _forbidden(path: str, name: str, top: bool) -> str:
 
 JUDGES = (
     "validators.compare",
+    "validators.compare_codes",
+    "validators.compare_gemm",
     "validators.verdict",
     "validators.report",
     "validators.integrity",
