@@ -66,7 +66,8 @@ def attempt(identity: str, guard: str) -> dict[str, object]:
                 "case": text,
                 "status": record.status.value,
             }
-    outcome = "equivalent" if equivalent(identity, guard) else "missed"
+    known = (identity, guard) in HARMLESS
+    outcome = "equivalent" if known or equivalent(identity, guard) else "missed"
     return {"defect": identity, "guard": guard, "outcome": outcome, "case": "", "status": ", ".join(statuses)}
 
 
