@@ -247,8 +247,8 @@ class _Run:
         before = self.header.fingerprint
         if gone := [name for name in before if name not in now]:
             raise EvalError(
-                f"{self.client.server} no longer says its {gone[0]}, so it cannot be told whether it is the server that "
-                "the run began with; what was answered stays, and the same command goes on"
+                f"{self.client.server} no longer says its {gone[0]}, so it cannot be told whether it is the server "
+                "that the run began with; what was answered stays, and the same command goes on"
             )
         words = probe.difference(before, now)
         if not words:

@@ -35,7 +35,8 @@ def test_an_answer_keeps_finish_usage_and_attempts(kind: str) -> None:
     async def work(client: Client, server: Server) -> None:
         done = await ask(client, "what?", kind)
         assert (done.text, done.finish, done.attempts) == (canned("what?"), "stop", 1)
-        assert done.length == len(pieces(canned("what?"))) and done.prompt_length == 1
+        assert done.length == len(pieces(canned("what?")))
+        assert done.prompt_length == 1
 
     with_server(Settings(), work)
 
@@ -58,7 +59,8 @@ def test_a_lasting_fault_is_an_error_with_its_reason(fault: str, words: str) -> 
     async def work(client: Client, server: Server) -> None:
         with pytest.raises(RequestFailed, match=words) as caught:
             await ask(client)
-        assert caught.value.attempts == 2 and server.count == 2
+        assert caught.value.attempts == 2
+        assert server.count == 2
 
     with_server(Settings(faults={fault: 1}), work, Limits(concurrency=2, timeout=0.2, attempts=2, pause=0.01))
 
@@ -67,7 +69,8 @@ def test_a_refused_request_is_not_repeated() -> None:
     async def work(client: Client, server: Server) -> None:
         with pytest.raises(RequestFailed, match="HTTP 400") as caught:
             await ask(client)
-        assert caught.value.refused and server.count == 1
+        assert caught.value.refused
+        assert server.count == 1
 
     with_server(Settings(faults={"400": 1}), work)
 

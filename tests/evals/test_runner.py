@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ import pytest
 
 from evals import store
 from evals.__main__ import main
+from evals.client import Limits
 from evals.runner import WHOLE_RUN
 from tests.evals.server import canned
 
@@ -69,7 +71,8 @@ def whole(out: Path, repeats: int = 1) -> None:
     """Every question once, with the text that belongs to it, and no error left."""
     run = store.read(out)
     assert Counter((s.question, s.repeat) for s in run.samples).most_common(1)[0][1] == 1
-    assert len(run.samples) == COUNT * repeats and not run.errors
+    assert len(run.samples) == COUNT * repeats
+    assert not run.errors
     for s in run.samples:
         asked = f"Question: How much is {s.gold}?\nAnswer:"
         assert s.text == canned(asked)
@@ -86,6 +89,13 @@ def test_a_run_with_tokens_and_repeats(servers: list[Process], questions: Path, 
     whole(tmp_path / "r", 2)
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attempts follow each other at once: the test is of what is recorded, not of how long a client waits."""
+    monkeypatch.setattr("evals.runner.Limits", functools.partial(Limits, pause=0.01))
+
+
+@pytest.mark.usefixtures("impatient")
 def test_passing_faults_of_every_kind(servers: list[Process], questions: Path, tmp_path: Path) -> None:
     faults = ["503:11", "cut:13", "drop:17", "500:19", "429:23", "delay:29"]
     servers.append(Process(*(word for f in faults for word in ("--fault", f))))
@@ -101,7 +111,8 @@ def test_a_lasting_error_is_no_answer_and_is_settled_later(
     out = tmp_path / "r"
     assert main(options(servers[0].url, questions, out)) == 2
     run = store.read(out)
-    assert run.errors and len(run.samples) + len(run.errors) == COUNT
+    assert run.errors
+    assert len(run.samples) + len(run.errors) == COUNT
     assert all(e.text is None and "null" in (e.error or "") for e in run.errors)
     assert "ended in an error, so there is no verdict yet" in capsys.readouterr().err
     assert main(["gsm8k", "compare", str(out), str(out), "--aa"]) == 2
@@ -153,7 +164,8 @@ def test_the_server_is_killed_and_started_again_in_the_middle(
     if code == 0:
         whole(out)
         return
-    assert err.count("\n") == 1 and "Traceback" not in err
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
     run = store.read(out)
     assert len(run.samples) < COUNT  # no verdict can be made of it
     assert main(["gsm8k", "compare", str(out), str(out), "--aa"]) == 2
@@ -177,7 +189,9 @@ def test_a_dead_server_stops_the_run_and_the_run_goes_on_later(
         time.sleep(0.01)
     servers[0].kill()
     _, err = child.communicate(timeout=30)
-    assert child.returncode == 2 and "failed one after another" in err and err.count("\n") == 1
+    assert child.returncode == 2
+    assert "failed one after another" in err
+    assert err.count("\n") == 1
     servers.append(Process(port=servers[0].port))
     assert main(options(servers[1].url, questions, out)) == 0
     whole(out)
@@ -208,9 +222,11 @@ def test_one_sentence_for_what_cannot_be_run(
     capsys.readouterr()
     assert main(options(servers[0].url, questions, out, *more)) == 2
     err = capsys.readouterr().err
-    assert words in err and err.count("\n") == 1
+    assert words in err
+    assert err.count("\n") == 1
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_server_without_prompt_scores_says_so(
     servers: list[Process], questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
