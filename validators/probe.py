@@ -289,11 +289,15 @@ def _same(seen: Mapping[str, float], wanted: list[Probe], fmt: FloatFormat, unit
     def call(a: Tensor, b: Tensor) -> Tensor:
         return emulate(a, b, fmt, unit)
 
-    # Only the diagonal counts, so few rows a call cost less; the first difference ends it.
-    for first in range(0, len(wanted), 256):
-        part = wanted[first : first + 256]
-        if any(seen[name] != value for name, value in answers(call, part, fmt, rows=64).items()):
-            return False
+    # Only the diagonal counts, so few rows a call cost less; the first difference ends it. Short rows first, and probes
+    # of every family in each part, so that a unit that differs is seen to differ early.
+    for k in sorted({p.k for p in wanted}):
+        some = [p for p in wanted if p.k == k]
+        parts = -(-len(some) // 64)
+        for first in range(parts):
+            part = some[first::parts]
+            if any(seen[name] != value for name, value in answers(call, part, fmt, rows=64).items()):
+                return False
     return True
 
 

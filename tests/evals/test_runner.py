@@ -96,6 +96,13 @@ def test_a_run_with_tokens_and_repeats(servers: list[Process], questions: Path, 
     whole(tmp_path / "r", 2)
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attempts follow each other at once: the test is of what is recorded, not of how long a client waits."""
+    monkeypatch.setattr("evals.runner.Limits", functools.partial(Limits, pause=0.01))
+
+
+@pytest.mark.usefixtures("impatient")
 def test_passing_faults_of_every_kind(servers: list[Process], questions: Path, tmp_path: Path) -> None:
     # Each kind at least once in the 60 requests; one request in seven fails. That one question meets eight in a row has
     # a chance of about 1e-5, if faults fell at random.
@@ -228,6 +235,7 @@ def test_one_sentence_for_what_cannot_be_run(
     assert err.count("\n") == 1
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_server_without_prompt_scores_says_so(
     servers: list[Process], questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
