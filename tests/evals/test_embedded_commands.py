@@ -31,7 +31,7 @@ def test_parity_leaves_runs_a_record_and_a_verdict(tmp_path: Path, capsys: pytes
 
 
 def test_the_table_names_each_arm(capsys: pytest.CaptureFixture[str]) -> None:
-    code = main(["tokens", "--questions", "14", "--batch", "14", "--arm", arm("missing_residual")])
+    code = main(["tokens", "--questions", "20", "--batch", "20", "--arm", arm("missing_residual")])
     out = capsys.readouterr().out
     assert code == 1
     rows = [line for line in out.splitlines() if line.startswith("| ")]
