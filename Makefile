@@ -17,7 +17,7 @@ help:
 	@echo "make clean     remove the environment, caches, records and sign-off pages"
 
 test:
-	$(PYTHON) .ci/environment.py $(VENV) test report
+	$(PYTHON) .ci/environment.py $(VENV) test report layers evals
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto
 
 # Every stage that this machine can run, then the decision, also where a kernel failed: about ten minutes on two cores.
@@ -27,7 +27,7 @@ signoff:
 	$(RUN) -m validators machine --out signoff $(if $(CLAIM),--claim $(CLAIM)) $(if $(POLICY),--policy $(POLICY))
 
 lint:
-	$(PYTHON) .ci/environment.py $(VENV) test report dev
+	$(PYTHON) .ci/environment.py $(VENV) test report layers evals dev
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
