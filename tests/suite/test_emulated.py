@@ -13,6 +13,7 @@ from torch import Tensor
 from reference.contract import GEMM_CONTRACTS, NORM_QUANT_CONTRACTS
 from tests import zoo
 from tests.variants import legitimate_variants
+from validators import integrity
 from validators.cases.case import Case
 from validators.cases.tensors import (
     GemmInputs,
@@ -458,12 +459,16 @@ def test_defects_stay_within_three_bytes_of_their_buffers(defect: zoo.Defect) ->
         assert defect.id == "Q21" or bool((guard == POISON).all())
 
 
-@pytest.mark.parametrize("guard", zoo.GUARDS)
-@pytest.mark.parametrize("identity", ["N01", "N13", "Q12", "G03", "G07"])
-def test_a_guarded_defect_shows_only_behind_its_guard(identity: str, guard: str) -> None:
+BEHIND = [(g, i) for g in zoo.GUARDS if g != "one block" for i in ("N01", "N13", "Q12", "G03", "G07")]
+
+
+@pytest.mark.parametrize(("guard", "identity"), [(g, i) for g, i in BEHIND if g != "k%128" or i.startswith("G")])
+def test_a_guarded_defect_shows_only_behind_its_guard(guard: str, identity: str) -> None:
     defect = zoo.guarded(zoo.find_defect(identity), guard)
     case = Case.parse(defect.reveals[0])
     elsewhere = case if guard == "second call" else dataclasses.replace(case, m=64, n=64)
+    if guard == "k%128":
+        elsewhere = dataclasses.replace(case, k=256)
     clean = zoo.clean_kernel(defect.op)
 
     def outputs(kernel: zoo.Kernel, inputs: Inputs) -> list[Tensor]:
@@ -477,7 +482,29 @@ def test_a_guarded_defect_shows_only_behind_its_guard(identity: str, guard: str)
     assert not same(outputs(defect.kernel, shown), outputs(clean, shown))
 
 
+@pytest.mark.parametrize("identity", ["N01", "Q01", "G03", "G12"])
+def test_a_defect_in_one_block_leaves_the_other_columns_clean(identity: str) -> None:
+    defect = zoo.guarded(zoo.find_defect(identity), "one block")
+    inputs = revealing_inputs(Case.parse(defect.reveals[0]))
+    found = []
+    for kernel in (defect.kernel, zoo.clean_kernel(defect.op)):
+        buffers, _ = guarded_outputs(inputs)
+        found.append(kernel.call(inputs, buffers))
+    differing = set()
+    for field in dataclasses.fields(found[0]):
+        one, other = (getattr(outputs, field.name) for outputs in found)
+        if one is not None:
+            bits = [integrity.as_ints(v) for v in (one, other)]
+            columns = (bits[0] != bits[1]).reshape(-1, one.shape[-1]).any(0).nonzero().flatten().tolist()
+            first = zoo.BLOCK if one.shape[-1] > zoo.BLOCK else 0
+            assert all(first <= column < first + zoo.BLOCK for column in columns)
+            differing.update(columns)
+    assert differing
+
+
 def test_unknown_defects_and_guards_are_refused() -> None:
+    with pytest.raises(zoo.ZooError, match="belongs to ptpc_gemm"):
+        zoo.guarded(zoo.find_defect("N01"), "k%128")
     with pytest.raises(zoo.ZooError, match="unknown defect 'N99'"):
         zoo.find_defect("N99")
     with pytest.raises(zoo.ZooError, match="unknown guard 'tuesday'"):
