@@ -40,6 +40,8 @@ OURS = (
     "docs/sign-off.md",
     "docs/layers.md",
     "docs/evals-server.md",
+    "docs/tiny-glm.md",
+    "docs/nightly.md",
 )
 NEW_ENVIRONMENT = "makes an environment from a package index"
 REPLACED = {
@@ -52,8 +54,20 @@ REPLACED = {
     "python -m validators run --all-available --depth smoke --records records/rocm": (
         "mkdir -p records/rocm && cp signoff/gfx950/records/*.jsonl records/rocm"
     ),
+    # Two questions decide nothing, and say so: the whole takes minutes, and `make signoff` runs it.
+    "python -m evals parity --baseline unfused --candidate fused": (
+        "python -m evals parity --baseline unfused --candidate fused --questions 2 --token-questions 2 --seed 264"
+    ),
+    "python -m evals parity --candidate fused,norm=docs/examples/my_kernel.py:fused --records records/parity": (
+        "python -m evals parity --candidate fused,norm=docs/examples/my_kernel.py:fused --records records/parity "
+        "--questions 2 --token-questions 2 --seed 264"
+    ),
 }
 SKIPPED = {
+    "pytest -m golden": "runs beside this test in CI",
+    "python -m golden check": "tests/golden/test_goldens.py checks each of them; with --device cuda it needs a GPU",
+    "python -m golden propose --device cuda": "needs a GPU",
+    "python -m golden accept proposal": "follows a proposal of a GPU, and needs a person",
     "make test": "runs this very test; CI runs it as .ci/run",
     "make signoff": f"{NEW_ENVIRONMENT} and takes minutes; CI runs it",
     "make lint": f"{NEW_ENVIRONMENT}; CI runs it as .ci/run",
@@ -71,6 +85,7 @@ EXIT_CODES = {
     "validators signoff records/rocm": 1,
     # The seed case: neither parity nor a regression is shown at one point.
     "--discordance 0.03 --margin 1": 1,
+    "python -m evals parity": 1,
     "signoff signoff/gfx950/records --claim": 2,
     "validators signoff --claim docs/examples/claims/glm47-aiter-gfx950.toml": 2,
     "validators signoff records/eager": 2,
