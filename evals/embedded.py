@@ -282,7 +282,7 @@ def with_gates(verdict: Any, more: list[Any], headers: tuple[Header, Header]) ->
 
     gates = (*(only_reported(gate) for gate in verdict.gates), *more)
     made = dataclasses.replace(verdict, gates=gates, verdict=verdict_of(gates))
-    return dataclasses.replace(made, sentence=parity._sentence(made, headers, True))
+    return dataclasses.replace(made, sentence=parity.quotable(made, headers, True))
 
 
 def _record(verdict: Any, baseline: Any, candidate: Any, options: argparse.Namespace) -> None:

@@ -84,7 +84,7 @@ def decide(
     needed = _needed(_expected(table), policy) if verdict is Verdict.INCONCLUSIVE and accuracy.ok is None else None
     parity = Parity(verdict, "", tuple(gates), policy, extractor.id, pairs.questions, table, needed,
                     _numbers(table, bounds, marks, how, headers))  # fmt: skip
-    return replace(parity, sentence=_sentence(parity, headers, bool(tokens)))
+    return replace(parity, sentence=quotable(parity, headers, bool(tokens)))
 
 
 def decide_totals(baseline: int, candidate: int, count: int, discordance: float, policy: Policy) -> Parity:
@@ -113,7 +113,7 @@ def decide_totals(baseline: int, candidate: int, count: int, discordance: float,
     needed = _needed(discordance, policy) if verdict is Verdict.INCONCLUSIVE else None
     numbers = {"assumed_discordance": discordance}
     parity = Parity(verdict, "", gates, policy, "totals", count, table, needed, numbers)
-    return replace(parity, sentence=_sentence(parity, None, True) + f" Assumed: {100 * discordance:g} % discordance.")
+    return replace(parity, sentence=quotable(parity, None, True) + f" Assumed: {100 * discordance:g} % discordance.")
 
 
 def _complete(headers: tuple[Header, Header], a: Sequence[Sample], b: Sequence[Sample], policy: Policy) -> None:
@@ -168,7 +168,8 @@ def _numbers(table: Table, bounds: NonInferiority, marks: Graded, how: Texts,
     }  # fmt: skip
 
 
-def _sentence(parity: Parity, headers: tuple[Header, Header] | None, with_tokens: bool) -> str:
+def quotable(parity: Parity, headers: tuple[Header, Header] | None, with_tokens: bool) -> str:
+    """The one sentence of a verdict that a maintainer can quote, from its gates."""
     accuracy = next(g for g in parity.gates if g.name == "accuracy")
     on = f" ({headers[0].profile}, {headers[0].data}, {headers[0].model})" if headers else ""
     who = headers[1].arm if headers else "the candidate"
