@@ -44,11 +44,12 @@ class NormTruth:
 
 
 def fp32_ends(low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Smallest fp32 >= low and largest fp32 <= high (float64 in and out): the fp32 numbers inside [low, high]."""
-    down, up = high.to(torch.float32), low.to(torch.float32)
-    inf = torch.tensor(torch.inf, dtype=torch.float32, device=low.device)
-    down = torch.where(down.double() > high, torch.nextafter(down, -inf), down)
-    up = torch.where(up.double() < low, torch.nextafter(up, inf), up)
+    """Smallest fp32 >= low and largest fp32 <= high, for non-negative float64 (in and out): the fp32 numbers inside
+    [low, high]. NaN stays NaN."""
+    up, down = low.to(torch.float32), high.to(torch.float32)
+    # The next fp32 number of a non-negative one is the next integer of its bits; above the largest one lies infinity.
+    up.view(torch.int32).add_((up < low).view(torch.int8))
+    down.view(torch.int32).sub_((down > high).view(torch.int8))
     return up.double(), down.double()
 
 
@@ -101,7 +102,48 @@ def norm_truth(
     w = effective_weight(weight, gemma)
     root = torch.linalg.vector_norm(z, dim=-1, dtype=torch.float64).cpu()
     fmt = format_of(x.dtype)
-    return truth_of_rows(root * root, exact_product_max(z, w).cpu(), z, w, stored, eps, contract, fp8, fmt, gemma=gemma)
+    p_max = exact_product_max(z, w).cpu()
+    truth = truth_of_rows(root * root, p_max, z, w, stored, eps, contract, fp8, fmt, gemma=gemma)
+    assert truth is not None  # only with a row_max
+    return truth
+
+
+@dataclass(frozen=True)
+class RowMax:
+    """max|y| of m rows where y is rounded to T on the way, float64 [m] on the CPU: at both ends of the rms interval and
+    at the nominal rms, as ``rounded_row_max`` gives them. rms_low, rms_high, rms: the numbers it was formed with."""
+
+    low: torch.Tensor
+    high: torch.Tensor
+    nominal: torch.Tensor
+    rms_low: torch.Tensor
+    rms_high: torch.Tensor
+    rms: torch.Tensor
+
+
+@dataclass(frozen=True)
+class RmsEnds:
+    """rms float64 [m], and the ends of the kernel's fp32 value of it; ordinary: all of it is known to be harmless."""
+
+    rms: torch.Tensor
+    low: torch.Tensor
+    high: torch.Tensor
+    mean_square: torch.Tensor
+    ordinary: bool
+
+
+def rms_ends(square_sum: torch.Tensor, eps: float, contract: NormQuantContract, n: int) -> RmsEnds:
+    """The reciprocal rms of rows of n elements from sums of squares, float64 [m]."""
+    mean_square = square_sum / n
+    rms = 1.0 / torch.sqrt(mean_square + eps)
+    bound = budgets.rms_budget(contract, n).bound
+    low, high = fp32_ends(rms * (1 - bound), rms * (1 + bound))
+    ordinary = False
+    if square_sum.numel():
+        least, most = (float(end) for end in torch.aminmax(mean_square))
+        # A NaN fails every comparison. rms <= 2**20 follows from the first.
+        ordinary = least + eps >= 2.0**-39 and most * n <= HUGE
+    return RmsEnds(rms, low, high, mean_square, ordinary)
 
 
 def truth_of_rows(
@@ -116,31 +158,41 @@ def truth_of_rows(
     fmt: FloatFormat,
     *,
     gemma: bool,
-) -> NormTruth:
+    row_max: RowMax | None = None,
+) -> NormTruth | None:
     """Truth of m rows from their sums: square_sum of z and p_max = max|z*w|, float64 [m] on the CPU.
 
     z fp32 [m, n], w fp32 [n] and stored are kept for the elements; z's values are read here only where the contract
-    rounds y to T (fmt is T). square_sum may be off by budgets.FLOAT64_SLACK relative, p_max is exact.
+    rounds y to T (fmt is T) and row_max is None. square_sum may be off by budgets.FLOAT64_SLACK relative, p_max is
+    exact. None where row_max was formed with other ends of the rms interval than these sums give.
     """
     n = z.shape[-1]
     qmax = contract.qmax(fp8)
-    mean_square = square_sum / n
-    rms = 1.0 / torch.sqrt(mean_square + eps)
-    rms_bound = budgets.rms_budget(contract, n).bound
-    rms_low, rms_high = fp32_ends(rms * (1 - rms_bound), rms * (1 + rms_bound))
+    ends = rms_ends(square_sum, eps, contract, n)
+    rms, rms_low, rms_high, mean_square = ends.rms, ends.low, ends.high, ends.mean_square
     y_budget = budgets.multiply_budget(contract, gemma=gemma)
     grid = fmt if contract.round_after_weight else None
-    nonfinite = ~(mean_square.isfinite() & p_max.isfinite())
-    # vector_norm may overflow or hide an Inf of float64 nowhere: |z| < 2**128 squares below 2**256.
-    unspecified = (mean_square * n > HUGE) | (p_max > HUGE) | (mean_square + eps < 2.0**-100) | (rms > 2.0**20)
-    if contract.round_after_normalize or contract.round_after_weight:
+    least, most = (float(end) for end in torch.aminmax(p_max)) if p_max.numel() else (0.0, 0.0)
+    unspecified = nonfinite = None
+    if not (ends.ordinary and most <= HUGE):
+        nonfinite = ~(mean_square.isfinite() & p_max.isfinite())
+        # vector_norm may overflow or hide an Inf of float64 nowhere: |z| < 2**128 squares below 2**256.
+        unspecified = (mean_square * n > HUGE) | (p_max > HUGE) | (mean_square + eps < 2.0**-100) | (rms > 2.0**20)
+    if row_max is not None:
+        # The nominal y depends on rms only after its rounding to fp32.
+        pairs = ((row_max.rms_low, rms_low), (row_max.rms_high, rms_high), (row_max.rms.float(), rms.float()))
+        if not all(torch.equal(a, b) for a, b in pairs):
+            return None
+        low, high, nominal = row_max.low, row_max.high, row_max.nominal
+    elif contract.round_after_normalize or contract.round_after_weight:
         low, high = rounded_row_max(z, w, rms_low, rms_high, contract, fmt, gemma)
         nominal = rounded_row_max(z, w, rms, rms, contract, fmt, gemma, widen=False)[0]
     else:
-        bound = rms_bound + y_budget.bound
-        low, high = fp32_ends(p_max * rms * (1 - bound), p_max * rms * (1 + bound))
+        bound = budgets.rms_budget(contract, n).bound + y_budget.bound
         nominal = p_max * rms
-        low, high = (torch.where(p_max == 0, torch.zeros_like(p_max), v) for v in (low, high))
+        low, high = fp32_ends(nominal * (1 - bound), nominal * (1 + bound))
+        if not least > 0:
+            low, high = (torch.where(p_max == 0, torch.zeros_like(p_max), v) for v in (low, high))
     scale = scale_truth(low, high, nominal, unspecified, nonfinite, contract, qmax)
     return NormTruth(
         residual=stored, z=z, weight=w, p_max=p_max, rms=rms, rms_low=rms_low, rms_high=rms_high, scale=scale,
@@ -194,15 +246,21 @@ def rounded_y(
     there pay for evaluating the product in fp32 (one rounding of z*w, one of the factor, one of the product).
     """
     cast = {"bf16": torch.bfloat16, "fp16": torch.float16}[fmt.name]
-    magnitude_w = w.abs()
-    widening = direction * budgets.U * (1.0 if gemma else 0.0)
+    widening, weight = end_factors(contract, direction, gemma)
     if contract.round_after_normalize:
         h = (z.abs() * rms.float()).to(cast).float()
-        y = h * (magnitude_w * (1.0 + widening * 2) if gemma else magnitude_w)
+        y = h * (w.abs() * weight if gemma else w.abs())
     else:
-        factor = rms * (1 + direction * (5 * budgets.U) + widening)
-        y = (z * w).abs() * factor.float()
+        y = (z * w).abs() * (rms * widening).float()
     return y.to(cast).float() if contract.round_after_weight else y
+
+
+def end_factors(contract: NormQuantContract, direction: float, gemma: bool) -> tuple[float, float]:
+    """What widens the ends of y: (factor of rms before it is rounded to fp32, factor of |w|); see ``rounded_y``."""
+    widening = direction * budgets.U * (1.0 if gemma else 0.0)
+    if contract.round_after_normalize:
+        return 1.0, 1.0 + 2 * widening
+    return 1 + direction * (5 * budgets.U) + widening, 1.0
 
 
 def code_t_bounds(
@@ -241,6 +299,10 @@ def element_t_bounds(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """``code_t_bounds`` of elements whose z and weight (fp32) were gathered already; all lie where scale does."""
     place = scale.device
+    if truth.scale.ordinary and not (contract.round_after_normalize or contract.round_after_weight):
+        t = z.double() * w.double() * (qmax / truth.p_max).to(place)[row]
+        inner, outer = t * (1 - truth.code_bound), t * (1 + truth.code_bound)
+        return t, torch.minimum(inner, outer), torch.maximum(inner, outer)
     sign = torch.where(torch.signbit(z) ^ torch.signbit(w), -1.0, 1.0).to(torch.float64)
     if contract.round_after_normalize or contract.round_after_weight:
         rms_low, rms_high, rms = (v.to(place)[row] for v in (truth.rms_low, truth.rms_high, truth.rms))
@@ -295,6 +357,6 @@ def known_formats() -> tuple[str, ...]:
 
 
 __all__ = [
-    "NormTruth", "code_t_bounds", "effective_weight", "exact_product_max", "fp32_ends", "norm_input", "norm_truth",
-    "quant_truth", "round_fp32", "rounded_y", "stored_residual", "y_nominal",
+    "NormTruth", "RowMax", "code_t_bounds", "effective_weight", "end_factors", "exact_product_max", "fp32_ends",
+    "norm_input", "norm_truth", "quant_truth", "round_fp32", "rounded_y", "stored_residual", "y_nominal",
 ]  # fmt: skip

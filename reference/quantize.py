@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 
 import torch
 
 from reference import budgets
 from reference.contract import NormQuantContract
-from reference.formats import FloatFormat, code_preimages, decode_table, round_fp32, round_to
+from reference.formats import FloatFormat, code_preimages, decode_table, round_fp32
+
+_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 TINY_SCALE = 2.0**-90
 """Below this scale a result that may be flushed to zero (|y| < 2**-126, or |z*w| < 2**-126 before rms <= 2**20)
@@ -43,23 +46,29 @@ class ScaleTruth:
     high: torch.Tensor
     amax_low: torch.Tensor
     amax_high: torch.Tensor
+    ordinary: bool = False
+    """Every row is known to be NORMAL; False says nothing."""
 
 
 def reciprocal_of(qmax: float) -> float:
     """fl32(1/Q) as a float."""
-    return float(round_fp32(torch.tensor(1.0 / qmax, dtype=torch.float64)))
+    return _fp32(1.0 / qmax)
+
+
+@lru_cache(maxsize=64)
+def _fp32(value: float) -> float:
+    return float(round_fp32(torch.tensor(value, dtype=torch.float64)))
 
 
 def scale_of(amax: torch.Tensor, contract: NormQuantContract, qmax: float) -> torch.Tensor:
-    """The scale that the contract forms from an fp32 amax (float64 in, float64 out), correctly rounded."""
-    floored = amax.clamp(min=float(round_fp32(torch.tensor(contract.amax_floor, dtype=torch.float64))))
+    """The scale that the contract forms from an fp32 amax (float64 in, float64 out, any shape), correctly rounded."""
+    floored = amax.clamp(min=_fp32(contract.amax_floor))
     if contract.scale_rule == "multiply":
         scale = round_fp32(floored * reciprocal_of(qmax))
     else:
         scale = round_fp32(floored / qmax)
     if contract.scale_floor_divisor is not None:
-        floor = round_fp32(torch.tensor(1.0 / (qmax * contract.scale_floor_divisor), dtype=torch.float64))
-        scale = scale.clamp(min=float(floor))
+        scale = scale.clamp(min=_fp32(1.0 / (qmax * contract.scale_floor_divisor)))
     if contract.zero_scale is not None:
         scale = torch.where(scale == 0, torch.full_like(scale, contract.zero_scale), scale)
     return scale
@@ -69,20 +78,33 @@ def scale_truth(
     amax_low: torch.Tensor,
     amax_high: torch.Tensor,
     amax_nominal: torch.Tensor,
-    unspecified: torch.Tensor,
-    nonfinite: torch.Tensor,
+    unspecified: torch.Tensor | None,
+    nonfinite: torch.Tensor | None,
     contract: NormQuantContract,
     qmax: float,
 ) -> ScaleTruth:
     """Admissible scales from the interval of the kernel's fp32 amax before any floor; all float64 [m].
 
     fl32 and the floors are monotone, so the scale of each end bounds every admissible scale. An operation
-    that is only good to ``scale_u`` widens the interval by that and is not rounded again.
+    that is only good to ``scale_u`` widens the interval by that and is not rounded again. unspecified, nonfinite:
+    bool [m], or None where no row is.
     """
-    low, high = scale_of(amax_low, contract, qmax), scale_of(amax_high, contract, qmax)
-    nominal = scale_of(amax_nominal, contract, qmax)
+    low, high, nominal = scale_of(torch.stack((amax_low, amax_high, amax_nominal)), contract, qmax).unbind()
     floor = max(contract.amax_floor, 1.0 / contract.scale_floor_divisor if contract.scale_floor_divisor else 0.0)
-    floored = amax_low < floor * (1 + 2.0**-20)
+    safe = floor * (1 + 2.0**-20)
+    if unspecified is None and nonfinite is None and amax_low.numel():
+        # Few small operations where all is in order; a NaN fails both comparisons.
+        least = float(amax_low.min())
+        if least > 0 and least >= safe and float(low.min()) >= 2 * TINY_SCALE:
+            if contract.scale_u > 1.0:
+                width = contract.scale_u * budgets.U + budgets.FLOAT64_SLACK
+                low, high = low * (1 - width), high * (1 + width)
+            kind = torch.full(amax_low.shape, int(Row.NORMAL), dtype=torch.int8, device=amax_low.device)
+            return ScaleTruth(kind, nominal, low, high, amax_low, amax_high, ordinary=True)
+    none = torch.zeros(amax_low.shape, dtype=torch.bool, device=amax_low.device)
+    unspecified = none if unspecified is None else unspecified
+    nonfinite = none if nonfinite is None else nonfinite
+    floored = amax_low < safe
     if contract.scale_u > 1.0:
         width = contract.scale_u * budgets.U + budgets.FLOAT64_SLACK
         constant = floor > 0
@@ -115,8 +137,9 @@ def scale_admissible(
     inside = (scale >= truth.low) & (scale <= truth.high)
     if grid is None or contract.scale_u > 1.0:
         return inside
-    # Steps of the grid are 2**-8 apart and one scale rule moves s*Q by 3u, so the nearest is the only one.
-    amax = round_to(scale * qmax, grid).clamp(min=0.0)
+    # Values of T lie at least 2**-11 of themselves apart and one scale rule moves s*Q by 3u, so the nearest is the only
+    # one. The IEEE conversions find it: what is within 3u of a value of T cannot round to another one in two steps.
+    amax = (scale * qmax).float().to(_TYPES[grid.name]).double()
     amax = torch.minimum(torch.maximum(amax, truth.amax_low), truth.amax_high)
     exact = scale_of(amax, contract, qmax) == scale
     return inside & (exact | (truth.kind != int(Row.NORMAL)))

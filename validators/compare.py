@@ -16,6 +16,7 @@ from reference import budgets
 from reference.add_rmsnorm_quant import (
     MIN_NORMAL,
     NormTruth,
+    RowMax,
     element_t_bounds,
     norm_truth,
     quant_truth,
@@ -34,9 +35,9 @@ from validators.cases.tensors import (
     QuantInputs,
     QuantOutputs,
 )
-from validators.compare_codes import norm_codes, quant_codes, resolve, screen_tables
+from validators.compare_codes import norm_codes, quant_codes, resolve, screen_tables, survey_tables
 from validators.records import Comparison, Element
-from validators.survey import Surveyor, fits, trust, trusted
+from validators.survey import Surveyor, fits, rules_of, trust, trusted
 from validators.tally import Tally
 
 
@@ -87,7 +88,7 @@ def compare_norm_quant(
     x, residual = inputs.x.reshape(-1, n), None if inputs.residual is None else inputs.residual.reshape(-1, n)
     if survey is None or not fits(x, residual, contract):
         return _norm_quant(inputs, outputs, contract, None)
-    key = (contract, inputs.fp8_dtype, n, residual is None, inputs.gemma, inputs.weight.dtype)
+    key = (contract, inputs.fp8_dtype, n, x.dtype, residual is None, inputs.gemma, inputs.weight.dtype)
     if trusted(key):
         return _norm_quant(inputs, outputs, contract, survey)
     plain = _norm_quant(inputs, outputs, contract, None)
@@ -142,26 +143,33 @@ def _surveyed(
 ) -> bool:
     """Judge scales and codes of a chunk whose residual is right bit for bit and whose rows are all NORMAL, with what
     one pass saw; False, and nothing judged, where it is not such a chunk."""
-    qmax = contract.qmax(fp8.name)
-    bound = budgets.code_budget(contract, qmax, gemma=inputs.gemma).bound
-    tables = screen_tables(fp8, contract.overflow, bound, x.device)
-    unrounded = contract.norm_input == "unrounded"
-    seen = survey(
-        x, residual, inputs.weight, codes, stored, scale, tables, qmax, unrounded=unrounded, gemma=inputs.gemma
-    )
+    qmax, n, storage = contract.qmax(fp8.name), x.shape[-1], format_of(x.dtype)
+    rules = rules_of(contract, n, qmax, inputs.eps, gemma=inputs.gemma)
+    table = survey_tables(fp8, contract, qmax, inputs.gemma, x.device)
+    seen = survey(x, residual, inputs.weight, codes, stored, scale, table, rules)
     if seen is None:
         return False
+    row_max = None
+    if seen.ends is not None:
+        rms, rms_low, rms_high, low, high, nominal = seen.ends.unbind()
+        row_max = RowMax(low, high, nominal, rms_low, rms_high, rms)
     truth = truth_of_rows(
-        seen.square_sum, seen.p_max, x, inputs.weight, None, inputs.eps, contract,
-        fp8.name, format_of(x.dtype), gemma=inputs.gemma,
+        seen.square_sum, seen.p_max, x, inputs.weight, None, inputs.eps, contract, fp8.name, storage,
+        gemma=inputs.gemma, row_max=row_max,
     )  # fmt: skip
-    if bool((truth.scale.kind != int(Row.NORMAL)).any()):
+    if truth is None or not truth.scale.ordinary:
         return False
-    own = _scales(tallies[0], first, seen.scale, truth.scale, contract, qmax, truth.grid, truth)
+    admissible = scale_admissible(seen.scale.double(), truth.scale, contract, qmax, truth.grid)
+    # Where y is rounded, the pass held the codes against the kernel's own scales: no evidence where one is wrong.
+    if rules.rounds and not bool(admissible.all()):
+        return False
+    own = _scales(tallies[0], first, seen.scale, truth.scale, contract, qmax, truth.grid, truth, admissible)
     tallies[1].judged += x.numel()
-    bounds = element_t_bounds(
-        truth, seen.row, seen.z, seen.weight, own[seen.row], contract, qmax, format_of(x.dtype), gemma=inputs.gemma
-    )
+    tallies[1].ambiguous += seen.choices
+    if seen.row.numel() == 0:
+        return True
+    scales = own.to(seen.row.device)[seen.row]
+    bounds = element_t_bounds(truth, seen.row, seen.z, seen.weight, scales, contract, qmax, storage, gemma=inputs.gemma)
     resolve(tallies[1], first, seen.row, seen.col, seen.code, bounds, fp8, contract)
     return True
 
@@ -227,36 +235,41 @@ def _scales(
     qmax: float,
     grid: FloatFormat | None,
     norm: NormTruth | None,
+    admissible: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Judge the scales of a chunk; returns the scale that codes are judged with: the kernel's own where it
-    is admissible, else the nominal one, so that a wrong scale is reported once and not as wrong codes too."""
+    is admissible, else the nominal one, so that a wrong scale is reported once and not as wrong codes too.
+    admissible: of ``scale_admissible`` where it is known already."""
     got32 = got32.cpu()
     got = got32.double()
     kind = truth.kind
-    ok = scale_admissible(got, truth, contract, qmax, grid)
-    plain = not bool((kind != int(Row.NORMAL)).any())
-    nonfinite, skipped = kind == int(Row.NONFINITE), kind == int(Row.UNSPECIFIED)
-    if plain:
+    ok = scale_admissible(got, truth, contract, qmax, grid) if admissible is None else admissible
+    steps = _fp32_place(got32) - _fp32_place(truth.nominal.float())
+    err, budget = (got - truth.nominal).abs(), torch.maximum(truth.high - truth.nominal, truth.nominal - truth.low)
+    if truth.ordinary and bool(ok.all()):
         tally.judged += kind.numel()
+        tally.ambiguous += int((truth.low < truth.high).sum())
+        # 0/0 is a hit of the single admissible value.
+        tally.use((err / budget).nan_to_num_(nan=0.0), None)
+        tally.step_counts(steps)
+        return got
+    nonfinite, skipped = kind == int(Row.NONFINITE), kind == int(Row.UNSPECIFIED)
+    if contract.nonfinite == "propagate":
+        ok = torch.where(nonfinite, got.isnan(), ok)
     else:
-        if contract.nonfinite == "propagate":
-            ok = torch.where(nonfinite, got.isnan(), ok)
-        else:
-            skipped = skipped | nonfinite
-        tally.judged += int((~skipped).sum())
-        tally.unspecified += int(skipped.sum())
-        _note_unspecified(tally, got, kind, skipped)
+        skipped = skipped | nonfinite
+    tally.judged += int((~skipped).sum())
+    tally.unspecified += int(skipped.sum())
+    _note_unspecified(tally, got, kind, skipped)
     judged = ~skipped
     bad = judged & ~ok
-    err, budget = (got - truth.nominal).abs(), torch.maximum(truth.high - truth.nominal, truth.nominal - truth.low)
     regular = judged & ~nonfinite
     tally.ambiguous += int((regular & (truth.low < truth.high)).sum())
     # A budget of zero (single admissible value) has use 0 where hit and infinity where missed.
     use = torch.where(bad & (err <= budget), math.inf, err / budget)
     use = torch.where((err == 0) & ~bad, 0.0, use)
-    tally.use(use if plain else use[regular], bad if plain else bad[regular])
-    steps = _fp32_place(got32) - _fp32_place(truth.nominal.float())
-    tally.step_counts(steps if plain else steps[regular])
+    tally.use(use[regular], bad[regular])
+    tally.step_counts(steps[regular])
     if bool(bad.any()):
         index = bad.nonzero().flatten()
         tally.violation_points(index + first, torch.zeros_like(index))
@@ -283,6 +296,8 @@ def _scales(
 def _fp32_place(values: torch.Tensor) -> torch.Tensor:
     """Position of fp32 values in their ordered list, int64: differences are steps of fp32."""
     bits = values.view(torch.int32).long()
+    if not bool(torch.signbit(values).any()):
+        return bits
     return torch.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
 
 

@@ -52,6 +52,46 @@ def screen_tables(
     return low32.to(device), high32.to(device)
 
 
+@lru_cache(maxsize=64)
+def survey_tables(
+    fmt: FloatFormat, contract: NormQuantContract, qmax: float, gemma: bool, device: torch.device
+) -> torch.Tensor:
+    """Inner ends of each code's preimage for a t known in float64: float64 [3, 2, 256], low and high of three screens.
+
+    The admissible t of an element are those within a relative bound b of a nominal t (or of the two t that y's ends
+    give). With L, H a code's preimage, moved inwards by shares c of themselves:
+
+    0. The code is the only admissible one if both t lie inside for c = b/(1 - b): t >= L(1 + c) gives t(1 - b) >= L.
+    1. It surely is not the only one if a t lies outside for c = b/(1 + b): t > H(1 - c) gives t(1 + b) > H, and
+       t < L(1 + c) gives t(1 - b) < L.
+    2. It holds the nominal t, so that its error is 0, if that lies inside for c = 0 (``resolve``).
+
+    budgets.FLOAT64_SLACK makes the first two safe against the handful of float64 operations that form t, and is what
+    the third is wider by. Where y is rounded to T, t is y/s with the kernel's own s, and b is the division's alone.
+    Where every operation of the division is correctly rounded, both t are known to the bit: c = 0 decides the first
+    two, and the nominal t moves by at most b. Where its reciprocal is not, the product still rounds by u, in the worst
+    case back, so that b of the second screen is u less than the reciprocal's; and that screen is not valid for an s
+    that is a power of two, whose reciprocal is exact (``reference.quantize.t_bounds``).
+    """
+    slack = budgets.FLOAT64_SLACK
+    if not (contract.round_after_normalize or contract.round_after_weight):
+        b = budgets.code_budget(contract, qmax, gemma=gemma).bound
+        shares = (b / (1 - b) + slack, b / (1 + b) - slack, -slack)
+    else:
+        b = _division_bound(contract)
+        if contract.reciprocal_u <= 1.0:
+            shares = (0.0, 0.0, b / (1 - b) + slack)
+        else:
+            shares = (b / (1 - b) + slack, (contract.reciprocal_u - 1.0) * budgets.U - slack, -slack)
+    ends = code_preimages(fmt, contract.overflow, "cpu")
+    tables = [
+        torch.where(v.isfinite(), v + side * share * v.abs(), v)
+        for share in shares
+        for v, side in zip(ends, (1.0, -1.0), strict=True)
+    ]
+    return torch.stack(tables).view(3, 2, 256).to(device)
+
+
 def _screen(
     y: torch.Tensor,
     factor: torch.Tensor,
@@ -214,26 +254,40 @@ def resolve(
     place = nominal.device
     code, row, col = code.to(place), row.to(place), col.to(place)
     lowest, highest = code_preimages(fmt, contract.overflow, str(place))
-    index = code.long()
-    least, most = lowest[index], highest[index]
+    index = code.int()
+    least, most = lowest.index_select(0, index), highest.index_select(0, index)
+    # A code that is the only admissible one has error 0 and step 0, and so has an admissible one that holds the exact t:
+    # there is no more to say of them. An exact t on a tie may be evaluated on either side of it, which is not the
+    # kernel's error. (A bound that is not a number proves nothing.)
+    single = int(((low >= least) & (high <= most)).sum())
+    slack = budgets.FLOAT64_SLACK * nominal.abs()
+    holds = (high >= least) & (low <= most) & (nominal + slack >= least) & (nominal - slack <= most)
+    off = (~holds).nonzero().flatten()
+    tally.ambiguous += row.numel() - single - off.numel()
+    if off.numel() == 0:
+        return
+    if off.numel() < row.numel():
+        nominal, low, high, least, most, row, col, code = (
+            v.index_select(0, off) for v in (nominal, low, high, least, most, row, col, code)
+        )
     admissible = (high >= least) & (low <= most)
-    single = (low >= least) & (high <= most)
     values = decode(code, fmt)
     if contract.overflow == "nan":
         admissible |= values.isnan() & (torch.maximum(high.abs(), low.abs()) > highest[fmt.max_code])
-    tally.ambiguous += int((admissible & ~single).sum())
     bad = ~admissible
+    violating = bool(bad.any())
+    tally.ambiguous += row.numel() - (int(bad.sum()) if violating else 0)
     # err: how far the exact t lies outside the code's preimage; budget: how far the contract lets t move.
     err = torch.maximum(least - nominal, nominal - most).clamp(min=0.0)
     # Where y is rounded to T the nominal t is not rounded to fp32 like the ends are, hence the clamps.
     budget = torch.where(nominal < least, high - nominal, nominal - low).clamp(min=0.0)
     use = torch.where(err > 0, err / budget, 0.0)
     use = torch.where(bad, use, use.nan_to_num(nan=0.0, posinf=1.0).clamp(max=1.0))
-    tally.use(use, bad)
+    tally.use(use, bad if violating else None)
     steps = order_key(code).double() - order_key(encode(nominal, fmt, contract.overflow)).double()
     steps = torch.where(values.isnan(), math.nan, steps)
     tally.step_counts(steps)
-    if not bool(bad.any()):
+    if not violating:
         return
     wrong = bad.nonzero().flatten()
     tally.violation_points(row[wrong] + first, col[wrong])
@@ -251,4 +305,4 @@ def resolve(
     tally.candidates(use[wrong], err[wrong], make)
 
 
-__all__ = ["norm_codes", "quant_codes", "resolve", "screen_tables"]
+__all__ = ["norm_codes", "quant_codes", "resolve", "screen_tables", "survey_tables"]

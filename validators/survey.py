@@ -7,20 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from reference import budgets
+from reference.add_rmsnorm_quant import end_factors
 from reference.contract import NormQuantContract
 from validators.records import Comparison
 
 if TYPE_CHECKING:
-    from validators.kernels.survey_triton import Survey
+    from validators.kernels.survey_triton import Rules, Survey
 
 Surveyor = Callable[..., "Survey | None"]
 """``validators.kernels.survey_triton.survey``, handed in so that the judgement imports no kernel library."""
 
 LEAST = 2**22
-"""Elements below which compiling a kernel for the row length would cost more than it saves."""
-WIDEST = 2**14
+"""Elements below which compiling a kernel would cost more than it saves."""
+AGAIN = 64
+"""Every so many surveys of a kind, one is held against the judgement without it again (a policy: 5 % of the cost)."""
 
-_TRUSTED: set[tuple[Any, ...]] = set()
+_TRUSTED: dict[tuple[Any, ...], int] = {}
 
 
 class SurveyMismatch(RuntimeError):
@@ -37,30 +40,47 @@ def survey_on(device: str) -> Surveyor | None:
 
 
 def fits(x: torch.Tensor, residual: torch.Tensor | None, contract: NormQuantContract) -> bool:
-    """Whether the survey knows this arithmetic and pays: bf16, no rounding of y to T, a residual stored by RNE."""
+    """Whether the survey knows this arithmetic and pays; it does not know an fp16 residual stored by truncation."""
     return (
         x.is_cuda
-        and x.dtype == torch.bfloat16
+        and x.dtype in (torch.bfloat16, torch.float16)
         and x.stride(-1) == 1
-        and (residual is None or (residual.stride(-1) == 1 and contract.residual_store == "rne"))
-        and x.shape[-1] <= WIDEST
+        and (residual is None or residual.stride(-1) == 1)
+        and (residual is None or contract.residual_store == "rne" or x.dtype == torch.bfloat16)
         and x.numel() >= LEAST
-        and not (contract.round_after_normalize or contract.round_after_weight)
     )
 
 
+def rules_of(contract: NormQuantContract, n: int, qmax: float, eps: float, *, gemma: bool) -> Rules:
+    """The contract's arithmetic as the survey takes it, for rows of n elements."""
+    from validators.kernels.survey_triton import Rules
+
+    low, high = (end_factors(contract, direction, gemma) for direction in (-1.0, 1.0))
+    exact = contract.division if contract.reciprocal_u <= 1.0 else ""
+    return Rules(
+        qmax, eps, unrounded=contract.norm_input == "unrounded", truncated=contract.residual_store == "truncate",
+        round_h=contract.round_after_normalize, round_y=contract.round_after_weight, gemma=gemma,
+        rms_bound=budgets.rms_budget(contract, n).bound, factors=(low[0], high[0]), weights=(low[1], high[1]),
+        exact=exact,
+    )  # fmt: skip
+
+
 def trusted(key: tuple[Any, ...]) -> bool:
-    """Whether this kind of survey was already held against the judgement without it, in this process."""
-    return key in _TRUSTED
+    """Whether this kind of survey was held against the judgement without it in this process, and need not be again."""
+    if key not in _TRUSTED:
+        return False
+    _TRUSTED[key] += 1
+    return _TRUSTED[key] % AGAIN != 0
 
 
 def trust(key: tuple[Any, ...], plain: Sequence[Comparison], fast: Sequence[Comparison]) -> None:
-    """Raises SurveyMismatch unless both count the same; then surveys of this kind stand alone."""
+    """Raises SurveyMismatch unless both count the same; then surveys of this kind stand alone for a while."""
     for one, other in zip(plain, fast, strict=True):
         counts = [(c.output, c.elements, c.judged, c.unspecified, c.violations, c.single) for c in (one, other)]
         if counts[0] != counts[1]:
+            _TRUSTED.pop(key, None)
             raise SurveyMismatch(
                 f"the one-pass survey counts {counts[1]} where the judgement without it counts {counts[0]}; "
                 "nothing was judged"
             )
-    _TRUSTED.add(key)
+    _TRUSTED.setdefault(key, 0)

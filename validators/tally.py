@@ -32,21 +32,26 @@ class Tally:
         self.use_histogram = torch.zeros(USE_BINS + 1, dtype=torch.int64)
         self.observed: dict[str, int] = {}
 
-    def use(self, use: torch.Tensor, violating: torch.Tensor) -> None:
-        """err/budget of judged elements (any shape, >= 0) and which of them violate."""
+    def use(self, use: torch.Tensor, violating: torch.Tensor | None) -> None:
+        """err/budget of judged elements (any shape, >= 0) and which of them violate (None: none does). Judged elements
+        that are never offered count as zero."""
         if use.numel() == 0:
             return
         use = torch.nan_to_num(use.double(), nan=math.inf, posinf=math.inf)
-        passing = use[~violating]
-        self.worst_use = max(self.worst_use, float(use.max()))
-        if passing.numel():
+        worst = float(use.max())
+        self.worst_use = max(self.worst_use, worst)
+        if violating is None:
+            self.worst_use_passing = max(self.worst_use_passing, worst)
+        elif (passing := use[~violating]).numel():
             self.worst_use_passing = max(self.worst_use_passing, float(passing.max()))
-        bins = (use.clamp(max=1.0) * USE_BINS).ceil().long().flatten()
+        bins = (use * USE_BINS).ceil_().clamp_(max=USE_BINS).int().flatten()
         self.use_histogram += torch.bincount(bins, minlength=USE_BINS + 1).cpu()
 
     def step_counts(self, steps: torch.Tensor) -> None:
         """Signed distances in steps of the output format from the correctly rounded value (integers, any shape)."""
-        clipped = torch.nan_to_num(steps.double(), nan=STEP_LIMIT).clamp(-STEP_LIMIT, STEP_LIMIT).long().flatten()
+        if steps.is_floating_point():
+            steps = torch.nan_to_num(steps, nan=STEP_LIMIT)
+        clipped = steps.clamp(-STEP_LIMIT, STEP_LIMIT).int().flatten()
         counts = torch.bincount(clipped + STEP_LIMIT, minlength=2 * STEP_LIMIT + 1).tolist()
         for index, count in enumerate(counts):
             if count:
@@ -125,16 +130,15 @@ class Tally:
         )
 
     def _quantiles(self) -> dict[str, float]:
-        total = int(self.use_histogram.sum())
-        if total == 0:
+        """Over all judged elements; those that were never offered have their only admissible value, and use 0."""
+        if self.judged == 0:
             return {}
-        cumulative = self.use_histogram.cumsum(0)
-        found = {}
-        for name, share in (("p50", 0.5), ("p99", 0.99)):
-            position = int(torch.searchsorted(cumulative, torch.tensor(math.ceil(share * total))))
-            found[name] = position / USE_BINS
-        found["max"] = self.worst_use
-        return found
+        cumulative = self.use_histogram.numpy().cumsum()
+        offered = int(cumulative[-1])
+        total = max(self.judged, offered)
+        positions = [math.ceil(share * total) - (total - offered) for share in (0.5, 0.99)]
+        p50, p99 = (int(cumulative.searchsorted(place)) / USE_BINS if place > 0 else 0.0 for place in positions)
+        return {"p50": p50, "p99": p99, "max": self.worst_use}
 
 
 def runs_in_words(indices: list[int], noun: str) -> str:

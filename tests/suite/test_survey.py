@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -28,6 +29,14 @@ def _outputs(name: str, recipe: str = "gaussian", **options: object) -> tuple[No
     return inputs, outputs
 
 
+def _clean_outputs() -> NormQuantOutputs:
+    made = emulated.execute(
+        build(Case(ADD, 4, 64, "gaussian")), None, NORM_QUANT_CONTRACTS["aiter-hip-gfx950"]
+    )  # fmt: skip
+    assert isinstance(made, NormQuantOutputs)
+    return made
+
+
 def test_there_is_no_survey_on_a_cpu() -> None:
     assert survey.survey_on("cpu") is None
 
@@ -44,22 +53,40 @@ def test_a_survey_that_counts_otherwise_is_refused() -> None:
     assert survey.trusted(("a", "test"))
 
 
+def test_trust_is_renewed_now_and_then() -> None:
+    found = compare(
+        build(Case(ADD, 4, 64, "gaussian")), _clean_outputs(), NORM_QUANT_CONTRACTS["aiter-hip-gfx950"]
+    )  # fmt: skip
+    key = ("another", "test")
+    survey.trust(key, found, found)
+    asked = [survey.trusted(key) for _ in range(3 * survey.AGAIN)]
+    assert asked.count(False) == 3
+    wrong = [dataclasses.replace(found[0], violations=found[0].violations + 1), *found[1:]]
+    with pytest.raises(survey.SurveyMismatch):
+        survey.trust(key, found, wrong)
+    assert not survey.trusted(key)
+
+
 @gpu
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", ["aiter-hip-gfx950", "aiter-triton", "torch-compile"])
-@pytest.mark.parametrize("options", [{}, {"residual": False}, {"gemma": True}], ids=str)
+@pytest.mark.parametrize("name", list(NORM_QUANT_CONTRACTS))
+@pytest.mark.parametrize("options", [{}, {"residual": False}, {"gemma": True}, {"dtype": "fp16"}], ids=str)
 def test_comparisons_with_and_without_the_survey_are_one(name: str, options: dict[str, object]) -> None:
     contract = NORM_QUANT_CONTRACTS[name]
     assert SURVEYOR is not None
     stood_alone = []
 
-    def survey_of(*given: object, **more: object) -> object:
+    def survey_of(*given: Any, **more: Any) -> Any:
         stood_alone.append(SURVEYOR(*given, **more))
         return stood_alone[-1]
 
     for recipe in ("gaussian", "midpoints", "zero_rows"):
         inputs, outputs = _outputs(name, recipe, **options)
         compare(inputs, outputs, contract, survey=survey_of)
+        if not survey.fits(inputs.x, inputs.residual, contract):
+            assert (contract.residual_store, options) == ("truncate", {"dtype": "fp16"})
+            assert not stood_alone
+            continue
         assert recipe != "gaussian" or stood_alone[-1] is not None  # legitimate outputs leave little to look at
         with_it = [compare(inputs, outputs, contract, survey=SURVEYOR) for _ in range(2)][1]
         for one, other in zip(compare(inputs, outputs, contract), with_it, strict=True):
@@ -70,10 +97,11 @@ def test_comparisons_with_and_without_the_survey_are_one(name: str, options: dic
 
 @gpu
 @pytest.mark.gpu
+@pytest.mark.parametrize("name", list(NORM_QUANT_CONTRACTS))
 @pytest.mark.parametrize("what", ["code", "scale", "residual", "nan"])
-def test_one_wrong_element_is_reported_as_without_the_survey(what: str) -> None:
-    contract = NORM_QUANT_CONTRACTS["aiter-hip-gfx950"]
-    inputs, outputs = _outputs("aiter-hip-gfx950")
+def test_one_wrong_element_is_reported_as_without_the_survey(what: str, name: str) -> None:
+    contract = NORM_QUANT_CONTRACTS[name]
+    inputs, outputs = _outputs(name)
     compare(inputs, outputs, contract, survey=SURVEYOR)
     assert outputs.residual_out is not None
     if what == "code":
