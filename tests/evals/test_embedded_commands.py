@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from evals.__main__ import main
-from tests.evals.defects import arm
+from evals.arms import make_arm
+from tests.evals.defects import ROOT, arm
 
 
 def test_parity_leaves_runs_a_record_and_a_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -62,3 +63,12 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1
     assert sentence in error[0]
+
+
+def test_a_defect_is_named_without_the_folder_of_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A record holds a kernel's name as it was given; elsewhere than in the root only the whole path is found."""
+    monkeypatch.chdir(ROOT)
+    assert arm("stale_scale") == "fused,norm=tests/evals/defects.py:stale_scale"
+    assert make_arm(arm("stale_scale")).kernels["add_rmsnorm_quant"] == "tests/evals/defects.py:stale_scale"
+    monkeypatch.chdir(tmp_path)
+    assert make_arm(arm("stale_scale")).kernels["add_rmsnorm_quant"] == f"{ROOT}/tests/evals/defects.py:stale_scale"
