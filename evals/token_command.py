@@ -8,22 +8,20 @@ on whole distributions; the yardstick is the same model without activation quant
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import importlib.util
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evals import synthetic
+from evals import synthetic, token_record
 from evals.errors import EvalError
 from evals.progress import Progress
 from evals.samples import TokenPair
 
 SMOLLM2 = "smollm2"
 AGAIN = "unfused again, other batch"
-SYNTHETIC = "synthetic"
+SYNTHETIC, SYNTHETIC_NAME = "synthetic", "synthetic held-out problems"
 
 
 @dataclass(frozen=True)
@@ -42,11 +40,22 @@ class Row:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model and how it reads text. encode(text) -> ids. end: ids that close a solution."""
+    """A model and how it reads text. encode(text) -> ids. end: ids that close a solution. files: it was read from."""
 
     decoder: Any
     encode: Any
     end: tuple[int, ...]
+    files: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is scored. name: in words; sha256: of the questions' file, or of the generated problems' JSON lines.
+    solutions: (id, prompt ids, solution ids) of the first of the permutation."""
+
+    name: str
+    sha256: str
+    solutions: list[tuple[str, Any, Any]]
 
 
 def smollm2_file() -> Path:
@@ -75,9 +84,11 @@ def load(model: str, device: str) -> Loaded:
             from_state(Path(model).stem, read.config, read.state, device=device),
             lambda text: reader.encode(text).ids,
             (),
+            (Path(model),),
         )
     if (embedded.MODELS / model).is_dir():
-        return Loaded(embedded.load(model, device), tokenizer.encode, (tokenizer.END_ID,))
+        shipped = embedded.MODELS / model
+        return Loaded(embedded.load(model, device), tokenizer.encode, (tokenizer.END_ID,), _checkpoint(shipped))
     from evals.decoder import from_folder
 
     folder = Path(model)
@@ -93,25 +104,39 @@ def load(model: str, device: str) -> Loaded:
         reader = Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as error:  # the library raises plain Exception
         raise EvalError(f"cannot read {folder / 'tokenizer.json'}: {' '.join(str(error).split())[:120]}") from None
-    return Loaded(from_folder(folder, device), lambda text: reader.encode(text, add_special_tokens=False).ids, ())
+    return Loaded(
+        from_folder(folder, device),
+        lambda text: reader.encode(text, add_special_tokens=False).ids,
+        (),
+        _checkpoint(folder),
+    )
 
 
-def questions(data: str | None, count: int, seed: int, model: Loaded) -> tuple[str, list[tuple[str, Any, Any]]]:
-    """What is scored, in words, and (id, prompt ids, solution ids) of the first ``count`` of the permutation."""
+def _checkpoint(folder: Path) -> tuple[Path, ...]:
+    """Every file of a checkpoint folder that the numbers depend on."""
+    return tuple(sorted(file for kind in ("*.safetensors", "*.json") for file in folder.glob(kind)))
+
+
+def questions(data: str | None, count: int, seed: int, model: Loaded) -> Asked:
+    """The first ``count`` gold solutions of the permutation; EvalError if there are fewer."""
     if data == SYNTHETIC:
-        found = [(p.id, p.question, p.solution) for p in synthetic.held_out(count, synthetic.EMBEDDED_SEED + seed)]
-        name = "synthetic held-out problems"
+        from evals import embedded
+
+        some = embedded.questions(count, seed)
+        found, name, sha256 = [(p.id, p.question, p.solution) for p in some.problems], SYNTHETIC_NAME, some.sha256
     else:
         from evals import data as gsm8k
 
         read = gsm8k.load(data)
+        if count > len(read.problems):
+            raise EvalError(f"--questions {count} is more than the {len(read.problems)} that there are")
         found = [(p.id, p.question, p.solution) for p in gsm8k.ordered(read.problems, seed)][:count]
-        name = read.name
+        name, sha256 = read.name, read.sha256
     made = []
     for identity, question, solution in found:
-        asked = model.encode(synthetic.prompt(question))
-        made.append((identity, asked, [*model.encode(synthetic.completion(solution)), *model.end]))
-    return name, made
+        prompt = model.encode(synthetic.prompt(question))
+        made.append((identity, prompt, [*model.encode(synthetic.completion(solution)), *model.end]))
+    return Asked(name, sha256, made)
 
 
 def label(spec: str) -> str:
@@ -207,7 +232,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=8, metavar="ROWS")
     parser.add_argument("--seed", type=int, default=0, help="of the permutation")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--json", metavar="FILE", help="write the numbers as JSON too")
+    parser.add_argument("--json", metavar="FILE", help="write the rows, and all that repeats them, as JSON")
 
 
 def command(options: argparse.Namespace) -> int:
@@ -217,12 +242,15 @@ def command(options: argparse.Namespace) -> int:
     if options.questions < 2 or options.batch < 1:
         raise EvalError("--questions needs at least 2 and --batch at least 1")
     check_device(options.device)
+    if options.json:
+        token_record.check_place(options.json)
     model = load(options.model, options.device)
-    name, some = questions(options.data or (SYNTHETIC if options.model == "tiny-glm" else None), options.questions,
-                           options.seed, model)  # fmt: skip
-    rows, floor = table(model, some, options.arm or ["fused"], options)
+    asked = questions(options.data or (SYNTHETIC if options.model == "tiny-glm" else None), options.questions,
+                      options.seed, model)  # fmt: skip
+    specs = options.arm or ["fused"]
+    rows, floor = table(model, asked.solutions, specs, options)
     count = rows[0].stats
-    print(f"{model.decoder.name} on {name}: {count.tokens:,} tokens of {count.questions:,} gold solutions, "
+    print(f"{model.decoder.name} on {asked.name}: {count.tokens:,} tokens of {count.questions:,} gold solutions, "
           f"baseline {options.baseline} on {options.device}\n")  # fmt: skip
     print(text(rows, floor))
     for row in rows:
@@ -230,9 +258,5 @@ def command(options: argparse.Namespace) -> int:
             if gate.decides and gate.ok is not True:
                 print(f"{row.arm}: {gate.name}: {gate.sentence}")
     if options.json:
-        made = [dataclasses.asdict(row) for row in (*floor, *rows)]
-        try:
-            Path(options.json).write_text(json.dumps(made, indent=1, default=str) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise EvalError(f"cannot write {options.json} ({error.strerror or error})") from None
+        token_record.write(options.json, token_record.made(options, specs, model, asked, [*floor, *rows]))
     return 1 if any(judged(row).startswith("NO") for row in rows) else 0
