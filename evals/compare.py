@@ -77,6 +77,9 @@ def command(options: argparse.Namespace) -> int:
     a, b = (store.read(run) for run in options.runs)
     again = store.read(options.again) if options.again else None
     ruler = store.read(options.yardstick) if options.yardstick else None
+    for run in (a, b, again, ruler):
+        if run is not None:
+            _check_scores(run, policy)
     if again is not None:
         check_headers(a.header, again.header, any_model=policy.any_model, same_arm=True)
     verdict = decide(
@@ -101,6 +104,22 @@ def show(parity: Parity, json_file: str | None) -> int:
             except OSError as error:
                 raise EvalError(f"cannot write {json_file} ({error.strerror or error})") from None
     return 0 if parity.verdict is Verdict.PARITY else 1
+
+
+def _check_scores(run: store.Run, policy: Policy) -> None:
+    """EvalError if scores of gold solutions were asked for and are not all there: two arms could lack the same ones."""
+    if run.unscored:
+        first = run.unscored[0]
+        raise EvalError(
+            f"{len(run.unscored)} gold solutions of {run.path} could not be scored, so there is no verdict (first "
+            f"{first.question}: {first.error}); run it again to finish them"
+        )
+    asked, found = run.header.questions, len(run.tokens)
+    if run.header.settings.get("prompt_logprobs") and found != asked and not policy.early_stop:
+        raise EvalError(
+            f"{run.path} has the scores of {found:,} of {asked:,} gold solutions, so there is no verdict; run it again "
+            "to finish it"
+        )
 
 
 def _pairs(a: store.Run, b: store.Run | None, name: str) -> list[TokenPair] | None:
