@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import os
 import sys
 import time
@@ -64,7 +65,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def command(options: argparse.Namespace) -> int:
     for name in ("questions", "repeat", "max_tokens", "concurrency", "timeout", "attempts"):
         value = getattr(options, name)
-        if value is not None and value <= 0:
+        if value is not None and not 0 < value < math.inf:
             raise EvalError(f"--{name.replace('_', '-')} must be positive, and is {value:g}")
     tasks, found, profile = _tasks(options)
     if options.tokens and profile.kind == "chat":

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evals import synthetic, token_record
+from evals import places, synthetic, token_record
 from evals.errors import EvalError
 from evals.progress import Progress
 from evals.samples import TokenPair
 
 SMOLLM2 = "smollm2"
 AGAIN = "unfused again, other batch"
+YARDSTICKS = ("bf16-norms", "bf16")
 SYNTHETIC, SYNTHETIC_NAME = "synthetic", "synthetic held-out problems"
 
 
@@ -86,13 +87,12 @@ def load(model: str, device: str) -> Loaded:
             (),
             (Path(model),),
         )
-    if (embedded.MODELS / model).is_dir():
-        shipped = embedded.MODELS / model
+    if (shipped := embedded.shipped(model)) is not None:
         return Loaded(embedded.load(model, device), tokenizer.encode, (tokenizer.END_ID,), _checkpoint(shipped))
     from evals.decoder import from_folder
 
     folder = Path(model)
-    if not folder.is_dir():
+    if not model or not folder.is_dir():
         raise EvalError(f"there is no model {model!r}: neither {SMOLLM2}, a shipped name, a .gguf file nor a folder")
     try:
         from tokenizers import Tokenizer
@@ -117,7 +117,7 @@ def _checkpoint(folder: Path) -> tuple[Path, ...]:
     return tuple(sorted(file for kind in ("*.safetensors", "*.json") for file in folder.glob(kind)))
 
 
-def questions(data: str | None, count: int, seed: int, model: Loaded) -> Asked:
+def questions(data: str | None, count: int, seed: int, model: Loaded, any_data: bool = False) -> Asked:
     """The first ``count`` gold solutions of the permutation; EvalError if there are fewer."""
     if data == SYNTHETIC:
         from evals import embedded
@@ -127,7 +127,7 @@ def questions(data: str | None, count: int, seed: int, model: Loaded) -> Asked:
     else:
         from evals import data as gsm8k
 
-        read = gsm8k.load(data)
+        read = gsm8k.load(data, any_data=any_data)
         if count > len(read.problems):
             raise EvalError(f"--questions {count} is more than the {len(read.problems)} that there are")
         found = [(p.id, p.question, p.solution) for p in gsm8k.ordered(read.problems, seed)][:count]
@@ -158,6 +158,11 @@ def table(
     if len({arm.name for arm in arms}) != len(arms):
         raise EvalError("two arms have the same name: name each kernel once")
     ruler = make_arm(options.yardstick, options.device, f"yardstick {options.yardstick}")
+    if ruler.preset not in YARDSTICKS or ruler.preset == baseline.preset:
+        raise EvalError(
+            f"--yardstick {options.yardstick} does not measure the quantisation noise of {options.baseline}: it must "
+            f"be {' or '.join(YARDSTICKS)}, and another than the baseline"
+        )
     passes = [Pass(arm.name, arm) for arm in arms]
     passes += [Pass(AGAIN, baseline, max(1, options.batch // 3)), Pass(ruler.name, ruler)]
     with Progress(f"gold solutions through {len(passes) + 1} arms", len(some)) as progress:
@@ -225,6 +230,7 @@ def judged(row: Row) -> str:
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="tiny-glm", help="tiny-glm, smollm2, a .gguf file or a checkpoint folder")
     parser.add_argument("--data", metavar="PATH", help="GSM8K's JSONL file or its folder, or 'synthetic'")
+    parser.add_argument("--any-data", action="store_true", help="take questions that are not GSM8K's")
     parser.add_argument("--questions", type=int, default=64, metavar="N", help="gold solutions scored (default: 64)")
     parser.add_argument("--baseline", default="unfused", metavar="ARM")
     parser.add_argument("--arm", action="append", metavar="ARM", help="arm under test, repeatable (default: fused)")
@@ -241,12 +247,14 @@ def command(options: argparse.Namespace) -> int:
 
     if options.questions < 2 or options.batch < 1:
         raise EvalError("--questions needs at least 2 and --batch at least 1")
+    if options.data == "":
+        raise EvalError("--data names nothing")
     check_device(options.device)
     if options.json:
-        token_record.check_place(options.json)
+        places.check_file(options.json)
     model = load(options.model, options.device)
     asked = questions(options.data or (SYNTHETIC if options.model == "tiny-glm" else None), options.questions,
-                      options.seed, model)  # fmt: skip
+                      options.seed, model, options.any_data)  # fmt: skip
     specs = options.arm or ["fused"]
     rows, floor = table(model, asked.solutions, specs, options)
     count = rows[0].stats

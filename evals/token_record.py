@@ -22,15 +22,6 @@ SCHEMA, VERSION = "evals-tokens", 1
 CHUNK = 1 << 22
 
 
-def check_place(file: str) -> None:
-    """EvalError if ``file`` cannot be written later: a table that took minutes must not be lost to a wrong path."""
-    path = Path(file)
-    if path.is_dir():
-        raise EvalError(f"cannot write {file} (it is a folder)")
-    if not path.parent.is_dir():
-        raise EvalError(f"cannot write {file} (there is no folder {path.parent})")
-
-
 def digest(file: Path) -> str:
     """SHA-256 of a file in hexadecimal; EvalError if it cannot be read."""
     found = hashlib.sha256()
@@ -46,6 +37,7 @@ def digest(file: Path) -> str:
 def reproduce(options: argparse.Namespace, specs: Sequence[str]) -> str:
     """The command that makes the same table again; from ``GSM8K_PATH`` where the data were found there."""
     words = ["--model", options.model, *(["--data", options.data] if options.data else [])]
+    words += ["--any-data"] if options.any_data else []
     words += ["--questions", str(options.questions), "--baseline", options.baseline]
     words += [word for spec in specs for word in ("--arm", spec)]
     words += ["--yardstick", options.yardstick, "--batch", str(options.batch), "--seed", str(options.seed)]

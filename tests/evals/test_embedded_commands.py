@@ -31,6 +31,7 @@ def test_parity_leaves_runs_a_record_and_a_verdict(tmp_path: Path, capsys: pytes
     record = json.loads(next((tmp_path / "records").glob("*.jsonl")).read_text())
     assert record["status"] == "MISTRUSTED"
     assert record["emulated"] is True
+    assert "--token-questions 2 --seed 264 --policy non-inferiority --margin 1.5 --alpha 0.05" in record["reproduce"]
     verdict = json.loads((tmp_path / "verdict.json").read_text())
     assert {"logits", "batch", "accuracy", "mean dlogp"} <= {gate["name"] for gate in verdict["gates"]}
 
@@ -91,7 +92,18 @@ def test_a_file_of_numbers_that_are_not_finite_is_strict_json(tmp_path: Path) ->
         (["parity", "--questions", "1"], "at least two questions"),
         (["parity", "--device", "tpu"], "device 'tpu' is not available"),
         (["parity", "--candidate", "fused,norm=nowhere.py:f"], "there is no file nowhere.py"),
+        (["parity", "--model", ""], "there is no model ''"),
+        (["parity", "--extractor", "best"], "unknown extractor 'best'"),
+        (["parity", "--json", "nowhere/verdict.json"], "there is no folder nowhere"),
+        (["parity", "--json", "tests"], "cannot write tests (it is a folder)"),
+        (["parity", "--records", "pyproject.toml"], "cannot write to pyproject.toml"),
+        (["parity", "--runs", "pyproject.toml"], "cannot write to pyproject.toml"),
         (["tokens", "--json", "nowhere/table.json"], "there is no folder nowhere"),
+        (["tokens", "--model", ".."], "tokenizer.json"),
+        (["tokens", "--model", ""], "there is no model ''"),
+        (["tokens", "--data", ""], "--data names nothing"),
+        (["tokens", "--yardstick", "fused"], "does not measure the quantisation noise of unfused"),
+        (["tokens", "--yardstick", "bf16-norms", "--baseline", "bf16-norms"], "another than the baseline"),
         (["tokens", "--model", "nope"], "there is no model 'nope'"),
         (["tokens", "--model", "none.gguf"], "cannot read none.gguf"),
         (["tokens", "--questions", "4", "--arm", "fused", "--arm", "fused"], "two arms have the same name"),

@@ -245,6 +245,7 @@ def test_a_dead_server_stops_the_run_and_the_run_goes_on_later(
         (("--max-tokens", "9"), "holds another run: its settings"),
         (("--questions", "99"), "more than the 60"),
         (("--concurrency", "0"), "must be positive"),
+        (("--timeout", "nan"), "must be positive"),
         (("--model", "large"), "serves 'tiny' and not 'large'"),
         (("--profile", "what"), "unknown prompt profile"),
         (("--profile", "boxed-chat", "--tokens"), "sends chat messages"),
