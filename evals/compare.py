@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import re
 import shlex
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from evals import report, store
 from evals import tokens as token_level
+from evals.answers import find_extractor
 from evals.errors import EvalError
 from evals.pairing import check_headers
 from evals.parity import POLICIES, Parity, Policy, Verdict, decide, decide_totals, find_policy
@@ -56,6 +58,8 @@ def policy_of(options: argparse.Namespace) -> Policy:
         raise EvalError(f"--margin {options.margin:g} is no loss between 0 and 100 points")
     if not 0 < options.alpha < 0.5:
         raise EvalError(f"--alpha {options.alpha:g} is no error probability between 0 and 0.5")
+    if options.extractor:
+        find_extractor(options.extractor)
     return dataclasses.replace(
         find_policy(options.policy), margin=options.margin / 100, alpha=options.alpha, extractor=options.extractor,
         early_stop=getattr(options, "early_stop", False), any_model=getattr(options, "any_model", False),
@@ -74,9 +78,13 @@ def command(options: argparse.Namespace) -> int:
         raise EvalError("--discordance belongs to --totals: of runs it is counted")
     if len(options.runs) != 2:
         raise EvalError("name two run directories, baseline and candidate, or two --totals")
+    _check_paths(options)
     a, b = (store.read(run) for run in options.runs)
     again = store.read(options.again) if options.again else None
     ruler = store.read(options.yardstick) if options.yardstick else None
+    for run in (a, b, again, ruler):
+        if run is not None:
+            _check_scores(run, policy)
     if again is not None:
         check_headers(a.header, again.header, any_model=policy.any_model, same_arm=True)
     verdict = decide(
@@ -103,6 +111,35 @@ def show(parity: Parity, json_file: str | None) -> int:
     return 0 if parity.verdict is Verdict.PARITY else 1
 
 
+def _check_paths(options: argparse.Namespace) -> None:
+    """EvalError where one directory stands for two runs, which would agree with itself."""
+    named = [("baseline", options.runs[0]), ("re-run", options.again), ("yardstick", options.yardstick)]
+    named += [] if options.aa else [("candidate", options.runs[1])]
+    seen: dict[Path, str] = {}
+    for name, run in named:
+        if run is None:
+            continue
+        if (other := seen.setdefault(Path(run).resolve(), name)) != name:
+            also = " (--aa does that on purpose)" if name == "candidate" and other == "baseline" else ""
+            raise EvalError(f"{other} and {name} are the same run directory, {run}{also}")
+
+
+def _check_scores(run: store.Run, policy: Policy) -> None:
+    """EvalError if scores of gold solutions were asked for and are not all there: two arms could lack the same ones."""
+    if run.unscored:
+        first = run.unscored[0]
+        raise EvalError(
+            f"{len(run.unscored)} gold solutions of {run.path} could not be scored, so there is no verdict (first "
+            f"{first.question}: {first.error}); run it again to finish them"
+        )
+    asked, found = run.header.questions, len(run.tokens)
+    if run.header.settings.get("prompt_logprobs") and found != asked and not policy.early_stop:
+        raise EvalError(
+            f"{run.path} has the scores of {found:,} of {asked:,} gold solutions, so there is no verdict; run it again "
+            "to finish it"
+        )
+
+
 def _pairs(a: store.Run, b: store.Run | None, name: str) -> list[TokenPair] | None:
     if b is None or not (a.tokens or b.tokens):
         return None
@@ -118,7 +155,7 @@ def _totals(options: argparse.Namespace, policy: Policy) -> Parity:
     (a, n), (b, m) = ((int(f[1]), int(f[2])) for f in found if f)
     if n != m:
         raise EvalError(f"the totals are over {n} and {m} questions: not the same questions, so nothing is paired")
-    if options.discordance is None:
+    if options.discordance is None or not math.isfinite(options.discordance):
         raise EvalError(
             f"totals do not say how many questions changed, and the verdict depends on it: state a --discordance, at "
             f"least {abs(a - b) / max(n, 1):.4f} here and usually 0.02 to 0.05, or compare the runs"

@@ -91,7 +91,10 @@ def _from_hub(split: str, revision: str | None, any_data: bool) -> Data:
         rows = datasets.load_dataset(HUB_ID, "main", split=split, revision=revision)
     except Exception as error:  # the library raises many kinds: offline, no such revision, a broken cache
         first = (str(error).splitlines() or [""])[0]
-        raise EvalError(f"the datasets library cannot load {HUB_ID} ({type(error).__name__}: {first})") from None
+        raise EvalError(
+            f"the datasets library cannot load {HUB_ID} ({type(error).__name__}: {first}); name a JSONL file, or "
+            f"set {PATH_VARIABLE}"
+        ) from None
     raw = "".join(json.dumps({"question": row["question"], "answer": row["answer"]}) + "\n" for row in rows)
     at = f"@{revision}" if revision else ""
     return parse(raw.encode(), split=split, source=f"{HUB_ID}{at}", any_data=any_data)

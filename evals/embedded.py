@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evals import synthetic, tokenizer
+from evals import places, synthetic, tokenizer
 from evals.errors import EvalError
 from evals.progress import Progress
 from evals.samples import Header, Sample, TokenPair
@@ -59,14 +59,20 @@ def questions(count: int, seed: int) -> Questions:
     return Questions(ordered(problems, seed), hashlib.sha256(lines.encode()).hexdigest(), seed)
 
 
+def shipped(model: str) -> Path | None:
+    """The folder of the model that is shipped under this name, if there is one."""
+    folder = MODELS / model
+    return folder if folder.parent == MODELS and model not in ("", ".", "..") and folder.is_dir() else None
+
+
 def load(model: str, device: str) -> Any:
     """The decoder of a shipped model's name or a folder; EvalError if it is missing or has another vocabulary."""
     from evals.decoder import from_folder
 
-    folder = MODELS / model if (MODELS / model).is_dir() else Path(model)
-    if not folder.is_dir():
-        shipped = ", ".join(sorted(path.name for path in MODELS.iterdir() if path.is_dir())) if MODELS.is_dir() else ""
-        raise EvalError(f"there is no model {model!r}: neither shipped ({shipped or 'none'}) nor a folder")
+    folder = shipped(model) or Path(model)
+    if not model or not folder.is_dir():
+        names = ", ".join(sorted(path.name for path in MODELS.iterdir() if path.is_dir())) if MODELS.is_dir() else ""
+        raise EvalError(f"there is no model {model!r}: neither shipped ({names or 'none'}) nor a folder")
     decoder = from_folder(folder, device)
     try:
         known = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
@@ -206,15 +212,21 @@ def command(options: argparse.Namespace) -> int:
     if options.questions < 2 or options.token_questions < 2:
         raise EvalError("--questions and --token-questions need at least two questions")
     check_device(options.device)
+    if options.json and options.json != "-":
+        places.check_file(options.json)
+    for folder in (options.records, options.runs):
+        if folder:
+            places.check_folder(folder)
     baseline, candidate = (make_arm(spec, options.device) for spec in (options.baseline, options.candidate))
     if baseline.kernels == candidate.kernels and not policy.aa:
         raise EvalError(f"baseline and candidate are the same kernels: {options.baseline} and {options.candidate}")
     asked = questions(options.questions, options.seed)
     model = load(options.model, options.device)
     verdict = judge(model, baseline, candidate, asked, options, policy)
+    code = compare.show(verdict, options.json)
     if options.records:
         _record(verdict, baseline, candidate, options)
-    return compare.show(verdict, options.json)
+    return code
 
 
 def check_device(device: str) -> None:
@@ -296,7 +308,9 @@ def _record(verdict: Any, baseline: Any, candidate: Any, options: argparse.Names
     if kernel is None:
         raise EvalError("the candidate quantizes nothing, so there is no kernel whose claim a record could be")
     words = ["--baseline", options.baseline, "--candidate", options.candidate, "--model", options.model]
-    words += ["--questions", str(options.questions), "--seed", str(options.seed), "--margin", f"{options.margin:g}"]
+    words += ["--questions", str(options.questions), "--token-questions", str(options.token_questions)]
+    words += ["--seed", str(options.seed), "--policy", options.policy, "--margin", f"{options.margin:g}"]
+    words += ["--alpha", f"{options.alpha:g}", *(["--extractor", options.extractor] if options.extractor else [])]
     made = record(
         verdict, kernel=kernel.name, model=options.model, seed=options.seed, device=options.device,
         arch=arch.architecture(options.device), contract=kernel.contract, emulated=kernel.emulated, fake=kernel.fake,

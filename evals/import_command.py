@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from evals import importers, store
 from evals.errors import EvalError
@@ -25,6 +26,8 @@ def command(options: argparse.Namespace) -> int:
     arm = options.arm or options.out.rstrip("/").rsplit("/", 1)[-1]
     kernels = {"add_rmsnorm_quant": options.norm_kernel} if options.norm_kernel else {}
     found = READERS[options.harness](options.file, arm=arm, model=options.model, kernels=kernels)
+    if (Path(options.out) / store.HEADER).exists():
+        raise EvalError(f"{options.out} holds a run already; take a new directory")
     store.write(options.out, found.header, found.samples)
     failed = sum(s.error is not None for s in found.samples)
     answers = f"{len(found.samples) - failed:,} answers and {failed:,} errors"

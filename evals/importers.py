@@ -2,8 +2,9 @@
 
 Read from their sources: lm-eval (``--log_samples``) writes one object a document and filter, with ``doc_id``, ``doc``,
 ``target``, ``arguments``, ``resps``, ``filter`` and ``prompt_hash``; sgl-eval's ``PredictionsWriter`` one a sample,
-with ``generation``, ``id``, ``expected_answer``, ``num_generated_tokens`` and ``problem``, in order of completion. Both
-turn a failed request into an empty text; an empty completion is therefore taken as an error and never as an answer.
+with ``generation``, ``id``, ``expected_answer``, ``num_generated_tokens``, ``problem`` and, of late, ``finish_reason``,
+in order of completion. Both turn a failed request into an empty text; an empty completion is therefore taken as an
+error and never as an answer.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from evals.errors import EvalError
 from evals.samples import Header, Sample
 
 EMPTY = "the harness recorded an empty completion, which is also how it records a failed request"
+FAILED = "the harness recorded a failed request"
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,9 @@ def lm_eval(path: str | Path, *, arm: str, model: str = "unknown", kernels: dict
     file = _one(Path(path), "samples_*.jsonl")
     samples: dict[tuple[str, int], Sample] = {}
     questions: dict[int, str] = {}
+    generation: dict[str, Any] = {}
     for row, where in _rows(file):
+        generation = generation or _generation(row)
         try:
             index, target, responses = row["doc_id"], row["target"], row["resps"][0]
             question = row["doc"]["question"]
@@ -56,7 +60,7 @@ def lm_eval(path: str | Path, *, arm: str, model: str = "unknown", kernels: dict
             known = samples.setdefault((sample.question, repeat), sample)
             if known.text != sample.text:
                 raise EvalError(f"{where}: document {index} stands in the file with two different completions")
-    settings = {"extractor": "flexible", "filters": "of lm-eval"}
+    settings = {"extractor": "flexible", "filters": "of lm-eval", **generation}
     return _imported(file, "lm-eval", "lm-eval-gsm8k/imported", arm, model, kernels, samples, questions, settings)
 
 
@@ -80,13 +84,27 @@ def sgl_eval(path: str | Path, *, arm: str, model: str = "unknown", kernels: dic
                 ) from None
             tail = re.search(r"(\d+)$", name)
             index = int(tail[1]) if tail else len(questions)
-            sample = _sample(name, index, _gold(target, where), text, repeat, "", row.get("num_generated_tokens"))
+            sample = _sample(
+                name, index, _gold(target, where), text, repeat, "", row.get("num_generated_tokens"),
+                row.get("finish_reason"),
+            )  # fmt: skip
             if (name, repeat) in samples:
                 raise EvalError(f"{where}: question {name} stands twice in this repeat")
             samples[name, repeat] = sample
             questions[index] = str(row.get("problem", name))
     settings = {"extractor": "boxed"}
     return _imported(root, "sgl-eval", "boxed-chat/imported", arm, model, kernels, samples, questions, settings)
+
+
+def _generation(row: Any) -> dict[str, Any]:
+    """How lm-eval asked (stop strings, temperature, length), from a sample's ``arguments``: {"gen_args_0": {"arg_0":
+    prompt, "arg_1": settings}}, in older versions [[prompt, settings]]. Nothing where there is neither."""
+    asked = row.get("arguments") if isinstance(row, dict) else None
+    try:
+        found = asked["gen_args_0"]["arg_1"] if isinstance(asked, dict) else asked[0][1]  # type: ignore[index]
+    except (KeyError, IndexError, TypeError):
+        return {}
+    return {"generation": found} if isinstance(found, dict) else {}
 
 
 def _one(path: Path, pattern: str) -> Path:
@@ -99,10 +117,18 @@ def _one(path: Path, pattern: str) -> Path:
 
 
 def _rows(file: Path) -> Iterator[tuple[Any, str]]:
+    """(value, "file:line") of every line. Some versions of lm-eval wrote one JSON list instead (its issue 1493)."""
     try:
-        lines = file.read_bytes().split(b"\n")
+        raw = file.read_bytes()
     except OSError as error:
         raise EvalError(f"cannot read {file} ({error.strerror or error})") from None
+    if raw.lstrip().startswith(b"["):
+        try:
+            yield from ((value, f"{file}, entry {n}") for n, value in enumerate(json.loads(raw), 1))
+        except ValueError:
+            raise EvalError(f"{file} is not JSON") from None
+        return
+    lines = raw.split(b"\n")
     for number_, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -122,14 +148,17 @@ def _gold(target: object, where: str) -> str:
     return format(value, "f")
 
 
-def _sample(name: str, order: int, right: str, text: object, repeat: int, prompt: str, length: object = None) -> Sample:
+def _sample(
+    name: str, order: int, right: str, text: object, repeat: int, prompt: str, length: object = None,
+    finish: object = None,
+) -> Sample:  # fmt: skip
     if text is not None and not isinstance(text, str):
         raise EvalError(f"question {name}: the completion is no text")
-    failed = not (text or "").strip()
+    error = FAILED if finish == "error" else None if (text or "").strip() else EMPTY
     tokens = length if type(length) is int and length > 0 else None
     return Sample(
-        name, order, right, None if failed else text, error=EMPTY if failed else None, repeat=repeat,
-        prompt_sha256=prompt, length=tokens,
+        name, order, right, None if error else text, str(finish) if finish and not error else None, error,
+        repeat=repeat, prompt_sha256=prompt, length=tokens,
     )  # fmt: skip
 
 

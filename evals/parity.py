@@ -69,8 +69,8 @@ def decide(
     accuracy, bounds = answer_gates.accuracy(table, marks, pairs, policy)
     gates = [
         answer_gates.floor(table, policy), accuracy, *answer_gates.guards(marks, how, pairs, policy),
-        answer_gates.arms_differ(differ, how, pairs, policy), *answer_gates.reported(table, marks, how, pairs),
-        answer_gates.sensitivity(pairs, policy, extractor),
+        answer_gates.arms_differ(differ, how, pairs, policy, headers is not None),
+        *answer_gates.reported(table, marks, how, pairs), answer_gates.sensitivity(pairs, policy, extractor),
     ]  # fmt: skip
     if again is not None:
         rerun = align(baseline, again, names=("baseline", "its re-run"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import os
 import sys
 import time
@@ -19,7 +20,7 @@ from typing import Any
 from evals import data, probe, prompts, store
 from evals.client import Client, Limits, RequestFailed
 from evals.errors import EvalError
-from evals.samples import Header, Sample
+from evals.samples import ANSWER, SCORE, Header, Sample
 
 WHOLE_RUN = "(the whole run)"
 """Stands for a question in the error that spoils a run."""
@@ -64,7 +65,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def command(options: argparse.Namespace) -> int:
     for name in ("questions", "repeat", "max_tokens", "concurrency", "timeout", "attempts"):
         value = getattr(options, name)
-        if value is not None and value <= 0:
+        if value is not None and not 0 < value < math.inf:
             raise EvalError(f"--{name.replace('_', '-')} must be positive, and is {value:g}")
     tasks, found, profile = _tasks(options)
     if options.tokens and profile.kind == "chat":
@@ -211,13 +212,13 @@ class _Run:
     def _failure(self, task: Task, error: RequestFailed, answer: bool) -> None:
         self.failed, self.in_row = self.failed + 1, self.in_row + 1
         self.first_error = self.first_error or f"{task.question}: {error}"
-        if answer:
-            self.writer.add(
-                Sample(
-                    task.question, task.order, task.gold, None, None, str(error), None, None,
-                    prompts.prompt_sha256(task.text), task.repeat, error.attempts, round(error.seconds, 4),
-                )
-            )  # fmt: skip
+        self.writer.add(
+            Sample(
+                task.question, task.order, task.gold, None, None, str(error), None, None,
+                prompts.prompt_sha256(task.text), task.repeat, error.attempts, round(error.seconds, 4),
+                ANSWER if answer else SCORE,
+            )
+        )  # fmt: skip
         if self.in_row >= BREAKER * self.client.limits.concurrency:
             raise EvalError(
                 f"{self.in_row} requests failed one after another, so the run stops (last {task.question}: {error}); "

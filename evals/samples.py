@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 SCHEMA_VERSION = 1
+ANSWER, SCORE = "answer", "score"
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Sample:
     permutation. text: the completion, None where there is an ``error`` (a sentence; infrastructure, never scored).
     gold: the right answer as an exact decimal in text. finish: ``stop``, ``length`` or what the server said.
     tokens: ids of the completion where the backend gives them, for the first divergence; length: their number.
+    what: ``answer``, or ``score`` for a gold solution whose log-probabilities could not be had: always an error.
     """
 
     question: str
@@ -60,6 +62,7 @@ class Sample:
     repeat: int = 0
     attempts: int = 1
     seconds: float = 0.0
+    what: str = ANSWER
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Run directories: what an arm left behind, appended as it happens, read strictly.
 
 ``header.json`` is written first and never changed. ``samples.jsonl`` holds one answer for each (question, repeat),
-``errors.jsonl`` every request that failed for good (a later answer settles it), ``tokens.jsonl`` teacher-forced scores.
+``errors.jsonl`` every request that failed for good, for an answer or for the scores of a gold solution (a later one
+settles it), ``tokens.jsonl`` teacher-forced scores.
 A kill can cut the last line of a file: it is dropped, and its question is asked again. Anything else that cannot be
 read is an error, as is a question that was answered twice.
 """
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from evals.errors import EvalError
-from evals.samples import SCHEMA_VERSION, Header, Sample, TokenScore
+from evals.samples import ANSWER, SCHEMA_VERSION, SCORE, Header, Sample, TokenScore
 
 HEADER, SAMPLES, ERRORS, TOKENS = "header.json", "samples.jsonl", "errors.jsonl", "tokens.jsonl"
 Key = tuple[str, int]
@@ -28,13 +29,15 @@ SYNC_SECONDS = 2.0
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run directory as read. samples: answers. errors: the last error of every question that has no answer yet."""
+    """A run directory as read. samples: answers. errors: the last error of every question that has no answer yet;
+    unscored: of every gold solution that failed and has no scores yet."""
 
     path: Path
     header: Header
     samples: tuple[Sample, ...]
     errors: tuple[Sample, ...] = ()
     tokens: tuple[TokenScore, ...] = ()
+    unscored: tuple[Sample, ...] = ()
 
     @property
     def everything(self) -> tuple[Sample, ...]:
@@ -98,7 +101,7 @@ class Writer:
         if sample.error is not None:
             self._append(ERRORS, sample)
             return
-        if sample.text is None:
+        if sample.text is None or sample.what != ANSWER:
             raise EvalError(f"question {sample.question} has neither text nor error")
         if key(sample) in self.done:
             raise EvalError(f"question {sample.question} (repeat {sample.repeat}) is answered twice in {self.path}")
@@ -214,18 +217,21 @@ def read(path: str | Path) -> Run:
     samples = [_sample(value, where) for value, where in _lines(root / SAMPLES)]
     seen: set[Key] = set()
     for sample in samples:
-        if sample.error is not None or sample.text is None:
+        if sample.error is not None or sample.text is None or sample.what != ANSWER:
             raise EvalError(f"{root / SAMPLES}: question {sample.question} is an error or has no text")
         if key(sample) in seen:
             raise EvalError(f"{root / SAMPLES}: question {sample.question} (repeat {sample.repeat}) is answered twice")
         seen.add(key(sample))
-    errors = {key(s): s for s in (_sample(value, where) for value, where in _lines(root / ERRORS))}
+    errors: dict[str, dict[Key, Sample]] = {ANSWER: {}, SCORE: {}}
+    for failed in (_sample(value, where) for value, where in _lines(root / ERRORS)):
+        errors[failed.what][key(failed)] = failed
     tokens = [_score(value, where) for value, where in _lines(root / TOKENS)]
     scored = {t.question for t in tokens}
     if len(scored) != len(tokens):
         raise EvalError(f"{root / TOKENS}: a question is scored twice")
-    left = tuple(s for k, s in errors.items() if k not in seen)
-    return Run(root, header, tuple(samples), left, tuple(tokens))
+    left = tuple(s for k, s in errors[ANSWER].items() if k not in seen)
+    unscored = tuple(s for s in errors[SCORE].values() if s.question not in scored)
+    return Run(root, header, tuple(samples), left, tuple(tokens), unscored)
 
 
 def write(path: str | Path, header: Header, samples: Iterable[Sample], tokens: Iterable[TokenScore] = ()) -> None:
@@ -272,6 +278,8 @@ def _sample(value: Any, where: str) -> Sample:
     sample: Sample = _build(Sample, value, where)
     if not isinstance(sample.question, str) or not isinstance(sample.gold, str) or type(sample.repeat) is not int:
         raise EvalError(f"{where}: question and gold must be text and repeat a number")
+    if sample.what not in (ANSWER, SCORE):
+        raise EvalError(f"{where}: what is {sample.what!r}, and must be {ANSWER} or {SCORE}")
     return sample
 
 

@@ -8,22 +8,21 @@ on whole distributions; the yardstick is the same model without activation quant
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import importlib.util
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evals import synthetic
+from evals import places, synthetic, token_record
 from evals.errors import EvalError
 from evals.progress import Progress
 from evals.samples import TokenPair
 
 SMOLLM2 = "smollm2"
 AGAIN = "unfused again, other batch"
-SYNTHETIC = "synthetic"
+YARDSTICKS = ("bf16-norms", "bf16")
+SYNTHETIC, SYNTHETIC_NAME = "synthetic", "synthetic held-out problems"
 
 
 @dataclass(frozen=True)
@@ -42,11 +41,22 @@ class Row:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model and how it reads text. encode(text) -> ids. end: ids that close a solution."""
+    """A model and how it reads text. encode(text) -> ids. end: ids that close a solution. files: it was read from."""
 
     decoder: Any
     encode: Any
     end: tuple[int, ...]
+    files: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is scored. name: in words; sha256: of the questions' file, or of the generated problems' JSON lines.
+    solutions: (id, prompt ids, solution ids) of the first of the permutation."""
+
+    name: str
+    sha256: str
+    solutions: list[tuple[str, Any, Any]]
 
 
 def smollm2_file() -> Path:
@@ -75,13 +85,14 @@ def load(model: str, device: str) -> Loaded:
             from_state(Path(model).stem, read.config, read.state, device=device),
             lambda text: reader.encode(text).ids,
             (),
+            (Path(model),),
         )
-    if (embedded.MODELS / model).is_dir():
-        return Loaded(embedded.load(model, device), tokenizer.encode, (tokenizer.END_ID,))
+    if (shipped := embedded.shipped(model)) is not None:
+        return Loaded(embedded.load(model, device), tokenizer.encode, (tokenizer.END_ID,), _checkpoint(shipped))
     from evals.decoder import from_folder
 
     folder = Path(model)
-    if not folder.is_dir():
+    if not model or not folder.is_dir():
         raise EvalError(f"there is no model {model!r}: neither {SMOLLM2}, a shipped name, a .gguf file nor a folder")
     try:
         from tokenizers import Tokenizer
@@ -93,25 +104,39 @@ def load(model: str, device: str) -> Loaded:
         reader = Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as error:  # the library raises plain Exception
         raise EvalError(f"cannot read {folder / 'tokenizer.json'}: {' '.join(str(error).split())[:120]}") from None
-    return Loaded(from_folder(folder, device), lambda text: reader.encode(text, add_special_tokens=False).ids, ())
+    return Loaded(
+        from_folder(folder, device),
+        lambda text: reader.encode(text, add_special_tokens=False).ids,
+        (),
+        _checkpoint(folder),
+    )
 
 
-def questions(data: str | None, count: int, seed: int, model: Loaded) -> tuple[str, list[tuple[str, Any, Any]]]:
-    """What is scored, in words, and (id, prompt ids, solution ids) of the first ``count`` of the permutation."""
+def _checkpoint(folder: Path) -> tuple[Path, ...]:
+    """Every file of a checkpoint folder that the numbers depend on."""
+    return tuple(sorted(file for kind in ("*.safetensors", "*.json") for file in folder.glob(kind)))
+
+
+def questions(data: str | None, count: int, seed: int, model: Loaded, any_data: bool = False) -> Asked:
+    """The first ``count`` gold solutions of the permutation; EvalError if there are fewer."""
     if data == SYNTHETIC:
-        found = [(p.id, p.question, p.solution) for p in synthetic.held_out(count, synthetic.EMBEDDED_SEED + seed)]
-        name = "synthetic held-out problems"
+        from evals import embedded
+
+        some = embedded.questions(count, seed)
+        found, name, sha256 = [(p.id, p.question, p.solution) for p in some.problems], SYNTHETIC_NAME, some.sha256
     else:
         from evals import data as gsm8k
 
-        read = gsm8k.load(data)
+        read = gsm8k.load(data, any_data=any_data)
+        if count > len(read.problems):
+            raise EvalError(f"--questions {count} is more than the {len(read.problems)} that there are")
         found = [(p.id, p.question, p.solution) for p in gsm8k.ordered(read.problems, seed)][:count]
-        name = read.name
+        name, sha256 = read.name, read.sha256
     made = []
     for identity, question, solution in found:
-        asked = model.encode(synthetic.prompt(question))
-        made.append((identity, asked, [*model.encode(synthetic.completion(solution)), *model.end]))
-    return name, made
+        prompt = model.encode(synthetic.prompt(question))
+        made.append((identity, prompt, [*model.encode(synthetic.completion(solution)), *model.end]))
+    return Asked(name, sha256, made)
 
 
 def label(spec: str) -> str:
@@ -133,6 +158,11 @@ def table(
     if len({arm.name for arm in arms}) != len(arms):
         raise EvalError("two arms have the same name: name each kernel once")
     ruler = make_arm(options.yardstick, options.device, f"yardstick {options.yardstick}")
+    if ruler.preset not in YARDSTICKS or ruler.preset == baseline.preset:
+        raise EvalError(
+            f"--yardstick {options.yardstick} does not measure the quantisation noise of {options.baseline}: it must "
+            f"be {' or '.join(YARDSTICKS)}, and another than the baseline"
+        )
     passes = [Pass(arm.name, arm) for arm in arms]
     passes += [Pass(AGAIN, baseline, max(1, options.batch // 3)), Pass(ruler.name, ruler)]
     with Progress(f"gold solutions through {len(passes) + 1} arms", len(some)) as progress:
@@ -200,6 +230,7 @@ def judged(row: Row) -> str:
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="tiny-glm", help="tiny-glm, smollm2, a .gguf file or a checkpoint folder")
     parser.add_argument("--data", metavar="PATH", help="GSM8K's JSONL file or its folder, or 'synthetic'")
+    parser.add_argument("--any-data", action="store_true", help="take questions that are not GSM8K's")
     parser.add_argument("--questions", type=int, default=64, metavar="N", help="gold solutions scored (default: 64)")
     parser.add_argument("--baseline", default="unfused", metavar="ARM")
     parser.add_argument("--arm", action="append", metavar="ARM", help="arm under test, repeatable (default: fused)")
@@ -207,7 +238,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=8, metavar="ROWS")
     parser.add_argument("--seed", type=int, default=0, help="of the permutation")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--json", metavar="FILE", help="write the numbers as JSON too")
+    parser.add_argument("--json", metavar="FILE", help="write the rows, and all that repeats them, as JSON")
 
 
 def command(options: argparse.Namespace) -> int:
@@ -216,13 +247,18 @@ def command(options: argparse.Namespace) -> int:
 
     if options.questions < 2 or options.batch < 1:
         raise EvalError("--questions needs at least 2 and --batch at least 1")
+    if options.data == "":
+        raise EvalError("--data names nothing")
     check_device(options.device)
+    if options.json:
+        places.check_file(options.json)
     model = load(options.model, options.device)
-    name, some = questions(options.data or (SYNTHETIC if options.model == "tiny-glm" else None), options.questions,
-                           options.seed, model)  # fmt: skip
-    rows, floor = table(model, some, options.arm or ["fused"], options)
+    asked = questions(options.data or (SYNTHETIC if options.model == "tiny-glm" else None), options.questions,
+                      options.seed, model, options.any_data)  # fmt: skip
+    specs = options.arm or ["fused"]
+    rows, floor = table(model, asked.solutions, specs, options)
     count = rows[0].stats
-    print(f"{model.decoder.name} on {name}: {count.tokens:,} tokens of {count.questions:,} gold solutions, "
+    print(f"{model.decoder.name} on {asked.name}: {count.tokens:,} tokens of {count.questions:,} gold solutions, "
           f"baseline {options.baseline} on {options.device}\n")  # fmt: skip
     print(text(rows, floor))
     for row in rows:
@@ -230,9 +266,5 @@ def command(options: argparse.Namespace) -> int:
             if gate.decides and gate.ok is not True:
                 print(f"{row.arm}: {gate.name}: {gate.sentence}")
     if options.json:
-        made = [dataclasses.asdict(row) for row in (*floor, *rows)]
-        try:
-            Path(options.json).write_text(json.dumps(made, indent=1, default=str) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise EvalError(f"cannot write {options.json} ({error.strerror or error})") from None
+        token_record.write(options.json, token_record.made(options, specs, model, asked, [*floor, *rows]))
     return 1 if any(judged(row).startswith("NO") for row in rows) else 0

@@ -7,6 +7,7 @@ is wrong; quantizer, GEMM and all else stay, so what an evaluation sees is what 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from validators.cases.tensors import NormQuantInputs, NormQuantOutputs
 from validators.kernels.emulated import STAGES, Stage, Work, execute
 from validators.kernels.emulated_gemm import decode
 
+ROOT = Path(__file__).resolve().parents[2]
 CONTRACT = NORM_QUANT_CONTRACTS["aiter-hip-gfx950"]
 CLEAN = STAGES["add_rmsnorm_quant"]
 Made = tuple[Tensor, Tensor, Tensor | None]
@@ -93,5 +95,11 @@ DEFECTS: dict[str, Norm] = {
 
 
 def arm(name: str) -> str:
-    """The spec of an arm with that defect, as ``python -m evals`` takes it."""
-    return f"fused,norm={__file__}:{name}"
+    """The spec of an arm with that defect, as ``python -m evals`` takes it.
+
+    Kernels are recorded under the name that they were given. From the repository's root, where records are made, the
+    path is the one inside the repository, so that no record names a folder of the machine that made it.
+    """
+    here = Path(__file__).resolve()
+    below = Path.cwd().resolve() == ROOT
+    return f"fused,norm={(here.relative_to(ROOT) if below else here).as_posix()}:{name}"

@@ -218,12 +218,15 @@ def main() -> None:
     parser.add_argument("--version", default="1.0")
     parser.add_argument("--delay", type=float, default=0.0)
     parser.add_argument("--fault", action="append", default=[], metavar="KIND:EVERY")
+    parser.add_argument("--first", type=int, default=sys.maxsize, help="faults among the first so many requests only")
     options = parser.parse_args()
     faults = {kind: int(every) for kind, _, every in (f.partition(":") for f in options.fault)}
 
     async def serve() -> None:
         server = await Server(
-            Settings(options.model, options.flavour, options.salt, options.version, faults, delay=options.delay)
+            Settings(
+                options.model, options.flavour, options.salt, options.version, faults, options.first, options.delay
+            )
         ).start(options.port)
         print(server.port, flush=True)
         await asyncio.Event().wait()

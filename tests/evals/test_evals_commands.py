@@ -114,6 +114,7 @@ BAD = [
     (["gsm8k", "compare", "--totals", "0.948", "0.943"], "totals are written RIGHT/ALL", ""),
     (["gsm8k", "compare", "--totals", "10/200", "10/100"], "over 200 and 100 questions", ""),
     (["gsm8k", "compare", "--totals", "190/200", "189/200"], "at least 0.0050 here", ""),
+    ([*SEED_CASE[:-1], "nan"], "state a --discordance", ""),
     ([*SEED_CASE, "a", "b"], "--totals stands alone", ""),
     (["import", "helm", "f", "--out", "x"], "unknown harness 'helm'; known: lm-eval, sgl-eval", ""),
     (["import", "lm-eval", "nothing.jsonl", "--out", "x"], "cannot read nothing.jsonl", ""),
@@ -146,7 +147,36 @@ def test_an_imported_run_is_compared(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(["gsm8k", "compare", str(tmp_path / "before"), str(tmp_path / "after")]) == 1
     assert capsys.readouterr().out.startswith("REGRESSION: after against before")
     assert main(["import", "lm-eval", str(tmp_path / "samples_after.jsonl"), "--out", str(tmp_path / "before")]) == 2
-    assert "before holds another run" in capsys.readouterr().err
+    assert "before holds a run already; take a new directory" in capsys.readouterr().err
+
+
+def test_one_file_imported_twice_is_no_parity(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write(tmp_path / "samples_x.jsonl", [lm_eval_row(i, f"#### {i}", "strict-match") for i in range(600)])
+    runs = [str(tmp_path / name) for name in ("a", "b")]
+    for out in runs:
+        assert main(["import", "lm-eval", str(file), "--out", out]) == 0
+    capsys.readouterr()
+    assert main(["gsm8k", "compare", *runs]) == 1
+    out = capsys.readouterr().out
+    assert out.startswith("INCONCLUSIVE")
+    assert "arms: nothing recorded shows that the arms differ; all completions are identical" in out
+    assert main(["gsm8k", "compare", *runs, "--aa"]) == 0
+    # With the kernels named, identical completions are what a harmless change gives.
+    named = str(tmp_path / "c")
+    assert main(["import", "lm-eval", str(file), "--out", named, "--norm-kernel", "my/fused"]) == 0
+    assert main(["gsm8k", "compare", runs[0], named]) == 0
+
+
+def test_one_directory_is_not_two_runs(runs: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = runs
+    again = str(Path(a) / ".." / "a")
+    for words, sentence in (
+        ([a, again], "baseline and candidate are the same run directory"),
+        ([a, b, "--again", again], "baseline and re-run are the same run directory"),
+        ([a, b, "--yardstick", b], "yardstick and candidate are the same run directory"),
+    ):
+        assert main(["gsm8k", "compare", *words]) == 2
+        assert sentence in capsys.readouterr().err
 
 
 def test_help_of_every_command_of_this_checkout(capsys: pytest.CaptureFixture[str]) -> None:

@@ -82,6 +82,50 @@ def test_sgl_eval_in_order_of_completion_and_by_repeat(tmp_path: Path) -> None:
     assert {s.repeat for s in single.samples} == {0}
 
 
+def test_the_list_that_some_versions_of_lm_eval_wrote(tmp_path: Path) -> None:
+    rows = [lm_eval_row(i, f"#### {i}", "s") for i in (0, 1)]
+    lines = importers.lm_eval(write(tmp_path / "lines.jsonl", rows), arm="a")
+    (tmp_path / "list.jsonl").write_text(json.dumps(rows, indent=2))
+    assert importers.lm_eval(tmp_path / "list.jsonl", arm="a").samples == lines.samples
+    (tmp_path / "list.jsonl").write_text(json.dumps([*rows, {"doc_id": 2}]))
+    with pytest.raises(EvalError, match=r"list.jsonl, entry 3 is no sample"):
+        importers.lm_eval(tmp_path / "list.jsonl", arm="a")
+    (tmp_path / "list.jsonl").write_text("[{")
+    with pytest.raises(EvalError, match=r"list.jsonl is not JSON"):
+        importers.lm_eval(tmp_path / "list.jsonl", arm="a")
+
+
+def test_sgl_eval_says_how_a_completion_ended(tmp_path: Path) -> None:
+    """Its newer files hold finish_reason: cut answers are counted, and "error" is no answer whatever stands in it."""
+    ended = [("stop", "\\boxed{0}"), ("length", "so it"), ("error", "half an answer"), ("error", "")]
+    rows = [{**sgl_eval_row(f"gsm8k-{i}", text, "0"), "finish_reason": f} for i, (f, text) in enumerate(ended)]
+    found = importers.sgl_eval(write(tmp_path / "output-rs0.jsonl", rows), arm="a")
+    assert [s.finish for s in found.samples] == ["stop", "length", None, None]
+    assert [s.error for s in found.samples] == [None, None, importers.FAILED, importers.FAILED]
+    assert [s.text for s in found.samples] == ["\\boxed{0}", "so it", None, None]
+
+
+def test_lm_eval_arms_that_were_asked_otherwise_are_not_compared(tmp_path: Path) -> None:
+    """Both forms of its arguments hold the settings of the request; another length limit is another question."""
+    short = {"until": ["Question:"], "do_sample": False, "max_gen_toks": 64}
+    made = []
+    for name, arguments in (
+        ("new", {"gen_args_0": {"arg_0": "Question: ...", "arg_1": short}}),
+        ("old", [["Question: ...", short]]),
+        ("other", {"gen_args_0": {"arg_0": "Question: ...", "arg_1": {**short, "max_gen_toks": 256}}}),
+        ("none", []),
+    ):
+        rows = [{**lm_eval_row(i, f"#### {i}", "s"), "arguments": arguments} for i in (0, 1)]
+        made.append(importers.lm_eval(write(tmp_path / f"samples_{name}.jsonl", rows), arm=name))
+    new, old, other, none = made
+    assert new.header.settings == old.header.settings
+    assert new.header.settings["generation"] == short
+    assert "generation" not in none.header.settings
+    decide(new.samples, old.samples, headers=(new.header, old.header))
+    with pytest.raises(EvalError, match="setting generation is"):
+        decide(new.samples, other.samples, headers=(new.header, other.header))
+
+
 def test_imported_arms_are_compared_with_the_same_statistics(tmp_path: Path) -> None:
     """600 documents, of which 2 are lost: the import changes nothing in the numbers."""
     arms = []

@@ -174,7 +174,8 @@ def test_a_run_against_itself_on_purpose() -> None:
 def test_identical_completions_are_remarked_upon() -> None:
     a, _ = two_arms(1319, 1250, 0, 0)
     parity = decide(a, a, headers=HEADERS)
-    assert "all completions are identical, so make sure that the change was on" in gate(parity, "arms")[1]
+    assert gate(parity, "arms")[1].endswith("all completions are identical, so make sure that the change was on")
+    assert parity.verdict is Verdict.PARITY
 
 
 def test_a_baseline_that_has_nothing_right_shows_nothing() -> None:

@@ -59,6 +59,26 @@ def test_an_answer_settles_an_error_and_nothing_is_answered_twice(tmp_path: Path
         store.read(tmp_path)
 
 
+def test_scores_settle_the_errors_of_scores_and_answers_those_of_answers(tmp_path: Path) -> None:
+    lost = replace(sample(0, error="HTTP 400"), what="score")
+    with store.Writer(tmp_path, HEADER) as writer:
+        writer.add(sample(0, error="timeout"))
+        writer.add(lost)
+        with pytest.raises(EvalError, match="neither text nor error"):
+            writer.add(replace(sample(0), what="score"))
+        writer.add(sample(0))
+    run = store.read(tmp_path)
+    assert (run.errors, run.unscored, run.everything) == ((), (lost,), run.samples)
+    with store.Writer(tmp_path, HEADER) as writer:
+        assert not writer.scored
+        writer.add_tokens(TokenScore("q0", (5,), (-0.5,), (5,)))
+    assert store.read(tmp_path).unscored == ()
+    with (tmp_path / store.ERRORS).open("a") as file:
+        file.write((tmp_path / store.SAMPLES).read_text().replace('"answer"', '"guess"'))
+    with pytest.raises(EvalError, match=r"errors.jsonl:3: what is 'guess'"):
+        store.read(tmp_path)
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 400))
 def test_a_file_cut_anywhere_resumes_with_nothing_twice(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:

@@ -131,6 +131,38 @@ def test_a_lasting_error_is_no_answer_and_is_settled_later(
     whole(out)
 
 
+def test_a_gold_solution_that_could_not_be_scored_is_an_error_until_it_is(
+    servers: list[Process], questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Scores are asked for first, two requests each, so every fault falls on them: all answers are there.
+    servers.append(Process("--fault", "400:7", "--first", "60"))
+    out = tmp_path / "r"
+    words = options(servers[0].url, questions, out, "--tokens")
+    assert main(words) == 2
+    assert "ended in an error, so there is no verdict yet" in capsys.readouterr().err
+    whole(out)
+    run = store.read(out)
+    failed = {e.question for e in run.unscored}
+    assert 5 <= len(failed) <= 9  # every seventh of 60 requests; those before the scores look at the server
+    assert failed | {t.question for t in run.tokens} == {s.question for s in run.samples}
+    assert len(failed) + len(run.tokens) == COUNT
+    assert all(e.what == "score" and e.text is None and "made to fail with 400" in (e.error or "")
+               for e in run.unscored)  # fmt: skip
+    assert main(["gsm8k", "compare", str(out), str(out), "--aa"]) == 2
+    assert f"{len(failed)} gold solutions of {out} could not be scored" in capsys.readouterr().err
+    assert main(words) == 0
+    whole(out)
+    run = store.read(out)
+    assert len(run.tokens) == COUNT
+    assert not run.unscored
+    assert main(["gsm8k", "compare", str(out), str(out), "--aa"]) != 2
+    # And a hole of another cause, the same in both arms, is no smaller set of questions.
+    lines = (out / store.TOKENS).read_text().splitlines(keepends=True)
+    (out / store.TOKENS).write_text("".join(lines[1:]))
+    assert main(["gsm8k", "compare", str(out), str(out), "--aa"]) == 2
+    assert "has the scores of 59 of 60 gold solutions" in capsys.readouterr().err
+
+
 def test_the_client_is_killed_again_and_again(servers: list[Process], questions: Path, tmp_path: Path) -> None:
     servers.append(Process("--delay", "0.05"))
     out = tmp_path / "r"
@@ -213,6 +245,7 @@ def test_a_dead_server_stops_the_run_and_the_run_goes_on_later(
         (("--max-tokens", "9"), "holds another run: its settings"),
         (("--questions", "99"), "more than the 60"),
         (("--concurrency", "0"), "must be positive"),
+        (("--timeout", "nan"), "must be positive"),
         (("--model", "large"), "serves 'tiny' and not 'large'"),
         (("--profile", "what"), "unknown prompt profile"),
         (("--profile", "boxed-chat", "--tokens"), "sends chat messages"),
