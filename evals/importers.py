@@ -169,7 +169,9 @@ def _imported(
     if not samples:
         raise EvalError(f"{source} holds no sample")
     # Their files do not name their data: what was asked is its own fingerprint, the same in both arms.
-    digest = hashlib.sha256("\0".join(questions[i] for i in sorted(questions)).encode()).hexdigest()
+    digest = hashlib.sha256(
+        "\0".join(questions[i] for i in sorted(questions)).encode("utf-8", "surrogatepass")
+    ).hexdigest()
     asked = len({q for q, _ in samples})
     header = Header(
         arm, model, backend, profile, "gsm8k (as imported)", digest, asked, kernels=dict(kernels or {}),

@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from evals.errors import EvalError
 from evals.samples import ANSWER, SCHEMA_VERSION, SCORE, Header, Sample, TokenScore
+from evals.strict import build
 
 HEADER, SAMPLES, ERRORS, TOKENS = "header.json", "samples.jsonl", "errors.jsonl", "tokens.jsonl"
 Key = tuple[str, int]
@@ -206,7 +207,7 @@ def read_header(path: str | Path) -> Header:
         raise EvalError(f"{file} is not JSON") from None
     if isinstance(value, dict) and value.get("schema") != SCHEMA_VERSION:
         raise EvalError(f"{file} has schema {value.get('schema')!r}, and this suite reads schema {SCHEMA_VERSION}")
-    header: Header = _build(Header, value, str(file))
+    header: Header = build(Header, value, str(file))
     return header
 
 
@@ -258,38 +259,13 @@ def _lines(file: Path) -> Iterator[tuple[Any, str]]:
             yield value, f"{file}:{number}"
 
 
-def _build(kind: Any, value: Any, where: str) -> Any:
-    if not isinstance(value, dict):
-        raise EvalError(f"{where} is no JSON object")
-    names = {f.name for f in dataclasses.fields(kind)}
-    if unknown := sorted(set(value) - names):
-        raise EvalError(f"{where} has a field {unknown[0]!r} that this schema does not know")
-    try:
-        return kind(**value)
-    except TypeError:
-        wanted = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING]
-        missing = [name for name in wanted if name not in value]
-        raise EvalError(f"{where} lacks the field {missing[0] if missing else '?'!r}") from None
-
-
 def _sample(value: Any, where: str) -> Sample:
-    if isinstance(value, dict) and isinstance(value.get("tokens"), list):
-        value = {**value, "tokens": tuple(value["tokens"])}
-    sample: Sample = _build(Sample, value, where)
-    if not isinstance(sample.question, str) or not isinstance(sample.gold, str) or type(sample.repeat) is not int:
-        raise EvalError(f"{where}: question and gold must be text and repeat a number")
+    sample: Sample = build(Sample, value, where)
     if sample.what not in (ANSWER, SCORE):
         raise EvalError(f"{where}: what is {sample.what!r}, and must be {ANSWER} or {SCORE}")
     return sample
 
 
 def _score(value: Any, where: str) -> TokenScore:
-    if isinstance(value, dict):
-        lists = {
-            name: tuple(value[name]) for name in ("tokens", "logprob", "top1") if isinstance(value.get(name), list)
-        }
-        top = value.get("top")
-        places = tuple({int(k): float(v) for k, v in place.items()} for place in top) if top is not None else None
-        value = {**value, **lists, "top": places}
-    score: TokenScore = _build(TokenScore, value, where)
+    score: TokenScore = build(TokenScore, value, where)
     return score
