@@ -255,6 +255,24 @@ def rounded_y(
     return y.to(cast).float() if contract.round_after_weight else y
 
 
+def rounded_ends(
+    z: torch.Tensor, w: torch.Tensor, rms: torch.Tensor, contract: NormQuantContract, fmt: FloatFormat, gemma: bool
+) -> torch.Tensor:
+    """``rounded_y`` of gathered elements at the lower end, the upper end and the nominal rms: fp32 [3, e], rms float64
+    [3, e] in that order."""
+    cast = {"bf16": torch.bfloat16, "fp16": torch.float16}[fmt.name]
+    factors = [end_factors(contract, direction, gemma) for direction in (-1.0, 1.0, 0.0)]
+    if contract.round_after_normalize:
+        weight = w.abs()
+        if gemma:
+            weight = weight * torch.tensor([[f] for _, f in factors], dtype=torch.float32, device=w.device)
+        y = (z.abs() * rms.float()).to(cast).float() * weight
+    else:
+        widening = torch.tensor([[f] for f, _ in factors], dtype=torch.float64, device=rms.device)
+        y = (z * w).abs() * (rms * widening).float()
+    return y.to(cast).float() if contract.round_after_weight else y
+
+
 def end_factors(contract: NormQuantContract, direction: float, gemma: bool) -> tuple[float, float]:
     """What widens the ends of y: (factor of rms before it is rounded to fp32, factor of |w|); see ``rounded_y``."""
     widening = direction * budgets.U * (1.0 if gemma else 0.0)
@@ -305,10 +323,8 @@ def element_t_bounds(
         return t, torch.minimum(inner, outer), torch.maximum(inner, outer)
     sign = torch.where(torch.signbit(z) ^ torch.signbit(w), -1.0, 1.0).to(torch.float64)
     if contract.round_after_normalize or contract.round_after_weight:
-        rms_low, rms_high, rms = (v.to(place)[row] for v in (truth.rms_low, truth.rms_high, truth.rms))
-        low_y = rounded_y(z, w, rms_low, contract, fmt, -1.0, gemma).double()
-        high_y = rounded_y(z, w, rms_high, contract, fmt, 1.0, gemma).double()
-        mid_y = rounded_y(z, w, rms, contract, fmt, 0.0, gemma).double()
+        rms = torch.stack((truth.rms_low, truth.rms_high, truth.rms)).to(place)[:, row]
+        low_y, high_y, mid_y = rounded_ends(z, w, rms, contract, fmt, gemma).double().unbind()
         low, high = t_bounds(low_y, high_y, scale, scale, contract)
         # Where the division is exact the ends coincide, and the nominal t is that fp32 number.
         return order(torch.minimum(torch.maximum(mid_y / scale, low), high), low, high, sign)

@@ -168,7 +168,8 @@ def t_bounds(
         return torch.where(exact, low, low * (1 - width)), torch.where(exact, high, high * (1 + width))
     inverse_low, inverse_high = 1.0 / scale_high, 1.0 / scale_low
     if contract.reciprocal_u <= 1.0:
-        inverse_low, inverse_high = round_fp32(inverse_low), round_fp32(inverse_high)
+        inverse_high = round_fp32(inverse_high)
+        inverse_low = inverse_high if scale_low is scale_high else round_fp32(inverse_low)
     else:
         inverse_low = torch.where(is_power_of_two(scale_high), inverse_low, inverse_low * (1 - width))
         inverse_high = torch.where(is_power_of_two(scale_low), inverse_high, inverse_high * (1 + width))

@@ -256,8 +256,8 @@ def resolve(
     lowest, highest = code_preimages(fmt, contract.overflow, str(place))
     index = code.int()
     least, most = lowest.index_select(0, index), highest.index_select(0, index)
-    # A code that is the only admissible one has error 0 and step 0, and so has an admissible one that holds the exact t:
-    # there is no more to say of them. An exact t on a tie may be evaluated on either side of it, which is not the
+    # A code that is the only admissible one has error 0 and step 0, and so has an admissible one that holds the exact
+    # t: there is no more to say of them. An exact t on a tie may be evaluated on either side of it, which is not the
     # kernel's error. (A bound that is not a number proves nothing.)
     single = int(((low >= least) & (high <= most)).sum())
     slack = budgets.FLOAT64_SLACK * nominal.abs()
@@ -290,7 +290,10 @@ def resolve(
     if not violating:
         return
     wrong = bad.nonzero().flatten()
-    tally.violation_points(row[wrong] + first, col[wrong])
+    row, col = row.long() + first, col.long()
+    # In row order, whatever the order in which the elements were gathered.
+    wrong = wrong[(row[wrong] * tally.cols + col[wrong]).argsort()]
+    tally.violation_points(row[wrong], col[wrong])
     tally.count_nonfinite(values[wrong], nominal[wrong])
 
     def make(i: int) -> Element:
@@ -298,7 +301,7 @@ def resolve(
         low_code, high_code = encode(torch.stack((low[e], high[e])), fmt, contract.overflow)
         ends = sorted((float(decode(low_code, fmt)), float(decode(high_code, fmt))))
         return Element(
-            int(row[e]) + first, int(col[e]), float(nominal[e]), ends[0], ends[1], float(values[e]),
+            int(row[e]), int(col[e]), float(nominal[e]), ends[0], ends[1], float(values[e]),
             f"0x{int(code[e]):02x}", float(err[e]), float(budget[e]), float(steps[e]), {},
         )  # fmt: skip
 
