@@ -116,7 +116,9 @@ def measure(contract_name: str, device: str, repeats: int, shape: tuple[int, int
         statuses.add(f"{record.status.value} {'; '.join(record.reasons)}".strip())
     found = compare(inputs, outputs, contract, survey=survey)
     return {
-        "contract": contract_name, "device": device, "threads": torch.get_num_threads(), "shape": list(shape),
+        "contract": contract_name, "device": device, "torch": torch.__version__,
+        "gpu": torch.cuda.get_device_name() if device.startswith("cuda") else None,
+        "threads": torch.get_num_threads(), "shape": list(shape),
         "compare_s": verdict, "assert_close_s": today, "compare_ratio": verdict / today,
         "validate_s": min(totals), "validate_ratio": min(totals) / today,
         "compare_extra_mib": memory / 2**20, "assert_close_extra_mib": memory_today / 2**20,
@@ -136,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     results = [measure(name, options.device, options.repeats) for name in options.contract or ["aiter-hip-gfx950"]]
     for numbers in results:
-        print(json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in numbers.items()}))
+        print(json.dumps({k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in numbers.items()}))
     return int(any(numbers["violations"] or numbers["statuses"] != ["PASSED"] for numbers in results))
 
 

@@ -317,3 +317,40 @@ def test_the_largest_element_of_a_row_decodes_to_q(fp8: str) -> None:
             outputs = emulated.execute(inputs, None, contract, variant)
             top = decode(outputs.codes, FORMATS[fp8]).abs().amax(dim=1)
             assert torch.equal(top, torch.full_like(top, contract.qmax(fp8)))
+
+
+@presets
+@pytest.mark.parametrize("gemma", [False, True])
+@storage_types
+def test_the_three_ends_of_y_are_those_that_are_formed_one_by_one(name: str, gemma: bool, dtype: str) -> None:
+    contract, fmt = NORM_QUANT_CONTRACTS[name], FORMATS[dtype]
+    draw = torch.Generator().manual_seed(3)
+    z, w = torch.randn(2, 4096, generator=draw)
+    rms = torch.rand(3, 4096, generator=draw).double()
+    ends = truth_of.rounded_ends(z, w, rms, contract, fmt, gemma)
+    for row, direction in zip(range(3), (-1.0, 1.0, 0.0), strict=True):
+        one = truth_of.rounded_y(z, w, rms[row], contract, fmt, direction, gemma)
+        assert torch.equal(ends[row], one)
+
+
+def test_row_maxima_formed_with_another_rms_are_not_taken() -> None:
+    contract = NORM_QUANT_CONTRACTS["vllm"]
+    inputs = inputs_of("gaussian")
+    own = truth(inputs, contract)
+    square_sum = own.z.double().square().sum(-1)
+    low, high = truth_of.rounded_row_max(
+        own.z, own.weight, own.rms_low, own.rms_high, contract, FORMATS["bf16"], False
+    )  # fmt: skip
+    given = truth_of.RowMax(low, high, own.scale.amax_low, own.rms_low, own.rms_high, own.rms)
+
+    def with_rows(row_max: truth_of.RowMax) -> truth_of.NormTruth | None:
+        return truth_of.truth_of_rows(
+            square_sum, own.p_max, own.z, own.weight, None, inputs.eps, contract, "e4m3fn", FORMATS["bf16"],
+            gemma=False, row_max=row_max,
+        )  # fmt: skip
+
+    same = with_rows(given)
+    assert same is not None
+    assert torch.equal(same.scale.low, own.scale.low)
+    assert torch.equal(same.scale.high, own.scale.high)
+    assert with_rows(dataclasses.replace(given, rms_low=own.rms_low * (1 - 2.0**-23))) is None

@@ -8,14 +8,20 @@ from typing import Any
 import pytest
 import torch
 
+from reference import budgets
+from reference.add_rmsnorm_quant import order
 from reference.contract import NORM_QUANT_CONTRACTS
+from reference.formats import FORMATS, FloatFormat, code_preimages
+from reference.quantize import is_power_of_two, t_bounds
 from validators import survey
 from validators.cases.case import Case
 from validators.cases.inputs import build
 from validators.cases.recipes import ADD
 from validators.cases.tensors import NormQuantInputs, NormQuantOutputs
 from validators.compare import compare
+from validators.compare_codes import resolve, survey_tables
 from validators.kernels import emulated
+from validators.tally import Tally
 
 SURVEYOR = survey.survey_on("cuda") if torch.cuda.is_available() else None
 gpu = pytest.mark.skipif(SURVEYOR is None, reason="the survey is a Triton kernel: it needs a GPU with triton")
@@ -35,6 +41,65 @@ def _clean_outputs() -> NormQuantOutputs:
     )  # fmt: skip
     assert isinstance(made, NormQuantOutputs)
     return made
+
+
+def _near_boundaries(fmt: FloatFormat, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(code uint8, t float64) with t within some 2**-14 of an end of the code's preimage."""
+    draw = torch.Generator().manual_seed(seed)
+    codes = torch.tensor([c for c in range(256) if c not in fmt.nan_codes], dtype=torch.uint8)
+    code = codes[torch.randint(len(codes), (count,), generator=draw)]
+    low, high = code_preimages(fmt, "saturate")
+    end = torch.where(torch.rand(count, generator=draw) < 0.5, low[code.long()], high[code.long()])
+    end = torch.where(end.isfinite(), end, torch.where(end > 0, low[code.long()], high[code.long()]))
+    size = 2.0 ** -torch.randint(14, 46, (count,), generator=draw).double()
+    return code, end * (1 + size * torch.randn(count, generator=draw, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("fp8", ["e4m3fn", "e4m3fnuz"])
+@pytest.mark.parametrize("name", list(NORM_QUANT_CONTRACTS))
+def test_the_surveys_screens_say_what_the_judgement_says(name: str, fp8: str) -> None:
+    """On t near the ends of preimages: what the tables call single is single, a choice is none, held has use 0."""
+    contract, fmt = NORM_QUANT_CONTRACTS[name].replace(overflow="saturate"), FORMATS[fp8]
+    qmax, count = contract.qmax(fp8), 200_000
+    tables = survey_tables(fmt, contract, qmax, False, torch.device("cpu"))
+    code, t = _near_boundaries(fmt, count, 11)
+    if contract.round_after_normalize or contract.round_after_weight:
+        draw = torch.Generator().manual_seed(12)
+        y_low = (torch.rand(count, generator=draw) + 0.5).bfloat16()
+        # At one in three the ends of the rms interval round to two neighbours.
+        step = (torch.rand(count, generator=draw) < 1 / 3).short()
+        y_high = (y_low.view(torch.int16) + step).view(torch.bfloat16).double()
+        y_low = y_low.double()
+        y = torch.where(torch.rand(count, generator=draw) < 0.5, y_low, y_high)
+        scale = (y / t.abs()).float().double()
+        ends = t_bounds(y_low, y_high, scale, scale, contract)
+        exact = contract.reciprocal_u <= 1.0
+        near, far = ends if exact else (y_low / scale, y_high / scale)
+        sure = exact | ~is_power_of_two(scale)
+        middle = torch.minimum(torch.maximum(y / scale, ends[0]), ends[1])
+        sign = torch.where(t < 0, -1.0, 1.0).double()
+        nominal, low, high = order(middle, *ends, sign)
+        centre, lower, upper = order(y / scale, near, far, sign)
+    else:
+        b = budgets.code_budget(contract, qmax, gemma=False).bound
+        nominal, low, high = t, torch.minimum(t * (1 - b), t * (1 + b)), torch.maximum(t * (1 - b), t * (1 + b))
+        centre, lower, upper, sure = t, t, t, torch.ones(count, dtype=torch.bool)
+    at = tables[:, :, code.long()]
+    least, most = (end[code.long()] for end in code_preimages(fmt, "saturate"))
+    single = (low >= least) & (high <= most)
+    called_single = (lower >= at[0, 0]) & (upper <= at[0, 1])
+    called_choice = ((lower < at[1, 0]) | (upper > at[1, 1])) & sure
+    held = (centre >= at[2, 0]) & (centre <= at[2, 1])
+    assert not bool((called_single & ~single).any())
+    assert not bool((called_choice & single).any())
+    settled = ~called_single & called_choice & held
+    assert int(called_single.sum()) > count // 20
+    assert int(settled.sum()) > count // 200
+    tally = Tally("codes", 1, count)
+    index = settled.nonzero().flatten()
+    bounds = (nominal[index], low[index], high[index])
+    resolve(tally, 0, torch.zeros_like(index), index, code[index], bounds, fmt, contract)
+    assert (tally.violations, tally.ambiguous, tally.worst_use, tally.steps) == (0, len(index), 0.0, {})
 
 
 def test_there_is_no_survey_on_a_cpu() -> None:
