@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from tests.zoo import Defect, first, gemm_case, gemm_defect
-from validators.kernels.emulated import round_to, truncate_to
 from validators.kernels.emulated_gemm import STAGES, GemmStage, GemmWork, accumulate_fp32, accumulate_groups, decode
+from validators.kernels.emulated_rounding import round_to, truncate_to
 
 CLEAN = STAGES
 SPLITS = 4

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from tests.zoo import Defect, first, lanes_lost, norm_case, norm_quant_defect, quant_case
-from validators.kernels.emulated import STAGES, Stage, Work, round_to
+from validators.kernels.emulated import STAGES, Stage, Work
 from validators.kernels.emulated_gemm import decode
+from validators.kernels.emulated_rounding import round_to
 
 CLEAN = STAGES["per_token_quant"]
 

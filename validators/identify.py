@@ -165,7 +165,8 @@ def _explain_norm(
     inputs: NormQuantInputs | QuantInputs, outputs: Outputs, contract: NormQuantContract, failing: list[str],
     comparisons: Sequence[Comparison],
 ) -> tuple[str, ...]:  # fmt: skip
-    from validators import explain_norm as norm
+    from validators import explain_scene as norm
+    from validators.explain_norm import HYPOTHESES
 
     n = inputs.x.shape[-1]
     count = inputs.x.numel() // n
@@ -174,7 +175,7 @@ def _explain_norm(
     widths = norm.tolerances(scene, contract)
     base = norm.met(scene, norm.predict(scene, contract, {}), widths)
     scored = []
-    for position, hypothesis in enumerate(norm.HYPOTHESES):
+    for position, hypothesis in enumerate(HYPOTHESES):
         if not hypothesis.needs(scene):
             continue
         changed = contract.replace(**hypothesis.contract)

@@ -29,10 +29,11 @@ from validators.checkpoint import Checkpoint, CheckpointError, write_checkpoint
 from validators.kernels.base import KernelError, find_kernel
 from validators.layers_path import Kernels, Path, PathError, route_of, shapes_unsupported
 from validators.layers_picture import error_against_depth
+from validators.layers_result import Contracts, Judged, Result
 from validators.layers_timing import Clock
 from validators.layers_tp import ALL_REDUCE, Group, ParallelError, check_split
 from validators.layers_verdict import MARGIN, records
-from validators.layers_walk import Contracts, Judged, Result, Walk
+from validators.layers_walk import Walk
 from validators.records import Record, Status
 
 DEFAULT_QUANT = "emulated/aiter-hip-gfx950"

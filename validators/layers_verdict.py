@@ -13,7 +13,7 @@ from torch import Tensor
 
 from validators.kernels.base import Kernel
 from validators.layers_path import Kernels
-from validators.layers_walk import Contracts, Depth, Judged, Result
+from validators.layers_result import Contracts, Depth, Judged, Result
 from validators.records import Check, Record, Status
 
 LANE = "layers"

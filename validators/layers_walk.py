@@ -35,10 +35,11 @@ from validators.cases.tensors import (
 )
 from validators.layers_explain import Memory, Suspects
 from validators.layers_explain import explain as explain_wiring
-from validators.layers_path import FP8, TWIN, Path, stored, twin_contract
+from validators.layers_path import FP8, Path, stored, twin_contract
+from validators.layers_result import Contracts, Depth, Judged, Result
 from validators.layers_timing import Clock, TimedSource
 from validators.layers_tp import Group, column_shard, row_shard, rows_of
-from validators.records import Check, Comparison, Status
+from validators.records import Check, Status
 from validators.run import Claim, judge
 from validators.verdict import decide
 
@@ -48,69 +49,6 @@ ROWS = 16
 """Rows of the smallest tile of FP8 matrix units: what the tokens of one expert are padded to."""
 MOST_EXPLAINED = 3
 """Failures that are explained; what follows from the first ones needs no explanation of its own."""
-
-
-@dataclass(frozen=True)
-class Contracts:
-    """What the three kernels are held to."""
-
-    norm: NormQuantContract
-    quant: NormQuantContract
-    gemm: GemmContract
-
-
-@dataclass(frozen=True)
-class Judged:
-    """One op of one layer. step: ``input_layernorm``, ``qkv_proj``, ``shared.down_proj`` ... ; rank of a split
-    linear."""
-
-    arm: str
-    layer: int
-    step: str
-    op: str
-    contract: str
-    status: Status
-    reasons: tuple[str, ...]
-    comparisons: tuple[Comparison, ...] = ()
-    checks: tuple[Check, ...] = ()
-    explanations: tuple[str, ...] = ()
-    shape: tuple[int, ...] = ()
-    rank: int = 0
-    seconds: float = 0.0
-
-    @property
-    def own_norm(self) -> bool:
-        """Whether this is a bf16 norm of the walk's own, judged together with the quantizer that follows it."""
-        return self.contract.startswith(TWIN)
-
-
-@dataclass(frozen=True)
-class Depth:
-    """After one layer. error: arm -> float64 [T], relative 2-norm error of each token's stream against the truth.
-
-    rms: of the truth's stream. rerouted: arm -> (tokens, layer's choice differs from the truth's in any expert).
-    """
-
-    layer: int
-    error: dict[str, Tensor]
-    rms: float
-    rerouted: dict[str, int]
-
-
-@dataclass
-class Result:
-    """What a walk found.
-
-    logits: path -> float64 [T, vocab], only after the last layer of the model. digest: arm -> sha256 of its hidden
-    state and residual stream at the end, to compare walks bit for bit.
-    """
-
-    judged: list[Judged] = field(default_factory=list)
-    depths: list[Depth] = field(default_factory=list)
-    logits: dict[str, Tensor] = field(default_factory=dict)
-    digest: dict[str, str] = field(default_factory=dict)
-    stopped: str = ""
-    seconds: float = 0.0
 
 
 @dataclass

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from validators.cases.generator import bits, stream_key, to_gaussian
-from validators.kernels.emulated import round_to, truncate_to
+from validators.kernels.emulated_rounding import round_to, truncate_to
 
 LAYERS = 92
 ADDS_A_LAYER = 2

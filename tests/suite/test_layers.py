@@ -23,10 +23,10 @@ from tests.zoo_wiring import DEFECTS, TripleRight, WiringDefect, accepted_names
 from validators import layers, layers_presets, store
 from validators.layers_path import TWIN, Path, PathError, route_of
 from validators.layers_picture import PictureError, error_against_depth
+from validators.layers_result import Depth, Judged, Result
 from validators.layers_timing import Clock
 from validators.layers_tp import Group, column_shard, row_shard, rows_of
 from validators.layers_verdict import CONFIDENCE, divergence, median_bounds, trajectory
-from validators.layers_walk import Depth, Judged, Result
 from validators.records import Record, Status
 
 ROOT = FilePath(__file__).resolve().parents[2]

@@ -22,13 +22,13 @@ from torch import Tensor
 from reference.contract import NORM_QUANT_CONTRACTS, NormQuantContract
 from validators.cases.tensors import Inputs, NormQuantInputs, NormQuantOutputs, Outputs, QuantInputs, QuantOutputs
 from validators.kernels.base import Kernel
+from validators.kernels.emulated_rounding import MIN_NORMAL, constant, directed, encode, round_to, truncate_to
 
 FP8_NAMES = {torch.float8_e4m3fn: "e4m3fn", torch.float8_e4m3fnuz: "e4m3fnuz"}
 # A chunk's fp32 temporaries stay in the second-level cache of a core. A GPU wants few and large launches: a 135M model
 # over 12,000 tokens took 5.6 s a pass there with a CPU's chunks, nearly all of it launches of a norm's forty stages.
 _CHUNK_ELEMENTS = 1 << 17
 _GPU_CHUNK_ELEMENTS = 1 << 25
-_MIN_NORMAL = 2.0**-126
 
 Direction = Literal["nearest", "up", "down", "ulp_up", "ulp_down"]
 
@@ -93,71 +93,6 @@ def illegal(contract: NormQuantContract, variant: Variant) -> str | None:
     if variant.reciprocal != "nearest" and contract.division == "divide":
         return f"contract {contract.name} divides and forms no reciprocal"
     return None
-
-
-def round_to(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """fp32 ``value`` rounded to nearest even in bf16, fp16 or fp32; NaN stays NaN, overflow becomes Inf."""
-    if dtype != torch.bfloat16:
-        return value.to(dtype)
-    bits = value.contiguous().view(torch.int32)
-    high = ((bits >> 16) & 1).add_(0x7FFF).add_(bits).bitwise_right_shift_(16)
-    if bool(value.isnan().any()):
-        high = torch.where(value.isnan(), 0x7FC0, high)
-    return high.to(torch.int16).view(torch.bfloat16)
-
-
-def truncate_to(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """fp32 ``value`` rounded toward zero in bf16 or fp16; NaN and Inf stay what they are."""
-    rounded = round_to(value, dtype)
-    away = rounded.float().abs() > value.abs()
-    # The step toward zero is one less in the sign-magnitude code, also from Inf to the largest finite value.
-    return (rounded.view(torch.int16) - away.to(torch.int16)).view(dtype)
-
-
-def encode(value: Tensor, fp8: str, overflow: Literal["saturate", "nan"]) -> Tensor:
-    """Bytes (uint8) of fp32 ``value`` in ``fp8`` by round to nearest even; NaN gives the format's NaN.
-
-    Adding 2**(e+20) to a magnitude with exponent e makes fp32's own rounding keep exactly the three
-    fraction bits of E4M3; holding e at the smallest normal exponent does the same for subnormal codes.
-    """
-    bias, largest = (7, 0x7E) if fp8 == "e4m3fn" else (8, 0x7F)
-    bits = value.contiguous().view(torch.int32)
-    magnitude = value.abs().clamp_max_(1024.0)
-    exponent = magnitude.view(torch.int32).bitwise_and(0x7F800000).clamp_min_((128 - bias) << 23)
-    anchor = exponent + (20 << 23)
-    codes = magnitude.add_(anchor.view(torch.float32)).view(torch.int32).sub_(anchor)
-    codes += exponent.bitwise_right_shift_(20)
-    codes -= (128 - bias) << 3
-    sign = (bits >> 24).bitwise_and_(0x80)
-    bad = value.isnan()
-    if overflow == "saturate":
-        codes.clamp_max_(largest)
-    else:
-        bad |= codes > largest
-    if fp8 == "e4m3fn":
-        return codes.bitwise_or_(sign).masked_fill_(bad, 0x7F).to(torch.uint8)
-    # 0x80 is NaN in e4m3fnuz, so a zero code takes no sign.
-    return torch.where(codes == 0, 0, codes | sign).masked_fill_(bad, 0x80).to(torch.uint8)
-
-
-def _constant(value: float, like: Tensor) -> Tensor:
-    # CUDA turns a division by a Python number into a multiplication by its reciprocal; a tensor is divided by.
-    return torch.tensor([value], dtype=torch.float32, device=like.device)
-
-
-def _directed(exact: Tensor, direction: str, normal: Tensor) -> Tensor:
-    """float64 ``exact`` as fp32 in a Direction; where ``normal`` is false, correctly rounded."""
-    nearest = exact.float()
-    if direction == "nearest":
-        return nearest
-    toward = torch.full_like(nearest, float("inf") if direction.endswith("up") else 0.0)
-    back = nearest.double()
-    if direction.startswith("ulp"):
-        moves = back != exact
-    else:
-        moves = back < exact if direction == "up" else back > exact
-    moves &= normal & nearest.isfinite() & (nearest.abs() > _MIN_NORMAL)
-    return torch.where(moves, torch.nextafter(nearest, toward), nearest)
 
 
 @dataclass
@@ -268,22 +203,22 @@ def _square_sum(w: Work) -> None:
 
 
 def _mean(w: Work) -> None:
-    n = _constant(w.z.shape[-1], w.square_sum)
+    n = constant(w.z.shape[-1], w.square_sum)
     w.mean = w.square_sum / n if w.variant.mean == "divide" else w.square_sum * (1.0 / n)
 
 
 def _variance(w: Work) -> None:
-    w.variance = w.mean + _constant(w.eps, w.mean)
+    w.variance = w.mean + constant(w.eps, w.mean)
 
 
 def _rsqrt(w: Work) -> None:
     kind = w.variant.rsqrt
     if kind == "sqrt_divide":
-        w.rms = _constant(1.0, w.variance) / w.variance.sqrt()
+        w.rms = constant(1.0, w.variance) / w.variance.sqrt()
     elif kind == "native":
         w.rms = w.variance.rsqrt()
     else:
-        w.rms = _directed(1.0 / w.variance.double().sqrt(), kind, w.variance >= _MIN_NORMAL)
+        w.rms = directed(1.0 / w.variance.double().sqrt(), kind, w.variance >= MIN_NORMAL)
 
 
 def _gamma(w: Work) -> None:
@@ -317,15 +252,15 @@ def _amax(w: Work) -> None:
 
 
 def _scale(w: Work) -> None:
-    c, q = w.contract, _constant(w.qmax, w.amax)
+    c, q = w.contract, constant(w.qmax, w.amax)
     factor = 1.0 / q
     if w.variant.scale != "nearest":
         exact = w.amax.double() * factor.double() if c.scale_rule == "multiply" else w.amax.double() / w.qmax
-        w.scale = _directed(exact, w.variant.scale, w.amax > 0)
+        w.scale = directed(exact, w.variant.scale, w.amax > 0)
     else:
         w.scale = w.amax * factor if c.scale_rule == "multiply" else w.amax / q
     if c.scale_floor_divisor is not None:
-        w.scale = torch.maximum(w.scale, 1.0 / _constant(w.qmax * c.scale_floor_divisor, w.amax))
+        w.scale = torch.maximum(w.scale, 1.0 / constant(w.qmax * c.scale_floor_divisor, w.amax))
     elif c.zero_scale is not None:
         w.scale = torch.where(w.scale == 0, c.zero_scale, w.scale)
 
@@ -334,9 +269,9 @@ def _divide(w: Work) -> None:
     if w.contract.division == "divide":
         w.scaled = w.y / w.scale
     elif w.variant.reciprocal == "nearest":
-        w.scaled = w.y * (_constant(1.0, w.scale) / w.scale)
+        w.scaled = w.y * (constant(1.0, w.scale) / w.scale)
     else:
-        w.scaled = w.y * _directed(1.0 / w.scale.double(), w.variant.reciprocal, w.scale >= _MIN_NORMAL)
+        w.scaled = w.y * directed(1.0 / w.scale.double(), w.variant.reciprocal, w.scale >= MIN_NORMAL)
 
 
 def _encode(w: Work) -> None:

@@ -1,0 +1,198 @@
+"""A sample of a kernel's rows, and what a hypothesis about the kernel predicts for them; for the two quantizing ops.
+
+A hypothesis replaces one stage of a small float64 evaluation; it explains the violations if its
+predictions meet what the kernel gave, in the violating elements and in the others. This is diagnosis, not judgement: the
+verdict has fallen before, and nothing here can change it. The hypotheses are in ``explain_norm``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from reference import budgets
+from reference.contract import NormQuantContract
+from reference.formats import FloatFormat, bytes_of, decode, encode, format_of, round_fp32, round_to
+from reference.quantize import scale_of
+from validators.cases.tensors import NormQuantInputs, NormQuantOutputs, QuantInputs, QuantOutputs
+
+Stage = Callable[["Scene", Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A sample of rows with what the kernel gave; float64 unless noted.
+
+    rows: global row numbers [m]. x, residual: [m, n] (residual None without). weight: the tensor as passed. w: effective
+    gamma [n]. codes: uint8 [m, n]. scale [m], stored [m, n] or None: the kernel's. previous: scene of rows - 1, or None.
+    """
+
+    rows: Tensor
+    x: Tensor
+    residual: Tensor | None
+    weight: Tensor | None
+    w: Tensor
+    eps: float
+    fp8: FloatFormat
+    storage: FloatFormat
+    codes: Tensor
+    scale: Tensor
+    stored: Tensor | None
+    quant_only: bool
+    inputs: NormQuantInputs | QuantInputs = field(repr=False)
+    scales_of_all: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)
+
+    @property
+    def n(self) -> int:
+        """Columns."""
+        return self.x.shape[1]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a hypothesis says that the kernel gave."""
+
+    residual: Tensor | None
+    scale: Tensor
+    t: Tensor
+    codes: Callable[[Tensor], Tensor]
+    overwritten: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """slug: the defect's name. sentence: completes "every violation vanishes if ...". stages: replaced stages."""
+
+    slug: str
+    sentence: str
+    stages: dict[str, Stage] = field(default_factory=dict)
+    contract: dict[str, object] = field(default_factory=dict)
+    needs: Callable[[Scene], bool] = lambda scene: True
+
+
+def predict(scene: Scene, contract: NormQuantContract, stages: dict[str, Stage]) -> Prediction:
+    """Nominal float64 evaluation with some stages replaced. Stage names are the local names below."""
+
+    def stage(name: str, value: Tensor) -> Tensor:
+        return stages[name](scene, value) if name in stages else value
+
+    qmax = contract.qmax(scene.fp8.name)
+    residual = None
+    if scene.quant_only:
+        y = stage("y", scene.x)
+        z = rms = y
+    else:
+        total = scene.x if scene.residual is None else round_fp32(scene.x + scene.residual)
+        total = stage("total", total)
+        residual = None
+        if scene.residual is not None:
+            residual = round_to(total, scene.storage, contract.residual_store)
+        z = residual if contract.norm_input == "stored" and residual is not None else total
+        z = stage("z", z)
+        mean = stage("mean", (z * z).mean(dim=1))
+        eps = stage("eps", torch.full_like(mean, scene.eps))
+        rms = stage("rms", 1.0 / torch.sqrt(mean + eps))
+        h = z * rms[:, None]
+        if contract.round_after_normalize:
+            h = round_to(round_fp32(h), scene.storage)
+        y = round_fp32(h * stage("w", scene.w))
+        if contract.round_after_weight:
+            y = round_to(y, scene.storage)
+        if residual is not None:
+            residual = stages["residual"](scene, residual) if "residual" in stages else residual
+            if "residual_from_norm" in stages:
+                residual = residual.clone()
+                residual[:, 16:24] = round_to((z * rms[:, None])[:, 16:24], scene.storage)
+    # Where NaN is unspecified, hardware maxima ignore it and a clamp turns it into -Q (numerics.md 1).
+    drops_nan = contract.nonfinite == "unspecified"
+    amax = (y.nan_to_num(nan=0.0, posinf=float("inf"), neginf=-float("inf")) if drops_nan else y).abs().amax(dim=1)
+    if "amax" in stages:
+        amax = stages["amax"](scene, y)
+    if "amax_before_gamma" in stages:
+        amax = (z * rms[:, None]).abs().amax(dim=1)
+    used = stages["used_scale"](scene, amax) if "used_scale" in stages else scale_of(amax, contract, qmax)
+    stored = stage("scale", used)
+    divisor = used if "codes_keep_scale" in stages or "scale" not in stages else stored
+    t = round_fp32(y / divisor[:, None])
+    if "t" in stages:
+        t = stages["t"](scene, y if "t_from_y" in stages else t)
+    if drops_nan and contract.overflow == "saturate":
+        t = torch.where(t.isnan(), torch.full_like(t, -qmax), t)
+    maximum = qmax if contract.overflow == "saturate" else float("inf")
+
+    def codes(values: Tensor) -> Tensor:
+        if "encode" in stages:
+            return stages["encode"](scene, values)
+        return encode(values.clamp(-maximum, maximum), scene.fp8, contract.overflow)
+
+    return Prediction(residual, stored, t, codes)
+
+
+def make_scene(
+    inputs: NormQuantInputs | QuantInputs, outputs: NormQuantOutputs | QuantOutputs, rows: Tensor,
+    contract: NormQuantContract,
+) -> Scene:  # fmt: skip
+    """A scene of the given global rows (int64 [m])."""
+    n = inputs.x.shape[-1]
+    device = inputs.x.device
+    x = inputs.x.reshape(-1, n)
+    norm = inputs if isinstance(inputs, NormQuantInputs) else None
+    w = torch.ones(n, dtype=torch.float64, device=device)
+    if norm:
+        w = (norm.weight.float() + 1.0).double() if norm.gemma else norm.weight.double()
+    stored = getattr(outputs, "residual_out", None)
+
+    def scales(which: Tensor) -> Tensor:
+        which = which % x.shape[0]
+        part = scene_of(which)
+        return predict(part, contract, {}).scale
+
+    def scene_of(which: Tensor) -> Scene:
+        return Scene(
+            rows=which, x=x[which].double(),
+            residual=norm.residual.reshape(-1, n)[which].double() if norm and norm.residual is not None else None,
+            weight=norm.weight if norm else None, w=w, eps=norm.eps if norm else 0.0,
+            fp8=format_of(inputs.fp8_dtype), storage=format_of(inputs.x.dtype),
+            codes=bytes_of(outputs.codes).reshape(-1, n)[which], scale=outputs.scale.reshape(-1)[which].double(),
+            stored=None if stored is None else stored.reshape(-1, n)[which].double(), quant_only=norm is None,
+            inputs=inputs, scales_of_all=scales,
+        )  # fmt: skip
+
+    return scene_of(rows)
+
+
+def tolerances(scene: Scene, contract: NormQuantContract) -> tuple[float, float]:
+    """(relative width of a scale, of t) within which a prediction counts as met: the contract's own budgets."""
+    qmax = contract.qmax(scene.fp8.name)
+    step = budgets.scale_step_budget(contract, qmax).bound
+    if scene.quant_only:
+        return 0.25 * budgets.U, 0.0
+    rms = budgets.rms_budget(contract, scene.n) + budgets.multiply_budget(contract, gemma=False)
+    return rms.bound + step, budgets.code_budget(contract, qmax, gemma=False).bound
+
+
+def met(scene: Scene, prediction: Prediction, widths: tuple[float, float]) -> dict[str, Tensor]:
+    """Which elements of each output the prediction meets: bool tensors."""
+    scale_width, t_width = widths
+    found = {
+        "scale": ((scene.scale - prediction.scale).abs() <= scale_width * prediction.scale.abs())
+        | (scene.scale.isnan() & prediction.scale.isnan())
+    }
+    got = decode(scene.codes, scene.fp8)
+    ends = [decode(prediction.codes(prediction.t * (1 + d * t_width)), scene.fp8) for d in (-1.0, 1.0)]
+    inside = (got >= torch.minimum(*ends)) & (got <= torch.maximum(*ends))
+    found["codes"] = inside | (got.isnan() & (ends[0].isnan() | ends[1].isnan()))
+    if scene.stored is not None and prediction.residual is not None:
+        found["residual_out"] = (scene.stored == prediction.residual) | (
+            scene.stored.isnan() & prediction.residual.isnan()
+        )
+    return found
+
+
+def scale_distance(scene: Scene, prediction: Prediction) -> float:
+    """Median relative distance of the kernel's scales from the predicted ones, in whole units of u."""
+    distance = ((scene.scale - prediction.scale).abs() / prediction.scale.abs()).nan_to_num(nan=1.0, posinf=1.0)
+    return float((distance.median() / budgets.U).floor())
