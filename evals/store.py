@@ -10,16 +10,18 @@ read is an error, as is a question that was answered twice.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import time
+import types
+import typing
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from evals.errors import EvalError
 from evals.samples import ANSWER, SCHEMA_VERSION, SCORE, Header, Sample, TokenScore
-from evals.strict import build
 
 HEADER, SAMPLES, ERRORS, TOKENS = "header.json", "samples.jsonl", "errors.jsonl", "tokens.jsonl"
 Key = tuple[str, int]
@@ -207,7 +209,7 @@ def read_header(path: str | Path) -> Header:
         raise EvalError(f"{file} is not JSON") from None
     if isinstance(value, dict) and value.get("schema") != SCHEMA_VERSION:
         raise EvalError(f"{file} has schema {value.get('schema')!r}, and this suite reads schema {SCHEMA_VERSION}")
-    header: Header = build(Header, value, str(file))
+    header: Header = _build(Header, value, str(file))
     return header
 
 
@@ -259,13 +261,69 @@ def _lines(file: Path) -> Iterator[tuple[Any, str]]:
             yield value, f"{file}:{number}"
 
 
+def _build(kind: Any, value: Any, where: str) -> Any:
+    """``value`` as the dataclass ``kind``; lists become tuples, text keys the numbers that they stand for, int float.
+
+    Raises EvalError with ``where`` (file and line) for what is no object, for a field that is unknown, lacking, or of
+    another type than its annotation.
+    """
+    if not isinstance(value, dict):
+        raise EvalError(f"{where} is no JSON object")
+    hints = _hints(kind)
+    if unknown := sorted(set(value) - set(hints)):
+        raise EvalError(f"{where} has a field {unknown[0]!r} that this schema does not know")
+    fields = dataclasses.fields(kind)
+    wanted = [f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING]
+    if missing := [name for name in wanted if name not in value]:
+        raise EvalError(f"{where} lacks the field {missing[0]!r}")
+    made = {}
+    for name, item in value.items():
+        try:
+            made[name] = _as(item, hints[name])
+        except (TypeError, ValueError, OverflowError):
+            raise EvalError(f"{where}: {name} is not of type {_words(hints[name])}") from None
+    return kind(**made)
+
+
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _words(hint: Any) -> str:
+    return str(hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else hint).replace("typing.", "")
+
+
+def _as(value: Any, hint: Any) -> Any:
+    """TypeError, ValueError or OverflowError where ``value`` is not of that type."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
+            return None
+        return _as(value, next(a for a in arguments if a is not type(None)))
+    if origin is tuple and type(value) is list:
+        return tuple(_as(v, arguments[0]) for v in value)
+    if origin is dict and type(value) is dict:
+        key = int if arguments[0] is int else str
+        return {key(k): _as(v, arguments[1]) for k, v in value.items()}
+    if hint is float and type(value) in (int, float):
+        return float(value)
+    if hint in (int, str, bool) and type(value) is hint:
+        if hint is int and abs(value) >= 1 << 63:  # no count, place or id is that large
+            raise OverflowError
+        return value
+    raise TypeError
+
+
 def _sample(value: Any, where: str) -> Sample:
-    sample: Sample = build(Sample, value, where)
+    sample: Sample = _build(Sample, value, where)
     if sample.what not in (ANSWER, SCORE):
         raise EvalError(f"{where}: what is {sample.what!r}, and must be {ANSWER} or {SCORE}")
     return sample
 
 
 def _score(value: Any, where: str) -> TokenScore:
-    score: TokenScore = build(TokenScore, value, where)
+    score: TokenScore = _build(TokenScore, value, where)
     return score

@@ -13,6 +13,7 @@ import pytest
 from evals import embedded, token_command, token_record
 from evals.__main__ import main
 from evals.arms import make_arm
+from evals.errors import EvalError
 from tests.evals.defects import ROOT, arm
 
 
@@ -68,6 +69,22 @@ def test_the_table_names_each_arm_and_its_file_says_what_it_takes_to_repeat_it(
     assert again[:4] == ["python", "-m", "evals", "tokens"]
     parsed = [token_options(w) for w in (words[1:], again[4:])]
     assert parsed[0] == parsed[1]
+
+
+def test_other_questions_are_scored_on_request_and_named_as_such(tmp_path: Path) -> None:
+    file = tmp_path / "ours.jsonl"
+    rows = ({"question": f"How much is {i}?", "answer": f"It is {i}.\n#### {i}"} for i in range(3))
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = token_command.Loaded(None, lambda text: [ord(c) for c in text], (0,), ())  # it reads letter by letter
+    asked = token_command.questions(str(file), 3, 0, words, any_data=True)
+    assert (asked.name, asked.sha256) == ("other:ours.jsonl", hashlib.sha256(file.read_bytes()).hexdigest())
+    assert sorted("".join(map(chr, solution)) for _, _, solution in asked.solutions) == [
+        f" It is {i}.\n#### {i}\0" for i in range(3)
+    ]  # fmt: skip
+    with pytest.raises(EvalError, match="--questions 4 is more than the 3 that there are"):
+        token_command.questions(str(file), 4, 0, words, any_data=True)
+    with pytest.raises(EvalError, match="is not GSM8K's test file"):
+        token_command.questions(str(file), 3, 0, words)
 
 
 def token_options(words: list[str]) -> dict[str, object]:
