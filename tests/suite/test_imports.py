@@ -102,7 +102,7 @@ PURE = tuple(
     f"evals.{name}"
     for name in (
         "answer_gates", "answers", "data", "errors", "gate", "import_command", "importers", "paired", "pairing",
-        "parity", "policy", "prompts", "report", "samples", "sequential", "store", "strict", "tokens",
+        "parity", "policy", "prompts", "report", "samples", "sequential", "store", "tokens",
     )
 )  # fmt: skip
 """Modules of evals that need no kernel: questions, answers, run directories, statistics and the verdict. evals.record
