@@ -89,7 +89,7 @@ def command(options: argparse.Namespace) -> int:
         check_headers(a.header, again.header, any_model=policy.any_model, same_arm=True)
     verdict = decide(
         a.everything, b.everything, again=again.everything if again else None, tokens=_pairs(a, b, "candidate"),
-        noise=_pairs(a, again, "re-run"), yardstick=_pairs(a, ruler, "yardstick"), policy=policy,
+        noise=_pairs(a, again, "re-run"), yardstick=_yardstick(ruler, a, b), policy=policy,
         headers=(a.header, b.header),
     )  # fmt: skip
     if options.records:
@@ -146,6 +146,12 @@ def _pairs(a: store.Run, b: store.Run | None, name: str) -> list[TokenPair] | No
     if not a.tokens or not b.tokens:
         raise EvalError(f"only the {'baseline' if a.tokens else name} has token scores: score both, or neither")
     return token_level.pairs(a.tokens, b.tokens)
+
+
+def _yardstick(ruler: store.Run | None, a: store.Run, b: store.Run) -> token_level.Yardstick | None:
+    if ruler is None or _pairs(a, ruler, "yardstick") is None:
+        return None
+    return token_level.Yardstick(*(token_level.pairs(ruler.tokens, arm.tokens) for arm in (a, b)))
 
 
 def _totals(options: argparse.Namespace, policy: Policy) -> Parity:

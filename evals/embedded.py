@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evals import places, synthetic, tokenizer
+from evals import logit_gates, places, synthetic, tokenizer
 from evals.errors import EvalError
 from evals.progress import Progress
-from evals.samples import Header, Sample, TokenPair
+from evals.samples import Header, Sample
 
 MODELS = Path(__file__).parent / "models"
 DEFAULT_MODEL = "tiny-glm"
@@ -112,16 +112,9 @@ def answers(model: Any, arm: Any, asked: Questions, batch: int = BATCH) -> Itera
         )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """Token-level pairs by comparison: ``candidate``, ``re-run``, ``yardstick`` (each with the baseline), and
-    ``candidate again`` (with the candidate). full: with KL; flat: with the flat divergence."""
-
-    flat: dict[str, list[TokenPair]]
-    full: dict[str, list[TokenPair]]
-
-
-def token_level(model: Any, baseline: Any, candidate: Any, yardstick: Any, asked: Questions, count: int) -> Tokens:
+def token_level(
+    model: Any, baseline: Any, candidate: Any, yardstick: Any, asked: Questions, count: int
+) -> logit_gates.Tokens:
     """Teacher-forces the first ``count`` questions of the permutation through baseline and four passes."""
     from evals.inprocess import Pass, score
 
@@ -135,55 +128,12 @@ def token_level(model: Any, baseline: Any, candidate: Any, yardstick: Any, asked
     with Progress("gold solutions, teacher-forced five times", len(some)) as progress:
         known = len(tokenizer.vocabulary())
         scored = list(
-            score(model, baseline, passes, some, batch=TOKEN_BATCH, vocabulary=known, tick=progress.tick)
+            score(
+                model, baseline, passes, some, batch=TOKEN_BATCH, vocabulary=known, ruler="yardstick",
+                tick=progress.tick,
+            )
         )  # fmt: skip
-    names = [entry.name for entry in passes]
-    return Tokens({n: [s.flat[n] for s in scored] for n in names}, {n: [s.pairs[n] for s in scored] for n in names})
-
-
-REBATCH_FACTOR = 0.5
-"""How far the candidate may move when its batches are cut otherwise, over the model's own quantisation noise. A policy:
-a kernel whose rows do not know of each other moves by the environment's order of sums alone (measured 0.00004 in the
-embedded model, 0.02 in a 135M one), one whose scale spans the batch quantizes anew (0.7); the half lies between."""
-
-
-def rebatching(tokens: Tokens, seed: int) -> Any:
-    """The gate on the candidate's dependence on its batch: a row's result must not depend on its neighbours."""
-    from evals.gate import Gate
-
-    value, low, high = _typical(tokens.flat["candidate again"], tokens.flat["yardstick"], seed)
-    ok = True if high <= REBATCH_FACTOR else False if low > REBATCH_FACTOR else None
-    return Gate(
-        "batch", ok,
-        f"cut into other batches, the candidate's logits differ from its own by {value:.2g} of the model's own "
-        f"quantisation noise (between {low:.2g} and {high:.2g}); allowed {REBATCH_FACTOR:g}",
-    )  # fmt: skip
-
-
-def change(tokens: Tokens, seed: int) -> Any:
-    """The gate on the size of the numerical change itself: as KL, on the flat divergence, where every token counts."""
-    from evals.gate import Gate
-    from evals.tokens import YARDSTICK_FACTOR
-
-    value, low, high = _typical(tokens.flat["candidate"], tokens.flat["yardstick"], seed)
-    ok = True if high <= YARDSTICK_FACTOR else False if low > YARDSTICK_FACTOR else None
-    return Gate(
-        "logits", ok,
-        f"at a typical token the variance of the logits' change is {value:.3g} of the model's own quantisation noise "
-        f"(between {low:.3g} and {high:.3g}); allowed {YARDSTICK_FACTOR:g}",
-    )  # fmt: skip
-
-
-def _typical(pairs: list[TokenPair], ruler: list[TokenPair], seed: int) -> tuple[float, float, float]:
-    """Ratio at a typical token with its bounds; NaN, which no gate calls a yes, where scores are not finite."""
-    import math
-
-    from evals.tokens import statistics, typical_kl_ratio
-
-    if not statistics(pairs).finite:
-        return math.nan, math.nan, math.nan
-    value, (low, high), _ = typical_kl_ratio(pairs, ruler, seed=seed)
-    return value, low, high
+    return logit_gates.collected(scored, {entry.name: entry.name for entry in passes})
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -272,19 +222,10 @@ def judge(model: Any, baseline: Any, candidate: Any, asked: Questions, options: 
     full, about_both = tokens.full, (headers[0], headers[1])
     verdict = decide(
         collected[0], collected[1], again=collected[2], tokens=full["candidate"], noise=full["re-run"],
-        yardstick=full["yardstick"], policy=policy, headers=about_both,
+        yardstick=tokens.yardstick, policy=policy, headers=about_both,
     )  # fmt: skip
-    return with_gates(verdict, [change(tokens, policy.seed), rebatching(tokens, policy.seed)], about_both)
-
-
-def only_reported(gate: Any) -> Any:
-    """KL as a number that decides nothing here: the embedded model is so sure of its tokens that KL exceeds fp32's
-    rounding at one in twenty, where the model wavers, and a correct kernel was seen at 1.3 [1.1, 1.7] on 96 solutions.
-    ``change`` judges the same question on every token."""
-    if gate.name not in ("KL", "mean KL"):
-        return gate
-    words = f"{gate.sentence}; reported only, the gate on the logits judges it at every token"
-    return dataclasses.replace(gate, ok=None, sentence=words, decides=False)
+    more = logit_gates.gates(tokens, policy.seed)
+    return with_gates(verdict, more, about_both)
 
 
 def with_gates(verdict: Any, more: list[Any], headers: tuple[Header, Header]) -> Any:
@@ -292,7 +233,7 @@ def with_gates(verdict: Any, more: list[Any], headers: tuple[Header, Header]) ->
     from evals import parity
     from evals.policy import verdict_of
 
-    gates = (*(only_reported(gate) for gate in verdict.gates), *more)
+    gates = (*(logit_gates.only_reported(gate) for gate in verdict.gates), *more)
     made = dataclasses.replace(verdict, gates=gates, verdict=verdict_of(gates))
     return dataclasses.replace(made, sentence=parity.quotable(made, headers, True))
 

@@ -132,7 +132,9 @@ class Pass:
 class Scored:
     """One question, teacher-forced: the scores by pass, and by name the pair with what the pass is compared with.
 
-    pairs: KL over the whole vocabulary. flat: the same with ``flat_divergence`` in the place of KL.
+    pairs: KL over the whole vocabulary. flat: the same with ``flat_divergence`` in the place of KL. noise, flat_noise:
+    the same of every pass that is compared with the baseline, and of the baseline (by the empty name), with the ruler,
+    whose scores come first; empty without a ruler.
     """
 
     place: int
@@ -140,6 +142,8 @@ class Scored:
     scores: Mapping[str, TokenScore]
     pairs: Mapping[str, TokenPair]
     flat: Mapping[str, TokenPair]
+    noise: Mapping[str, TokenPair]
+    flat_noise: Mapping[str, TokenPair]
 
 
 FLAT = "flat: half the variance over the vocabulary of the log-probabilities' differences"
@@ -168,14 +172,18 @@ def score(
     *,
     batch: int = 32,
     vocabulary: int = 0,
+    ruler: str = "",
     tick: Callable[[int], None] = lambda done: None,
 ) -> Iterator[Scored]:
     """Teacher-forces (id, prompt ids, solution ids) through the baseline and every pass, batch by batch.
 
     vocabulary: ids from there on are padding of the embedding and are left out of the flat divergence; 0 for none.
+    ruler: the pass (against the baseline) by whose distributions the noise of the others is measured.
     """
     done = 0
-    kept = {entry.against for entry in passes}
+    kept = {ruler, *(entry.against for entry in passes)}
+    # The ruler's distributions are needed for every other pass.
+    order = sorted(passes, key=lambda entry: entry.name != ruler)
     for places in batches([len(a) + len(s) for _, a, s in questions], batch):
         some = [questions[place] for place in places]
         asked, solved = [a for _, a, _ in some], [s for _, _, s in some]
@@ -183,25 +191,29 @@ def score(
         gold = torch.tensor([token for s in solved for token in s], device=model.device)
         logprobs = {"": solution_logprobs(model, baseline, asked, solved)}
         scores = {"": _scores(logprobs[""], gold, sizes, some)}
-        pairs: dict[str, list[TokenPair]] = {}
-        flat: dict[str, list[TokenPair]] = {}
-        for entry in passes:
+        width = vocabulary or logprobs[""].shape[-1]
+        found: dict[str, dict[str, list[TokenPair]]] = {"pairs": {}, "flat": {}, "noise": {}, "flat_noise": {}}
+
+        for entry in order:
             made = solution_logprobs(model, entry.arm, asked, solved, entry.split)
-            base = logprobs[entry.against]
             scores[entry.name] = _scores(made, gold, sizes, some)
-            both = (scores[entry.against], scores[entry.name])
-            pairs[entry.name] = _pairs(*both, divergence(base, made), sizes, "full")
-            width = vocabulary or base.shape[-1]
-            flat[entry.name] = _pairs(*both, flat_divergence(base[:, :width], made[:, :width]), sizes, FLAT)
             if entry.name in kept:
                 logprobs[entry.name] = made
+            wanted = [("pairs", "flat", entry.against, entry.name, made)]
+            if entry.name == ruler:
+                wanted.append(("noise", "flat_noise", ruler, "", logprobs[""]))
+            elif ruler and not entry.against:
+                wanted.append(("noise", "flat_noise", ruler, entry.name, made))
+            for full, flat, base, name, other in wanted:
+                start, both = logprobs[base], (scores[base], scores[name])
+                found[full][name] = _pairs(*both, divergence(start, other), sizes, "full")
+                found[flat][name] = _pairs(*both, flat_divergence(start[:, :width], other[:, :width]), sizes, FLAT)
         for row, place in enumerate(places):
             yield Scored(
                 place,
                 scores[""][row],
                 {entry.name: scores[entry.name][row] for entry in passes},
-                {name: rows[row] for name, rows in pairs.items()},
-                {name: rows[row] for name, rows in flat.items()},
+                **{kind: {name: rows[row] for name, rows in of.items()} for kind, of in found.items()},
             )
         done += len(places)
         tick(done)

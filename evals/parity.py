@@ -46,14 +46,14 @@ class Parity:
 def decide(
     baseline: Sequence[Sample], candidate: Sequence[Sample], *, again: Sequence[Sample] | None = None,
     tokens: Sequence[TokenPair] | None = None, noise: Sequence[TokenPair] | None = None,
-    yardstick: Sequence[TokenPair] | None = None, policy: Policy = POLICIES["non-inferiority"],
+    yardstick: token_level.Yardstick | None = None, policy: Policy = POLICIES["non-inferiority"],
     headers: tuple[Header, Header] | None = None,
 ) -> Parity:  # fmt: skip
     """The verdict on ``candidate`` against ``baseline``.
 
-    again: the baseline's own re-run. tokens, noise, yardstick: token-level pairs of the baseline with the candidate,
-    with its re-run, and with a higher-precision arm. headers: of both arms; checked where given. Raises EvalError where
-    there can be no verdict.
+    again: the baseline's own re-run. tokens, noise: token-level pairs of the baseline with the candidate and with its
+    re-run; yardstick: of a higher-precision arm with both. headers: of both arms; checked where given. Raises EvalError
+    where there can be no verdict.
     """
     differ = ""
     if headers is not None:

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evals import places, synthetic, token_record
+from evals import logit_gates, places, synthetic, token_record
 from evals.errors import EvalError
 from evals.progress import Progress
-from evals.samples import TokenPair
 
 SMOLLM2 = "smollm2"
 AGAIN = "unfused again, other batch"
@@ -27,16 +26,18 @@ SYNTHETIC, SYNTHETIC_NAME = "synthetic", "synthetic held-out problems"
 
 @dataclass(frozen=True)
 class Row:
-    """One arm against the baseline. stats: ``evals.tokens.TokenStats``; gates: of the token level. ratio, bounds: KL at
-    a typical token over the yardstick's; flat: the same of the flat divergence."""
+    """One arm against the baseline. stats: ``evals.tokens.TokenStats``; gates: of the token level and of the logits.
+    noise: the arm's quantisation noise over the baseline's at a typical token, by KL; logits, bounds: by the variance
+    of the logits' change. apart: KL between the arms over the baseline's noise."""
 
     arm: str
     kernels: dict[str, str]
     stats: Any
     gates: list[Any]
-    ratio: float | None
-    bounds: tuple[float, float] | None
-    flat: float | None = None
+    noise: float | None
+    logits: float | None
+    bounds: tuple[float, float] | None = None
+    apart: float | None = None
 
 
 @dataclass(frozen=True)
@@ -166,19 +167,26 @@ def table(
     passes = [Pass(arm.name, arm) for arm in arms]
     passes += [Pass(AGAIN, baseline, max(1, options.batch // 3)), Pass(ruler.name, ruler)]
     with Progress(f"gold solutions through {len(passes) + 1} arms", len(some)) as progress:
-        scored = list(score(model.decoder, baseline, passes, some, batch=options.batch, tick=progress.tick))
-    pairs: dict[str, list[TokenPair]] = {p.name: [s.pairs[p.name] for s in scored] for p in passes}
-    flat: dict[str, list[TokenPair]] = {p.name: [s.flat[p.name] for s in scored] for p in passes}
+        scored = list(
+            score(model.decoder, baseline, passes, some, batch=options.batch, ruler=ruler.name, tick=progress.tick)
+        )  # fmt: skip
 
     def row(entry: Pass) -> Row:
-        own = pairs[entry.name]
+        names = {"candidate": entry.name, "re-run": AGAIN, "yardstick": ruler.name}
+        own = [s.pairs[entry.name] for s in scored]
         stats = token_level.statistics(own)
         if not stats.finite:
             return Row(entry.name, entry.arm.kernels, stats, token_level.gates(own, None, None), None, None)
-        ratio, bounds, _ = token_level.typical_kl_ratio(own, pairs[ruler.name], seed=options.seed)
-        gates = token_level.gates(own, pairs[AGAIN], pairs[ruler.name], seed=options.seed)
-        level, _, _ = token_level.typical_kl_ratio(flat[entry.name], flat[ruler.name], seed=options.seed)
-        return Row(entry.name, entry.arm.kernels, stats, gates, ratio, (bounds.low, bounds.high), level)
+        base = [s.noise[""] for s in scored]
+        apart, _, _ = token_level.typical_kl_ratio(own, base, seed=options.seed)
+        if entry.name == ruler.name:
+            return Row(entry.name, entry.arm.kernels, stats, [], None, None, None, apart)
+        tokens = logit_gates.collected(scored, names)
+        found = token_level.gates(own, tokens.full["re-run"], tokens.yardstick, seed=options.seed)
+        gates = [*(logit_gates.only_reported(gate) for gate in found), *logit_gates.gates(tokens, options.seed)]
+        noise = (tokens.noise, tokens.flat_noise)
+        kl, flat = (token_level.typical_kl_ratio(n["candidate"], n["baseline"], seed=options.seed) for n in noise)
+        return Row(entry.name, entry.arm.kernels, stats, gates, kl[0], flat[0], (flat[1].low, flat[1].high), apart)
 
     rows = [row(entry) for entry in passes]
     return rows[: len(arms)], rows[len(arms) :]
@@ -192,7 +200,8 @@ HEAD = (
     "KL/token",
     "p99 KL",
     "top-1 %",
-    "typical KL of yardstick",
+    "apart",
+    "noise",
     "logits",
     "token level",
 )
@@ -206,13 +215,12 @@ def text(rows: Sequence[Row], floor: Sequence[Row]) -> str:
         if not s.finite:
             lines.append(f"| {row.arm} | not finite" + " | " * (len(HEAD) - 2) + "NO |")
             continue
-        against = "" if row.ratio is None else f"{row.ratio:.2f}"
+        apart, noise, logits = ("" if v is None else f"{v:.2f}" for v in (row.apart, row.noise, row.logits))
         if row.bounds is not None:
-            against += f" [{row.bounds[0]:.2f}, {row.bounds[1]:.2f}]"
+            logits += f" [{row.bounds[0]:.2f}, {row.bounds[1]:.2f}]"
         cells = [
             row.arm, f"{s.mean_dlogp:+.5f}", f"{s.error:.5f}", f"{s.t:+.1f}", f"{s.kl_mean:.3g}", f"{s.kl_p99:.3g}",
-            f"{100 * s.top1:.2f}", against, "" if row.flat is None else f"{row.flat:.2f}",
-            "-" if row in floor else judged(row),
+            f"{100 * s.top1:.2f}", apart, noise, logits, "-" if row in floor else judged(row),
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

@@ -82,10 +82,10 @@ def test_token_scores_of_recorded_runs(tmp_path: Path, capsys: pytest.CaptureFix
     """Arms as servers leave them: no top k, so KL is estimated from the gold tokens alone."""
     a, b = two_arms(1319, 1250, 3, 3)
     run = {name: str(tmp_path / name) for name in ("a", "b", "a2", "r", "bad", "none")}
-    store.write(run["a"], BASELINE, a, scored(0.0, 1))
+    store.write(run["a"], BASELINE, a, scored(0.03, 1))
     store.write(run["b"], CANDIDATE, b, scored(0.03, 2))
-    store.write(run["a2"], BASELINE, a, scored(0.001, 3))
-    store.write(run["r"], replace(CANDIDATE, arm="bf16", kernels={}), b, scored(0.03, 4))
+    store.write(run["a2"], BASELINE, a, scored(0.0301, 1))
+    store.write(run["r"], replace(CANDIDATE, arm="bf16", kernels={}), b, scored(0.0, 4))
     store.write(run["bad"], replace(CANDIDATE, arm="bad"), b, scored(0.06, 5))
     store.write(run["none"], replace(CANDIDATE, arm="none"), b)
     compare = ["gsm8k", "compare", run["a"]]
@@ -94,7 +94,7 @@ def test_token_scores_of_recorded_runs(tmp_path: Path, capsys: pytest.CaptureFix
     assert main([*compare, run["bad"], "--again", run["a2"], "--yardstick", run["r"]]) == 1
     out = capsys.readouterr().out
     assert out.startswith("REGRESSION: bad against unfused")
-    assert "  NO    KL " in out
+    assert "  NO    noise " in out
     assert main([*compare, run["none"]]) == 2
     assert "only the baseline has token scores: score both, or neither" in capsys.readouterr().err
     assert main([*compare, run["b"], "--again", run["bad"]]) == 2

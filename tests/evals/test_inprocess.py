@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from evals import embedded, inprocess
+from evals import embedded, inprocess, logit_gates
 from evals.arms import Arm, make_arm
 from evals.decoder import Decoder
-from evals.embedded import Tokens
 from evals.errors import EvalError
 from evals.gate import Gate
 from evals.inprocess import Pass
-from evals.tokens import gates, statistics, typical_kl_ratio
+from evals.logit_gates import Tokens
+from evals.tokens import NOISE_LIMIT, gates, statistics, typical_kl_ratio
 from tests.evals.defects import DEFECTS, arm
 
 SUBTLE = ("truncating_cast", "per_tensor_scale")
@@ -47,17 +47,16 @@ def token_level(model: Decoder, names: tuple[str, ...], count: int) -> dict[str,
     some = list(zip((made.id for made in asked.problems), asked.prompts, asked.solutions, strict=True))
     known = len(embedded.tokenizer.vocabulary())
     scored = list(
-        inprocess.score(model, make_arm("unfused"), passes(names), some, batch=BATCH, vocabulary=known)
+        inprocess.score(
+            model, make_arm("unfused"), passes(names), some, batch=BATCH, vocabulary=known, ruler="yardstick"
+        )
     )  # fmt: skip
     found = {}
     for name in names:
         called = {"candidate": name, "re-run": "re-run", "yardstick": "yardstick"}
         if name in REBATCHED:
             called["candidate again"] = f"{name} again"
-        found[name] = Tokens(
-            {n: [s.flat[own] for s in scored] for n, own in called.items()},
-            {n: [s.pairs[own] for s in scored] for n, own in called.items()},
-        )
+        found[name] = logit_gates.collected(scored, called)
     return found
 
 
@@ -73,9 +72,8 @@ def gross(model: Decoder) -> dict[str, Tokens]:
 
 def judged(tokens: Tokens) -> list[Gate]:
     full = tokens.full
-    made = gates(full["candidate"], full["re-run"], full["yardstick"])
-    made = [*(embedded.only_reported(gate) for gate in made), embedded.change(tokens, 0)]
-    return [*made, embedded.rebatching(tokens, 0)] if "candidate again" in tokens.flat else made
+    made = gates(full["candidate"], full["re-run"], tokens.yardstick)
+    return [*(logit_gates.only_reported(gate) for gate in made), *logit_gates.gates(tokens, 0)]
 
 
 def refusals(tokens: Tokens) -> list[str]:
@@ -86,6 +84,15 @@ def test_the_legitimate_fused_path_passes_every_token_gate(subtle: dict[str, Tok
     found = judged(subtle["fused"])
     assert {"finite", "mean dlogp", "logits", "batch"} <= {gate.name for gate in found if gate.decides}
     assert [gate.sentence for gate in found if gate.decides and gate.ok is not True] == []
+
+
+def test_the_noise_of_a_legitimate_kernel_is_that_of_the_baseline(subtle: dict[str, Tokens]) -> None:
+    noise = subtle["fused"].flat_noise
+    ratio, bounds, _ = typical_kl_ratio(noise["candidate"], noise["baseline"])
+    assert 0.8 < ratio < 1.1
+    assert bounds.high < NOISE_LIMIT
+    same = typical_kl_ratio(noise["baseline"], noise["baseline"])
+    assert same[0] == 1.0
 
 
 def test_the_legitimate_change_is_a_change(subtle: dict[str, Tokens]) -> None:

@@ -12,6 +12,7 @@ from evals.errors import EvalError
 from evals.parity import POLICIES, Parity, Policy, Verdict, decide, decide_totals, find_policy
 from evals.record import case_name, record
 from evals.samples import Header, Sample
+from evals.tokens import Yardstick
 from tests.evals.arms import BASELINE, CANDIDATE, answered, two_arms
 from tests.evals.test_token_level import arms as token_arms
 from validators.records import Status
@@ -65,8 +66,9 @@ def test_a_large_loss_is_a_regression_and_a_loss_within_the_margin_is_parity() -
     assert gate(worse, "accuracy")[0] is False
     assert worse.sentence.startswith("REGRESSION: the candidate against the baseline: accuracy: 1,250 -> 1,200")
     # What the token level leaves open does not excuse it.
-    open_ = decide(*two_arms(1319, 1250, 60, 10), tokens=token_arms(1, 5), yardstick=token_arms(2, 5))
-    assert (gate(open_, "KL")[0], open_.verdict) == (None, Verdict.REGRESSION)
+    open_ = decide(*two_arms(1319, 1250, 60, 10), tokens=token_arms(1, 5),
+                   yardstick=Yardstick(token_arms(2, 5), token_arms(3, 5)))  # fmt: skip
+    assert (gate(open_, "noise")[0], open_.verdict) == (None, Verdict.REGRESSION)
     # Significant harm (p = 0.046), and yet within the two points that were accepted beforehand.
     within = decide(*two_arms(1319, 1250, 10, 3), policy=Policy(margin=0.02))
     assert within.verdict is Verdict.PARITY
@@ -96,19 +98,20 @@ def test_not_significant_is_never_parity() -> None:
 def test_accuracy_passes_and_the_token_level_says_no() -> None:
     """A truncating cast raised accuracy from 0.454 to 0.459 in a measured case: 31 lost, 37 gained."""
     a, b = two_arms(1319, 599, 31, 37)
-    ruler = token_arms(9)
     alone = decide(a, b, policy=Policy(margin=0.02))
     assert alone.verdict is Verdict.PARITY
+    ruler = Yardstick(token_arms(9), token_arms(8, spread=0.055))
     parity = decide(a, b, tokens=token_arms(1, spread=0.1), yardstick=ruler, policy=Policy(margin=0.02))
     assert parity.verdict is Verdict.REGRESSION
     assert gate(parity, "accuracy")[0] is True
-    assert gate(parity, "KL")[0] is False
+    assert gate(parity, "noise")[0] is False
     assert (
-        "REGRESSION: the candidate against the baseline: KL: at a typical token KL(baseline || candidate)"
+        "REGRESSION: the candidate against the baseline: noise: at a typical token the candidate's quantisation noise"
         in parity.sentence
     )
     assert " Accuracy: 599 -> 605" in parity.sentence
-    good = decide(a, b, tokens=token_arms(1), noise=token_arms(2, spread=0.01), yardstick=ruler,
+    good = decide(a, b, tokens=token_arms(1), noise=token_arms(2, spread=0.01),
+                  yardstick=Yardstick(token_arms(9), token_arms(8)),
                   policy=Policy(margin=0.02))  # fmt: skip
     assert good.verdict is Verdict.PARITY
     assert "accuracy alone" not in good.sentence
