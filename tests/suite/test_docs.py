@@ -348,12 +348,15 @@ def test_the_supports_table_is_the_protocol() -> None:
 
 
 def test_the_stated_policies_are_those_of_the_code() -> None:
+    from evals import logit_gates, tokens
     from validators import layers_verdict, stages, verdict
 
     text = read("docs/derivations.md")
     for name, value in (
         ("`MISTRUSTED_SHARE`", verdict.MISTRUSTED_SHARE), ("`FALSE_ALARM`", FALSE_ALARM),
         ("`MARGIN` of layers", layers_verdict.MARGIN), ("`CONFIDENCE` of layers", layers_verdict.CONFIDENCE),
+        ("`NOISE_LIMIT`", tokens.NOISE_LIMIT), ("`MEAN_NOISE_LIMIT`", tokens.MEAN_NOISE_LIMIT),
+        ("`REBATCH_FACTOR`", logit_gates.REBATCH_FACTOR), ("`MEAN_MARGIN`", tokens.MEAN_MARGIN),
     ):  # fmt: skip
         assert f"| {name} | {value:g} |" in text
     assert f"A sign-off walks {stages.LAYERS_TOKENS} tokens" in text
