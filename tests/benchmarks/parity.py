@@ -1,7 +1,8 @@
 """The embedded parity run on many seeds and on defects: ``python -m tests.benchmarks.parity --seeds 20``.
 
 Each seed is another set of held-out problems. The legitimate fused path must pass every gate on all of them, and each
-defect must be refused. One JSON line a run; exit code 1 if one of them came out otherwise.
+defect must be refused. One JSON line a run; exit code 1 if one of them came out otherwise. ``--tokens-only`` leaves the
+answers out: the gates of the token level decide.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from evals import embedded
+from evals import embedded, logit_gates
 from evals.arms import make_arm
 from evals.parity import Verdict, find_policy
+from evals.policy import verdict_of
+from evals.tokens import gates as token_gates
 from tests.evals.defects import DEFECTS, arm
 
 
@@ -41,6 +44,26 @@ def run(model: Any, candidate: str, seed: int, options: argparse.Namespace) -> d
     }
 
 
+def token_run(model: Any, candidate: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """The token level of one run alone; its verdict is REGRESSION, INCONCLUSIVE or PARITY by its gates."""
+    began = time.monotonic()
+    baseline, tested, ruler = (make_arm(spec, options.device) for spec in ("unfused", candidate, "bf16-norms"))
+    asked = embedded.questions(options.questions, seed)
+    tokens = embedded.token_level(model, baseline, tested, ruler, asked, options.token_questions)
+    found = token_gates(tokens.full["candidate"], tokens.full["re-run"], tokens.yardstick, seed=seed)
+    gates = [*(logit_gates.only_reported(gate) for gate in found), *logit_gates.gates(tokens, seed)]
+    return {
+        "candidate": candidate.rpartition(":")[2],
+        "seed": seed,
+        "tokens_only": True,
+        "verdict": verdict_of(tuple(gates)).value,
+        "refused": [gate.name for gate in gates if gate.decides and gate.ok is False],
+        "open": [gate.name for gate in gates if gate.decides and gate.ok is None],
+        "sentences": {gate.name: gate.sentence for gate in gates},
+        "seconds": round(time.monotonic() - began, 1),
+    }
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, default=20)
@@ -48,6 +71,7 @@ def main() -> int:
     parser.add_argument("--questions", type=int, default=1319)
     parser.add_argument("--token-questions", type=int, default=400)
     parser.add_argument("--defects", default=",".join(DEFECTS), help="names, or nothing")
+    parser.add_argument("--tokens-only", action="store_true", help="leave the answers out")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, help="JSON lines")
     options = parser.parse_args()
@@ -57,7 +81,7 @@ def main() -> int:
     wanted = [(arm(name), 0, False) for name in options.defects.split(",") if name] + wanted
     wrong = 0
     for candidate, seed, legitimate in wanted:
-        made = run(model, candidate, seed, options)
+        made = (token_run if options.tokens_only else run)(model, candidate, seed, options)
         as_wanted = made["verdict"] == (Verdict.PARITY if legitimate else Verdict.REGRESSION).value
         wrong += not as_wanted
         print("ok   " if as_wanted else "WRONG", {k: v for k, v in made.items() if k != "sentences"}, flush=True)
