@@ -25,9 +25,9 @@ from tests.evals.defects import DEFECTS, arm
 def run(model: Any, candidate: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """One run of both arms, as ``python -m evals parity`` does it, in numbers."""
     began = time.monotonic()
-    arms = [make_arm("unfused", options.device), make_arm(candidate, options.device)]
+    baseline, tested = make_arm("unfused", options.device), make_arm(candidate, options.device)
     asked = embedded.questions(options.questions, seed)
-    verdict = embedded.judge(model, *arms, asked, options, find_policy("non-inferiority"))
+    verdict = embedded.judge(model, baseline, tested, asked, options, find_policy("non-inferiority"))
     return {
         "candidate": candidate.rpartition(":")[2],
         "seed": seed,
