@@ -217,7 +217,7 @@ def test_an_element_that_is_not_there_is_one_sentence(
 
 
 def test_the_command_says_admissible_with_its_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
-    case = "per_token_quant-m4-n40-bf16-e4m3fn-gaussian-s0"
+    case = "per_token_quant-m16-n40-bf16-e4m3fn-gaussian-s0"
     options = ["explain", case, "--kernel", "emulated/eager", "--row", "1", "--col", "2", "--device", "cpu"]
     assert main(options) == 0
     printed = capsys.readouterr().out.splitlines()
@@ -226,7 +226,7 @@ def test_the_command_says_admissible_with_its_exit_code(capsys: pytest.CaptureFi
     options = [*options, "--output", "scale", "--contract", "aiter-hip-gfx950"]
     codes = {main([*options[:5], str(row), *options[6:]]) for row in range(4)}
     # amax * fl32(1/448) and amax / 448 differ in some rows and not in others.
-    assert 1 in codes
+    assert codes == {0, 1}
 
 
 @pytest.mark.parametrize(
