@@ -245,11 +245,17 @@ def rounded_y(
     order of the two products is free, and the end is widened by their budget first. The extra 3u
     there pay for evaluating the product in fp32 (one rounding of z*w, one of the factor, one of the product).
     """
+    return _rounded(z, w, rms, *end_factors(contract, direction, gemma), contract, fmt)
+
+
+def _rounded(
+    z: torch.Tensor, w: torch.Tensor, rms: torch.Tensor, widening: float | torch.Tensor, weight: float | torch.Tensor,
+    contract: NormQuantContract, fmt: FloatFormat,
+) -> torch.Tensor:  # fmt: skip
+    """|y| at ends given by their factors, numbers or tensors (float64 and fp32) that broadcast."""
     cast = {"bf16": torch.bfloat16, "fp16": torch.float16}[fmt.name]
-    widening, weight = end_factors(contract, direction, gemma)
     if contract.round_after_normalize:
-        h = (z.abs() * rms.float()).to(cast).float()
-        y = h * (w.abs() * weight if gemma else w.abs())
+        y = (z.abs() * rms.float()).to(cast).float() * (w.abs() * weight)
     else:
         y = (z * w).abs() * (rms * widening).float()
     return y.to(cast).float() if contract.round_after_weight else y
@@ -260,17 +266,10 @@ def rounded_ends(
 ) -> torch.Tensor:
     """``rounded_y`` of gathered elements at the lower end, the upper end and the nominal rms: fp32 [3, e], rms float64
     [3, e] in that order."""
-    cast = {"bf16": torch.bfloat16, "fp16": torch.float16}[fmt.name]
     factors = [end_factors(contract, direction, gemma) for direction in (-1.0, 1.0, 0.0)]
-    if contract.round_after_normalize:
-        weight = w.abs()
-        if gemma:
-            weight = weight * torch.tensor([[f] for _, f in factors], dtype=torch.float32, device=w.device)
-        y = (z.abs() * rms.float()).to(cast).float() * weight
-    else:
-        widening = torch.tensor([[f] for f, _ in factors], dtype=torch.float64, device=rms.device)
-        y = (z * w).abs() * (rms * widening).float()
-    return y.to(cast).float() if contract.round_after_weight else y
+    widening = torch.tensor([[f] for f, _ in factors], dtype=torch.float64, device=rms.device)
+    weight = torch.tensor([[f] for _, f in factors], dtype=torch.float32, device=w.device)
+    return _rounded(z, w, rms, widening, weight, contract, fmt)
 
 
 def end_factors(contract: NormQuantContract, direction: float, gemma: bool) -> tuple[float, float]:

@@ -21,7 +21,7 @@ Surveyor = Callable[..., "Survey | None"]
 LEAST = 2**22
 """Elements below which compiling a kernel would cost more than it saves."""
 AGAIN = 64
-"""Every so many surveys of a kind, one is held against the judgement without it again (a policy: 5 % of the cost)."""
+"""Every so many surveys of a kind, one is held against the judgement without it again. A policy: it costs a tenth."""
 
 _TRUSTED: dict[tuple[Any, ...], int] = {}
 
