@@ -65,7 +65,7 @@ embedded model, 0.02 in a 135M one), one whose scale spans the batch quantizes a
 def rebatching(tokens: Tokens, seed: int) -> Gate:
     """The gate on the candidate's dependence on its batch: a row's result must not depend on its neighbours."""
     value, low, high = _typical(tokens.flat["candidate again"], tokens.flat["yardstick"], seed)
-    ok = True if high <= REBATCH_FACTOR else False if low > REBATCH_FACTOR else None
+    ok = _within(low, high, REBATCH_FACTOR, tokens)
     return Gate(
         "batch", ok,
         f"cut into other batches, the candidate's logits differ from its own by {value:.2g} of the model's own "
@@ -79,7 +79,7 @@ def change(tokens: Tokens, seed: int) -> Gate:
     noise = tokens.flat_noise
     value, low, high = _typical(noise["candidate"], noise["baseline"], seed)
     apart, _, _ = _typical(tokens.flat["candidate"], tokens.flat["yardstick"], seed)
-    ok = True if high <= NOISE_LIMIT else False if low > NOISE_LIMIT else None
+    ok = _within(low, high, NOISE_LIMIT, tokens)
     return Gate(
         "logits", ok,
         f"at a typical token the candidate's quantisation noise, the variance of its logits' distance from the "
@@ -102,6 +102,13 @@ def mean_change(tokens: Tokens, seed: int) -> Gate:
     )  # fmt: skip
 
 
+def _within(low: float, high: float, limit: float, tokens: Tokens) -> bool | None:
+    """Yes or no where the bounds show it, on no fewer questions than the token level asks for."""
+    if len(tokens.full["candidate"]) < LEAST_QUESTIONS:
+        return None
+    return True if high <= limit else False if low > limit else None
+
+
 def _typical(pairs: list[TokenPair], ruler: list[TokenPair], seed: int) -> tuple[float, float, float]:
     """Ratio at a typical token with its bounds; NaN, which no gate calls a yes, where scores are not finite."""
     if not statistics(pairs).finite:
@@ -111,8 +118,8 @@ def _typical(pairs: list[TokenPair], ruler: list[TokenPair], seed: int) -> tuple
 
 
 def only_reported(gate: Gate) -> Gate:
-    """KL as a number that decides nothing here: the embedded model is so sure of its tokens that KL exceeds fp32's
-    rounding at one in twenty, where the model wavers. ``change`` judges the same question on every token."""
+    """KL as a number that decides nothing here: a model may be so sure of its tokens that KL exceeds fp32's rounding at
+    one in twenty (the embedded one is). ``change`` judges the same question on every token."""
     if gate.name not in ("KL", "noise", "mean noise"):
         return gate
     words = f"{gate.sentence}; reported only, the gate on the logits judges it at every token"

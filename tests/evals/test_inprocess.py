@@ -23,7 +23,7 @@ from tests.evals.defects import DEFECTS, arm
 
 SUBTLE = ("truncating_cast", "per_tensor_scale")
 REBATCHED = ("fused", "per_tensor_scale")  # a further pass each; the others are refused without it
-QUESTIONS, FEW, BATCH, SPLIT = 30, 10, 30, 7  # one batch, which SPLIT cuts in five: no question is left uncut
+QUESTIONS, FEW, BATCH, SPLIT = 30, 20, 30, 7  # one batch, which SPLIT cuts in five: no question is left uncut
 
 
 @pytest.fixture(scope="module")
