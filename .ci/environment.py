@@ -8,8 +8,10 @@ $TORCH too: TORCH="torch==2.13.0 --index-url URL". The repository itself is not 
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
+import site
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TORCH = "torch==2.13.0"
 FIND = "import os, torch; print(os.path.dirname(os.path.dirname(torch.__file__)), torch.__version__)"
+PATHS = "import json, sys, sysconfig; print(json.dumps([sysconfig.get_path('purelib'), sys.path]))"
 
 
 def _torch(python: str | Path) -> tuple[str, str] | None:
@@ -28,21 +31,36 @@ def _torch(python: str | Path) -> tuple[str, str] | None:
     return folder, version
 
 
-def _create(directory: Path) -> Path:
-    """The environment's interpreter; made on the first call, sharing the torch of this interpreter if it has one."""
+def _create(directory: Path, *, pip: bool = True) -> Path:
+    """The environment's interpreter; made on the first call, sharing what this interpreter has if it has a torch."""
     python = directory / "bin" / "python"
     if python.exists():
         return python
     found = _torch(sys.executable)
-    command = [sys.executable, "-m", "venv", *(["--system-site-packages"] if found else []), str(directory)]
+    options = [*(["--system-site-packages"] if found else []), *([] if pip else ["--without-pip"])]
+    command = [sys.executable, "-m", "venv", *options, str(directory)]
     if subprocess.run(command).returncode:
         raise SystemExit(f"{shlex.join(command)} failed; on Debian and Ubuntu: apt-get install python3-venv")
-    if found and not _torch(python):
-        # Started from a virtual environment: system site-packages are then those of the interpreter beneath it.
-        where = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
-        packages = subprocess.run(where, capture_output=True, text=True, check=True).stdout.strip()
-        Path(packages, "torch-of-the-outer-environment.pth").write_text(found[0] + "\n", encoding="utf-8")
+    if found:
+        _share(python, found[0])
     return python
+
+
+def _share(python: Path, torch_folder: str) -> None:
+    """Let ``python`` see what this interpreter sees, where ``--system-site-packages`` is not enough.
+
+    Where this interpreter is a virtual environment itself, as in AMD's images, system site-packages are those of the
+    interpreter beneath it. A plain path in a .pth file would add the outer folder but not read the .pth files in it,
+    and a package that is installed as editable (aiter in SGLang's images) is such a file. ``site.addsitedir`` reads
+    them.
+    """
+    done = subprocess.run([str(python), "-c", PATHS], capture_output=True, text=True, check=True, cwd=os.sep)
+    packages, seen = json.loads(done.stdout)
+    outer = [*site.getsitepackages(), torch_folder] if sys.prefix != sys.base_prefix else [torch_folder]
+    lacking = [folder for folder in dict.fromkeys(outer) if os.path.isdir(folder) and folder not in seen]
+    if lacking:
+        lines = [f"import site; site.addsitedir({folder!r})\n" for folder in lacking]
+        Path(packages, "packages-of-the-outer-environment.pth").write_text("".join(lines), encoding="utf-8")
 
 
 def _requirements(groups: list[str]) -> list[str]:
