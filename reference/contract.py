@@ -13,6 +13,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from reference import notation
+
 ReductionKind = Literal["any", "lanes", "serial"]
 
 
@@ -271,9 +273,18 @@ GEMM_CONTRACTS: dict[str, GemmContract] = {
 
 
 def get_contract(op: str, name: str) -> NormQuantContract | GemmContract:
-    """The preset ``name`` for ``op``; raises KeyError with the list of known names."""
+    """The preset ``name`` for ``op``, or a preset with changed fields (``eager+amax_floor=1e-10``, see ``notation``).
+
+    Raises KeyError with one sentence: the known names, or what is wrong with a changed field.
+    """
     table: dict[str, NormQuantContract] | dict[str, GemmContract]
     table = GEMM_CONTRACTS if op == "ptpc_gemm" else NORM_QUANT_CONTRACTS
-    if name not in table:
+    preset, changes = notation.split(name)
+    if preset not in table:
         raise KeyError(f"unknown contract {name!r} for op {op}; known: {', '.join(sorted(table))}")
-    return table[name]  # type: ignore[return-value]
+    if not changes:
+        return table[preset]  # type: ignore[return-value]
+    try:
+        return notation.parse(table[preset], changes)  # type: ignore[index]
+    except notation.NotationError as error:
+        raise KeyError(f"contract {name!r}: {error}") from None

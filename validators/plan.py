@@ -99,7 +99,8 @@ def one_kernel(parsed: argparse.Namespace) -> tuple[str, Kernel, str]:
         try:
             get_contract(kernel.op, contract)
         except KeyError as error:
-            raise UsageError(f"{error.args[0]}, identify") from None
+            known = ", identify" if "; known: " in error.args[0] and "+" not in contract else ""
+            raise UsageError(f"{error.args[0]}{known}") from None
     return parsed.kernel, kernel, _device_for(kernel, parsed.device)
 
 
