@@ -60,6 +60,16 @@ def test_an_undeclared_kernel_is_judged_by_what_it_follows() -> None:
     assert record.identified[0].startswith("vllm: admits all ")
 
 
+@pytest.mark.parametrize(("name", "other"), [("vllm", "vllm-native"), ("vllm-native", "vllm")])
+def test_the_two_paths_of_vllm_are_told_apart(name: str, other: str) -> None:
+    """Its CUDA kernels divide by the scale, its Python code multiplies by the reciprocal."""
+    result = identify(Kernel("demo/path", ADD, None, emulated.make(NORM_QUANT_CONTRACTS[name]), in_place=True))
+    assert result.best == name, result.lines()
+    wrong = next(c for c in result.candidates if c.contract == other)
+    assert wrong.violations["codes"] > 0
+    assert wrong.violations["scale"] == wrong.violations["residual_out"] == 0
+
+
 def test_a_gemm_is_identified_by_its_accumulator() -> None:
     kernel = Kernel("demo/gemm", GEMM, None, emulated_gemm.make(GEMM_CONTRACTS["fp32"]))
     result = identify(kernel, rows=16)
