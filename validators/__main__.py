@@ -32,7 +32,7 @@ from validators.plan import (
     ops,
 )
 from validators.records import Record, Status
-from validators.trace_file import TraceError
+from validators.trace_names import TraceError
 
 MOST_REPORTS = 20
 _FAILING = (Status.FAILED, Status.NONDETERMINISTIC, Status.MISTRUSTED)

@@ -1,12 +1,14 @@
-"""Profiler traces: kernel launches, the step and the layer that launched them, and the role of a kernel by its name.
+"""Profiler traces: kernel launches, and the forward pass and the layer that launched them.
 
 Reads a Chrome trace as ``torch.profiler`` writes it (``export_chrome_trace``), of CUDA or of ROCm, plain or gzipped.
-A kernel belongs to the step (``ProfilerStep#k``) and layer (a ``record_function`` label such as ``layers.7``) that
-launched it: the label around the runtime call with the same correlation id, because the GPU runs behind the CPU; where
-there is no such call, the GPU's own copy of the label, and then the kernel's own time. Standard library only.
+A kernel belongs to the pass and layer (a ``record_function`` label such as ``layers.7``) that launched it: the label
+around the runtime call with the same correlation id, because the GPU runs behind the CPU; where there is no such call,
+the GPU's own copy of the label, and then the kernel's own time. Standard library only.
 
-The name of aiter's fused kernel is no evidence by itself: one template, ``add_rmsnorm_quant_kernel<In, Out, ...>``,
-also serves the plain ``add_rmsnorm``. It quantizes only where its output type is another than its input type.
+A pass is labelled by the first of these that the trace holds: what a serving engine calls it (vLLM:
+``execute_context_0(0)_generation_64(64)``), ``ProfilerStep#k`` of the profiler's schedule, a Python call of SGLang's
+``ModelRunner.forward`` (its profiler records the stack). Where there is none, the launches of captured graphs
+(``hipGraphLaunch``) are kept, from which passes may be told.
 """
 
 from __future__ import annotations
@@ -21,34 +23,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from validators.trace_names import Taught, TraceError, readable, role_of
+
 _STEP = re.compile(r"ProfilerStep\s?#(\d+)")
+_ENGINE = re.compile(r"^execute_(?:context|new)_\d.*")
+_FORWARD = re.compile(r"model_runner\.py\(\d+\): forward$")
+_GRAPH_LAUNCH = re.compile(r"GraphLaunch")
 _LAYER = re.compile(r"\blayers?[._ ]?(\d+)\b", re.IGNORECASE)
 _LAUNCH_CATEGORIES = ("cuda_runtime", "cuda_driver", "hip_runtime", "runtime")
 _LABEL_CATEGORIES = ("user_annotation", "gpu_user_annotation")
-
-ROLES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
-    (role, re.compile(pattern, re.IGNORECASE))
-    for role, pattern in (
-        (
-            "fused",
-            r"rms_?norm_dynamic_per_token_quant|quant_fused_(add_)?rmsnorm|rmsnorm2d_fwd_with_(add_)?(dynamic|smooth)quant"
-            r"|(add_)?rms_?norm_quant|rms_?norm_(fp8_)?(per_token_)?quant|fused_rms_fp8",
-        ),
-        ("norm", r"rms_?norm|layer_?norm"),
-        ("quant", r"per_token_\w*quant|scaled_(fp8_)?quant|data_to_per_row_scale|per_token_group_quant|dynamic_quant"),
-        ("gemm", r"gemm|^Cijk_|nvjet|cutlass|xmma|wgmma|flatmm|a8w8|_scaled_mm|ck_tile.*Gemm"),
-    )
-)
-"""Role of a kernel by its name, the first that fits."""
-
-
-class TraceError(ValueError):
-    """A file that is no profiler trace, or options that cannot be; the message is one sentence."""
+_PYTHON = "python_function"
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel launch. start_us: begin on the GPU. step: k of ProfilerStep#k; layer: of a label; None: no label."""
+    """One kernel launch. raw: its name in the trace, name: readable. start_us: begin on the GPU. step: key of the pass
+    in ``Trace.steps``; layer: of a label; graph: the how-manieth launch of a graph it belongs to; None: to none."""
 
     name: str
     role: str
@@ -57,77 +47,25 @@ class Launch:
     stream: str
     step: int | None
     layer: int | None
+    graph: int | None = None
+    raw: str = ""
 
 
 @dataclass(frozen=True)
 class Trace:
-    """Launches in order of time. steps: every labelled step, in which something may run or nothing. cpu_ops: CPU
-    operators seen, to tell a trace without a GPU from an empty one."""
+    """Launches in order of time. steps: every labelled pass, in which something may run or nothing: key -> what it is
+    called in a report. cpu_ops: CPU operators seen, to tell a trace without a GPU from an empty one."""
 
     launches: tuple[Launch, ...]
-    steps: tuple[int, ...]
+    steps: Mapping[int, str]
     cpu_ops: int
-
-
-def readable(name: str) -> str:
-    """A kernel's name; of a mangled one (``_ZN5aiter..``) its identifiers, which are what matters for a match."""
-    if not name.startswith("_Z"):
-        return name
-    found: list[str] = []
-    at = 2
-    while at < len(name):
-        digits = re.match(r"\d+", name[at:])
-        if digits is None:
-            at += 1
-            continue
-        at += digits.end()
-        found.append(name[at : at + int(digits[0])])
-        at += int(digits[0])
-    return "::".join(part for part in found if part) or name
-
-
-def template_arguments(name: str) -> list[str]:
-    """The outermost template arguments of a demangled name, in order; empty where there are none."""
-    start = name.find("<")
-    found: list[str] = []
-    depth, current = 0, ""
-    for character in name[start + 1 :] if start >= 0 else "":
-        depth += {"<": 1, "(": 1, ">": -1, ")": -1}.get(character, 0)
-        if depth < 0:
-            return [*found, current.strip()]
-        if character == "," and depth == 0:
-            found.append(current.strip())
-            current = ""
-        else:
-            current += character
-    return []
-
-
-def role_of(name: str) -> str:
-    """fused, norm, quant, gemm or other; ``unclear`` for aiter's norm template where its types are not in the name."""
-    if "add_rmsnorm_quant_kernel" in name:
-        arguments = template_arguments(name)
-        if len(arguments) < 2:
-            return "unclear"
-        return "fused" if arguments[0] != arguments[1] else "norm"
-    return next((role for role, pattern in ROLES if pattern.search(name)), "other")
-
-
-def matches(wanted: str, name: str) -> bool:
-    """Whether ``name`` contains ``wanted``; ``re:PATTERN`` is a regular expression. Raises TraceError for a bad one."""
-    if not wanted.startswith("re:"):
-        return wanted in name
-    try:
-        return re.search(wanted[3:], name) is not None
-    except re.error as error:
-        raise TraceError(f"{wanted!r} is not a regular expression: {error}.") from None
 
 
 # ---- reading
 
 
-def load(path: str | Path) -> Trace:
-    """The launches of a trace file (.json or .json.gz); raises TraceError with one sentence."""
+def load(path: str | Path, taught: Taught = ()) -> Trace:
+    """The launches of a trace file (.json or .json.gz); raises TraceError with one sentence. taught: roles of names."""
     data = _json(Path(path))
     events = data.get("traceEvents") if isinstance(data, Mapping) else data
     if not isinstance(events, list) or not all(isinstance(event, Mapping) for event in events):
@@ -136,8 +74,10 @@ def load(path: str | Path) -> Trace:
     if not any("cat" in e for e in spans):
         raise TraceError(f"{path} is a trace of another tool: no event has a category and a time.")
     try:
-        return _launches(spans)
+        return _launches(spans, taught)
     except (TypeError, ValueError, KeyError) as error:
+        if isinstance(error, TraceError):
+            raise
         raise TraceError(f"{path} has an event that torch.profiler does not write ({error}).") from None
 
 
@@ -176,6 +116,9 @@ class _Labels:
     def __bool__(self) -> bool:
         return bool(self._found)
 
+    def values(self) -> set[int]:
+        return {value for _, _, value in self._found}
+
     def at(self, time: float) -> int | None:
         index = bisect.bisect_right(self._starts, time) - 1
         while index >= 0 and self._starts[index] >= time - self._longest:
@@ -186,49 +129,87 @@ class _Labels:
         return None
 
 
-def _labels(spans: Sequence[Mapping[str, Any]], category: str, pattern: re.Pattern[str]) -> _Labels:
-    found = []
+_Events = Sequence[Mapping[str, Any]]
+_ByCategory = dict[str, _Labels]
+
+
+def _span(event: Mapping[str, Any], value: int) -> tuple[float, float, int]:
+    start = float(event["ts"])
+    return start, start + float(event.get("dur", 0.0)), value
+
+
+def _numbered(spans: _Events, pattern: re.Pattern[str]) -> _ByCategory:
+    """Labels that carry their number: ``layers.7``, ``ProfilerStep#3``."""
+    found: dict[str, list[tuple[float, float, int]]] = {category: [] for category in _LABEL_CATEGORIES}
     for event in spans:
-        label = pattern.search(str(event["name"])) if event.get("cat") == category else None
+        label = pattern.search(str(event["name"])) if event.get("cat") in found else None
         if label:
-            start = float(event["ts"])
-            found.append((start, start + float(event.get("dur", 0.0)), int(label[1])))
-    return _Labels(found)
+            found[event["cat"]].append(_span(event, int(label[1])))
+    return {category: _Labels(labels) for category, labels in found.items()}
 
 
-def _launches(spans: Sequence[Mapping[str, Any]]) -> Trace:
-    steps, layers = ({cat: _labels(spans, cat, p) for cat in _LABEL_CATEGORIES} for p in (_STEP, _LAYER))
+def _counted(spans: _Events, categories: Sequence[str], pattern: re.Pattern[str]) -> list[list[Mapping[str, Any]]]:
+    """Labels that are numbered by their order: the events of each category, by time."""
+    own = [e for e in spans if e.get("cat") in categories and pattern.search(str(e["name"]))]
+    return [sorted((e for e in own if e["cat"] == category), key=lambda e: float(e["ts"])) for category in categories]
+
+
+def _passes(spans: _Events) -> tuple[_ByCategory, dict[int, str]]:
+    """(labels of the passes, key -> name); both empty where nothing labels them."""
+    on_cpu, on_gpu = _counted(spans, _LABEL_CATEGORIES, _ENGINE)
+    if on_cpu or on_gpu:
+        named = on_cpu or on_gpu
+        # The GPU's copies are numbered by their order too, which is the same where none is missing.
+        copies = on_gpu if len(on_gpu) == len(named) else []
+        labels = {
+            category: _Labels(_span(e, k) for k, e in enumerate(events))
+            for category, events in zip(_LABEL_CATEGORIES, (on_cpu, copies), strict=True)
+        }
+        return labels, {k: f"pass {k} ({e['name']})" for k, e in enumerate(named)}
+    steps = _numbered(spans, _STEP)
+    if any(steps.values()):
+        keys = sorted({key for labels in steps.values() for key in labels.values()})
+        return steps, {key: f"step {key}" for key in keys}
+    (calls,) = _counted(spans, (_PYTHON,), _FORWARD)
+    labels = {"user_annotation": _Labels(_span(e, k) for k, e in enumerate(calls)), "gpu_user_annotation": _Labels(())}
+    return labels, {k: f"pass {k} (ModelRunner.forward)" for k in range(len(calls))}
+
+
+def _launches(spans: _Events, taught: Taught) -> Trace:
+    labels, named = _passes(spans)
+    layers = _numbered(spans, _LAYER)
     called: dict[object, float] = {}
+    graphs: dict[object, int] = {}
     for event in spans:
         number = _argument(event, "correlation")
         if event.get("cat") in _LAUNCH_CATEGORIES and number is not None:
             called[number] = float(event["ts"])
+            if _GRAPH_LAUNCH.search(str(event["name"])):
+                graphs[number] = 0
+    graphs = {number: k for k, number in enumerate(sorted(graphs, key=lambda n: called[n]))}
+    roles: dict[str, tuple[str, str]] = {}
     found = []
     for event in spans:
         if event.get("cat") != "kernel":
             continue
-        start = float(event["ts"])
-        launched = called.get(_argument(event, "correlation"))
-
-        step, layer = (_owner(labels, start, launched) for labels in (steps, layers))
-        name = readable(str(event["name"]))
+        start, number, raw = float(event["ts"]), _argument(event, "correlation"), str(event["name"])
+        launched = called.get(number)
+        step, layer = (_owner(own, start, launched) for own in (labels, layers))
+        if raw not in roles:
+            shown = readable(raw)
+            roles[raw] = shown, role_of(shown, taught)
+        name, role = roles[raw]
         found.append(
             Launch(
-                name, role_of(name), start, int(_argument(event, "device", event.get("pid", 0))),
-                str(_argument(event, "stream", event.get("tid", 0))), step, layer,
+                name, role, start, int(_argument(event, "device", event.get("pid", 0))),
+                str(_argument(event, "stream", event.get("tid", 0))), step, layer, graphs.get(number), raw,
             )
         )  # fmt: skip
     found.sort(key=lambda launch: launch.start_us)
-    labelled = sorted({k for e in spans if e.get("cat") in _LABEL_CATEGORIES for k in _step_of(str(e["name"]))})
-    return Trace(tuple(found), tuple(labelled), sum(e.get("cat") in ("cpu_op", "operator") for e in spans))
+    return Trace(tuple(found), named, sum(e.get("cat") in ("cpu_op", "operator") for e in spans))
 
 
-def _step_of(name: str) -> list[int]:
-    found = _STEP.search(name)
-    return [int(found[1])] if found else []
-
-
-def _owner(labels: Mapping[str, _Labels], start: float, launched: float | None) -> int | None:
+def _owner(labels: _ByCategory, start: float, launched: float | None) -> int | None:
     """The label around the launch; without a launch or labels of the CPU, the one around the kernel."""
     if launched is not None and labels["user_annotation"]:
         return labels["user_annotation"].at(launched)

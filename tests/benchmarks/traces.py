@@ -23,7 +23,8 @@ from reference import glm4_moe as glm
 from reference.glm4_moe import Config, Layer, Mlp
 from validators import layers, layers_presets, trace
 from validators.layers_path import Path, stored
-from validators.trace_file import TraceError, load
+from validators.trace_file import load
+from validators.trace_names import TraceError
 
 STEPS = 2
 FALLS_BACK = 1
