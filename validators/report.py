@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -34,7 +35,7 @@ def failure_report(record: Record) -> str:
     failing = _failing(record)
     lines = [headline(record), f"  {_identity(record)}"]
     lines += _labelled("lane", f"{record.lane}    contract {contract_text(record)}")
-    lines += _labelled("reason", *_clip_list(_other_reasons(record), 3))
+    lines += _labelled("reason", *_wrapped(_clip_list(_other_reasons(record), 3)))
     main = failing[0] if failing else None
     if main is not None:
         lines += _comparison_lines(main)
@@ -312,6 +313,11 @@ def _flat(text: str) -> str:
 def _clip(text: str, width: int = _WIDTH) -> str:
     flat = _flat(text)
     return flat if len(flat) <= width else flat[: width - 1] + "…"
+
+
+def _wrapped(texts: Sequence[str]) -> list[str]:
+    """Each text over as many lines as it needs: the advice of an ERROR stands at its end."""
+    return [line for text in texts for line in textwrap.wrap(_flat(text), _WIDTH)]
 
 
 def _clip_list(texts: Sequence[str], most: int) -> list[str]:

@@ -19,6 +19,9 @@ from validators.cases.recipes import lane_of, reasons_impossible
 from validators.cases.tensors import GemmInputs, GemmOutputs, Inputs, Outputs
 from validators.compare import compare
 from validators.compare_gemm import judge_gemm
+from validators.kernels.base import Kernel, KernelError
+from validators.limits import DECLARED, IMPOSSIBLE, MACHINE, how_to_declare
+from validators.memory import beyond_memory
 from validators.records import Check, Comparison, Record, Status
 from validators.statistics import FALSE_ALARM, BiasResult
 from validators.survey import survey_on
@@ -26,7 +29,6 @@ from validators.verdict import decide, strength
 
 if TYPE_CHECKING:
     from validators.identify import IdentifyResult
-    from validators.kernels.base import Kernel
 
 INVARIANCE_ELEMENTS = 2**22
 """Batch invariance calls the kernel six more times; on larger cases the smaller ones of the same lane speak for it."""
@@ -45,7 +47,16 @@ class Claim:
 
 
 class KernelFault(RuntimeError):
-    """The kernel raised, or returned something that is no output; one sentence."""
+    """The kernel raised, or returned something that is no output; one sentence. hint: another, what to do, or ""."""
+
+    def __init__(self, sentence: str, hint: str = "") -> None:
+        super().__init__(sentence)
+        self.hint = hint
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """The sentence, and the hint if there is one."""
+        return (str(self), self.hint) if self.hint else (str(self),)
 
 
 def validate(kernel: Kernel, case: Case, *, contract: str | None = None, device: str = "cpu") -> Record:
@@ -59,18 +70,26 @@ def validate(kernel: Kernel, case: Case, *, contract: str | None = None, device:
     if reason := kernel.unavailable(device.split(":")[0]):
         return frame.record(Status.UNTESTED, (reason,), None, "declared", start)
     if reason := reasons_impossible(case):
-        return frame.record(Status.UNSUPPORTED, (reason,), None, "declared", start)
-    if reason := kernel.unsupported(case):
-        return frame.record(Status.UNSUPPORTED, (reason,), kernel.contract, "declared", start)
+        return frame.record(Status.UNSUPPORTED, (reason,), None, "declared", start, limit=IMPOSSIBLE)
+    try:
+        reason = kernel.unsupported(case)
+    except Exception as error:
+        said = str(error) if isinstance(error, KernelError) else f"{type(error).__name__}: {error}"
+        words = f"whether the kernel offers this case cannot be asked: {' '.join(said.split())}"
+        return frame.record(Status.ERROR, (words,), kernel.contract, "declared", start)
+    if reason:
+        return frame.record(Status.UNSUPPORTED, (reason,), kernel.contract, "declared", start, limit=DECLARED)
+    if reason := beyond_memory(case, device):
+        return frame.record(Status.UNSUPPORTED, (reason,), kernel.contract, "declared", start, limit=MACHINE)
     identified: tuple[str, ...] = ()
     try:
         chosen, origin, identified = choose_contract(kernel, case, contract, device)
     except KernelFault as fault:
-        return frame.record(Status.ERROR, (str(fault),), None, "identified", start)
+        return frame.record(Status.ERROR, fault.reasons, None, "identified", start)
     try:
         claim = run_kernel(kernel, case, device)
     except KernelFault as fault:
-        return frame.record(Status.ERROR, (str(fault),), chosen.name if chosen else None, origin, start)
+        return frame.record(Status.ERROR, fault.reasons, chosen.name if chosen else None, origin, start)
     # Outputs that fit no contract are compared with the nearest one, so that the report can say what is wrong.
     judged_by = chosen or get_contract(kernel.op, _nearest(kernel, case, device))
     comparisons, statistical = judge(claim, judged_by)
@@ -174,9 +193,12 @@ def call(kernel: Kernel, inputs: Inputs, poison: int) -> tuple[Outputs, Check, f
         outputs = kernel.call(inputs, buffers.outputs)
         if on_gpu:
             torch.cuda.synchronize()
+    except KernelError as error:
+        raise KernelFault(str(error), error.hint) from error
     except Exception as error:
         text = " ".join(str(error).split())
-        raise KernelFault(f"the kernel raised {type(error).__name__}: {text[:300]}") from error
+        hint = how_to_declare(kernel.name)
+        raise KernelFault(f"the kernel raised {type(error).__name__}: {text[:300]}", hint) from error
     return outputs, buffers.check(), time.perf_counter() - start
 
 
@@ -228,6 +250,8 @@ class _Frame:
         contract: str | None,
         origin: str,
         start: float,
+        *,
+        limit: str = "",
         **fields: object,
     ) -> Record:
         from validators.kernels.arch import architecture
@@ -242,7 +266,8 @@ class _Frame:
             emulated=kernel.emulated, fake=kernel.fake, seconds=time.perf_counter() - start,
             reproduce=f"python -m validators run --op {kernel.op} --kernel {shlex.quote(kernel.name)} "
             f"--case {case.id}{flags}",
-            provenance={**provenance(self.device), "kernel_versions": dict(kernel.versions())},
+            provenance={**provenance(self.device), "kernel_versions": dict(kernel.versions()),
+                        **({"limit": limit} if limit else {})},
             peak_bytes=torch.cuda.max_memory_allocated() if self.device.startswith("cuda") else 0,
             **fields,  # type: ignore[arg-type]
         )  # fmt: skip

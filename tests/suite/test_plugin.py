@@ -20,7 +20,10 @@ from validators.cases.tensors import (
     QuantOutputs,
 )
 from validators.kernels import plugin
-from validators.kernels.base import KernelError, find_kernel
+from validators.kernels.base import Kernel, KernelError, find_kernel
+from validators.records import Status
+from validators.report import failure_report
+from validators.run import validate
 
 FN = torch.float8_e4m3fn
 FORMS = {
@@ -214,13 +217,17 @@ def test_every_mistake_in_the_name_is_one_sentence(tmp_path: Path) -> None:
 
 
 RESULTS = {
-    "none": ("add_rmsnorm_quant", "None", "returned a NoneType, not a tuple (codes, scale, residual_out)"),
+    "none": ("add_rmsnorm_quant", "None", "returned None, not a tuple (codes, scale, residual_out)"),
     "two": ("add_rmsnorm_quant", "x, x", "returned 2 values, not the 3 of (codes, scale, residual_out)"),
     "no residual": ("add_rmsnorm_quant", "x, x, None", "returned None as residual_out although there was a residual"),
-    "list scale": ("add_rmsnorm_quant", "x, [1.0], x", "returned a list as scale, not a tensor"),
-    "missing scale": ("per_token_quant", "x, None", "returned a NoneType as scale, not a tensor"),
-    "one tensor": ("per_token_quant", "x", "returned a Tensor, not a tuple (codes, scale)"),
-    "gemm": ("ptpc_gemm", "(a, b)", "returned a tuple, not the tensor out [M, N]"),
+    "list scale": ("add_rmsnorm_quant", "x, [1.0], x", "returned (a float) as scale, not a tensor"),
+    "missing scale": ("per_token_quant", "x, None", "returned None as scale, not a tensor"),
+    "one tensor": ("per_token_quant", "x", "returned a Tensor [4, 32] bfloat16, not a tuple (codes, scale)"),
+    "gemm": (
+        "ptpc_gemm",
+        "(a, b)",
+        "returned (a Tensor [2, 2] float8_e4m3fn, a Tensor [2, 2] float8_e4m3fn), not the tensor out [M, N]",
+    ),
 }
 
 
@@ -240,9 +247,106 @@ def test_a_result_of_the_wrong_structure_is_one_sentence(tmp_path: Path, what: s
     assert words in str(caught.value)
 
 
+def test_the_convention_that_overwrites_the_residual_is_named_and_told_what_to_do(tmp_path: Path) -> None:
+    """vLLM's ops return codes and scale, and leave the sum in ``residual``."""
+    for name, body in {"two": "x.to(fp8_dtype), x[:, :1]", "same": "x.to(fp8_dtype), x[:, :1], residual"}.items():
+        kernel = plugin.load(write(tmp_path, FORMS["add_rmsnorm_quant"] + f"return {body}", f"{name}.py"))
+        with pytest.raises(KernelError) as caught:
+            kernel.call(inputs(), buffers())
+        assert "residual = residual.clone()" in caught.value.hint
+        record = validate(kernel, NORM_CASE, contract="eager")
+        assert record.status is Status.ERROR
+        assert record.reasons[1] == caught.value.hint
+        report = failure_report(record)
+        assert "return codes, scale, residual" in " ".join(report.split()), report
+    assert "shares memory with the input residual" in record.reasons[0]
+
+
+WRAPPED = {
+    "module": ("import torch\nf = torch.nn.Linear(2, 2)", "an nn.Module (Linear), whose call takes (*args, **kwargs)"),
+    "class": ("class f:\n    def __init__(self, n): ...", "the class f, and calling it makes an object"),
+    "op": ("import torch\nf = torch.ops.aten.add", "an op of torch.library (OpOverloadPacket)"),
+    "overload": ("import torch\nf = torch.ops.aten.add.Tensor", "an op of torch.library (OpOverload)"),
+    "gathers": ("def f(*args, **kwargs): ...", "a function of (*args, **kwargs)"),
+    "keywords": ("def f(x, **kwargs): ...", "a function of (x, **kwargs)"),
+}
+
+
+@pytest.mark.parametrize("what", list(WRAPPED))
+def test_what_hides_its_parameters_is_told_what_to_wrap(tmp_path: Path, what: str) -> None:
+    source, words = WRAPPED[what]
+    spec = write(tmp_path, source)
+    with pytest.raises(KernelError) as caught:
+        plugin.load(spec, "per_token_quant")
+    assert f"{spec} is {words}" in str(caught.value)
+    assert "def quantize(x, fp8_dtype): return kernel(...)" in str(caught.value)
+    with pytest.raises(KernelError, match=r"def fused\(x, residual, weight, eps, fp8_dtype\): return kernel"):
+        plugin.load(spec)
+
+
+def test_a_function_that_names_its_parameters_may_gather_more(tmp_path: Path) -> None:
+    assert plugin.load(write(tmp_path, "def f(x, fp8_dtype, **options): ...")).op == "per_token_quant"
+
+
+def limited(folder: Path, limits: str) -> Kernel:
+    source = f"{FORMS['per_token_quant']}raise ValueError('never called')\nf.unsupported = {limits}"
+    return plugin.load(write(folder, source, f"limits{len(list(folder.iterdir()))}.py"))
+
+
+def test_a_limit_is_declared_beside_the_function(tmp_path: Path) -> None:
+    wide, narrow = Case("per_token_quant", 4, 1002, "gaussian"), Case("per_token_quant", 4, 64, "gaussian")
+    for limits in (
+        "lambda case: f'n must be a multiple of 16, not {case.n}' if case.n % 16 else None",
+        "lambda case: case.n % 16 and f'n must be a multiple of 16, not {case.n}'",
+        "lambda case: case.n > 64 and 'n must be a multiple of 16, not 1002'",
+    ):
+        kernel = limited(tmp_path, limits)
+        assert kernel.unsupported(narrow) is None
+        assert kernel.unsupported(wide) == "n must be a multiple of 16, not 1002"
+        record = validate(kernel, wide, contract="eager")
+        assert (record.status, record.reasons) == (Status.UNSUPPORTED, ("n must be a multiple of 16, not 1002",))
+    assert '"3d"' in str(kernel.unsupported(dataclasses.replace(narrow, layout="3d"))), "supports is asked first"
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        ("lambda case: case.width", "unsupported raised AttributeError for per_token_quant-m4-n64"),
+        ("lambda: None", "unsupported raised TypeError"),
+        ("lambda case: True", "unsupported returned 'True' for per_token_quant-m4-n64"),
+        ("lambda case: ''", "unsupported returned '' for"),
+        ("lambda case: ['n']", "it takes a case and returns a sentence, or None"),
+    ],
+)
+def test_a_limit_that_cannot_be_asked_is_an_error_with_one_sentence(tmp_path: Path, limits: str, words: str) -> None:
+    kernel = limited(tmp_path, limits)
+    with pytest.raises(KernelError) as caught:
+        kernel.unsupported(Case("per_token_quant", 4, 64, "gaussian"))
+    assert words in str(caught.value)
+    record = validate(kernel, Case("per_token_quant", 4, 64, "gaussian"), contract="eager")
+    assert record.status is Status.ERROR
+    assert words in record.reasons[0]
+
+
+def test_a_limit_that_is_no_function_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(KernelError, match="unsupported is n % 16, not a function: it takes a case"):
+        limited(tmp_path, "'n % 16'")
+
+
+def test_a_kernel_that_raises_is_told_how_to_declare_a_limit(tmp_path: Path) -> None:
+    spec = write(tmp_path, FORMS["per_token_quant"] + "raise ValueError('n % 16')")
+    record = validate(plugin.load(spec), Case("per_token_quant", 4, 1002, "gaussian"), contract="eager")
+    assert record.status is Status.ERROR
+    assert record.reasons == (
+        "the kernel raised ValueError: n % 16",
+        'if that is a limit, declare it: f.unsupported = lambda case: "why" if ... else None',
+    )
+
+
 CHANGES: dict[str, dict[str, object]] = {
     "3d": {"layout": "3d"},
     "strided": {"layout": "strided"},
+    "3dstrided": {"layout": "3dstrided"},
     "fp16": {"dtype": "fp16"},
     "fnuz": {"fp8": "e4m3fnuz"},
     "fp32_gamma": {"gamma": "fp32"},

@@ -11,7 +11,7 @@ from validators.cases.ops import OPS
 LANES = ("exact", "random", "adversarial", "special", "shapes", "model")
 DTYPES = ("bf16", "fp16")
 FP8_FORMATS = ("e4m3fn", "e4m3fnuz")
-Layout = Literal["contiguous", "strided", "3d"]
+Layout = Literal["contiguous", "strided", "3d", "3dstrided"]
 
 
 class CaseError(ValueError):
@@ -22,11 +22,12 @@ class CaseError(ValueError):
 class Case:
     """One thing to compute.
 
-    m, n, k: rows, columns, inner dimension (k only for ``ptpc_gemm``; x is [m, n] otherwise).
+    m, n, k: rows (0 too: an engine's idle rank has none), columns, inner dimension (k only for ``ptpc_gemm``;
+    x is [m, n] otherwise).
     dtype: storage type T of x / residual / GEMM output. fp8: format of the codes (or of a and b).
     recipe: name of the input family (``validators.cases.recipes``), which fixes the lane. seed: >= 0.
     residual: False is the first layer's form. gamma: weight dtype, "T" or "fp32". gemma: 1 + weight.
-    eps: as a string, so that the id is exact. layout: of x (and residual). bias: GEMM only.
+    eps: as a string, so that the id is exact. layout: of x (and residual; see ``inputs.build``). bias: GEMM only.
     """
 
     op: str
@@ -51,7 +52,7 @@ class Case:
             raise CaseError(f"unknown dtype {self.dtype!r}; known: {', '.join(DTYPES)}")
         if self.fp8 not in FP8_FORMATS:
             raise CaseError(f"unknown FP8 format {self.fp8!r}; known: {', '.join(FP8_FORMATS)}")
-        if self.m < 1 or self.n < 1 or (self.k < 1) == (self.op == "ptpc_gemm"):
+        if self.m < 0 or self.n < 1 or (self.k < 1) == (self.op == "ptpc_gemm"):
             raise CaseError(f"impossible shape m={self.m} n={self.n} k={self.k} for op {self.op}")
         if not re.fullmatch(r"[a-z][a-z0-9_]*", self.recipe):
             raise CaseError(f"recipe name {self.recipe!r} is not lower-case letters, digits and underscores")
@@ -76,7 +77,7 @@ class Case:
         pattern = (
             r"(?P<op>[a-z_]+)-m(?P<m>\d+)-n(?P<n>\d+)(?:-k(?P<k>\d+))?-(?P<dtype>[a-z0-9]+)-(?P<fp8>e4m3[a-z]+)"
             r"-(?P<recipe>[a-z0-9_]+)(?P<nores>-nores)?(?P<gamma>-gammafp32)?(?P<gemma>-gemma)?"
-            r"(?:-eps(?P<eps>\d(?:\.\d+)?(?:e-?\d+)?))?(?:-(?P<layout>strided|3d))?(?P<bias>-bias)?-s(?P<seed>\d+)"
+            r"(?:-eps(?P<eps>\d(?:\.\d+)?(?:e-?\d+)?))?(?:-(?P<layout>strided|3dstrided|3d))?(?P<bias>-bias)?-s(?P<seed>\d+)"
         )
         found = re.fullmatch(pattern, text)
         if not found:

@@ -26,8 +26,10 @@ def build(case: Case, device: str = "cpu") -> Inputs:
     """The case's inputs on ``device``; bits do not depend on device, chunking, platform or torch version.
 
     contiguous: plain tensors. strided: x and residual (a and b) are [M, N] views with different, larger row
-    strides, their gaps filled with NaN. 3d: x and residual are [B, S, N] with B * S = m. Temporary memory
-    is a few times ``CHUNK`` elements (``GPU_CHUNK`` on a GPU). Raises CaseError if the recipe cannot make such a case.
+    strides, their gaps filled with NaN. 3d: x and residual are [B, S, N] with B * S = m. 3dstrided: the same as a
+    slice of a larger [B, S + 1, stride], as ``qkv[:, :s, :h]`` is, so that neither rows nor batches lie side by side.
+    Temporary memory is a few times ``CHUNK`` elements (``GPU_CHUNK`` on a GPU). Raises CaseError if the recipe cannot
+    make such a case.
     """
     reason = reasons_impossible(case)
     if reason:
@@ -48,13 +50,31 @@ def _blocks(case: Case, rows: int, width: int, device: str) -> Iterator[Block]:
 
 
 def _matrix(case: Case, name: str, rows: int, width: int, dtype: torch.dtype, device: str) -> torch.Tensor:
-    """Unfilled [rows, width] of ``dtype``; in a strided case a view into a NaN-filled buffer."""
-    if case.layout != "strided":
+    """Unfilled [rows, width] of ``dtype``, [B, S, N] in the 3-D layouts; strided ones are views into NaN."""
+    if case.layout == "contiguous":
         return torch.empty(rows, width, dtype=dtype, device=device)
+    batch = batch_of(rows)
+    if case.layout == "3d":
+        return torch.empty(batch, rows // batch, width, dtype=dtype, device=device)
     vector = 16 // dtype.itemsize
     stride = -(-width // vector) * vector + _GAPS[name]
     poison = NAN_CODE[case.fp8] if dtype == torch.uint8 else float("nan")
+    if case.layout == "3dstrided":
+        # One row more in each batch, so that the batch stride is not rows times the row stride.
+        whole = torch.full((batch, rows // batch + 1, stride), poison, dtype=dtype, device=device)
+        return whole[:, : rows // batch, :width]
     return torch.full((rows, stride), poison, dtype=dtype, device=device)[:, :width]
+
+
+def _store_rows(matrix: torch.Tensor, start: int, rows: torch.Tensor) -> None:
+    """``rows`` [count, N] into rows ``start ..`` of ``matrix``, [M, N] or [B, S, N] of any strides."""
+    if matrix.dim() == 2:
+        matrix[start : start + len(rows)] = rows
+        return
+    stop, length = start + len(rows), matrix.shape[1]
+    for batch in range(start // length, -(-stop // length)):
+        low, high = max(start, batch * length), min(stop, (batch + 1) * length)
+        matrix[batch, low - batch * length : high - batch * length] = rows[low - start : high - start]
 
 
 def _norm(case: Case, device: str) -> Inputs:
@@ -65,14 +85,11 @@ def _norm(case: Case, device: str) -> Inputs:
     residual = _matrix(case, "residual", case.m, case.n, dtype, device) if has_residual else None
     for block in _blocks(case, case.m, case.n, device):
         x_rows, residual_rows = recipe.values(block)
-        x[block.start : block.stop] = x_rows.to(dtype)
+        _store_rows(x, block.start, x_rows.to(dtype))
         if residual is not None:
             if residual_rows is None:
                 raise CaseError(f"recipe {case.recipe} makes no residual for {case.id}")
-            residual[block.start : block.stop] = residual_rows.to(dtype)
-    if case.layout == "3d":
-        shape = (batch_of(case.m), case.m // batch_of(case.m), case.n)
-        x, residual = x.view(shape), None if residual is None else residual.view(shape)
+            _store_rows(residual, block.start, residual_rows.to(dtype))
     if case.op == QUANT:
         return QuantInputs(x, FP8_DTYPE[case.fp8])
     gain = recipe.gain(Block(case, 0, 1, case.n, device)).squeeze(0)

@@ -51,13 +51,13 @@ def reasons_impossible(case: Case) -> str | None:
     recipe = recipe_info(case.recipe, case.op)
     if case.gamma not in ("T", "fp32"):
         return f"weight type {case.gamma!r} is neither T nor fp32"
-    if case.layout not in ("contiguous", "strided", "3d"):
-        return f"layout {case.layout!r} is none of contiguous, strided, 3d"
+    if case.layout not in ("contiguous", "strided", "3d", "3dstrided"):
+        return f"layout {case.layout!r} is none of contiguous, strided, 3d, 3dstrided"
     if case.op != ADD and (case.gamma != "T" or case.gemma or case.eps != "1e-5" or not case.residual):
         return f"{case.op} has no residual, weight or eps to vary"
     if case.op != GEMM and case.bias:
         return f"{case.op} has no bias"
-    if case.op == GEMM and case.layout == "3d":
+    if case.op == GEMM and case.layout in ("3d", "3dstrided"):
         return "ptpc_gemm takes two-dimensional operands only"
     try:
         eps = float(case.eps)

@@ -9,7 +9,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+MODEL = "GLM-4.7"
 HIDDEN = 5120
+ATTENTION = 12288
+"""96 query heads of 128: the width in front of o_proj. The dense layers' intermediate width is the same."""
+EXPERT = 1536
+"""Intermediate width of an expert, routed or shared."""
 TENSOR_PARALLEL = (1, 2, 4, 8)
 
 SWITCHES = (512, 1024, 2048, 4096, 6144, 8192)
@@ -36,6 +41,27 @@ GEMM_BOUNDARY_N = (16, 17, 32, 48, 100, 127, 128, 129, 136, 144, 160, 255, 256, 
 
 GEMM_BOUNDARY_K = (16, 32, 48, 64, 96, 112, 128, 144, 176, 250, 256, 384, 512, 528, 1056)
 """Inner sizes at both sides of an instruction (32), a promotion interval (128) and a tile (256)."""
+
+
+def model_widths(op: str) -> tuple[int, ...]:
+    """Widths of the rows that ``op`` meets in the model at any tensor-parallel degree, the widest first.
+
+    The norm stands in front of qkv, gate_up and the experts, whose input is never split. The quantizer also stands in
+    front of o and down, whose input is: 12288 and 1536 over the degree.
+    """
+    if op == "add_rmsnorm_quant":
+        return (HIDDEN,)
+    split = {width // tp for width in (ATTENTION, EXPERT) for tp in TENSOR_PARALLEL}
+    return tuple(sorted({HIDDEN, *split}, reverse=True))
+
+
+def model_shapes(op: str) -> tuple[tuple[int, int], ...]:
+    """(n, k) of every shape of the model that ``op`` meets, k = 0 for rows; the largest first."""
+    if op != "ptpc_gemm":
+        return tuple((n, 0) for n in model_widths(op))
+    return tuple(
+        sorted({(s.n, s.k) for tp in TENSOR_PARALLEL for s in glm_gemm_shapes(tp)}, key=lambda s: (-s[0] * s[1], s))
+    )
 
 
 class GemmShape(NamedTuple):

@@ -11,7 +11,11 @@ from validators.cases.tensors import Inputs, Outputs
 
 
 class KernelError(RuntimeError):
-    """A kernel that cannot be found or loaded; its message is one sentence."""
+    """A kernel that cannot be found, loaded or called; its message is one sentence. hint: another, what to do."""
+
+    def __init__(self, sentence: str, hint: str = "") -> None:
+        super().__init__(sentence)
+        self.hint = hint
 
 
 def _no_versions() -> Mapping[str, str]:
@@ -36,7 +40,8 @@ class Kernel:
     kernel that writes in place (in_place=True) fills and returns them, any other ignores them and
     returns its own tensors. unavailable(device) -> one sentence why the kernel cannot run at all on
     device "cpu" / "cuda" on this machine, or None. unsupported(case) -> one sentence why this case is
-    outside what the kernel offers, or None. versions() -> library versions for the record.
+    outside what the kernel offers, or None: the one place where its limits are stated. versions() -> library
+    versions for the record.
     emulated: True if this is a stand-in that shows the pipeline, not a kernel that anybody ships.
     fake: True while its library is a test double; such records never count for a sign-off.
     """

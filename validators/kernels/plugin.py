@@ -7,10 +7,11 @@ The parameter names are the protocol, and they say which op it is::
     f(x, fp8_dtype) -> (codes, scale)                                                   per_token_quant
     f(a, a_scale, b, b_scale, bias, out_dtype) -> out [M, N], with b (N, K)             ptpc_gemm
 
-Further parameters need defaults. One named ``gemma`` or ``gemma_norm`` is passed True in gemma cases. Three
+Further parameters need defaults. One named ``gemma`` or ``gemma_norm`` is passed True in gemma cases. Four
 attributes of the function may say more: ``contract`` (name of the declared preset; without it the
-contract is identified from the outputs), ``devices`` (of "cpu" and "cuda"; both by default), and
-``supports``, a dict that overrides DEFAULT_SUPPORTS (an in-place function has no form without a residual).
+contract is identified from the outputs), ``devices`` (of "cpu" and "cuda"; both by default),
+``supports``, a dict that overrides DEFAULT_SUPPORTS (an in-place function has no form without a residual), and
+``unsupported``, which takes a Case and returns a sentence where the case is outside the kernel's limits, else None.
 """
 
 from __future__ import annotations
@@ -43,10 +44,12 @@ from validators.cases.tensors import (
 )
 from validators.kernels import arch
 from validators.kernels.base import Kernel, KernelError
+from validators.kernels.plugin_words import COPY_RESIDUAL, clipped, in_residual, result_words, what_to_wrap
 
 DEFAULT_SUPPORTS: dict[str, bool] = {
     "3d": False,
     "strided": False,
+    "3dstrided": False,
     "fp16": True,
     "fnuz": True,
     "bias": True,
@@ -91,12 +94,12 @@ def load(spec: str, op: str | None = None) -> Kernel:
         raise KernelError(f"{where} has no function {name!r}")
     if not callable(function):
         raise KernelError(f"{spec} is a {type(function).__name__}, not a function")
-    protocol = _protocol(spec, function)
+    protocol = _protocol(spec, function, op)
     if op is not None and op != protocol.op:
         raise KernelError(f"{spec} computes {protocol.op} by its parameter names, not {op}")
     gemma = next((p for p in _GEMMA_PARAMETERS if p in inspect.signature(function).parameters), None)
     supports = _supports(spec, function, protocol, gemma)
-    call: Callable[[Inputs, Outputs], Outputs] = functools.partial(_CALLS[protocol], spec, function, gemma)
+    call: Callable[[Inputs, Outputs], Outputs] = functools.partial(_CALLS[protocol], function, gemma)
     return Kernel(
         name=spec,
         op=protocol.op,
@@ -104,7 +107,7 @@ def load(spec: str, op: str | None = None) -> Kernel:
         call=call,
         in_place=protocol.in_place,
         unavailable=functools.partial(_unavailable, spec, _devices(spec, function)),
-        unsupported=functools.partial(_unsupported, supports),
+        unsupported=functools.partial(_unsupported, supports, _own_limits(spec, function)),
         versions=functools.partial(arch.versions, "triton"),
         options={"supports": supports},
     )
@@ -156,7 +159,10 @@ def _from_module(spec: str, where: str) -> ModuleType:
         raise KernelError(f"importing {where} raised {type(error).__name__}: {error}") from error
 
 
-def _protocol(spec: str, function: Callable[..., object]) -> _Protocol:
+def _protocol(spec: str, function: Callable[..., object], op: str | None) -> _Protocol:
+    wrapping = what_to_wrap(function, [(p.op, p.parameters) for p in _PROTOCOLS], op)
+    if wrapping is not None:
+        raise KernelError(f"{spec} is {wrapping}")
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError) as error:
@@ -196,6 +202,9 @@ def _supports(spec: str, function: Callable[..., object], protocol: _Protocol, g
             f"{spec}.supports has unknown keys {', '.join(unknown)}; known: {', '.join(DEFAULT_SUPPORTS)}"
         )
     supports = {**DEFAULT_SUPPORTS, "residual_none": not protocol.in_place, **declared}
+    if "3dstrided" not in declared:
+        # Who takes both takes their combination, unless it says otherwise.
+        supports["3dstrided"] = supports["3d"] and supports["strided"]
     if supports["gemma"] and protocol.op == "add_rmsnorm_quant" and gemma is None:
         raise KernelError(f"{spec}.supports says gemma, but no parameter is named {' or '.join(_GEMMA_PARAMETERS)}")
     return supports
@@ -215,10 +224,39 @@ def _unavailable(spec: str, devices: tuple[str, ...], device: str) -> str | None
     return None if kind == "cpu" else arch.no_gpu(device)
 
 
-def _unsupported(supports: Mapping[str, bool], case: Case) -> str | None:
+def _own_limits(spec: str, function: Callable[..., object]) -> Callable[[Case], str | None] | None:
+    """The function's attribute ``unsupported``, checked at each call: it raises KernelError with one sentence."""
+    declared = getattr(function, "unsupported", None)
+    if declared is None:
+        return None
+    form = "it takes a case and returns a sentence, or None where the kernel offers the case"
+    if not callable(declared):
+        raise KernelError(f"{spec}.unsupported is {clipped(declared)}, not a function: {form}")
+
+    def checked(case: Case) -> str | None:
+        try:
+            reason = declared(case)
+        except Exception as error:
+            raise KernelError(
+                f"{spec}.unsupported raised {type(error).__name__} for {case.id}: {clipped(error)}; {form}"
+            ) from error
+        # "case.n % 16 and ..." and "case.n > 8192 and ..." give 0 and False where the kernel offers the case.
+        if reason is None or (isinstance(reason, (bool, int)) and not reason):
+            return None
+        if not isinstance(reason, str) or not reason.strip():
+            raise KernelError(f"{spec}.unsupported returned {clipped(reason)!r} for {case.id}; {form}")
+        return " ".join(reason.split())
+
+    return checked
+
+
+def _unsupported(
+    supports: Mapping[str, bool], own_limits: Callable[[Case], str | None] | None, case: Case
+) -> str | None:
     wanted = {
         "3d": case.layout == "3d",
         "strided": case.layout == "strided",
+        "3dstrided": case.layout == "3dstrided",
         "fp16": case.dtype == "fp16",
         "fnuz": case.fp8 == "e4m3fnuz",
         "bias": case.bias,
@@ -229,26 +267,28 @@ def _unsupported(supports: Mapping[str, bool], case: Case) -> str | None:
     for feature, needed in wanted.items():
         if needed and not supports[feature]:
             return f'the kernel does not offer "{feature}" (its attribute supports, or the default)'
-    return None
+    return None if own_limits is None else own_limits(case)
 
 
-def _tensors(spec: str, result: object, form: str, optional_last: bool = False) -> tuple[Any, ...]:
+def _tensors(result: object, form: str, optional_last: bool = False) -> tuple[Any, ...]:
     """``result`` as a tuple of the shape that ``form`` names; raises KernelError with one sentence."""
     names = form.split(", ")
     if not isinstance(result, (tuple, list)):
-        raise KernelError(f"{spec} returned a {type(result).__name__}, not a tuple ({form})")
+        raise KernelError(f"the kernel returned {result_words(result)}, not a tuple ({form})")
     if len(result) != len(names):
-        raise KernelError(f"{spec} returned {len(result)} values, not the {len(names)} of ({form})")
+        raise KernelError(
+            f"the kernel returned {len(result)} values, not the {len(names)} of ({form}): {result_words(result)}"
+        )
     for place, (name, value) in enumerate(zip(names, result, strict=True)):
         if value is None and optional_last and place == len(names) - 1:
             continue
         if not isinstance(value, torch.Tensor):
-            raise KernelError(f"{spec} returned a {type(value).__name__} as {name}, not a tensor")
+            raise KernelError(f"the kernel returned {result_words(value)} as {name}, not a tensor")
     return tuple(result)
 
 
 def _call_norm(
-    spec: str, function: Callable[..., object], gemma: str | None, inputs: Inputs, buffers: Outputs
+    function: Callable[..., object], gemma: str | None, inputs: Inputs, buffers: Outputs
 ) -> NormQuantOutputs:
     assert isinstance(inputs, NormQuantInputs)
     result = function(
@@ -259,15 +299,17 @@ def _call_norm(
         fp8_dtype=inputs.fp8_dtype,
         **_gemma(gemma, inputs),
     )
-    codes, scale, residual_out = _tensors(spec, result, "codes, scale, residual_out", optional_last=True)
+    if inputs.residual is not None and (sentence := in_residual(result, inputs.residual)):
+        raise KernelError(sentence, COPY_RESIDUAL)
+    codes, scale, residual_out = _tensors(result, "codes, scale, residual_out", optional_last=True)
     if inputs.residual is not None and residual_out is None:
-        raise KernelError(f"{spec} returned None as residual_out although there was a residual")
+        raise KernelError("the kernel returned None as residual_out although there was a residual")
     # Without a residual there is nothing to judge: returning x itself is a common convention.
     return NormQuantOutputs(codes, scale, None if inputs.residual is None else residual_out)
 
 
 def _call_in_place(
-    spec: str, function: Callable[..., object], gemma: str | None, inputs: Inputs, buffers: Outputs
+    function: Callable[..., object], gemma: str | None, inputs: Inputs, buffers: Outputs
 ) -> NormQuantOutputs:
     assert isinstance(inputs, NormQuantInputs)
     assert isinstance(buffers, NormQuantOutputs)
@@ -288,18 +330,14 @@ def _gemma(parameter: str | None, inputs: NormQuantInputs) -> dict[str, bool]:
     return {parameter: True} if parameter is not None and inputs.gemma else {}
 
 
-def _call_quant(
-    spec: str, function: Callable[..., object], gemma: str | None, inputs: Inputs, buffers: Outputs
-) -> QuantOutputs:
+def _call_quant(function: Callable[..., object], gemma: str | None, inputs: Inputs, buffers: Outputs) -> QuantOutputs:
     assert isinstance(inputs, QuantInputs)
     result = function(x=inputs.x, fp8_dtype=inputs.fp8_dtype)
-    codes, scale = _tensors(spec, result, "codes, scale")
+    codes, scale = _tensors(result, "codes, scale")
     return QuantOutputs(codes, scale)
 
 
-def _call_gemm(
-    spec: str, function: Callable[..., object], gemma: str | None, inputs: Inputs, buffers: Outputs
-) -> GemmOutputs:
+def _call_gemm(function: Callable[..., object], gemma: str | None, inputs: Inputs, buffers: Outputs) -> GemmOutputs:
     assert isinstance(inputs, GemmInputs)
     out = function(
         a=inputs.a,
@@ -310,7 +348,7 @@ def _call_gemm(
         out_dtype=inputs.out_dtype,
     )
     if not isinstance(out, torch.Tensor):
-        raise KernelError(f"{spec} returned a {type(out).__name__}, not the tensor out [M, N]")
+        raise KernelError(f"the kernel returned {result_words(out)}, not the tensor out [M, N]")
     return GemmOutputs(out)
 
 
