@@ -32,7 +32,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from reference.formats import FloatFormat, bytes_of, decode_table
+from reference.formats import FloatFormat, bytes_of, decode_table, exponent_of, pow2
 
 NONE = -400
 """Exponent of a zero product: below every real one (at least -149), and 2^(33-NONE) is still a float64."""
@@ -181,16 +181,6 @@ def _tables(fmt: FloatFormat, device: str) -> tuple[Tensor, Tensor]:
     value = decode_table(fmt, device).nan_to_num(0.0)
     field = (torch.arange(256, device=device, dtype=torch.int16) >> 3) & 15
     return value, torch.where(value == 0, NONE, field.clamp(min=1) - fmt.bias).to(torch.int16)
-
-
-def pow2(exponent: Tensor) -> Tensor:
-    """2^exponent as float64 from its bits (``torch.ldexp`` and ``exp2`` may be inexact on a GPU). exponent: int64."""
-    return ((exponent + 1023) << 52).view(torch.float64)
-
-
-def exponent_of(x: Tensor) -> Tensor:
-    """floor(log2|x|) of float64 x, int64; -1023 for zero. Exact for every normal float64 (fp32 subnormals included)."""
-    return ((x.view(torch.int64) >> 52) & 2047) - 1023
 
 
 TOGETHER = 2**24

@@ -203,25 +203,32 @@ def round_to(values: torch.Tensor, fmt: FloatFormat, mode: Literal["rne", "trunc
     return torch.where(values.isfinite(), rounded, values)
 
 
+def pow2(exponent: torch.Tensor) -> torch.Tensor:
+    """2^exponent as float64 from its bits: ``torch.ldexp`` and ``exp2`` are a library's power function, which need not
+    be exact. exponent: int64 in -1022 .. 1024 (infinity)."""
+    return ((exponent + 1023) << 52).view(torch.float64)
+
+
+def exponent_of(x: torch.Tensor) -> torch.Tensor:
+    """floor(log2|x|) of float64 x, int64, from its bits, without a logarithm; -1023 for zero, 1024 for Inf and NaN.
+    Exact for every normal float64 (fp32 subnormals included)."""
+    return ((x.view(torch.int64) >> 52) & 2047) - 1023
+
+
 def ulp(values: torch.Tensor, fmt: FloatFormat) -> torch.Tensor:
     """Spacing of the format's values at each |value| (the binade that holds it), float64; 1.0's for non-finite."""
     finite = torch.where(
         values.isfinite(), values.abs().to(torch.float64), torch.ones_like(values, dtype=torch.float64)
     )
-    exponent = torch.frexp(finite).exponent - 1
-    # frexp(0) has exponent 0; zero belongs to the lowest binade.
-    exponent = torch.where(finite == 0, torch.full_like(exponent, fmt.min_exponent), exponent)
-    exponent = exponent.clamp(min=fmt.min_exponent) - fmt.mantissa
-    return torch.ldexp(torch.ones_like(finite), exponent)
+    # Zero belongs to the lowest binade.
+    return pow2(exponent_of(finite).clamp(min=fmt.min_exponent) - fmt.mantissa)
 
 
 def neighbours(values: torch.Tensor, fmt: FloatFormat) -> tuple[torch.Tensor, torch.Tensor]:
     """For values of the format (float64): the next smaller and the next larger value of the format."""
     step = ulp(values, fmt)
     # At a power of two the spacing below is half of the spacing above (unless subnormal).
-    power = (values.abs() == 2 ** torch.floor(torch.log2(values.abs().clamp(min=1e-300)))) & (
-        values.abs() > math.ldexp(1.0, fmt.min_exponent)
-    )
+    power = (values.view(torch.int64) << 12 == 0) & (values.abs() > math.ldexp(1.0, fmt.min_exponent))
     inner = torch.where(power, step / 2, step)
     down = torch.where(values > 0, inner, step)
     up = torch.where(values < 0, inner, step)
@@ -234,8 +241,7 @@ def key_of(values: torch.Tensor, fmt: FloatFormat) -> torch.Tensor:
     Differences of keys are distances in steps of the format ("ulps") that stay right across binades.
     """
     magnitude = values.abs().to(torch.float64)
-    exponent = (torch.frexp(magnitude).exponent - 1).clamp(min=fmt.min_exponent)
-    exponent = torch.where(magnitude == 0, torch.full_like(exponent, fmt.min_exponent), exponent)
-    steps = torch.ldexp(magnitude, fmt.mantissa - exponent)
+    exponent = exponent_of(magnitude).clamp(min=fmt.min_exponent)
+    steps = magnitude * pow2(fmt.mantissa - exponent)
     key = steps + (exponent - fmt.min_exponent).to(torch.float64) * float(1 << fmt.mantissa)
     return torch.copysign(key, values)

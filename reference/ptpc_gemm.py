@@ -14,7 +14,7 @@ import torch
 
 from reference import accumulators, budgets
 from reference.contract import GemmContract
-from reference.formats import FloatFormat, bytes_of, decode_table, round_fp32, round_to
+from reference.formats import FloatFormat, bytes_of, decode_table, exponent_of, pow2, round_fp32, round_to
 from reference.quantize import is_power_of_two
 
 EXACT_K = {"e4m3fn": 171_196, "e4m3fnuz": 149_130}
@@ -69,7 +69,8 @@ def largest_exponent(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
     def top(v: torch.Tensor) -> torch.Tensor:
         largest = v.abs().amax(dim=1)
-        mantissa_free = torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 1)
+        # A NaN's row is judged as NaN; its exponent only has to be finite.
+        mantissa_free = pow2(exponent_of(largest).clamp(max=10))
         # A subnormal code keeps the lowest normal exponent (never renormalised, numerics.md 2).
         return torch.where(largest == 0, torch.zeros_like(largest), mantissa_free.clamp(min=2.0**-6))
 
@@ -118,7 +119,7 @@ def significant_bits(values: torch.Tensor) -> torch.Tensor:
     """Significand bits that fp32 values (as float64) really use: 1 for a power of two, 0 for zero; float64."""
     mantissa = (torch.frexp(values.abs()).mantissa * 2.0**24).to(torch.int64)
     lowest = (mantissa & -mantissa).clamp(min=1).double()
-    return torch.where(mantissa == 0, torch.zeros_like(lowest), 24.0 - torch.log2(lowest))
+    return torch.where(mantissa == 0, torch.zeros_like(lowest), 24.0 - exponent_of(lowest))
 
 
 def unrounded_scaling(
@@ -132,7 +133,8 @@ def unrounded_scaling(
     scales = significant_bits(a_scale.double())[:, None] + significant_bits(b_scale.double())[None, :]
 
     def fits(grain: torch.Tensor) -> torch.Tensor:
-        bits = torch.ceil(torch.log2((accumulator.abs() / grain + 1.0).nan_to_num(nan=2.0**30)))
+        # The quotient is an integer, and exact; NaN counts as one of 1,025 bits.
+        bits = exponent_of(accumulator.abs() / grain).clamp(min=-1) + 1
         return bits + scales <= 24.0
 
     return where_grain_allows(a, b, fits)

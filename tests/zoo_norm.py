@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tests.zoo import Defect, first, lanes_lost, norm_case, norm_quant_defect
 from validators.kernels.emulated import STAGES, Stage, Work
+from validators.kernels.emulated_rounding import square_root
 
 CLEAN = STAGES["add_rmsnorm_quant"]
 # Rows further than this from the start wrap around in N21; a real kernel wraps at 2**31 or 2**32 elements.
@@ -55,7 +56,7 @@ def _no_eps(w: Work) -> None:
 
 
 def _eps_after_root(w: Work) -> None:
-    w.rms = 1.0 / (w.mean.sqrt() + w.eps)
+    w.rms = 1.0 / (square_root(w.mean) + w.eps)
 
 
 def _fixed_eps(w: Work) -> None:

@@ -26,7 +26,9 @@ def _encode_unclamped(w: Work) -> None:
 
 
 def _store_power_of_two(w: Work) -> None:
-    w.scale = torch.exp2(w.scale.log2().ceil())
+    # Any fraction carries into the exponent; a power of two has none and stays.
+    up = ((w.scale.view(torch.int32) + 0x7FFFFF) & 0x7F800000).view(torch.float32)
+    w.scale = torch.where(w.scale.isfinite(), up, w.scale)
 
 
 def _store_bf16_scale(w: Work) -> None:

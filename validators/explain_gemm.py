@@ -14,7 +14,7 @@ from torch import Tensor
 
 from reference.accumulators import slices
 from reference.contract import GEMM_CONTRACTS, GemmContract
-from reference.formats import BF16, E4M3FN, E4M3FNUZ, FloatFormat, bytes_of, format_of, round_to, ulp
+from reference.formats import BF16, E4M3FN, E4M3FNUZ, FloatFormat, bytes_of, exponent_of, format_of, pow2, round_to, ulp
 from reference.ptpc_gemm import GemmTruth, emulated_truth, gemm_truth, is_emulated, operand
 from validators.cases.tensors import GemmInputs, GemmOutputs
 from validators.identify import MOST
@@ -161,7 +161,7 @@ def _kept_bits(scene: GemmScene, bits: int, group: int) -> Tensor:
     total = torch.zeros(scene.a.shape[0], scene.b.shape[0], dtype=torch.float64, device=scene.a.device)
     for first in range(0, scene.k, group):
         total = total + _dot(scene, first, first + group)
-        step = torch.ldexp(torch.ones_like(total), torch.frexp(total).exponent - bits)
+        step = pow2(exponent_of(total).clamp(min=-900) + 1 - bits)
         total = (total / step).trunc() * step
     return scene.out(total)
 

@@ -15,6 +15,8 @@ from reference.formats import BF16, FP16, FloatFormat, decode, encode, round_fp3
 from validators.cases.tensors import NormQuantInputs
 from validators.explain_scene import Hypothesis, Scene, Stage
 
+_FRACTION = (1 << 52) - 1  # bits of a float64's fraction
+
 
 def _lane(width: int) -> Callable[[Scene], Tensor]:
     def keep(scene: Scene) -> Tensor:
@@ -75,7 +77,8 @@ def _interleaved(scene: Scene, w: Tensor) -> Tensor:
 
 
 def _power_of_two(scene: Scene, scale: Tensor) -> Tensor:
-    return torch.exp2(torch.log2(scale).ceil())
+    # Any fraction carries into the exponent; a power of two has none and stays.
+    return ((scale.view(torch.int64) + _FRACTION) & ~_FRACTION).view(torch.float64)
 
 
 def _neighbour_scale(step: int) -> Stage:

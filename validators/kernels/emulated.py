@@ -1,9 +1,10 @@
 """Emulated kernels: any declared arithmetic, executed in fp32 PyTorch with explicit rounding points.
 
 They stand in for hardware on a machine that has none, and they are the clean kernels from which the
-zoo of defects is made. Nothing here is shared with the float64 reference but the contract itself: the
-roundings, the FP8 encoder and the order of every operation are written a second time, so that one
-mistake cannot hide in both paths.
+zoo of defects is made. Their bits depend on no machine: every operation is a comparison, an integer operation, or one
+that IEEE 754 rounds in one way only, and sums run in an order of their own (``tests/suite/test_primitives.py``).
+Nothing here is shared with the float64 reference but the contract itself: the roundings, the FP8 encoder and the order
+of every operation are written a second time, so that one mistake cannot hide in both paths.
 
 A kernel is a list of named stages, each of which reads and sets fields of a ``Work`` (one chunk of
 rows). Replacing a stage gives another kernel; a ``Variant`` only picks among freedoms that the
@@ -22,7 +23,16 @@ from torch import Tensor
 from reference.contract import NORM_QUANT_CONTRACTS, NormQuantContract
 from validators.cases.tensors import Inputs, NormQuantInputs, NormQuantOutputs, Outputs, QuantInputs, QuantOutputs
 from validators.kernels.base import Kernel
-from validators.kernels.emulated_rounding import MIN_NORMAL, constant, directed, encode, round_to, truncate_to
+from validators.kernels.emulated_rounding import (
+    MIN_NORMAL,
+    constant,
+    directed,
+    encode,
+    reciprocal_root,
+    round_to,
+    square_root,
+    truncate_to,
+)
 
 FP8_NAMES = {torch.float8_e4m3fn: "e4m3fn", torch.float8_e4m3fnuz: "e4m3fnuz"}
 # A chunk's fp32 temporaries stay in the second-level cache of a core. A GPU wants few and large launches: a 135M model
@@ -43,10 +53,11 @@ class Variant:
 
     order: how squares are summed; ``tree`` pairs only, ``chunks`` adds ``chain`` neighbours in sequence
     (0: as many as the contract allows) and combines by a tree, ``lanes`` adds elements ``lanes`` apart,
-    ``torch_sum`` is the framework's reduction. arrangement: order of the elements before that.
-    adjacent: the tree pairs neighbours, not halves. fma: square and add with one rounding. mean: divide
-    by n, or multiply by fl32(1/n). rsqrt: fl(1/fl(sqrt v)), ``torch.rsqrt``, or the exact value rounded
-    in a Direction. product: ``(z*rms)*w`` or ``z*(rms*w)``. scale, reciprocal: Direction of amax/Q and 1/s.
+    ``torch_sum`` is the framework's reduction, whose order, and so its bits, belong to the device. arrangement: order
+    of the elements before that. adjacent: the tree pairs neighbours, not halves. fma: square and add with one rounding.
+    mean: divide by n, or multiply by fl32(1/n). rsqrt: fl(1/fl(sqrt v)), ``torch.rsqrt`` (its bits belong to the device
+    as well), or the exact value rounded in a Direction. product: ``(z*rms)*w`` or ``z*(rms*w)``. scale, reciprocal:
+    Direction of amax/Q and 1/s.
 
     A Direction ``up`` / ``down`` is the fp32 neighbour above / below the exact value (error below 2u);
     ``ulp_up`` / ``ulp_down`` is one ulp from the correctly rounded value (error at most 3u). A value that
@@ -68,7 +79,7 @@ class Variant:
 
 
 _ERROR_U = {"nearest": 1.0, "sqrt_divide": 2.0, "up": 2.0, "down": 2.0, "ulp_up": 3.0, "ulp_down": 3.0}
-# Exhaustive maximum of torch.rsqrt on an H200: 2.09u. On a CPU it is sqrt and divide.
+# Exhaustive maximum of torch.rsqrt on an H200: 2.09u. On a CPU it is the processor's square root and a division.
 _ERROR_U["native"] = 2.1
 
 
@@ -198,7 +209,7 @@ def _square_sum(w: Work) -> None:
     total = steps[0] * steps[0]
     for term in steps[1:]:
         # float64 holds the square exactly, so only the sum is rounded, as an FMA does.
-        total = (total.double() + term.double().square()).float() if v.fma else total + term * term
+        total = (total.double() + term.double() * term.double()).float() if v.fma else total + term * term
     w.square_sum = _tree(total, v.adjacent)
 
 
@@ -214,11 +225,11 @@ def _variance(w: Work) -> None:
 def _rsqrt(w: Work) -> None:
     kind = w.variant.rsqrt
     if kind == "sqrt_divide":
-        w.rms = constant(1.0, w.variance) / w.variance.sqrt()
+        w.rms = constant(1.0, w.variance) / square_root(w.variance)
     elif kind == "native":
         w.rms = w.variance.rsqrt()
     else:
-        w.rms = directed(1.0 / w.variance.double().sqrt(), kind, w.variance >= MIN_NORMAL)
+        w.rms = reciprocal_root(w.variance, kind)
 
 
 def _gamma(w: Work) -> None:
