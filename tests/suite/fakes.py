@@ -1,8 +1,8 @@
-"""Doubles of aiter and vLLM with the signatures of the real libraries.
+"""Doubles of aiter, vLLM and sglang-kernel with the signatures of the real libraries.
 
 They compute honest values in plain PyTorch, check what the real call checks (types, contiguity, two dimensions)
 and note every call, so that a test sees a wrong argument order, a wrong layout and a lost output.
-Each says ``__fake__ = True``: adapters mark their kernels as fake while one of them is installed.
+Each says ``__fake__ = True``, or is a shared object that is text: adapters mark their kernels as fake then.
 """
 
 from __future__ import annotations
@@ -10,10 +10,14 @@ from __future__ import annotations
 import contextlib
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
+
+from validators.kernels import extension
 
 FP8 = torch.float8_e4m3fn
 QMAX = 448.0
@@ -214,7 +218,7 @@ def install_aiter(monkeypatch: pytest.MonkeyPatch) -> FakeAiter:
     return fake
 
 
-_VLLM_SCHEMAS = {
+VLLM_SCHEMAS = {
     "rms_norm_dynamic_per_token_quant": (
         "(Tensor! result, Tensor input, Tensor weight, Tensor! scale, float epsilon, "
         "Tensor? scale_ub, Tensor!? residual) -> ()"
@@ -238,7 +242,8 @@ def _vllm_norm(
     residual: torch.Tensor | None,
 ) -> None:
     assert result.is_contiguous()
-    assert input.is_contiguous()
+    assert input.stride(-1) == 1
+    assert residual is None or residual.is_contiguous()
     assert weight.dtype == input.dtype
     z = input.float()
     if residual is not None:
@@ -270,20 +275,86 @@ def _vllm_mm(
     out.copy_((product if bias is None else product + bias.float()).to(out.dtype))
 
 
+_SGL_SCHEMAS = {
+    "sgl_per_token_quant_fp8": "(Tensor input, Tensor! output_q, Tensor! output_s) -> ()",
+    "fp8_scaled_mm": (
+        "(Tensor mat_a, Tensor mat_b, Tensor scales_a, Tensor scales_b, ScalarType out_dtype, Tensor? bias) -> Tensor"
+    ),
+}
+
+
+def _sgl_quant(input: torch.Tensor, output_q: torch.Tensor, output_s: torch.Tensor) -> None:
+    assert input.dim() == 2
+    assert input.is_contiguous()
+    codes, scales = quantize(input.float())
+    output_q.copy_(codes)
+    output_s.copy_(scales)
+
+
+def _sgl_mm(
+    mat_a: torch.Tensor,
+    mat_b: torch.Tensor,
+    scales_a: torch.Tensor,
+    scales_b: torch.Tensor,
+    out_dtype: torch.dtype,
+    bias: torch.Tensor | None,
+) -> torch.Tensor:
+    out = torch.empty(mat_a.shape[0], mat_b.shape[1], dtype=out_dtype)
+    _vllm_mm(out, mat_a, mat_b, scales_a, scales_b, bias)
+    return out
+
+
+@dataclass(frozen=True)
+class FakeWheel:
+    """An unpacked wheel whose shared object is text. ``library``: the file; ``folder``: where it was unpacked."""
+
+    folder: Path
+    library: Path
+
+
+_WHEELS: dict[str, tuple[str, str, str, str, dict[str, str], dict[str, Callable[..., object]]]] = {
+    "vllm": (
+        "VLLM_PATH", "_C", "vllm/_C_stable_libtorch.abi3.so", "vllm-9.9.dist-info", VLLM_SCHEMAS,
+        {
+            "rms_norm_dynamic_per_token_quant": _vllm_norm,
+            "dynamic_per_token_scaled_fp8_quant": _vllm_quant,
+            "cutlass_scaled_mm": _vllm_mm,
+        },
+    ),
+    "sgl_kernel": (
+        "SGL_KERNEL_PATH", "sgl_kernel", "sgl_kernel/sm100/common_ops.abi3.so", "sglang_kernel-9.9.dist-info",
+        _SGL_SCHEMAS, {"sgl_per_token_quant_fp8": _sgl_quant, "fp8_scaled_mm": _sgl_mm},
+    ),
+}  # fmt: skip
+
+
 @contextlib.contextmanager
-def installed_vllm(monkeypatch: pytest.MonkeyPatch, ops: tuple[str, ...] = tuple(_VLLM_SCHEMAS)) -> Iterator[None]:
-    """A fake ``vllm`` whose extension has registered ``ops`` with the real dispatcher, under the real schemas."""
-    vllm, extension = types.ModuleType("vllm"), types.ModuleType("vllm._C")
-    vllm.__fake__ = True  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "vllm", vllm)
-    monkeypatch.setitem(sys.modules, "vllm._C", extension)
-    implementations = {
-        "rms_norm_dynamic_per_token_quant": _vllm_norm,
-        "dynamic_per_token_scaled_fp8_quant": _vllm_quant,
-        "cutlass_scaled_mm": _vllm_mm,
-    }
-    with torch.library._scoped_library("_C", "FRAGMENT") as library:
-        for name in ops:
-            library.define(name + _VLLM_SCHEMAS[name])
-            library.impl(name, implementations[name], "CPU")
-        yield
+def unpacked_wheel(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, package: str, ops: tuple[str, ...] | None = None
+) -> Iterator[FakeWheel]:
+    """The environment variable of ``package`` names a fake unpacked wheel in ``folder``.
+
+    Its library registers ``ops`` (default: all that the adapters call) with the real dispatcher, under the real
+    schemas, when torch's loader is asked for it; for any other file the loader fails as the real one does.
+    """
+    variable, namespace, place, information, schemas, implementations = _WHEELS[package]
+    wheel = FakeWheel(folder, folder / place)
+    wheel.library.parent.mkdir(parents=True)
+    wheel.library.write_text("a test double, libcudart.so.13, Input must be contiguous in the last dimension")
+    (folder / information).mkdir()
+    (folder / information / "METADATA").write_text("Metadata-Version: 2.1\nName: double\nVersion: 9.9\n")
+    with torch.library._scoped_library(namespace, "FRAGMENT") as library:
+
+        def load(path: str) -> None:
+            if Path(path) != wheel.library:
+                cause = OSError(f"{path}: undefined symbol: _ZN3c105ErrorC2E")
+                raise OSError(f"Could not load this library: {path}") from cause
+            for name in schemas if ops is None else ops:
+                library.define(name + schemas[name])
+                library.impl(name, implementations[name], "CPU")
+
+        monkeypatch.setenv(variable, str(folder))
+        monkeypatch.setattr(torch.ops, "load_library", load)
+        extension._load.cache_clear()
+        yield wheel
+    extension._load.cache_clear()

@@ -1,13 +1,12 @@
 """Adapters of real kernels: call forms, layouts, and a sentence for every way of not being there.
 
-vLLM is a double here (tests/suite/fakes.py); torch and Inductor are the real ones, on small inputs. Those of aiter and
-of Triton are in test_adapters_aiter.py.
+torch and Inductor are the real ones, on small inputs. Those of aiter and of Triton are in test_adapters_aiter.py,
+those of vLLM and sglang-kernel in test_extensions.py.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import subprocess
 import sys
 
@@ -20,15 +19,12 @@ from tests.suite.adapter_inputs import (
     FNUZ,
     NO_BUFFERS,
     assert_quantizes,
-    bits,
     exact_norm,
-    gemm_inputs,
     kernel,
     needs_cpu_only,
     norm_inputs,
     poisoned,
 )
-from tests.suite.fakes import installed_vllm, norm, quantize
 from validators.cases.case import Case
 from validators.cases.tensors import (
     GemmInputs,
@@ -37,10 +33,9 @@ from validators.cases.tensors import (
     QuantInputs,
     QuantOutputs,
 )
-from validators.kernels import aiter_hip, aiter_triton, arch, inductor, torch_native, triton_own, vllm
-from validators.kernels.base import KernelError
+from validators.kernels import aiter_hip, aiter_triton, arch, inductor, sgl_kernel, torch_native, triton_own, vllm
 
-PROVIDERS = (torch_native, inductor, aiter_hip, aiter_triton, vllm, triton_own)
+PROVIDERS = (torch_native, inductor, aiter_hip, aiter_triton, vllm, sgl_kernel, triton_own)
 
 
 # ---- the list -------------------------------------------------------------------------------------
@@ -62,10 +57,11 @@ def test_kernels_are_named_after_their_provider_and_declare_known_contracts(prov
 def test_listing_kernels_imports_no_library() -> None:
     script = (
         "import importlib, sys\n"
-        "for p in ('torch_native', 'inductor', 'aiter_hip', 'aiter_triton', 'vllm', 'triton_own', 'plugin'):\n"
+        "for p in ('torch_native', 'inductor', 'aiter_hip', 'aiter_triton', 'vllm', 'sgl_kernel', 'triton_own',\n"
+        "          'plugin'):\n"
         "    m = importlib.import_module(f'validators.kernels.{p}')\n"
         "    getattr(m, 'kernels', list)()\n"
-        "loaded = {'aiter', 'vllm', 'triton', 'torch._inductor.compile_fx'} & set(sys.modules)\n"
+        "loaded = {'aiter', 'vllm', 'sgl_kernel', 'triton', 'torch._inductor.compile_fx'} & set(sys.modules)\n"
         "sys.exit(' '.join(sorted(loaded)) or None)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
@@ -240,73 +236,3 @@ def test_gpu_gemms_say_what_they_do_not_take() -> None:
         assert "not e4m3fnuz" in str(k.unsupported(dataclasses.replace(case, fp8="e4m3fnuz")))
     cpu = kernel(torch_native, "torch_native/scaled_mm", "ptpc_gemm")
     assert "torch_native/scaled_mm_hopper and scaled_mm_gpu are the GPU's" in str(cpu.unavailable("cuda"))
-
-
-# ---- vLLM -----------------------------------------------------------------------------------------
-
-needs_no_vllm = pytest.mark.skipif(
-    importlib.util.find_spec("vllm") is not None, reason="the installed vLLM has registered these ops already"
-)
-
-
-@needs_no_vllm
-@pytest.mark.parametrize("residual", [True, False])
-@pytest.mark.parametrize("layout", ["contiguous", "3d"])
-def test_vllm_norm_leaves_its_inputs_alone(monkeypatch: pytest.MonkeyPatch, residual: bool, layout: str) -> None:
-    with installed_vllm(monkeypatch):
-        k = kernel(vllm, "vllm/rms_norm_dynamic_per_token_quant", "add_rmsnorm_quant")
-        assert k.fake
-        assert k.unavailable("cpu") is None
-        inputs = norm_inputs(residual=residual, layout=layout)
-        before = None if inputs.residual is None else inputs.residual.clone()
-        out = k.call(inputs, poisoned(inputs))
-    assert isinstance(out, NormQuantOutputs)
-    z = inputs.x.float() if inputs.residual is None else inputs.x.float() + inputs.residual.float()
-    codes, scale = quantize(norm(z, inputs.weight, inputs.eps, False))
-    assert torch.equal(bits(out.codes), bits(codes))
-    assert torch.equal(out.scale, scale)
-    if before is not None:
-        assert inputs.residual is not None
-        assert out.residual_out is not None
-        assert torch.equal(inputs.residual, before)
-        assert torch.equal(out.residual_out, z.bfloat16())
-
-
-@needs_no_vllm
-def test_vllm_quantizer_and_gemm(monkeypatch: pytest.MonkeyPatch) -> None:
-    with installed_vllm(monkeypatch):
-        x = norm_inputs().x
-        quant = kernel(vllm, "vllm/dynamic_per_token_scaled_fp8_quant", "per_token_quant")
-        out = quant.call(QuantInputs(x, FN), NO_BUFFERS)
-        assert isinstance(out, QuantOutputs)
-        assert_quantizes(out.codes, out.scale, x.double(), FN)
-        inputs = gemm_inputs(3, 32, 48, bias=True)
-        gemm = kernel(vllm, "vllm/cutlass_scaled_mm", "ptpc_gemm")
-        assert gemm.unavailable("cpu") is None
-        product = gemm.call(inputs, NO_BUFFERS)
-    assert isinstance(product, GemmOutputs)
-    assert inputs.bias is not None
-    wanted = (inputs.a.float() @ inputs.b.float().t()) * inputs.a_scale * inputs.b_scale.t() + inputs.bias.float()
-    assert torch.equal(product.out, wanted.bfloat16())
-
-
-@needs_no_vllm
-@needs_cpu_only
-def test_vllm_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    norm_kernel, quant, gemm = vllm.kernels()
-    assert norm_kernel.unavailable("cpu") == "needs a GPU; the device is cpu"
-    assert vllm.missing("cutlass_scaled_mm") == "vllm is not installed"
-    with installed_vllm(monkeypatch, ops=("cutlass_scaled_mm",)):
-        assert gemm.unavailable("cpu") is None
-        assert "registers no torch.ops._C.rms_norm_dynamic" in str(norm_kernel.unavailable("cpu"))
-        with pytest.raises(KernelError, match=r"registers no torch\.ops\._C\.dynamic_per_token"):
-            quant.call(QuantInputs(norm_inputs().x, FN), NO_BUFFERS)
-    monkeypatch.setitem(sys.modules, "vllm", type(sys)("vllm"))
-    monkeypatch.setitem(sys.modules, "vllm._C", None)  # type: ignore[arg-type]
-    assert "no extension of the vllm at" in str(vllm.missing("cutlass_scaled_mm"))
-    case = Case("add_rmsnorm_quant", 4, 64, "gaussian")
-    assert norm_kernel.unsupported(dataclasses.replace(case, layout="3d", dtype="fp16", residual=False)) is None
-    for change in ({"layout": "strided"}, {"gamma": "fp32"}, {"gemma": True}, {"fp8": "e4m3fnuz"}):
-        assert norm_kernel.unsupported(dataclasses.replace(case, **change))  # type: ignore[arg-type]
-    assert gemm.unsupported(Case("ptpc_gemm", 1, 32, "one", k=32)) is None
-    assert "not K=32 N=24" in str(gemm.unsupported(Case("ptpc_gemm", 1, 24, "one", k=32)))

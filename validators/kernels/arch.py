@@ -56,6 +56,18 @@ def rocm_architecture() -> str | None:
     return architecture("cuda:0")
 
 
+def nvidia_architecture() -> str | None:
+    """Architecture of the current NVIDIA GPU, ``"sm_90"``, or None where torch sees none."""
+    if is_rocm() or not torch.cuda.is_available():
+        return None
+    return architecture("cuda")
+
+
+def fast_gemm_contract() -> str:
+    """Contract of a CUTLASS GEMM with fast accumulation on this machine's GPU: known bit for bit on Hopper only."""
+    return "hopper-fast" if nvidia_architecture() == "sm_90" else "unknown"
+
+
 def native_fp8(arch: str) -> str:
     """FP8 format of the hardware: ``"e4m3fnuz"`` up to gfx942, ``"e4m3fn"`` on every other architecture."""
     return "e4m3fnuz" if arch in _FNUZ_ARCHITECTURES else "e4m3fn"

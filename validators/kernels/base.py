@@ -61,7 +61,7 @@ class Kernel:
 
 
 # One provider a file; each has kernels() -> list[Kernel] that imports nothing heavy.
-PROVIDERS = ("emulated", "torch_native", "inductor", "aiter_hip", "aiter_triton", "triton_own", "vllm")
+PROVIDERS = ("emulated", "torch_native", "inductor", "aiter_hip", "aiter_triton", "triton_own", "vllm", "sgl_kernel")
 
 
 def all_kernels() -> list[Kernel]:

@@ -7,15 +7,13 @@ Schemas (vLLM ``csrc``, unchanged since 0.7)::
     dynamic_per_token_scaled_fp8_quant(Tensor! result, Tensor input, Tensor! scale, Tensor? scale_ub) -> ()
     cutlass_scaled_mm(Tensor! out, Tensor a, Tensor b, Tensor a_scales, Tensor b_scales, Tensor? bias) -> ()
 
-Importing an extension of vLLM registers them; vLLM's Python package proper is not used.
+The extension that registers them is loaded by its path (``VLLM_PATH``, or the installed package); vLLM itself is
+not imported. docs/real-kernels.md says how to bring one onto a machine.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib
-import importlib.util
-import sys
 from typing import Any
 
 import torch
@@ -31,46 +29,27 @@ from validators.cases.tensors import (
     QuantInputs,
     QuantOutputs,
 )
-from validators.kernels import arch
+from validators.kernels import arch, extension
 from validators.kernels.base import Kernel, KernelError
 
-# Newer builds register most of the ops from the second extension, still in the namespace _C.
-_EXTENSIONS = ("vllm._C", "vllm._C_stable_libtorch")
+
+def _patterns() -> tuple[tuple[str, ...], ...]:
+    # Newer builds (0.20 and later) register the ops from the second extension, still in the namespace _C.
+    return (("_C_stable_libtorch.*so", "_C.*so"),)
 
 
-def _load(origin: str) -> str | None:
-    """Imports vLLM's extensions; one sentence if none of them can be imported, else None."""
-    failures = []
-    for name in _EXTENSIONS:
-        try:
-            importlib.import_module(name)
-        except Exception as error:
-            failures.append(f"{name}: {str(error).strip().splitlines()[0] if str(error).strip() else error!r}")
-    if len(failures) == len(_EXTENSIONS):
-        return f"no extension of the vllm at {origin} can be imported ({'; '.join(failures)})"
-    return None
+LIBRARY = extension.Library("vllm", "VLLM_PATH", "_C", ("vllm",), _patterns)
+
+# Messages of the checks that newer builds make; older ones demand contiguous input as a whole.
+_LAST_DIMENSION = {
+    "rms_norm_dynamic_per_token_quant": b"Input must be contiguous in the last dimension",
+    "dynamic_per_token_scaled_fp8_quant": b"last dimension of input must be contiguous",
+}
 
 
 def missing(op: str) -> str | None:
-    """One sentence why ``torch.ops._C.op`` cannot be called here, or None. Imports vLLM's extensions."""
-    module = sys.modules.get("vllm")
-    if module is not None:
-        origin = str(getattr(module, "__file__", None) or "an unknown place")
-    else:
-        try:
-            spec = importlib.util.find_spec("vllm")
-        except (ImportError, ValueError):
-            spec = None
-        if spec is None:
-            return "vllm is not installed"
-        origin = str(spec.origin)
-    reason = _load(origin)
-    if reason is not None:
-        return reason
-    if not hasattr(torch.ops._C, op):
-        version = arch.distribution_version("vllm") or "of unknown version"
-        return f"this vllm ({version}, at {origin}) registers no torch.ops._C.{op}"
-    return None
+    """One sentence why ``torch.ops._C.op`` cannot be called here, or None. Loads vLLM's extensions."""
+    return extension.missing(LIBRARY, op)
 
 
 def _op(name: str) -> Any:
@@ -80,12 +59,8 @@ def _op(name: str) -> Any:
     return getattr(torch.ops._C, name)
 
 
-def _is_fake() -> bool:
-    return bool(getattr(sys.modules.get("vllm"), "__fake__", False))
-
-
 def _unavailable(op: str, device: str) -> str | None:
-    if not _is_fake():
+    if not extension.is_fake(LIBRARY):
         reason = arch.no_gpu(device)
         if reason is not None:
             return reason
@@ -101,7 +76,7 @@ def _rms_norm(inputs: Inputs, buffers: Outputs) -> NormQuantOutputs:
     assert isinstance(inputs, NormQuantInputs)
     codes, scale = _outputs(inputs.x, inputs.fp8_dtype)
     # The op overwrites the residual with the sum; the copy keeps the inputs as they were.
-    residual = None if inputs.residual is None else inputs.residual.clone()
+    residual = None if inputs.residual is None else inputs.residual.clone(memory_format=torch.contiguous_format)
     op = _op("rms_norm_dynamic_per_token_quant")
     op(codes, inputs.x, inputs.weight, scale, inputs.eps, None, residual)
     return NormQuantOutputs(codes, scale, residual)
@@ -131,9 +106,15 @@ def _wrong_format(case: Case) -> str | None:
     return f"vLLM's FP8 type on this platform is {wanted}, not {case.fp8}"
 
 
+def _layout(op: str, case: Case) -> str | None:
+    if case.layout == "strided" and not extension.holds(LIBRARY, _LAST_DIMENSION[op]):
+        return f"{op} takes contiguous input only (in this version of vLLM)"
+    return None
+
+
 def _norm_unsupported(case: Case) -> str | None:
-    if case.layout == "strided":
-        return "rms_norm_dynamic_per_token_quant takes contiguous input only"
+    if reason := _layout("rms_norm_dynamic_per_token_quant", case):
+        return reason
     if case.gamma != "T":
         return "rms_norm_dynamic_per_token_quant reads the weight in the type of x and takes no fp32 weight"
     if case.gemma:
@@ -142,12 +123,11 @@ def _norm_unsupported(case: Case) -> str | None:
 
 
 def _quant_unsupported(case: Case) -> str | None:
-    if case.layout == "strided":
-        return "dynamic_per_token_scaled_fp8_quant takes contiguous input only"
-    return _wrong_format(case)
+    return _layout("dynamic_per_token_scaled_fp8_quant", case) or _wrong_format(case)
 
 
 def _gemm_unsupported(case: Case) -> str | None:
+    # Its checks: c.stride(0) % 16 == 0 and b.stride(1) % 16 == 0, in elements; rows of c hold N, of b K elements.
     if case.k % 16 or case.n % 16:
         return f"cutlass_scaled_mm wants K and N in multiples of 16, not K={case.k} N={case.n}"
     if case.fp8 != "e4m3fn":
@@ -156,14 +136,17 @@ def _gemm_unsupported(case: Case) -> str | None:
 
 
 def _gemm_unavailable(device: str) -> str | None:
-    if not _is_fake() and arch.is_rocm():
+    if not extension.is_fake(LIBRARY) and arch.is_rocm():
         return "cutlass_scaled_mm needs an NVIDIA GPU; this torch is a ROCm build"
     return _unavailable("cutlass_scaled_mm", device)
 
 
 def kernels() -> list[Kernel]:
-    """vLLM's three ops: contract ``vllm`` for the norm and the quantizer, ``unknown`` for the GEMM."""
-    common: dict[str, Any] = {"versions": functools.partial(arch.versions, "vllm", "triton"), "fake": _is_fake()}
+    """vLLM's three ops: contract ``vllm`` for the norm and the quantizer; the GEMM's follows from the GPU."""
+    common: dict[str, Any] = {
+        "versions": functools.partial(extension.versions, LIBRARY),
+        "fake": extension.is_fake(LIBRARY),
+    }
     return [
         Kernel(
             name="vllm/rms_norm_dynamic_per_token_quant",
@@ -187,11 +170,11 @@ def kernels() -> list[Kernel]:
         Kernel(
             name="vllm/cutlass_scaled_mm",
             op="ptpc_gemm",
-            contract="unknown",
+            contract=arch.fast_gemm_contract(),
             call=_scaled_mm,
             unavailable=_gemm_unavailable,
             unsupported=_gemm_unsupported,
-            notes="always accumulates fast on Hopper",
+            notes="accumulates fast on Hopper: no promotion of partial sums to fp32",
             **common,
         ),
     ]

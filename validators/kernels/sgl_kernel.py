@@ -1,0 +1,133 @@
+"""SGLang's per-token quantizer and CUTLASS GEMM for NVIDIA GPUs, through ``torch.ops.sgl_kernel``.
+
+Schemas (wheel ``sglang-kernel`` 0.4.5, formerly ``sgl-kernel``)::
+
+    sgl_per_token_quant_fp8(Tensor input, Tensor! output_q, Tensor! output_s) -> ()
+    fp8_scaled_mm(Tensor mat_a, Tensor mat_b, Tensor scales_a, Tensor scales_b, ScalarType out_dtype,
+                  Tensor? bias) -> Tensor
+
+The wheel has two builds of one library, and which one is loaded decides the arithmetic: ``sm90/common_ops`` is
+compiled with fast math and serves Hopper only, ``sm100/common_ops`` is compiled without and serves every other GPU.
+The library is loaded by its path (``SGL_KERNEL_PATH``, or the installed package); the package itself is not imported.
+
+Contract of the quantizer, read from the sm_90 machine code of 0.4.5: the scale is ``FMUL.FTZ amax, 0x3b124925``
+(amax times fl32(1/448): fast math turns the division of the source into that), the codes are
+``x * MUFU.RCP(scale)``, clamped to +-448, denormals flushed, no floor. Those are the quantizer's fields of the
+preset ``unfused``. Rows of zeros: scale 0; codes 448 below 16 rows a streaming multiprocessor (0 * inf is NaN, and
+the clamp makes 448 of it), 0 above: no source settles them, and a scale of 0 makes both the same numbers.
+The build for the other GPUs divides as the source says; its contract is identified from the outputs.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+
+from validators.cases.case import Case
+from validators.cases.tensors import GemmInputs, GemmOutputs, Inputs, Outputs, QuantInputs, QuantOutputs
+from validators.kernels import arch, extension
+from validators.kernels.base import Kernel, KernelError
+
+
+def _patterns() -> tuple[tuple[str, ...], ...]:
+    # The choice that the package itself makes: sm90 on compute capability 9.0 and nowhere else.
+    build = "sm90" if arch.nvidia_architecture() == "sm_90" else "sm100"
+    return ((f"{build}/common_ops.*so",), ("common_ops.*so",))
+
+
+LIBRARY = extension.Library("sgl_kernel", "SGL_KERNEL_PATH", "sgl_kernel", ("sglang-kernel", "sgl-kernel"), _patterns)
+
+
+def missing(op: str) -> str | None:
+    """One sentence why ``torch.ops.sgl_kernel.op`` cannot be called here, or None. Loads the library."""
+    return extension.missing(LIBRARY, op)
+
+
+def _op(name: str) -> Any:
+    reason = missing(name)
+    if reason is not None:
+        raise KernelError(reason)
+    return getattr(torch.ops.sgl_kernel, name)
+
+
+def _unavailable(op: str, device: str) -> str | None:
+    if not extension.is_fake(LIBRARY):
+        if arch.is_rocm():
+            return f"{op} needs an NVIDIA GPU; this torch is a ROCm build"
+        reason = arch.no_gpu(device)
+        if reason is not None:
+            return reason
+    return missing(op)
+
+
+def _per_token(inputs: Inputs, buffers: Outputs) -> QuantOutputs:
+    assert isinstance(inputs, QuantInputs)
+    x = inputs.x
+    codes = torch.empty(x.shape, dtype=inputs.fp8_dtype, device=x.device)
+    scale = torch.empty((*x.shape[:-1], 1), dtype=torch.float32, device=x.device)
+    width = x.shape[-1]
+    # The op reads sizes 0 and 1 as rows and width, so that a 3-D input is passed as its rows, as SGLang does.
+    _op("sgl_per_token_quant_fp8")(x.view(-1, width), codes.view(-1, width), scale.view(-1, 1))
+    return QuantOutputs(codes, scale)
+
+
+def _scaled_mm(inputs: Inputs, buffers: Outputs) -> GemmOutputs:
+    assert isinstance(inputs, GemmInputs)
+    # The transposed view of (N, K) is the column-major (K, N) that the op wants.
+    b = inputs.b.t()
+    op = _op("fp8_scaled_mm")
+    return GemmOutputs(op(inputs.a, b, inputs.a_scale, inputs.b_scale, inputs.out_dtype, inputs.bias))
+
+
+def _quant_unsupported(case: Case) -> str | None:
+    if case.n % 4:
+        return f"sgl_per_token_quant_fp8 wants N in multiples of 4, not N={case.n}"
+    if case.layout == "strided":
+        return "sgl_per_token_quant_fp8 takes contiguous input only"
+    return _wrong_format("sgl_per_token_quant_fp8", case)
+
+
+def _gemm_unsupported(case: Case) -> str | None:
+    # Its checks are in bytes: rows of a and b, and rows of the 2-byte output, hold a multiple of 16 bytes.
+    if case.k % 16 or case.n % 8:
+        return f"fp8_scaled_mm wants K in multiples of 16 and N in multiples of 8, not K={case.k} N={case.n}"
+    if case.layout == "strided":
+        return "fp8_scaled_mm reads a and b as packed rows and does not check it, so it offers no row stride"
+    return _wrong_format("fp8_scaled_mm", case)
+
+
+def _wrong_format(op: str, case: Case) -> str | None:
+    return None if case.fp8 == "e4m3fn" else f"{op} takes e4m3fn, not {case.fp8}"
+
+
+def kernels() -> list[Kernel]:
+    """SGLang's two ops. On sm_90 both contracts are known; elsewhere the quantizer's is identified."""
+    hopper = arch.nvidia_architecture() == "sm_90"
+    common: dict[str, Any] = {
+        "versions": functools.partial(extension.versions, LIBRARY),
+        "fake": extension.is_fake(LIBRARY),
+    }
+    return [
+        Kernel(
+            name="sgl_kernel/sgl_per_token_quant_fp8",
+            op="per_token_quant",
+            contract="unfused" if hopper else None,
+            call=_per_token,
+            unavailable=functools.partial(_unavailable, "sgl_per_token_quant_fp8"),
+            unsupported=_quant_unsupported,
+            notes="two kernels: a block a row below 16 rows a streaming multiprocessor, a warp a row above",
+            **common,
+        ),
+        Kernel(
+            name="sgl_kernel/fp8_scaled_mm",
+            op="ptpc_gemm",
+            contract=arch.fast_gemm_contract(),
+            call=_scaled_mm,
+            unavailable=functools.partial(_unavailable, "fp8_scaled_mm"),
+            unsupported=_gemm_unsupported,
+            notes="accumulates fast on Hopper: no promotion of partial sums to fp32",
+            **common,
+        ),
+    ]
