@@ -84,7 +84,7 @@ def _scaled_mm(inputs: Inputs, buffers: Outputs) -> GemmOutputs:
 def _quant_unsupported(case: Case) -> str | None:
     if case.n % 4:
         return f"sgl_per_token_quant_fp8 wants N in multiples of 4, not N={case.n}"
-    if case.layout == "strided":
+    if "strided" in case.layout:
         return "sgl_per_token_quant_fp8 takes contiguous input only"
     return _wrong_format("sgl_per_token_quant_fp8", case)
 
@@ -93,7 +93,7 @@ def _gemm_unsupported(case: Case) -> str | None:
     # Its checks are in bytes: rows of a and b, and rows of the 2-byte output, hold a multiple of 16 bytes.
     if case.k % 16 or case.n % 8:
         return f"fp8_scaled_mm wants K in multiples of 16 and N in multiples of 8, not K={case.k} N={case.n}"
-    if case.layout == "strided":
+    if "strided" in case.layout:
         return "fp8_scaled_mm reads a and b as packed rows and does not check it, so it offers no row stride"
     return _wrong_format("fp8_scaled_mm", case)
 

@@ -107,7 +107,7 @@ def _wrong_format(case: Case) -> str | None:
 
 
 def _layout(op: str, case: Case) -> str | None:
-    if case.layout == "strided" and not extension.holds(LIBRARY, _LAST_DIMENSION[op]):
+    if "strided" in case.layout and not extension.holds(LIBRARY, _LAST_DIMENSION[op]):
         return f"{op} takes contiguous input only (in this version of vLLM)"
     return None
 
