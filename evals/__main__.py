@@ -1,5 +1,5 @@
 """``python -m evals``: run, compare and judge end-to-end parity. Exit code 0 for PARITY, 1 for REGRESSION and
-INCONCLUSIVE, 2 for anything that is no verdict, with one sentence."""
+INCONCLUSIVE, 2 for anything that is no verdict, with one sentence, 130 for an interrupt."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from evals.errors import EvalError
+from validators.command import guarded
+from validators.supervise import supervised
 
 COMMANDS = {
     "gsm8k run": ("evals.runner", "ask an OpenAI-compatible server the questions, resumably"),
@@ -30,16 +32,13 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    try:
-        return _dispatch(words)
-    except EvalError as error:
-        print(f"evals: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("evals: stopped; what was recorded stays", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # the reader of our output has gone
-        return 2
+    return guarded("evals", lambda: _dispatch(words), speaks=_speaks, interrupted="what was recorded stays")
+
+
+def _speaks(error: Exception) -> bool:
+    from validators.store import StoreError
+
+    return isinstance(error, EvalError | StoreError)
 
 
 def _dispatch(words: list[str]) -> int:
@@ -58,11 +57,8 @@ def _dispatch(words: list[str]) -> int:
         raise EvalError(f"{name} needs the module {error.name}, which is not installed here") from None
     parser = _Parser(prog=f"python -m evals {name}", description=f"{name}: {about}.")
     module.add_options(parser)
-    try:
-        code = module.command(parser.parse_args(words[len(name.split()) :]))
-    except SystemExit as end:  # argparse after --help
-        return int(end.code or 0)
-    return int(code)
+    code: int = module.command(parser.parse_args(words[len(name.split()) :]))
+    return code
 
 
 def _usage() -> str:
@@ -71,4 +67,4 @@ def _usage() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(supervised("evals", main) if set(sys.argv[1:2]) & {"parity", "tokens"} else main())

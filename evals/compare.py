@@ -10,7 +10,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from evals import report, store
+from evals import places, report, store
 from evals import tokens as token_level
 from evals.answers import find_extractor
 from evals.errors import EvalError
@@ -70,6 +70,10 @@ def policy_of(options: argparse.Namespace) -> Policy:
 def command(options: argparse.Namespace) -> int:
     """0 for PARITY, 1 for REGRESSION and INCONCLUSIVE; EvalError where there can be no verdict."""
     policy = policy_of(options)
+    if options.json and options.json != "-":
+        places.check_file(options.json)
+    if options.records:
+        places.check_folder(options.records)
     if options.totals:
         if options.runs or options.again or options.yardstick or options.records:
             raise EvalError("--totals stands alone: totals hold no answers to compare or to record")
@@ -104,10 +108,7 @@ def show(parity: Parity, json_file: str | None) -> int:
     else:
         sys.stdout.write(report.text(parity))
         if json_file:
-            try:
-                Path(json_file).write_text(report.as_json(parity), encoding="utf-8")
-            except OSError as error:
-                raise EvalError(f"cannot write {json_file} ({error.strerror or error})") from None
+            places.write_file(json_file, report.as_json(parity))
     return 0 if parity.verdict is Verdict.PARITY else 1
 
 

@@ -1,27 +1,30 @@
-"""Where results go, looked at before the work: minutes of it must not be lost to a wrong path."""
+"""Where results go, looked at before the work: minutes of it must not be lost to a wrong path or a full disk."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 from evals.errors import EvalError
+from validators import files
 
 
 def check_file(file: str) -> None:
     """EvalError if ``file`` cannot be written later. It is not touched."""
-    path = Path(file)
-    if path.is_dir():
-        raise EvalError(f"cannot write {file} (it is a folder)")
-    if not path.parent.is_dir():
-        raise EvalError(f"cannot write {file} (there is no folder {path.parent})")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise EvalError(f"cannot write {file} (no permission)")
+    try:
+        files.check_file(file)
+    except files.FileError as error:
+        raise EvalError(str(error)) from None
 
 
 def check_folder(folder: str) -> None:
-    """Makes ``folder``; EvalError if that is not possible."""
+    """Makes ``folder``; EvalError if that is not possible, or if nothing can be written there."""
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EvalError(f"cannot write to {folder} ({error.strerror or error})") from None
+        files.check_folder(folder)
+    except files.FileError as error:
+        raise EvalError(str(error)) from None
+
+
+def write_file(file: str, text: str) -> None:
+    """``file`` holds all of ``text`` afterwards, or what it held before and EvalError is raised."""
+    try:
+        files.write_whole(file, text)
+    except files.FileError as error:
+        raise EvalError(str(error)) from None

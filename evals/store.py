@@ -9,6 +9,7 @@ read is an error, as is a question that was answered twice.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -18,7 +19,7 @@ import types
 import typing
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from evals.errors import EvalError
 from evals.samples import ANSWER, SCHEMA_VERSION, SCORE, Header, Sample, TokenScore
@@ -71,7 +72,7 @@ class Writer:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise EvalError(f"cannot make the run directory {self.path} ({error.strerror or error})") from None
-        self._files: dict[str, IO[str]] = {}
+        self._files: dict[str, _Lines] = {}
         self._lock = self._take_lock()
         try:
             _settle_header(self.path, header)
@@ -87,7 +88,10 @@ class Writer:
         self._unsynced, self._synced = 0, time.monotonic()
 
     def _take_lock(self) -> int:
-        handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise _unwritable(self.path, error) from None
         try:
             import fcntl
 
@@ -119,34 +123,66 @@ class Writer:
         self._append(TOKENS, score)
 
     def _append(self, name: str, value: Sample | TokenScore) -> None:
-        if name not in self._files:
-            self._files[name] = (self.path / name).open("a", encoding="utf-8")
-        self._files[name].write(json.dumps(dataclasses.asdict(value), ensure_ascii=True) + "\n")
-        self._files[name].flush()
+        try:
+            if name not in self._files:
+                self._files[name] = _Lines(self.path / name)
+            self._files[name].append(json.dumps(dataclasses.asdict(value), ensure_ascii=True).encode() + b"\n")
+        except OSError as error:
+            raise _unwritable(self.path, error) from None
         self._unsynced += 1
         if self._unsynced >= SYNC_EVERY or time.monotonic() - self._synced > SYNC_SECONDS:
             self.sync()
 
     def sync(self) -> None:
-        """Waits until everything written is on the disk."""
-        for file in self._files.values():
-            os.fsync(file.fileno())
+        """Waits until everything written is on the disk; EvalError where it does not get there."""
+        try:
+            for file in self._files.values():
+                os.fsync(file.handle)
+        except OSError as error:
+            raise _unwritable(self.path, error) from None
         self._unsynced, self._synced = 0, time.monotonic()
 
     def close(self) -> None:
         if self._lock < 0:
             return
-        self.sync()
-        for file in self._files.values():
-            file.close()
-        os.close(self._lock)
-        self._lock = -1
+        try:
+            self.sync()
+        finally:
+            for file in self._files.values():
+                with contextlib.suppress(OSError):
+                    os.close(file.handle)
+            os.close(self._lock)
+            self._lock = -1
 
     def __enter__(self) -> Writer:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, *_: object) -> None:
+        # What ended the work is the sentence to show, and not that closing failed for the same reason.
+        with contextlib.suppress(*([] if kind is None else [EvalError])):
+            self.close()
+
+
+class _Lines:
+    """Appends whole lines to a file. After a write that failed the file ends with the last whole line."""
+
+    def __init__(self, path: Path) -> None:
+        self.handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+    def append(self, line: bytes) -> None:
+        size = os.fstat(self.handle).st_size
+        left = memoryview(line)
+        try:
+            while left:  # one write may take a part, and does where the disk is nearly full
+                left = left[os.write(self.handle, left) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self.handle, size)
+            raise
+
+
+def _unwritable(path: Path, error: OSError) -> EvalError:
+    return EvalError(f"cannot write to {path} ({error.strerror or error}); what was recorded before stays")
 
 
 def _settle_header(path: Path, header: Header) -> None:
@@ -163,11 +199,16 @@ def _settle_header(path: Path, header: Header) -> None:
     if any((path / name).exists() for name in (SAMPLES, ERRORS, TOKENS)):
         raise EvalError(f"{path} holds samples and no {HEADER}, so nobody knows what ran; take a new directory")
     part = file.with_suffix(".part")
-    with part.open("w", encoding="utf-8") as out:
-        json.dump(dataclasses.asdict(header), out, indent=1)
-        out.flush()
-        os.fsync(out.fileno())
-    part.replace(file)
+    try:
+        with part.open("w", encoding="utf-8") as out:
+            json.dump(dataclasses.asdict(header), out, indent=1)
+            out.flush()
+            os.fsync(out.fileno())
+        part.replace(file)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise EvalError(f"cannot write to {path} ({error.strerror or error})") from None
 
 
 def _plain(value: Any) -> Any:
@@ -238,12 +279,21 @@ def read(path: str | Path) -> Run:
 
 
 def write(path: str | Path, header: Header, samples: Iterable[Sample], tokens: Iterable[TokenScore] = ()) -> None:
-    """A whole run at once."""
+    """A whole run at once, or none: a run that could not be written to its end leaves the new directory empty."""
     with Writer(path, header) as writer:
-        for sample in samples:
-            writer.add(sample)
-        for score in tokens:
-            writer.add_tokens(score)
+        fresh = not (writer.done or writer.scored)
+        try:
+            for sample in samples:
+                writer.add(sample)
+            for score in tokens:
+                writer.add_tokens(score)
+            writer.sync()
+        except BaseException:
+            if fresh:
+                for name in (HEADER, SAMPLES, ERRORS, TOKENS):
+                    with contextlib.suppress(OSError):
+                        (writer.path / name).unlink()
+            raise
 
 
 def _lines(file: Path) -> Iterator[tuple[Any, str]]:

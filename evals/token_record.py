@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from evals import places
 from evals.errors import EvalError
 
 SCHEMA, VERSION = "evals-tokens", 1
@@ -72,10 +73,7 @@ def made(
 def write(file: str, value: dict[str, Any]) -> None:
     """``value`` as strict JSON: a number that is not finite is the text nan, inf or -inf, as in the suite's records."""
     text = json.dumps(_strict(value), indent=1, allow_nan=False)
-    try:
-        Path(file).write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise EvalError(f"cannot write {file} ({error.strerror or error})") from None
+    places.write_file(file, text + "\n")
 
 
 def _strict(value: Any) -> Any:

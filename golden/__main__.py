@@ -1,14 +1,14 @@
 """The command line: ``python -m golden check | propose | accept | list | verify``.
 
 Exit codes: 0 everything checked is UNCHANGED, and something was (or: done, all intact, all accepted); 1 a golden
-DRIFTED or FAILED, or accept refused one; 2 a damaged store, bad usage, or nothing could be checked. Bad input is one
-sentence on stderr, never a traceback.
+DRIFTED or FAILED, or accept refused one; 2 a damaged store, bad usage, or nothing could be checked; 130 interrupted.
+Bad input is one sentence on stderr, never a traceback.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import contextlib
 import shlex
 import sys
 from collections.abc import Sequence
@@ -16,6 +16,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from golden.store import GoldenError
+from validators.command import guarded, say
+from validators.files import append_whole, check_file
+from validators.store import Sink, StoreError, provenance
+from validators.supervise import supervised
 
 _STORE = Path(__file__).resolve().parent / "data"
 
@@ -27,30 +31,24 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    try:
-        parsed = _parser().parse_args(argv)
-        code: int = parsed.command(parsed)
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:
-        # The reader went away (| head); Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 2
-    except KeyboardInterrupt:
-        _say("interrupted; the store is as it was.")
-        return 2
-    except GoldenError as error:
-        _say(str(error))
-        return 2
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        _say("torch is not installed here; only list does without it.")
-        return 2
+    return guarded(
+        "golden", lambda: _command(argv), speaks=_speaks, interrupted="the store is as it was",
+        lacking="torch is not installed here; only list does without it.",
+    )  # fmt: skip
+
+
+def _command(argv: Sequence[str] | None) -> int:
+    parsed = _parser().parse_args(argv)
+    code: int = parsed.command(parsed)
+    return code
+
+
+def _speaks(error: Exception) -> bool:
+    return isinstance(error, GoldenError | StoreError)
 
 
 def _say(sentence: str) -> None:
-    print(f"golden: {' '.join(sentence.split())}", file=sys.stderr)
+    say("golden", sentence)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -92,34 +90,28 @@ def _parser() -> argparse.ArgumentParser:
 def _check(parsed: argparse.Namespace) -> int:
     from golden import check, report
     from golden.outcome import Outcome, State, exit_code
-    from validators.store import Sink, StoreError, provenance
 
     store = check.load(parsed.store)
     store.require_intact()
     rows = check.select(store, device=parsed.device, kernels=parsed.kernel, ids=parsed.id)
+    # A check takes minutes, so a place that cannot be written is found before it.
+    for file in filter(None, (parsed.markdown, parsed.history)):
+        check_file(file)
     outcomes: list[Outcome] = []
-    try:
-        sink = Sink(parsed.records) if parsed.records else None
+    with contextlib.ExitStack() as stack:
+        sink = stack.enter_context(Sink(parsed.records)) if parsed.records else None
         for outcome in check.check(store, rows, parsed.device):
             outcomes.append(outcome)
             if sink is not None and outcome.record is not None:
                 sink.write(outcome.record)
             if outcome.state in (State.FAILED, State.DRIFTED):
                 print(f"{outcome.state.value} {outcome.id}", flush=True)
-        if sink is not None:
-            sink.close()
-    except StoreError as error:
-        raise GoldenError(str(error)) from None
     print(report.text(report.table(outcomes)))
     for line in report.details(outcomes):
         print(line)
     print(report.headline(outcomes))
     if parsed.markdown:
-        try:
-            with Path(parsed.markdown).open("a", encoding="utf-8") as stream:
-                stream.write(report.markdown(outcomes))
-        except OSError as error:
-            raise GoldenError(f"cannot write {parsed.markdown}: {error.strerror or error}") from None
+        append_whole(parsed.markdown, report.markdown(outcomes))
     if parsed.history:
         report.append_history(parsed.history, outcomes, provenance(parsed.device))
     return exit_code(outcomes)
@@ -172,4 +164,4 @@ def _verify(parsed: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(supervised("golden", main) if set(sys.argv[1:2]) & {"check", "propose"} else main())

@@ -23,6 +23,7 @@ from golden.tensors import from_stored, sample
 from reference.contract import get_contract
 from validators.cases.case import Case
 from validators.cases.inputs import build, digest
+from validators.files import check_folder
 from validators.kernels.arch import ArchError, architecture
 from validators.records import Status as Verdict
 from validators.run import KernelFault
@@ -61,6 +62,7 @@ def propose(out: str | Path, *, device: str, kernels: Sequence[str] = (), say: S
         marked = [m for m in marked if m.kernel and m.kernel.name in kernels]
     elif arch == "cpu":
         marked = [*marked, *marked_truth()]
+    check_folder(folder, "the proposal")
     entries = _entries(marked, device, say)
     if not entries:
         raise GoldenError(f"nothing to propose: no golden kernel could run on {arch}")

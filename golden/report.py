@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from golden.outcome import Outcome, State, exit_code
-from golden.store import GoldenError, Row
+from golden.store import Row
+from validators.files import append_whole
 
 _COLUMNS = tuple(State)
 
@@ -70,7 +71,7 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
 
 
 def append_history(path: str | Path, outcomes: Sequence[Outcome], where: dict[str, Any]) -> None:
-    """One JSON line at the end of ``path``: date, where, counts, and the state of what is not as accepted."""
+    """One JSON line at the end of ``path``: date, where, counts, and what is not as accepted. Raises FileError."""
     states = Counter(outcome.state.value for outcome in outcomes)
     line = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -79,11 +80,7 @@ def append_history(path: str | Path, outcomes: Sequence[Outcome], where: dict[st
         "not_unchanged": {o.id: o.state.value for o in outcomes if o.state is not State.UNCHANGED},
         **{name: where.get(name) for name in ("commit", "dirty", "torch", "gpu", "cpu", "host")},
     }
-    try:
-        with Path(path).open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line, sort_keys=True) + "\n")
-    except OSError as error:
-        raise GoldenError(f"cannot write the history {path}: {error.strerror or error}") from None
+    append_whole(path, json.dumps(line, sort_keys=True) + "\n")
 
 
 def listing(rows: Sequence[Row]) -> list[tuple[str, ...]]:

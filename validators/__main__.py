@@ -2,16 +2,14 @@
 
 Exit codes: 0 everything PASSED (UNSUPPORTED only with a reason, and at least one PASSED); 1 anything
 FAILED, NONDETERMINISTIC or MISTRUSTED, or a claim is NOT SIGNED; 2 bad usage, nothing ran, or an ERROR
-where nothing failed. Bad input is one sentence on stderr, never a traceback.
+where nothing failed; 130 interrupted. Bad input is one sentence on stderr, never a traceback.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
 import json
-import os
 import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,7 +17,9 @@ from typing import NoReturn
 
 from validators import limits, machine, report, signoff, signoff_command, store, trace
 from validators.claims import ClaimError
+from validators.command import guarded, say
 from validators.depths import DepthError
+from validators.files import check_file, new_folder, write_whole
 from validators.plan import (
     Planned,
     UsageError,
@@ -32,9 +32,12 @@ from validators.plan import (
     ops,
 )
 from validators.records import Record, Status
+from validators.supervise import supervised
 from validators.trace_names import TraceError
 
 MOST_REPORTS = 20
+IN_PROCESS = ("identify", "probe", "explain", "layers")
+"""Commands that call kernels in their own process; ``run`` has workers for that."""
 _FAILING = (Status.FAILED, Status.NONDETERMINISTIC, Status.MISTRUSTED)
 
 
@@ -46,50 +49,41 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = sys.argv[1:] if argv is None else list(argv)
-    try:
-        if arguments[:1] == ["layers"]:
-            # Imports torch, which report and signoff do without.
-            from validators import layers
+    return guarded(
+        "validators", lambda: _command(arguments), speaks=_speaks,
+        interrupted="what was recorded until then is on disk",
+        lacking="torch is not installed here; only report, signoff and trace do without it.",
+    )  # fmt: skip
 
-            return layers.main(arguments[1:])
-        parsed = _parser().parse_args(arguments)
-        parsed.argv = arguments
-        code: int = parsed.command(parsed)
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:
-        # The reader went away (| head); Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 2
-    except KeyboardInterrupt:
-        _say("interrupted; what was recorded until then is on disk.")
-        return 2
-    except (UsageError, store.StoreError, signoff.SignoffError, TraceError, ClaimError, DepthError) as error:
-        _say(str(error))
-        return 2
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        _say("torch is not installed here; only report, signoff and trace do without it.")
-        return 2
-    except Exception as error:
-        if not _speaks(error):
-            raise
-        _say(str(error))
-        return 2
+
+def _command(arguments: list[str]) -> int:
+    if arguments[:1] == ["layers"]:
+        # Imports torch, which report and signoff do without.
+        from validators import layers
+
+        return layers.main(arguments[1:])
+    parsed = _parser().parse_args(arguments)
+    parsed.argv = arguments
+    code: int = parsed.command(parsed)
+    return code
 
 
 def _speaks(error: Exception) -> bool:
-    """Whether the message of ``error`` is a sentence for the user; asked late, because these classes need torch."""
+    """Whether the message of ``error`` is a sentence for the user."""
+    if isinstance(error, UsageError | store.StoreError | signoff.SignoffError | TraceError | ClaimError | DepthError):
+        return True
+    # Asked late: these classes need torch.
     from validators.cases.case import CaseError
     from validators.element import ElementError
+    from validators.kernels.arch import ArchError
     from validators.kernels.base import KernelError
+    from validators.run import KernelFault
 
-    return isinstance(error, CaseError | ElementError | KernelError)
+    return isinstance(error, CaseError | ElementError | KernelError | KernelFault | ArchError)
 
 
 def _say(sentence: str) -> None:
-    print(f"validators: {' '.join(sentence.split())}", file=sys.stderr)
+    say("validators", sentence)
 
 
 def exit_code(records: Iterable[Record]) -> int:
@@ -225,7 +219,7 @@ def _run(parsed: argparse.Namespace) -> int:
     if not parsed.time_limit > 0:
         raise UsageError(f"--time-limit {parsed.time_limit:g} is not a positive number of seconds.")
     plan = make_plan(parsed)
-    directory = parsed.records or f"records/{datetime.datetime.now(datetime.timezone.utc):%Y%m%dT%H%M%SZ}"
+    directory = parsed.records or str(new_folder("records"))
     records: list[Record] = []
     broken = False
     with store.Sink(directory) as sink, _Progress(sum(len(p.cases) for p in plan)) as progress:
@@ -341,6 +335,8 @@ def _probe(parsed: argparse.Namespace) -> int:
     device = parsed.device or ("cpu" if kernel.unavailable("cpu") is None else "cuda")
     if reason := kernel.unavailable(device.split(":")[0]):
         raise UsageError(f"{kernel.name} cannot run on {device}: {reason}.")
+    if parsed.out:
+        check_file(parsed.out)
     fp8 = parsed.fp8 or native_fp8(device)
     try:
         record = probe.probe(probe.kernel_call(kernel, device=device, fp8=fp8), fp8=fp8)
@@ -350,8 +346,7 @@ def _probe(parsed: argparse.Namespace) -> int:
     for line in probe.lines(record):
         print(line)
     if parsed.out:
-        with open(parsed.out, "w") as file:
-            json.dump(record, file, indent=1)
+        write_whole(parsed.out, json.dumps(record, indent=1))
         print(f"written: {parsed.out}")
     return 0
 
@@ -388,4 +383,4 @@ def _report(parsed: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(supervised("validators", main) if set(sys.argv[1:2]) & set(IN_PROCESS) else main())

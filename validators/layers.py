@@ -8,7 +8,6 @@ MISTRUSTED; 2 bad usage, or a path stopped with an ERROR.
 from __future__ import annotations
 
 import argparse
-import datetime
 import os
 import resource
 import shlex
@@ -26,6 +25,8 @@ from validators import layers_presets as presets
 from validators import store
 from validators.cases.case import Case
 from validators.checkpoint import Checkpoint, CheckpointError, write_checkpoint
+from validators.command import guarded
+from validators.files import check_file, new_folder, write_whole
 from validators.kernels.base import KernelError, find_kernel
 from validators.layers_path import Kernels, Path, PathError, route_of, shapes_unsupported
 from validators.layers_picture import error_against_depth
@@ -35,6 +36,7 @@ from validators.layers_tp import ALL_REDUCE, Group, ParallelError, check_split
 from validators.layers_verdict import MARGIN, records
 from validators.layers_walk import Walk
 from validators.records import Record, Status
+from validators.run import KernelFault, choose_contract
 
 DEFAULT_QUANT = "emulated/aiter-hip-gfx950"
 
@@ -44,7 +46,7 @@ class LayersError(ValueError):
 
 
 SPEAKING = (
-    LayersError, CheckpointError, PathError, ParallelError, KernelError, store.StoreError, Glm4MoeError,
+    LayersError, CheckpointError, PathError, ParallelError, KernelError, KernelFault, store.StoreError, Glm4MoeError,
 )  # fmt: skip
 """Exceptions whose message is a sentence for the user."""
 
@@ -75,13 +77,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse ``argv`` (without the command's name) and walk; returns the exit code. Bad input is one sentence."""
+    return guarded(
+        "validators", lambda: command(_parse(argv)), speaks=lambda error: isinstance(error, SPEAKING),
+        interrupted="a walk is recorded at its end, so nothing of this one is",
+    )  # fmt: skip
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = _Parser(prog="python -m validators layers", description=__doc__)
     add_options(parser)
-    try:
-        return command(parser.parse_args(argv))
-    except SPEAKING as error:
-        print(f"validators: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    return parser.parse_args(argv)
 
 
 def command(parsed: argparse.Namespace) -> int:
@@ -92,7 +97,6 @@ def command(parsed: argparse.Namespace) -> int:
     _check_device(device)
     kernels = find_kernels(parsed.kernel_norm, parsed.kernel_quant, parsed.kernel_gemm, device)
     first = not group.real or group.local == (0,)
-    directory = FilePath(parsed.records or f"records/{datetime.datetime.now(datetime.timezone.utc):%Y%m%dT%H%M%SZ}")
     with tempfile.TemporaryDirectory(prefix="glm-tiny-") as scratch:
         source = open_model(parsed.model, device, parsed.seed, FilePath(scratch))
         layers = _layers(parsed.layers, source.config.layers)
@@ -102,6 +106,11 @@ def command(parsed: argparse.Namespace) -> int:
         if reason := shapes_unsupported(kernels, source.config, parsed.tokens, group.size):
             raise LayersError(reason)
         contracts, origin = find_contracts(kernels, device)
+        # The walk takes minutes, so a place that cannot be written is found before it.
+        directory = FilePath(parsed.records or new_folder("records")) if first else FilePath()
+        sink = store.Sink(directory) if first else None
+        if parsed.picture and first:
+            check_file(parsed.picture)
         clock = Clock(device, parsed.timings)
         result = walk(
             source, kernels, contracts, layers=layers, tokens=parsed.tokens, group=group, seed=parsed.seed,
@@ -111,7 +120,7 @@ def command(parsed: argparse.Namespace) -> int:
             print(line)
         if group.real:
             _collect(result)
-    if not first:
+    if sink is None:
         return 0
     command_line = f"python -m validators layers {shlex.join(_arguments(parsed))}"
     made = records(
@@ -122,7 +131,7 @@ def command(parsed: argparse.Namespace) -> int:
             "real_ranks": group.real, "stream_sha256": result.digest,
         },
     )  # fmt: skip
-    with store.Sink(directory) as sink:
+    with sink:
         for record in made:
             sink.write(record)
     picture = _picture(result, parsed, directory)
@@ -184,8 +193,6 @@ def find_kernels(norm: str, quant: str | None, gemm: str, device: str) -> Kernel
 
 def find_contracts(kernels: Kernels, device: str) -> tuple[Contracts, dict[str, str]]:
     """The declared contracts, identified where none is declared, and op -> where it comes from."""
-    from validators.run import choose_contract
-
     chosen: dict[str, NormQuantContract | GemmContract] = {}
     origin = {}
     for kernel in (kernels.norm, kernels.quant, kernels.gemm):
@@ -295,10 +302,7 @@ def _picture(result: Result, parsed: argparse.Namespace, directory: FilePath) ->
         return None
     where = FilePath(parsed.picture) if parsed.picture else directory / "layers.svg"
     title = f"{FilePath(parsed.model).name}: median relative error of the hidden state, {parsed.tokens} tokens"
-    try:
-        where.write_text(error_against_depth(title, [d.layer for d in result.depths], medians))
-    except OSError as error:
-        raise LayersError(f"the picture cannot be written to {where}: {error.strerror}") from error
+    write_whole(where, error_against_depth(title, [d.layer for d in result.depths], medians))
     return where
 
 

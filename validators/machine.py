@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
 import importlib.util
 import os
 import shlex
@@ -18,8 +17,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from validators import claims, policy, signoff, stages
+from validators import claims, policy, signoff, stages, store
 from validators.claims import OPS, ClaimError, Target
+from validators.command import say
+from validators.files import check_folder, new_folder
 from validators.ruling import rule
 from validators.signoff_command import lines
 
@@ -54,21 +55,27 @@ def command(parsed: argparse.Namespace) -> int:
     chosen = policy.load(parsed.policy or ("merge" if parsed.claim else "machine"))
     target = claims.from_file(parsed.claim) if parsed.claim else None
     device = parsed.device or _default_device()
-    now = datetime.datetime.now(datetime.timezone.utc)
-    records = Path(parsed.out) / "records" / f"{now:%Y%m%dT%H%M%SZ}"
-    planned = of_claim(target, chosen, device, str(records)) if target else of_machine(chosen, device, str(records))
+    # Stages take minutes, so a place that cannot be written is found before them.
+    records = new_folder(Path(parsed.out) / "records")
+    try:
+        check_folder(parsed.out)
+        planned = of_claim(target, chosen, device, str(records)) if target else of_machine(chosen, device, str(records))
+    except BaseException:
+        records.rmdir()
+        raise
     start = time.monotonic()
     for number, stage in enumerate(planned, start=1):
         _run(stage, f"[{number}/{len(planned)}]", start)
-    if not records.is_dir():
+    if not store.record_files(records):
         raise ClaimError("no stage wrote a record, so there is nothing to sign.")
     decided = signoff.signoff_directory(
         records, warn=_warn, policy=chosen, target=(lambda _: [target]) if target else None
     )  # fmt: skip
-    paths = signoff.write(decided, parsed.out, warn=_warn)
     print()
     for line in lines(decided):
         print(line)
+    # After the decision, which a page that cannot be written must not cost.
+    paths = signoff.write(decided, parsed.out, warn=_warn)
     page = paths[-1].resolve()
     print(f"{decided.decision} after {_clock(time.monotonic() - start)}; the report is {page}")
     return decided.exit_code
@@ -169,4 +176,4 @@ def _architecture(device: str) -> str:
 
 
 def _warn(sentence: str) -> None:
-    print(f"validators: {' '.join(sentence.split())}", file=sys.stderr)
+    say("validators", sentence)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from validators import report, store
+from validators.files import FileError, check_folder, reason, write_whole
 from validators.judged import BAD, FAILING, commits, contradictions, inconsistency
 from validators.records import Record, Status
 
@@ -361,7 +362,8 @@ def write(signoff: Signoff, out: str | Path, *, warn: Callable[[str], None] | No
     """Write ``signoff.json``, ``signoff.md`` and ``signoff.html`` into ``out``; returns their paths.
 
     Without jinja2 the page is left out, a sentence to ``warn`` says how to install it, and without
-    ``warn`` TemplateError is raised. Raises SignoffError if a file cannot be written.
+    ``warn`` TemplateError is raised. Raises SignoffError if a file cannot be written; files of an earlier
+    decision are then removed, and none is left half-written.
     """
     from validators import signoff_html, signoff_json, signoff_text
 
@@ -372,17 +374,21 @@ def write(signoff: Signoff, out: str | Path, *, warn: Callable[[str], None] | No
         ("signoff.html", lambda: signoff_html.page(signoff)),
     ]
     paths = []
-    for name, text in texts:
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
+    try:
+        check_folder(directory)
+        for name, _ in texts:
             (directory / name).unlink(missing_ok=True)  # an old page must not stand beside a new decision
-            (directory / name).write_text(text(), encoding="utf-8")
-        except TemplateError as error:
-            if warn is None:
-                raise
-            warn(str(error))
-            continue
-        except OSError as error:
-            raise SignoffError(f"cannot write {directory / name}: {error.strerror or error}.") from None
-        paths.append(directory / name)
+        for name, text in texts:
+            try:
+                write_whole(directory / name, text())
+            except TemplateError as error:
+                if warn is None:
+                    raise
+                warn(str(error))
+                continue
+            paths.append(directory / name)
+    except FileError as error:
+        raise SignoffError(f"{error}.") from None
+    except OSError as error:
+        raise SignoffError(f"cannot write to {directory}: {reason(error)}.") from None
     return paths

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from validators import claims, policy, signoff
 from validators.claims import ClaimError, Target
+from validators.command import say
 from validators.records import Record
 from validators.ruling import Ruling
 
@@ -38,16 +38,17 @@ def command(parsed: argparse.Namespace) -> int:
         parsed.records, warn=_warn, policy=chosen, target=lambda records: _targets(parsed, records)
     )
     out = parsed.out or (parsed.records[0] if parsed.records else None)
-    paths = signoff.write(decided, out, warn=_warn) if out else []
+    # The decision first: a page that cannot be written must not cost it.
     for line in lines(decided):
         print(line)
+    paths = signoff.write(decided, out, warn=_warn) if out else []
     if paths:
         print(f"written: {', '.join(map(str, paths))}")
     return decided.exit_code
 
 
 def _warn(sentence: str) -> None:
-    print(f"validators: {' '.join(sentence.split())}", file=sys.stderr)
+    say("validators", sentence)
 
 
 def _check(parsed: argparse.Namespace) -> None:

@@ -27,6 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from validators.files import FileError, Lines, check_folder, reason
 from validators.records import SCHEMA_VERSION, Record, Status
 
 _NONFINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
@@ -142,18 +143,20 @@ class Sink:
     """Appends records to ``directory/records-<host>-<pid>.jsonl``, synced to disk line by line.
 
     The file is made with the first record, never over an existing one, and anew in a forked process,
-    so that no two processes ever write to the same file.
+    so that no two processes ever write to the same file. The directory is made and tried at once: a
+    run must not find out after its work that its records go nowhere. Raises StoreError.
     """
 
     def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory)
-        self._stream: typing.BinaryIO | None = None
+        self._lines: Lines | None = None
         self._pid = 0
+        self._written = 0
         self._path: Path | None = None
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreError(f"cannot write records to {self.directory}: {error.strerror or error}") from None
+            check_folder(self.directory, "records")
+        except FileError as error:
+            raise StoreError(str(error)) from None
 
     @property
     def path(self) -> Path | None:
@@ -161,18 +164,18 @@ class Sink:
         return self._path if self._pid == os.getpid() else None
 
     def write(self, record: Record) -> None:
-        """Append one record; on return it is on disk. Raises StoreError."""
+        """Append one record; on return it is on disk. Raises StoreError, and what was written before stays whole."""
         line = to_json(record).encode() + b"\n"
         try:
-            if self._stream is None or self._pid != os.getpid():
-                self._stream = self._open()
-            self._stream.write(line)
-            self._stream.flush()
-            os.fsync(self._stream.fileno())
+            if self._lines is None or self._pid != os.getpid():
+                self._lines, self._written = self._open(), 0
+            self._lines.append(line)
         except OSError as error:
-            raise StoreError(f"cannot write records to {self.directory}: {error.strerror or error}") from None
+            kept = f"; {self._written:,} records written before are in {self._path}" if self._written else ""
+            raise StoreError(f"cannot write records to {self.directory}: {reason(error)}{kept}") from None
+        self._written += 1
 
-    def _open(self) -> typing.BinaryIO:
+    def _open(self) -> Lines:
         self._pid = os.getpid()
         host = re.sub(r"[^A-Za-z0-9.]+", "_", socket.gethostname()) or "host"
         stem = f"records-{host}-{self._pid}"
@@ -180,18 +183,18 @@ class Sink:
         for attempt in range(1, 10_000):
             path = self.directory / (f"{stem}.jsonl" if attempt == 1 else f"{stem}-{attempt}.jsonl")
             try:
-                stream = path.open("xb")
+                lines = Lines(path)
             except FileExistsError:
                 continue
             self._path = path
-            return stream
+            return lines
         raise StoreError(f"{self.directory} already holds thousands of files named {stem}*.jsonl")
 
     def close(self) -> None:
         """Close the file; further records start a new one."""
-        if self._stream is not None and self._pid == os.getpid():
-            self._stream.close()
-        self._stream = None
+        if self._lines is not None and self._pid == os.getpid():
+            self._lines.close()
+        self._lines = None
 
     def __enter__(self) -> Sink:
         return self

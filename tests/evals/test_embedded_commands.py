@@ -112,7 +112,7 @@ def test_a_file_of_numbers_that_are_not_finite_is_strict_json(tmp_path: Path) ->
         (["parity", "--model", ""], "there is no model ''"),
         (["parity", "--extractor", "best"], "unknown extractor 'best'"),
         (["parity", "--json", "nowhere/verdict.json"], "there is no folder nowhere"),
-        (["parity", "--json", "tests"], "cannot write tests (it is a folder)"),
+        (["parity", "--json", "tests"], "cannot write tests: it is a folder"),
         (["parity", "--records", "pyproject.toml"], "cannot write to pyproject.toml"),
         (["parity", "--runs", "pyproject.toml"], "cannot write to pyproject.toml"),
         (["tokens", "--json", "nowhere/table.json"], "there is no folder nowhere"),

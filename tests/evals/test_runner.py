@@ -297,7 +297,7 @@ def test_the_last_answer_waits_for_the_last_look_at_the_server(
 
     with monkeypatch.context() as patch:
         patch.setattr(runner._Run, "_check", killed)
-        assert main(options(servers[0].url, questions, tmp_path / "r")) == 2
+        assert main(options(servers[0].url, questions, tmp_path / "r")) == 130
     assert len(store.read(tmp_path / "r").samples) == COUNT - 1
     assert main(options(servers[0].url, questions, tmp_path / "r")) == 0
     whole(tmp_path / "r")

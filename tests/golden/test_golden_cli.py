@@ -185,7 +185,7 @@ def test_the_line_that_a_record_gives_reproduces_the_check(tmp_path: Path) -> No
         (["check", "--device", "tpu"], "unknown device 'tpu'"),
         (["check", "--id", TOKENS, "--records", "/dev/null/x"], "cannot write records to /dev/null/x"),
         (["check", "--id", TOKENS, "--markdown", "/dev/null/x"], "cannot write /dev/null/x"),
-        (["check", "--id", TOKENS, "--history", "/dev/null/x"], "cannot write the history /dev/null/x"),
+        (["check", "--id", TOKENS, "--history", "/dev/null/x"], "cannot write /dev/null/x"),
         (["check", "--store", "/nowhere"], "cannot read /nowhere/manifest.json: No such file or directory"),
         (["propose", "--out", "/dev/null/x", "--kernel", "nobody"], "no golden kernel 'nobody' on cpu; known: emul"),
         (["propose", "--out", "/dev/null/x", "--device", "npu"], "unknown device 'npu'"),

@@ -181,7 +181,7 @@ def test_interruption_keeps_what_was_recorded(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sys.modules["validators.isolate"], "run_isolated", interrupted)
-    assert _run("--kernel", "demo/fused", "--records", str(tmp_path)) == 2
+    assert _run("--kernel", "demo/fused", "--records", str(tmp_path)) == 130
     assert len(load(tmp_path)) == 1
     assert capsys.readouterr().err.startswith("validators: interrupted")
 

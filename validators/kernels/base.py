@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from validators.cases.case import Case
 from validators.cases.tensors import Inputs, Outputs
+from validators.supervise import watched
 
 
 class KernelError(RuntimeError):
@@ -19,6 +20,10 @@ class KernelError(RuntimeError):
 
 
 def _no_versions() -> Mapping[str, str]:
+    return {}
+
+
+def _nothing_chosen(case: Case) -> Mapping[str, str]:
     return {}
 
 
@@ -44,6 +49,9 @@ class Kernel:
     versions for the record.
     emulated: True if this is a stand-in that shows the pipeline, not a kernel that anybody ships.
     fake: True while its library is a test double; such records never count for a sign-off.
+    compiles: True if its library builds machine code at the first call, for minutes where nothing is prebuilt; that
+    call is then made once outside the time limits. chosen(case) -> what the library picks for this case (a GEMM
+    library, a kernel's name), for the record.
     """
 
     name: str
@@ -56,6 +64,8 @@ class Kernel:
     versions: Callable[[], Mapping[str, str]] = _no_versions
     emulated: bool = False
     fake: bool = False
+    compiles: bool = False
+    chosen: Callable[[Case], Mapping[str, str]] = _nothing_chosen
     notes: str = ""
     options: Mapping[str, object] = field(default_factory=dict)
 
@@ -68,7 +78,7 @@ def all_kernels() -> list[Kernel]:
     """Every kernel that the suite brings along, available here or not, in a fixed order."""
     found: list[Kernel] = []
     for provider in PROVIDERS:
-        found.extend(importlib.import_module(f"validators.kernels.{provider}").kernels())
+        found.extend(map(watched, importlib.import_module(f"validators.kernels.{provider}").kernels()))
     return found
 
 
@@ -80,7 +90,7 @@ def find_kernel(name: str, op: str | None = None) -> Kernel:
     if ":" in name:
         from validators.kernels import plugin
 
-        return plugin.load(name, op)
+        return watched(plugin.load(name, op))
     kernels = all_kernels()
     matches = [k for k in kernels if k.name == name and op in (None, k.op)]
     if not matches:
