@@ -2,7 +2,7 @@
 
 A file of the safetensors format is a header (its length as 8 little-endian bytes, then JSON) and raw bytes. It is
 mapped and not read, so a model of any size is judged in the memory of one layer and of the experts that are routed
-to. Layout: ``X.weight`` float8_e4m3fn [out, in], ``X.weight_scale`` [out, 1]; everything that is no quantized
+to. Layout: ``X.weight`` float8_e4m3fn [out, in], ``X.weight_scale`` [out, 1] or [out]; everything that is no quantized
 Linear is bf16 or fp32. Source: the format's README (huggingface/safetensors) and the FP8_DYNAMIC preset of
 compressed-tensors.
 """
@@ -18,7 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reference.glm4_moe import Config, Glm4MoeError, Layer, Linear, Mlp, Moe, Source
+from reference.glm4_moe import Config, Glm4MoeError, Layer, Linear, Mlp, Moe, Source, values
+from validators import checkpoint_check as contents
+from validators.checkpoint_check import EMBEDDING, FP8, HEAD, NORM, Entry
+from validators.checkpoint_scheme import CheckpointError as CheckpointError
+from validators.checkpoint_scheme import not_ptpc, quant_format
 
 DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn, "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32,
@@ -28,10 +32,6 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 INDEX = "model.safetensors.index.json"
 HEAD_ROWS = 8192
 """Rows of the head that are decoded at a time."""
-
-
-class CheckpointError(ValueError):
-    """A directory that is no checkpoint of this kind, or a file that is cut; its message is one sentence."""
 
 
 class Shard:
@@ -58,16 +58,27 @@ class Shard:
         self._first, self._size = 8 + length, size
         self.entries: dict[str, Any] = {k: v for k, v in header.items() if k != "__metadata__"}
 
-    def tensor(self, name: str) -> Tensor:
-        """The tensor ``name``; raises CheckpointError if it is not there or not all there."""
+    def entry(self, name: str) -> Entry:
+        """Type and shape of the tensor ``name``; raises CheckpointError if it is not there or described otherwise."""
         if name not in self.entries:
             raise CheckpointError(f"{self.path} holds no tensor {name!r}")
         try:
-            entry = self.entries[name]
-            shape, (start, stop) = [int(n) for n in entry["shape"]], entry["data_offsets"]
-            dtype = DTYPES[entry["dtype"]]
+            return Entry(str(self.entries[name]["dtype"]), tuple(int(n) for n in self.entries[name]["shape"]))
         except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{self.path} describes {name!r} in a way that is not understood: {entry}") from error
+            raise self._not_understood(name) from error
+
+    def _not_understood(self, name: str) -> CheckpointError:
+        text = str(self.entries[name])
+        return CheckpointError(f"{self.path} describes {name!r} in a way that is not understood: {text[:200]}")
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor ``name``; raises CheckpointError if it is not there or not all there."""
+        kind, shape = self.entry(name)
+        try:
+            start, stop = (int(n) for n in self.entries[name]["data_offsets"])
+            dtype = DTYPES[kind]
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._not_understood(name) from error
         count = torch.Size(shape).numel()
         if stop - start != count * dtype.itemsize or start < 0 or self._first + stop > self._size:
             raise CheckpointError(f"{self.path} is cut: {name!r} does not lie inside it with its {count:,} elements")
@@ -93,42 +104,6 @@ def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> None:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors.values():
             file.write(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-
-
-def quant_format(config: Mapping[str, Any]) -> str:
-    """What a serving engine calls the linears' quantization: ``fp8_per_token``, ``fp8`` (blocks), ``mxfp4``, ``""``.
-
-    config: a model's config.json. ``fp8_per_token`` only for compressed-tensors W8A8 FP8 with a symmetric static
-    scale a channel of the weight and a symmetric dynamic scale a token of the activations. Raises CheckpointError
-    for anything that none of the four names describes.
-    """
-    quant = config.get("quantization_config") or config.get("compression_config")
-    if not quant:
-        return ""
-    method = quant.get("quant_method")
-    if method == "fp8":
-        return "fp8" if quant.get("weight_block_size") else _unknown(quant)
-    if method in ("mxfp4", "quark") and "fp4" in json.dumps(quant):
-        return "mxfp4"
-    groups = list((quant.get("config_groups") or {}).values())
-    if method != "compressed-tensors" or len(groups) != 1 or quant.get("format") != "float-quantized":
-        return _unknown(quant)
-    weights, inputs = (groups[0].get(key) or {} for key in ("weights", "input_activations"))
-    for part in (weights, inputs):
-        if (part.get("num_bits"), part.get("type"), part.get("symmetric", True)) != (8, "float", True):
-            return _unknown(quant)
-    if weights.get("strategy") in ("block", "group"):
-        return "fp8"
-    wanted = ("channel", False, "token", True)
-    found = (weights.get("strategy"), weights.get("dynamic", False), inputs.get("strategy"), inputs.get("dynamic"))
-    return "fp8_per_token" if found == wanted else _unknown(quant)
-
-
-def _unknown(quant: Mapping[str, Any]) -> str:
-    raise CheckpointError(
-        f"the quantization {json.dumps(quant)[:300]} is none that this walk knows: it takes compressed-tensors "
-        f"float-quantized, channel weights and dynamic token activations"
-    )
 
 
 def model_config(config: Mapping[str, Any]) -> Config:
@@ -157,23 +132,45 @@ def model_config(config: Mapping[str, Any]) -> Config:
 
 
 class Checkpoint:
-    """A checkpoint directory as a source of weights. device: where a layer's tensors are put."""
+    """A checkpoint directory as a source of weights. device: where a layer's tensors are put. tied: the head is the
+    embedding. not_ptpc: why the linears are not FP8 by channel and token, empty where they are."""
 
     def __init__(self, directory: str | Path, device: str = "cpu") -> None:
         self.directory, self.device = Path(directory), device
         raw = _json(self.directory / "config.json")
-        self.quant_format = quant_format(raw)
+        self.quant_format, self.not_ptpc = quant_format(raw), not_ptpc(raw)
         self.config = model_config(raw)
+        self.tied = raw.get("tie_word_embeddings") is True
         index = self.directory / INDEX
         if index.exists():
-            self._where: dict[str, str] = dict(_json(index).get("weight_map") or {})
+            where = _json(index).get("weight_map")
+            if not isinstance(where, dict) or not all(isinstance(file, str) for file in where.values()):
+                raise CheckpointError(f"{index} has no weight_map from tensors to files")
+            self._where: dict[str, str] = where
         else:
             single = Shard(self.directory / "model.safetensors")
             self._where = dict.fromkeys(single.entries, single.path.name)
         self._shards: dict[str, Shard] = {}
 
-    def tensor(self, name: str) -> Tensor:
-        """One tensor on the device; raises CheckpointError."""
+    def check(self, layers: int) -> list[str]:
+        """Hold index and headers against what a walk of the first ``layers`` layers reads, without reading weights.
+
+        Returns the linears that are not quantized, by name. Raises CheckpointError with one sentence.
+        """
+        names = contents.needed(self.config, layers, tied=self.tied)
+        if gone := [name for name in names if name not in self._where]:
+            raise contents.missing(f"{self.directory} holds no tensor", gone)
+        names += [f"{name}_scale" for name in names if f"{name}_scale" in self._where]
+        files = contents.grouped(self._where, names)
+        if lost := [file for file in files if not (self.directory / file).exists()]:
+            raise contents.missing(f"{self.directory} lacks a file that its index names:", lost)
+        entries: dict[str, Entry] = {}
+        for file, inside in files.items():
+            shard = Shard(self.directory / file)
+            entries |= {name: shard.entry(name) for name in inside}
+        return contents.check(self.config, entries, layers, tied=self.tied)
+
+    def _shard(self, name: str) -> Shard:
         if name not in self._where:
             raise CheckpointError(f"{self.directory} holds no tensor {name!r}")
         file = self._where[name]
@@ -182,24 +179,35 @@ class Checkpoint:
             if len(self._shards) >= 4:
                 self._shards.pop(next(iter(self._shards)))
             self._shards[file] = Shard(self.directory / file)
-        return self._shards[file].tensor(name).to(self.device)
+        return self._shards[file]
 
-    def _linear(self, prefix: str, names: str, bias: bool = False) -> Linear:
-        parts = [f"{prefix}.{name}_proj" for name in names.split()]
-        weight = self._fused([f"{p}.weight" for p in parts])
-        quantized = weight.element_size() == 1
-        scale = torch.cat([self.tensor(f"{p}.weight_scale") for p in parts]).float() if quantized else None
-        if scale is not None and tuple(scale.shape) != (len(weight), 1):
-            raise CheckpointError(f"{parts[0]}.weight_scale is not one scale a channel: {tuple(scale.shape)}")
+    def tensor(self, name: str) -> Tensor:
+        """One tensor on the device; raises CheckpointError."""
+        return self._shard(name).tensor(name).to(self.device)
+
+    def _linear(self, prefix: str, which: str, bias: bool = False) -> Linear:
+        parts = [f"{prefix}.{name}_proj" for name in which.split()]
+        names = [f"{p}.weight" for p in parts]
+        names += [f"{name}_scale" for name in names if f"{name}_scale" in self._where]
+        quantized = contents.check_group(parts, {name: self._shard(name).entry(name) for name in names}) == FP8
+        weight = _joined([self._codes(f"{p}.weight") if quantized else self.tensor(f"{p}.weight") for p in parts])
+        scale = torch.cat([self._scale(f"{p}.weight_scale") for p in parts]) if quantized else None
         return Linear(weight, scale, torch.cat([self.tensor(f"{p}.bias") for p in parts]) if bias else None)
 
-    def _fused(self, names: list[str]) -> Tensor:
-        tensors = [self.tensor(n) for n in names]
-        if len(tensors) == 1:
-            return tensors[0]
-        if tensors[0].element_size() == 1:
-            return torch.cat([t.view(torch.uint8) for t in tensors]).view(tensors[0].dtype)
-        return torch.cat(tensors)
+    def _codes(self, name: str) -> Tensor:
+        codes = self.tensor(name)
+        # 0x7F and 0xFF are the NaN of E4M3FN.
+        if bool(((codes.view(torch.uint8) & 0x7F) == 0x7F).any()):
+            raise CheckpointError(f"{name} holds NaN")
+        return codes
+
+    def _scale(self, name: str) -> Tensor:
+        """Scales fp32 [out, 1]; NaN or infinity would make whole channels of outputs so, of which nothing is shown."""
+        scale = self.tensor(name).float().view(-1, 1)
+        if not bool(scale.isfinite().all()):
+            row = int((~scale.isfinite()).flatten().nonzero()[0])
+            raise CheckpointError(f"{name} is {float(scale[row])} in channel {row}; a scale must be a number")
+        return scale
 
     def _mlp(self, prefix: str) -> Mlp:
         return Mlp(self._linear(prefix, "gate up"), self._linear(prefix, "down"))
@@ -226,15 +234,31 @@ class Checkpoint:
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Embeddings [T, hidden] of int64 [T]."""
-        return self.tensor("model.embed_tokens.weight")[tokens.to(self.device)]
+        return self.tensor(EMBEDDING)[tokens.to(self.device)]
 
     def final_norm(self) -> Tensor:
         """The weight of the norm after the last layer."""
-        return self.tensor("model.norm.weight")
+        return self.tensor(NORM)
 
     def head(self) -> Iterator[Tensor]:
-        """The head's rows, a slice at a time."""
-        yield from self.tensor("lm_head.weight").split(HEAD_ROWS)
+        """The head's rows, a slice at a time; those of an FP8 head as float64, decoded and scaled. Its activations are
+        not quantized: it is no linear under test."""
+        name = EMBEDDING if self.tied else HEAD
+        if self._shard(name).entry(name).dtype != FP8:
+            yield from self.tensor(name).split(HEAD_ROWS)
+            return
+        codes, scale = self._codes(name), self._scale(f"{name}_scale").double()
+        for part, own in zip(codes.split(HEAD_ROWS), scale.split(HEAD_ROWS), strict=True):
+            yield values(part) * own
+
+
+def _joined(tensors: list[Tensor]) -> Tensor:
+    if len(tensors) == 1:
+        return tensors[0]
+    if tensors[0].element_size() == 1:
+        # FP8 tensors cannot be joined on every backend; their bytes can.
+        return torch.cat([t.view(torch.uint8) for t in tensors]).view(tensors[0].dtype)
+    return torch.cat(tensors)
 
 
 def write_checkpoint(source: Source, directory: str | Path, *, vocab: int) -> Path:

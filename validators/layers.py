@@ -25,15 +25,16 @@ from validators import layers_presets as presets
 from validators import store
 from validators.cases.case import Case
 from validators.checkpoint import Checkpoint, CheckpointError, write_checkpoint
+from validators.checkpoint_check import listed
 from validators.command import guarded
 from validators.files import check_file, new_folder, write_whole
 from validators.kernels.base import KernelError, find_kernel
-from validators.layers_path import Kernels, Path, PathError, route_of, shapes_unsupported
+from validators.layers_path import Kernels, Path, PathError, shapes_unsupported
 from validators.layers_picture import error_against_depth
 from validators.layers_result import Contracts, Judged, Result
 from validators.layers_timing import Clock
 from validators.layers_tp import ALL_REDUCE, Group, ParallelError, check_split
-from validators.layers_verdict import MARGIN, records
+from validators.layers_verdict import MARGIN, TOKENS, records
 from validators.layers_walk import Walk
 from validators.records import Record, Status
 from validators.run import KernelFault, choose_contract
@@ -64,7 +65,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kernel-gemm", required=True, help="kernel of ptpc_gemm")
     parser.add_argument("--kernel-quant", help="kernel of per_token_quant (default: the norm kernel's namesake)")
     parser.add_argument("--layers", help="0-LAST (default: all)")
-    parser.add_argument("--tokens", type=int, default=8, help="length of the one sequence (default: 8)")
+    parser.add_argument("--tokens", type=int, default=TOKENS, help=f"length of the one sequence (default: {TOKENS})")
     parser.add_argument("--tp", type=int, default=1, help="tensor-parallel ranks, simulated; torchrun makes them real")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
     parser.add_argument("--seed", type=int, default=0, help="of the prompt and of synthetic weights")
@@ -105,16 +106,20 @@ def command(parsed: argparse.Namespace) -> int:
         check_split(source.config, group.size)
         if reason := shapes_unsupported(kernels, source.config, parsed.tokens, group.size):
             raise LayersError(reason)
+        plain = source.check(layers) if isinstance(source, Checkpoint) else []
         contracts, origin = find_contracts(kernels, device)
         # The walk takes minutes, so a place that cannot be written is found before it.
         directory = FilePath(parsed.records or new_folder("records")) if first else FilePath()
         sink = store.Sink(directory) if first else None
         if parsed.picture and first:
             check_file(parsed.picture)
+        if plain and first:
+            _say(f"not quantized in the checkpoint, so walked in bf16 and not judged: {listed(plain)}")
         clock = Clock(device, parsed.timings)
         result = walk(
             source, kernels, contracts, layers=layers, tokens=parsed.tokens, group=group, seed=parsed.seed,
             judge_unfused=parsed.judge_unfused, say=_say if first else _silent, clock=clock,
+            unjudged=plain,
         )  # fmt: skip
         for line in clock.lines(len(result.depths)) if first else []:
             print(line)
@@ -142,7 +147,7 @@ def command(parsed: argparse.Namespace) -> int:
 def walk(
     source: presets.Synthetic | Checkpoint, kernels: Kernels, contracts: Contracts, *, layers: int, tokens: int,
     group: Group | None = None, seed: int = 0, judge_unfused: bool = False, path: type[Path] = Path,
-    say: Callable[[str], None] = lambda line: None, clock: Clock | None = None,
+    say: Callable[[str], None] = lambda line: None, clock: Clock | None = None, unjudged: Sequence[str] = (),
 ) -> Result:  # fmt: skip
     """Walk ``layers`` layers with ``path`` as the fused path's wiring, the right wiring for the unfused one."""
     fused = path(kernels, source.config, source.quant_format)
@@ -150,7 +155,7 @@ def walk(
     prompt = presets.prompt(source.config, tokens, seed)
     steps = Walk(
         source, fused, unfused, contracts, prompt, group=group or Group(), judge_unfused=judge_unfused, say=say,
-        clock=clock,
+        clock=clock, unjudged=unjudged,
     )  # fmt: skip
     return steps.run(layers)
 
@@ -165,8 +170,8 @@ def open_model(name: str, device: str, seed: int, scratch: FilePath) -> presets.
     if not FilePath(name).is_dir():
         raise LayersError(f"{name!r} is neither a preset ({', '.join(presets.PRESETS)}) nor a directory")
     source = Checkpoint(name, device)
-    if route_of(source.quant_format) != "per_token":
-        raise LayersError(f"{name} has quant_format {source.quant_format!r}; only fp8_per_token has PTPC linears")
+    if source.not_ptpc:
+        raise LayersError(f"{name}: {source.not_ptpc}")
     return source
 
 
@@ -197,7 +202,14 @@ def find_contracts(kernels: Kernels, device: str) -> tuple[Contracts, dict[str, 
     origin = {}
     for kernel in (kernels.norm, kernels.quant, kernels.gemm):
         like = Case(kernel.op, 8, 256, "layers", k=256 if kernel.op == "ptpc_gemm" else 0)
-        contract, where, _ = choose_contract(kernel, like, None, device)
+        try:
+            contract, where, _ = choose_contract(kernel, like, None, device)
+        except Exception as error:
+            # Identification calls the user's own code, which may raise anything.
+            text = " ".join(str(error).split())[:300] or "without a message"
+            raise LayersError(
+                f"{kernel.name} declares no contract, and identifying one stopped: {type(error).__name__}: {text}"
+            ) from error
         if contract is None:
             raise LayersError(f"{kernel.name} declares no contract and its outputs fit none; see: validators identify")
         chosen[kernel.op], origin[kernel.op] = contract, where

@@ -62,7 +62,8 @@ class Depth:
 class Result:
     """What a walk found.
 
-    logits: path -> float64 [T, vocab], only after the last layer of the model. digest: arm -> sha256 of its hidden
+    unjudged: linears that the checkpoint does not quantize. logits: path -> float64 [T, vocab], only after the last
+    layer of the model. digest: arm -> sha256 of its hidden
     state and residual stream at the end, to compare walks bit for bit.
     """
 
@@ -70,5 +71,6 @@ class Result:
     depths: list[Depth] = field(default_factory=list)
     logits: dict[str, Tensor] = field(default_factory=dict)
     digest: dict[str, str] = field(default_factory=dict)
+    unjudged: tuple[str, ...] = ()
     stopped: str = ""
     seconds: float = 0.0

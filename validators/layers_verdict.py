@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from validators.checkpoint_check import listed
 from validators.kernels.base import Kernel
 from validators.layers_path import Kernels
 from validators.layers_result import Contracts, Depth, Judged, Result
@@ -21,6 +22,12 @@ CONFIDENCE = 0.95
 MARGIN = 0.5
 """A policy and no measurement: the fused path rounds less, so its error should be no larger than the unfused path's;
 half as much again is about half a bit of the hidden state."""
+
+
+TOKENS = 128
+"""Default length of the sequence. Of 18 walks of right kernels through the tiny model (three contracts, six seeds) all
+were decided with it, the highest upper bound being 1.21; with 8 tokens 8 of 18 were undecided, with 64 one."""
+ENOUGH = f"--tokens {TOKENS} decided all of 18 walks with right kernels"
 
 
 @dataclass(frozen=True)
@@ -107,7 +114,7 @@ def trajectory(result: Result, margin: float) -> tuple[Status, tuple[str, ...], 
     if worse:
         return Status.FAILED, (checks[1].detail,), tuple(checks)
     if not fine:
-        return Status.MISTRUSTED, (f"undecided, walk more tokens: {checks[1].detail}",), tuple(checks)
+        return Status.MISTRUSTED, (f"undecided, walk more tokens ({ENOUGH}): {checks[1].detail}",), tuple(checks)
     return Status.PASSED, (), tuple(checks)
 
 
@@ -222,6 +229,8 @@ def environment(result: Result) -> str:
         if rows
         else ""
     )
+    if result.unjudged:
+        words += f"not quantized in the checkpoint, so walked in bf16 and not judged: {listed(result.unjudged)}; "
     return f"{words}attention, router, activation, bf16 norms and all-reduce are the walk's own on both paths"
 
 

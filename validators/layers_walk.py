@@ -33,6 +33,8 @@ from validators.cases.tensors import (
     QuantInputs,
     QuantOutputs,
 )
+from validators.checkpoint_check import of_experts
+from validators.checkpoint_scheme import CheckpointError
 from validators.layers_explain import Memory, Suspects
 from validators.layers_explain import explain as explain_wiring
 from validators.layers_path import FP8, Path, stored, twin_contract
@@ -80,13 +82,14 @@ class Walk:
     """A walk of ``tokens`` int64 [T] through ``source`` with a fused and an unfused path.
 
     judge_unfused: also judge the linears of the unfused path, which runs the same GEMM kernel.
-    say: called with one line a layer. clock: where the time goes.
+    say: called with one line a layer. clock: where the time goes. unjudged: linears that are not quantized, as
+    ``Checkpoint.check`` names them; they run in bf16, their products in float64, and no kernel is judged on them.
     """
 
     def __init__(
         self, source: Source, fused: Path, unfused: Path, contracts: Contracts, tokens: Tensor, *,
         group: Group = ALONE, judge_unfused: bool = False, say: Callable[[str], None] = lambda line: None,
-        clock: Clock | None = None,
+        clock: Clock | None = None, unjudged: Sequence[str] = (),
     ) -> None:  # fmt: skip
         self.clock = clock or Clock()
         self.source = TimedSource(source, self.clock) if self.clock.on else source
@@ -96,7 +99,7 @@ class Walk:
         hidden = embedded.to(torch.bfloat16)
         self.truth = hidden.double()
         self.arms = [Arm("fused", fused, hidden), Arm("unfused", unfused, hidden.clone())]
-        self.result = Result()
+        self.result = Result(unjudged=tuple(unjudged))
         self._explained = 0
 
     def run(self, layers: int) -> Result:
@@ -112,7 +115,8 @@ class Walk:
                 self.result.digest = {arm.name: _digest(arm) for arm in self.arms}
                 if layers == self.config.layers:
                     self._logits()
-            except StoppedError as stop:
+            except (StoppedError, CheckpointError) as stop:
+                # What was judged before a weight that cannot be used is kept.
                 self.result.stopped = str(stop)
         self.result.seconds = time.perf_counter() - start
         return self.result
@@ -133,7 +137,7 @@ class Walk:
         with self.clock.phase("float64 model"):
             self.truth = glm.attention_block(config, layer, self.truth)
         for arm in self.arms:
-            handed = self._norm(arm, layer, "input")
+            handed = self._norm(arm, layer, "input", layer.qkv)
             qkv = self._columns(arm, layer, "qkv_proj", lambda w: w.qkv, config.qkv_sizes(), handed)
             with self.clock.phase("attention of the paths"):
                 attended = glm.attention(config, layer, qkv.double(), stored).to(torch.bfloat16)
@@ -144,7 +148,7 @@ class Walk:
             with self.clock.phase("float64 model"):
                 self.truth = self.truth + glm.mlp(layer.mlp, x)
             for arm in self.arms:
-                handed = self._norm(arm, layer, "post")
+                handed = self._norm(arm, layer, "post", layer.mlp.gate_up)
                 arm.hidden = self._mlp(arm, layer, "", _dense, handed)
         else:
             rerouted = self._moe(layer, layer.mlp, x)
@@ -170,9 +174,12 @@ class Walk:
             changed = (index.sort(-1).values != right[0].sort(-1).values).any(-1)
             rerouted[arm.name] = int(changed.sum())
             # Quantized once before the tokens are sent to their experts, as fused MoE kernels do.
-            taken = glm.values(handed[0]) * handed[1].double()
+            plain = self._plain_experts(layer, "gate/up_proj")
+            taken = normed.double() if plain else glm.values(handed[0]) * handed[1].double()
             sent.append(_Sent(glm.Dispatch.of(config, index, weight), handed))
             batches.append(Routed(taken, index, weight, self._feed(arm, layer, sent[-1]), stored))
+            if moe.shared is not None and moe.shared.gate_up.scale is None:
+                handed = (normed,)
             shared.append(self._mlp(arm, layer, "shared.", _shared, handed) if moe.shared is not None else None)
         with self.clock.phase("routed experts"):
             truth, *outs = glm.experts(config, moe, batches)
@@ -186,7 +193,13 @@ class Walk:
             arm.hidden = routed if extra is None else (routed.float() + extra.float()).to(torch.bfloat16)
         return rerouted
 
+    def _plain_experts(self, layer: Layer, step: str) -> bool:
+        return bool(of_experts(self.result.unjudged, layer.index, step))
+
     def _feed(self, arm: Arm, layer: Layer, sent: _Sent) -> Callable[[Tensor], Tensor]:
+        if self._plain_experts(layer, "down_proj"):
+            return stored
+
         def feed(x: Tensor) -> Tensor:
             sent.inner = self._quantized(arm, layer, "experts.down_proj", x.float().to(torch.bfloat16), 0)
             return glm.values(sent.inner[0]) * sent.inner[1].double()
@@ -205,11 +218,13 @@ class Walk:
         number = max(spans, key=lambda e: (spans[e].stop - spans[e].start, -e))
         span, step = spans[number], f"experts.{number}"
         rows = sent.dispatch.row[span]
-        for name, make, (codes, scale) in (
-            ("gate_up_proj", moe.gate_up, (_rows_of(sent.handed[0], rows), sent.handed[1][rows])),
-            ("down_proj", moe.down, (sent.inner[0][span], sent.inner[1][span])),
-        ):
+        handed = [("gate_up_proj", moe.gate_up, (_rows_of(sent.handed[0], rows), sent.handed[1][rows]))]
+        if sent.inner:
+            handed.append(("down_proj", moe.down, (sent.inner[0][span], sent.inner[1][span])))
+        for name, make, (codes, scale) in handed:
             weights = make(number)
+            if weights.scale is None:
+                continue
             with contextlib.suppress(StoppedError):
                 self._linear(arm, layer, f"{step}.{name}", weights, weights, _padded(codes, scale), 0)
 
@@ -223,13 +238,24 @@ class Walk:
 
     # ---- steps: claimed by the path, judged here
 
-    def _norm(self, arm: Arm, layer: Layer, which: Literal["input", "post"]) -> tuple[Tensor, ...]:
+    def _norm(self, arm: Arm, layer: Layer, which: Literal["input", "post"], following: Linear) -> tuple[Tensor, ...]:
         step, began = f"{which if which == 'input' else 'post_attention'}_layernorm", time.perf_counter()
+        if following.scale is None:
+            return self._bf16_norm(arm, layer, step, which)
         handed = self._try(arm, layer, step, "add_rmsnorm_quant", lambda: arm.path.prepare(layer, which, arm.hidden))
         weight = layer.input_norm if which == "input" else layer.post_norm
         contract = self.contracts.norm if arm.name == "fused" else twin_contract(self.contracts.quant)
         self._judge_norm(arm, layer, step, weight, handed, contract, began)
         return handed
+
+    def _bf16_norm(self, arm: Arm, layer: Layer, step: str, which: str) -> tuple[Tensor, ...]:
+        """The norm in front of a linear that is not quantized: no kernel's, and the same on both paths."""
+        own = arm.path.weights(layer)
+        weight = own.input_norm if which == "input" else own.post_norm
+        normed = self._try(arm, layer, step, "add_rmsnorm_quant", lambda: arm.path.add_rmsnorm(weight, arm.hidden))
+        kept = arm.path.residual
+        arm.expected = arm.hidden.clone() if kept is None else kept.clone()
+        return (normed,)
 
     def _plain_norm(self, arm: Arm, layer: Layer) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The bf16 norm before a router, and its quantized form for the shared expert; judged as one op."""
@@ -281,7 +307,8 @@ class Walk:
         for rank in group.local:
             part, own = (slice(None), right) if group.size == 1 else row_shard(right, rank, group.size)
             claimed = used if group.size == 1 else row_shard(used, rank, group.size)[1]
-            handed = self._quantized(arm, layer, step, x[:, part].contiguous(), rank)
+            own_x = x[:, part].contiguous()
+            handed = (own_x,) if own.scale is None else self._quantized(arm, layer, step, own_x, rank)
             parts.append(self._linear(arm, layer, step, own, claimed, handed, rank))
         total = group.all_reduce(parts)
         if group.size > 1 and not group.real:
@@ -301,8 +328,11 @@ class Walk:
         self, arm: Arm, layer: Layer, step: str, right: Linear, claimed: Linear, handed: tuple[Tensor, ...], rank: int
     ) -> Tensor:
         began = time.perf_counter()
+        if right.scale is None:
+            # Not quantized in the checkpoint: a float64 product, stored once, the same on both paths.
+            with self.clock.phase("linears that are not quantized"):
+                return right.apply(handed[0].double()).to(torch.bfloat16)
         out = self._try(arm, layer, step, "ptpc_gemm", lambda: arm.path.linear(layer, claimed, handed))
-        assert right.scale is not None
         inputs = GemmInputs(handed[0], handed[1], right.weight, right.scale, right.bias, torch.bfloat16)
         contract = self.contracts.gemm
         if right.bias is not None:
@@ -370,7 +400,7 @@ class Walk:
         except Exception as error:
             names = {"add_rmsnorm_quant": self.contracts.norm, "per_token_quant": self.contracts.quant}
             contract = names.get(op, self.contracts.gemm).name
-            text = " ".join(str(error).split())[:300]
+            text = " ".join(str(error).split())[:300] or "without a message"
             self._stop(arm, layer, step, op, contract, f"the step raised {type(error).__name__}: {text}")
 
     def _stop(self, arm: Arm, layer: Layer, step: str, op: str, contract: str, reason: str, rank: int = 0) -> NoReturn:

@@ -13,7 +13,8 @@ import torch
 
 from reference import glm4_moe as g
 from validators import layers_presets
-from validators.checkpoint import INDEX, Checkpoint, CheckpointError, Shard, config_json, quant_format, write_shard
+from validators.checkpoint import INDEX, Checkpoint, CheckpointError, Shard, config_json, write_shard
+from validators.checkpoint_scheme import quant_format
 from validators.layers import write_tiny
 
 TINY = layers_presets.GLM_TINY
