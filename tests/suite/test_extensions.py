@@ -146,6 +146,8 @@ def test_limits_of_vllm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     assert gemm.unsupported(Case("ptpc_gemm", 1, 32, "one", k=32)) is None
     assert "in multiples of 16, not K=32 N=24" in str(gemm.unsupported(Case("ptpc_gemm", 1, 24, "one", k=32)))
     assert "in multiples of 16, not K=24 N=32" in str(gemm.unsupported(Case("ptpc_gemm", 1, 32, "one", k=24)))
+    assert "rows of a and b as packed" in str(gemm.unsupported(Case("ptpc_gemm", 4, 32, "one", k=32, layout="strided")))
+    assert "no rows (m = 0)" in str(gemm.unsupported(Case("ptpc_gemm", 0, 32, "one", k=32)))
 
 
 def test_limits_of_sgl_kernel() -> None:
@@ -162,7 +164,8 @@ def test_limits_of_sgl_kernel() -> None:
     assert gemm.unsupported(case) is None
     assert "not K=32 N=12" in str(gemm.unsupported(dataclasses.replace(case, n=12)))
     assert "not K=40 N=8" in str(gemm.unsupported(dataclasses.replace(case, k=40)))
-    assert "packed rows" in str(gemm.unsupported(dataclasses.replace(case, layout="strided")))
+    assert "rows of a and b as packed" in str(gemm.unsupported(dataclasses.replace(case, layout="strided")))
+    assert "no rows (m = 0)" in str(gemm.unsupported(dataclasses.replace(case, m=0)))
     assert "takes e4m3fn" in str(gemm.unsupported(dataclasses.replace(case, fp8="e4m3fnuz")))
 
 
@@ -223,6 +226,26 @@ def test_a_library_of_another_torch_is_a_sentence(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setenv("VLLM_PATH", str(other))
         reason = str(vllm.missing("cutlass_scaled_mm"))
     assert "undefined symbol: _ZN3c105ErrorC2E; it was built for another torch" in reason
+
+
+@pytest.mark.parametrize(
+    ("said", "hint"),
+    [
+        ("libcuda.so.1: cannot open shared object file: No such file or directory", "belongs to the driver of the GPU"),
+        ("libcudart.so.12: cannot open shared object file: No such file or directory", "the CUDA that it was built"),
+    ],
+)
+def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: str, hint: str) -> None:
+    def load(path: str) -> None:
+        raise OSError(said)
+
+    library = tmp_path / "real.so"
+    library.write_bytes(b"\x7fELF")
+    monkeypatch.setenv("VLLM_PATH", str(library))
+    monkeypatch.setattr(torch.ops, "load_library", load)
+    reason = str(vllm.missing("cutlass_scaled_mm"))
+    assert f"{said}; " in reason
+    assert hint in reason.partition(said)[2]
 
 
 @pytest.mark.parametrize("package", MODULES)

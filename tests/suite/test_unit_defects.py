@@ -120,6 +120,46 @@ def test_each_defect_is_caught_and_named(defect: Callable[[GemmInputs], GemmOutp
     assert record.explanations[0].startswith(named), record.explanations
 
 
+def packed_rows(operands: str) -> Kernel:
+    """A kernel that takes the rows of the named operands to lie side by side, whatever their stride."""
+
+    def read(codes: Tensor, packed: bool) -> Tensor:
+        raw = codes.view(torch.uint8)
+        return raw.as_strided(raw.shape, (raw.shape[1], 1)).clone() if packed else raw.contiguous()
+
+    def call(inputs: GemmInputs) -> GemmOutputs:
+        a, b = read(inputs.a, "a" in operands), read(inputs.b, "b" in operands)
+        return gemm(inputs, unit(inputs, a=a, b=b))
+
+    return kernel(call)
+
+
+@pytest.mark.parametrize(
+    ("operands", "named", "words", "violations", "nans"),
+    [
+        ("a", "activation-stride-ignored", "rows of a are read as packed", 5120, 4800),
+        ("b", "weight-stride-ignored", "rows of b are read as packed", 5247, 5148),
+        # The figures of the H200, where vLLM's GEMM read both so.
+        ("ab", "strides-ignored", "rows of a and of b are read as packed", 5279, 5268),
+    ],
+)
+def test_a_row_stride_that_is_ignored_is_named_by_operand(
+    operands: str, named: str, words: str, violations: int, nans: int
+) -> None:
+    """Three rows of a and four of b hold no byte of a gap when they are read as packed: 12 outputs are numbers."""
+    record = validate(packed_rows(operands), Case(GEMM, 33, 160, "gaussian", k=528, layout="strided"))
+    assert record.status is Status.FAILED
+    assert record.comparisons[0].violations == violations
+    assert record.comparisons[0].nonfinite["got_nan"] == nans
+    assert record.explanations[0].startswith(f"{named}: every violation vanishes if {words}"), record.explanations
+    assert not any("stride" in sentence for sentence in record.explanations[1:]), record.explanations
+
+
+def test_packed_rows_are_no_defect_where_they_are_packed() -> None:
+    record = validate(packed_rows("ab"), Case(GEMM, 33, 160, "gaussian", k=528))
+    assert record.status is Status.PASSED
+
+
 @pytest.mark.parametrize("fp8", ["e4m3fn", "e4m3fnuz"])
 def test_all_pairs_of_codes_are_judged_exactly(fp8: str) -> None:
     from validators.kernels.base import find_kernel

@@ -169,6 +169,8 @@ def _load(path: str) -> str | None:
         hint = ""
         if "undefined symbol" in said:
             hint = "; it was built for another torch"
+        elif "libcuda.so" in said and "cannot open shared object file" in said:
+            hint = "; that file belongs to the driver of the GPU, which is not installed here"
         elif "cannot open shared object file" in said:
             hint = "; the CUDA that it was built with is not here"
         build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"

@@ -94,7 +94,10 @@ def _gemm_unsupported(case: Case) -> str | None:
     if case.k % 16 or case.n % 8:
         return f"fp8_scaled_mm wants K in multiples of 16 and N in multiples of 8, not K={case.k} N={case.n}"
     if "strided" in case.layout:
-        return "fp8_scaled_mm reads a and b as packed rows and does not check it, so it offers no row stride"
+        # On an H200 (0.4.5) one of 64 rows was right, with errors as large as the values, and nothing was raised.
+        return "fp8_scaled_mm reads rows of a and b as packed and does not check it, so it offers no row stride"
+    if case.m == 0:
+        return "fp8_scaled_mm raises Error Internal on no rows (m = 0)"
     return _wrong_format("fp8_scaled_mm", case)
 
 
