@@ -20,6 +20,8 @@ COMMANDS = {
     "parity": ("evals.embedded", "the embedded model on two kernels: run both arms and judge"),
     "tokens": ("evals.token_command", "gold solutions through a model on several kernels, token by token"),
 }
+IN_PROCESS = ("parity", "tokens")
+"""Commands that call kernels in their own process; they run in a child that is watched."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -67,4 +69,4 @@ def _usage() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(supervised("evals", main) if set(sys.argv[1:2]) & {"parity", "tokens"} else main())
+    sys.exit(supervised("evals", main) if set(sys.argv[1:2]) & set(IN_PROCESS) else main())

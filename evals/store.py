@@ -171,14 +171,19 @@ class _Lines:
 
     def append(self, line: bytes) -> None:
         size = os.fstat(self.handle).st_size
-        left = memoryview(line)
         try:
-            while left:  # one write may take a part, and does where the disk is nearly full
-                left = left[os.write(self.handle, left) :]
+            _write_all(self.handle, line)
         except OSError:
             with contextlib.suppress(OSError):
                 os.ftruncate(self.handle, size)
             raise
+
+
+def _write_all(handle: int, data: bytes) -> None:
+    """One write may take a part only, and does where the disk is nearly full."""
+    left = memoryview(data)
+    while left:
+        left = left[os.write(handle, left) :]
 
 
 def _unwritable(path: Path, error: OSError) -> EvalError:
@@ -200,9 +205,8 @@ def _settle_header(path: Path, header: Header) -> None:
         raise EvalError(f"{path} holds samples and no {HEADER}, so nobody knows what ran; take a new directory")
     part = file.with_suffix(".part")
     try:
-        with part.open("w", encoding="utf-8") as out:
-            json.dump(dataclasses.asdict(header), out, indent=1)
-            out.flush()
+        with part.open("wb", buffering=0) as out:
+            _write_all(out.fileno(), json.dumps(dataclasses.asdict(header), indent=1).encode())
             os.fsync(out.fileno())
         part.replace(file)
     except OSError as error:

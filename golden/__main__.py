@@ -22,6 +22,8 @@ from validators.store import Sink, StoreError, provenance
 from validators.supervise import supervised
 
 _STORE = Path(__file__).resolve().parent / "data"
+IN_PROCESS = ("check", "propose")
+"""Commands that call kernels in their own process; they run in a child that is watched."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -164,4 +166,4 @@ def _verify(parsed: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(supervised("golden", main) if set(sys.argv[1:2]) & {"check", "propose"} else main())
+    sys.exit(supervised("golden", main) if set(sys.argv[1:2]) & set(IN_PROCESS) else main())

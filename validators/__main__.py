@@ -329,12 +329,10 @@ def _identify(parsed: argparse.Namespace) -> int:
 
 def _probe(parsed: argparse.Namespace) -> int:
     from validators import probe
-    from validators.kernels.base import find_kernel
 
-    kernel = find_kernel(parsed.kernel, "ptpc_gemm")
-    device = parsed.device or ("cpu" if kernel.unavailable("cpu") is None else "cuda")
-    if reason := kernel.unavailable(device.split(":")[0]):
-        raise UsageError(f"{kernel.name} cannot run on {device}: {reason}.")
+    parsed.dtype, parsed.case = None, []
+    check_options(parsed)
+    _, kernel, device = one_kernel(parsed)
     if parsed.out:
         check_file(parsed.out)
     fp8 = parsed.fp8 or native_fp8(device)

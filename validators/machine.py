@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from validators import claims, policy, signoff, stages, store
+from validators import claims, plan, policy, signoff, stages, store
 from validators.claims import OPS, ClaimError, Target
 from validators.command import say
 from validators.files import check_folder, new_folder
@@ -54,7 +54,7 @@ def command(parsed: argparse.Namespace) -> int:
     """Run, sign off, print; returns the sign-off's exit code."""
     chosen = policy.load(parsed.policy or ("merge" if parsed.claim else "machine"))
     target = claims.from_file(parsed.claim) if parsed.claim else None
-    device = parsed.device or _default_device()
+    device = plan.devices(parsed.device)[0]
     # Stages take minutes, so a place that cannot be written is found before them.
     records = new_folder(Path(parsed.out) / "records")
     try:
@@ -158,12 +158,6 @@ def _run(stage: Stage, number: str, start: float) -> None:
 
 def _clock(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
-
-
-def _default_device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _architecture(device: str) -> str:

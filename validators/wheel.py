@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from validators import fatbin
+from validators.command import guarded
 
 # The ops of validators/kernels/vllm.py and sgl_kernel.py; a library registers an op under "name(arguments".
 OPS = (
@@ -46,7 +47,24 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    parser = _Parser(prog="python -m validators.wheel", description=__doc__.splitlines()[0])
+    return guarded("wheel", lambda: _command(argv), speaks=_speaks, interrupted="nothing was written")
+
+
+def _command(argv: Sequence[str] | None) -> int:
+    parsed = _parser().parse_args(argv)
+    try:
+        code: int = parsed.command(parsed)
+    except zipfile.BadZipFile as error:
+        raise WheelError(f"{parsed.wheel} is no wheel that can be read: {error}") from None
+    return code
+
+
+def _speaks(error: Exception) -> bool:
+    return isinstance(error, WheelError | fatbin.FatbinError)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m validators.wheel", description=(__doc__ or "").splitlines()[0])
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     add = commands.add_parser("show", help="the GPU code of each shared object, by architecture")
     add.add_argument("wheel", type=Path, help="a wheel, the folder of an unpacked one, or a shared object")
@@ -57,18 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add.add_argument("--out", type=Path, required=True, help="zip archive to write")
     add.add_argument("--op", action="append", help="take the libraries that register this op (may be repeated)")
     add.set_defaults(command=_slim)
-    try:
-        parsed = parser.parse_args(argv)
-        code: int = parsed.command(parsed)
-        return code
-    except (WheelError, fatbin.FatbinError) as error:
-        sentence = str(error)
-    except zipfile.BadZipFile as error:
-        sentence = f"{parsed.wheel} is no wheel that can be read: {error}"
-    except OSError as error:
-        sentence = f"{error.filename or parsed.wheel}: {error.strerror or error}"
-    print(f"wheel: {' '.join(sentence.split())}", file=sys.stderr)
-    return 2
+    return parser
 
 
 def _show(parsed: argparse.Namespace) -> int:
