@@ -181,6 +181,6 @@ def _record(parity: Parity, a: store.Run, b: store.Run, options: argparse.Namesp
     made = record(
         parity, kernel=kernel, model=b.header.model, seed=b.header.seed, device=str(about.get("device", "unknown")),
         arch=str(about.get("arch", "unknown")), emulated=bool(about.get("emulated", False)), reproduce=line,
-        provenance={"arms": [a.header.arm, b.header.arm], "profile": b.header.profile},
+        provenance={"arms": [a.header.arm, b.header.arm], "profile": b.header.profile}, kernels=b.header.kernels,
     )  # fmt: skip
     write(made, options.records)

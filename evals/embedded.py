@@ -256,7 +256,11 @@ def _record(verdict: Any, baseline: Any, candidate: Any, options: argparse.Names
         verdict, kernel=kernel.name, model=options.model, seed=options.seed, device=options.device,
         arch=arch.architecture(options.device), contract=kernel.contract, emulated=kernel.emulated, fake=kernel.fake,
         reproduce=f"python -m evals parity {shlex.join(words)} --device {options.device}",
-        provenance={"arms": [baseline.name, candidate.name], "profile": PROFILE, "kernels": candidate.kernels},
+        provenance={
+            "arms": [baseline.name, candidate.name], "profile": PROFILE, "kernels": candidate.kernels,
+            **kernel.identity(),
+        },
+        kernels=candidate.kernels,
     )  # fmt: skip
     try:
         with Sink(options.records) as sink:

@@ -83,8 +83,13 @@ def decide(
     verdict = verdict_of(gates)
     needed = _needed(_expected(table), policy) if verdict is Verdict.INCONCLUSIVE and accuracy.ok is None else None
     parity = Parity(verdict, "", tuple(gates), policy, extractor.id, pairs.questions, table, needed,
-                    _numbers(table, bounds, marks, how, headers))  # fmt: skip
+                    {**_numbers(table, bounds, marks, how, headers), "tokens": _scored(tokens)})  # fmt: skip
     return replace(parity, sentence=quotable(parity, headers, bool(tokens)))
+
+
+def _scored(tokens: Sequence[TokenPair] | None) -> int:
+    """Tokens of gold solutions that both arms have scored."""
+    return sum(len(pair.kl) for pair in tokens or ())
 
 
 def decide_totals(baseline: int, candidate: int, count: int, discordance: float, policy: Policy) -> Parity:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from evals.errors import EvalError
@@ -29,15 +30,18 @@ def record(
     parity: Parity, *, kernel: str, model: str, seed: int = 0, device: str = "unknown", arch: str = "unknown",
     contract: str | None = None, contract_from: str = "declared", emulated: bool = False, fake: bool = False,
     seconds: float = 0.0, reproduce: str = "", provenance: dict[str, Any] | None = None,
+    kernels: Mapping[str, str] | None = None,
 ) -> Record:  # fmt: skip
     """kernel: the candidate's norm kernel, whose claim this is. emulated, fake: of that kernel, passed through.
-    device, arch: where the candidate ran, ``cpu`` and ``cpu``, ``cuda`` and ``sm_90``."""
+    device, arch: where the candidate ran, ``cpu`` and ``cpu``, ``cuda`` and ``sm_90``. kernels: op -> kernel of the
+    candidate, as far as it is known."""
     from validators.store import provenance as machine
 
     status = STATUS[parity.verdict]
     about = {
         **machine(device if device.startswith(("cpu", "cuda")) else "cpu"), **(provenance or {}),
         "policy": parity.policy.name, "extractor": parity.extractor,
+        "evidence": evidence(parity, kernels),
         "parity": {key: parity.numbers[key] for key in ("difference", "interval_95") if key in parity.numbers},
     }  # fmt: skip
     return Record(
@@ -53,6 +57,21 @@ def record(
         },
         seconds=seconds, reproduce=reproduce, provenance=about,
     )  # fmt: skip
+
+
+def evidence(parity: Parity, kernels: Mapping[str, str] | None) -> dict[str, Any]:
+    """How much the verdict shows, for a policy to hold against what it asks; ``validators.evidence`` says the fields.
+
+    rule: a ratio of scores in place of a bound has no error bar; a beginning that was looked at early has fewer
+    questions, which are counted.
+    """
+    policy, numbers = parity.policy, parity.numbers
+    return {
+        "rule": policy.name if policy.ratio is not None else "non-inferiority", "margin": 100 * policy.margin,
+        "alpha": policy.alpha, "questions": parity.questions, "data": numbers.get("data"),
+        "data_sha256": numbers.get("data_sha256"), "tokens": numbers.get("tokens", 0), "aa": policy.aa,
+        "any_model": policy.any_model, "kernels": dict(kernels or {}),
+    }  # fmt: skip
 
 
 def write(made: Record, directory: str) -> None:

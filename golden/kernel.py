@@ -154,14 +154,14 @@ def _record(
 ) -> Record:  # fmt: skip
     """The verdict as a record: whether the outputs are admissible. That they drifted stands beside it, unjudged."""
     flags = "" if device == "cpu" else f" --device {device}"
-    versions = dict(kernel.versions()) if kernel else {}
+    identity = kernel.identity() if kernel else {"kernel_versions": {}}
     return Record(
         status=verdict, reasons=reasons, kernel=str(row.kernel), op=row.op, case=row.case,
         lane=LANE, contract=row.contract, contract_from="declared", device=device,
         arch=str(row.arch), emulated=row.emulated, fake=kernel.fake if kernel else row.fake,
         reproduce=f"python -m golden check --id '{row.id}'{flags}",
         provenance={
-            **provenance(device), "kernel_versions": versions, "golden": {"id": row.id, "state": state.value},
+            **provenance(device), **identity, "golden": {"id": row.id, "state": state.value},
         },
         **fields,
     )  # fmt: skip

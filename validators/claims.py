@@ -7,6 +7,7 @@ judged under another contract, on another architecture or with another version o
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,8 @@ class ClaimError(ValueError):
 class Target:
     """What a claim claims.
 
-    kernels: op -> names; a claim of one path names one an op, that of a whole machine all it has. contracts: op ->
+    sources: kernel -> SHA-256 of its source, or the beginning of it, absent where any will do. kernels: op -> names; a
+    claim of one path names one an op, that of a whole machine all it has. contracts: op ->
     name, absent where any will do. versions: library -> pattern (``2.13.*``). one_path: each op has one kernel, and
     stages of the whole path belong to it. source: where the claim comes from, in words.
     """
@@ -34,6 +36,7 @@ class Target:
     kernels: Mapping[str, tuple[str, ...]]
     contracts: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    sources: Mapping[str, str] = field(default_factory=dict)
     one_path: bool = True
     source: str = ""
     about: str = ""
@@ -57,6 +60,9 @@ class Target:
         wanted = self.contracts.get(record.op)
         if wanted and record.contract not in (wanted, None, "", "identify"):
             return f"judged under contract {record.contract}, and the claim says {wanted}"
+        digest = source_of(record)
+        if (source := self.sources.get(record.kernel)) and not digest.startswith(source):
+            return f"made from source {digest[:12] or 'unknown'}, and the claim says {source[:12]}"
         for library, pattern in self.versions.items():
             found = version_of(record, library)
             if found is None:
@@ -64,6 +70,12 @@ class Target:
             if not fnmatch.fnmatchcase(found, pattern):
                 return f"with {library} {found}, and the claim says {pattern}"
         return None
+
+
+def source_of(record: Record) -> str:
+    """SHA-256 of the kernel's source that the record names, or ""."""
+    about = record.provenance.get("kernel_source")
+    return str(about.get("sha256") or "") if isinstance(about, dict) else ""
 
 
 def version_of(record: Record, library: str) -> str | None:
@@ -111,9 +123,9 @@ def known_keys(table: Mapping[str, object], known: Sequence[str], where: str) ->
 
 def from_file(path: str | Path) -> Target:
     """The claim in a TOML file: ``name``, ``arch``, ``[kernels]``, and optionally ``about``, ``[contracts]``,
-    ``[versions]``."""
+    ``[versions]`` and ``[sources]`` (kernel -> SHA-256 of its source, or at least its first eight characters)."""
     data = read_toml(path)
-    known_keys(data, ("name", "about", "arch", "kernels", "contracts", "versions"), f"claim {path}")
+    known_keys(data, ("name", "about", "arch", "kernels", "contracts", "versions", "sources"), f"claim {path}")
     for key in ("name", "arch"):
         if not isinstance(data.get(key), str) or not data[key].strip():
             raise ClaimError(f"claim {path} must say its {key!r}.")
@@ -127,16 +139,28 @@ def from_file(path: str | Path) -> Target:
     for op in contracts:
         if op not in kernels:
             raise ClaimError(f"claim {path} has a contract of {op} and no kernel.")
+    sources = texts(data.get("sources", {}), f"[sources] of claim {path}")
+    for kernel, digest in sources.items():
+        if kernel not in kernels.values():
+            raise ClaimError(f"claim {path} has a source of {kernel}, which is none of its kernels.")
+        check_source(digest, f"[sources] of claim {path}")
     return Target(
         name=data["name"], arch=data["arch"], kernels={op: (kernels[op],) for op in OPS if op in kernels},
-        contracts=contracts, versions=texts(data.get("versions", {}), f"[versions] of claim {path}"),
+        contracts=contracts, sources=sources, versions=texts(data.get("versions", {}), f"[versions] of claim {path}"),
         source=str(path), about=str(data.get("about", "")).strip(),
     )  # fmt: skip
 
 
+def check_source(digest: str, where: str) -> str:
+    """The digest, or ClaimError: a short beginning would fit many."""
+    if not re.fullmatch(r"[0-9a-f]{8,64}", digest):
+        raise ClaimError(f"{where}: {digest!r} is no SHA-256, nor at least eight characters of its beginning.")
+    return digest
+
+
 def of_kernel(
     name: str, records: Sequence[Record], *, arch: str | None = None, contract: str | None = None,
-    versions: Mapping[str, str] | None = None,
+    versions: Mapping[str, str] | None = None, source: str | None = None,
 ) -> Target:  # fmt: skip
     """The claim of one kernel, its ops and architecture found in the records; raises ClaimError where they differ."""
     found = [r for r in records if r.kernel == name and r.op in OPS and not r.fake]
@@ -149,6 +173,7 @@ def of_kernel(
     return Target(
         name=name, arch=arch or archs[0], kernels={op: (name,) for op in OPS if op in ops},
         contracts=dict.fromkeys(ops, contract) if contract else {}, versions=dict(versions or {}), source="options",
+        sources={name: check_source(source, "--source")} if source else {},
     )  # fmt: skip
 
 

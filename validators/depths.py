@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,17 @@ def lanes(op: str, depth: str, fp8: str) -> Mapping[str, tuple[str, ...]]:
         lane: tuple(f"{op}-{text}".replace("{fp8}", fp8).replace("{other}", other) for text in ids)
         for lane, ids in found.items()
     }
+
+
+def reached(op: str, arch: str, cases: Collection[str]) -> str:
+    """The deepest depth of which ``cases`` hold every bf16 case of ``op``, or "": then they were chosen otherwise."""
+    formats = FP8_FORMATS if arch == "cpu" else (native_fp8(arch),)
+    for depth in reversed(DEPTHS):
+        for fp8 in formats:
+            wanted = [case for ids in lanes(op, depth, fp8).values() for case in ids]
+            if wanted and all(case in cases for case in wanted):
+                return depth
+    return ""
 
 
 @functools.cache

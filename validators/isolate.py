@@ -255,7 +255,7 @@ def _serve(descriptor: int) -> None:
             "emulated": kernel.emulated,
             "fake": kernel.fake,
             "arch": importlib.import_module("validators.kernels.arch").architecture(device),
-            "provenance": importlib.import_module("validators.store").provenance(device),
+            "provenance": {**importlib.import_module("validators.store").provenance(device), **kernel.identity()},
         }
     except KernelError as error:
         pipe.send(("unloadable", str(error)))

@@ -2,37 +2,157 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
-from validators.records import Record, Status
+from validators import verdict
+from validators.cases.ops import OPS
+from validators.claims import source_of
+from validators.records import Comparison, Record, Status
+from validators.report import LANES
 
 FAILING = (Status.FAILED, Status.NONDETERMINISTIC, Status.MISTRUSTED)
 BAD = (*FAILING, Status.ERROR)
 """Statuses that stand in the way of a signature."""
 
+DRIFTED, UNCHANGED = "DRIFTED", "UNCHANGED"
+"""What a golden is counted as, besides the statuses."""
+
+_ORDER = (Status.PASSED.value, Status.FAILED.value, DRIFTED, *(s.value for s in Status), UNCHANGED)
+
+
+# ---- counting
+
+
+def golden_state(record: Record) -> str:
+    """``UNCHANGED``, ``DRIFTED``, ``FAILED``, ``MISSING`` or ``UNTESTED`` of a golden's record; "" of any other."""
+    about = record.provenance.get("golden")
+    return str(about.get("state", "")) if record.lane == "goldens" and isinstance(about, dict) else ""
+
+
+def label(record: Record) -> str:
+    """What the record is counted as, everywhere: its status, or of a golden whether its bits are as accepted.
+
+    A golden that DRIFTED has outputs that are admissible (status PASSED), and bits that nobody has accepted. One with
+    other bits on a CPU that is not the recorded one, and one whose kernel is not here, say nothing: UNTESTED.
+    """
+    state = golden_state(record)
+    if state in ("UNTESTED", "MISSING"):
+        return Status.UNTESTED.value
+    if record.status is Status.PASSED and state in (DRIFTED, UNCHANGED):
+        return state
+    return record.status.value
+
+
+def drifted(record: Record) -> bool:
+    """A golden whose bits are others than accepted: admissible perhaps, and for a person to accept first."""
+    return golden_state(record) == DRIFTED
+
+
+def counts_of(records: Iterable[Record]) -> Counter[str]:
+    """Distinct cases by label; a case with several labels counts in each. Goldens count by their own id."""
+    return Counter(what for _, what in {((r.kernel, r.op, r.lane, _identity(r)), label(r)) for r in records})
+
+
+def _identity(record: Record) -> str:
+    about = record.provenance.get("golden")
+    return str(about.get("id") or record.case) if isinstance(about, dict) else record.case
+
+
+def counts_text(counts: Counter[str]) -> str:
+    """``12 PASSED``; of goldens ``17 DRIFTED, 12 unchanged, 6 UNTESTED``; ``-`` for none."""
+    names = [name for name in dict.fromkeys(_ORDER) if counts[name]]
+    if counts[UNCHANGED] and counts[Status.UNTESTED.value]:
+        names.sort(key=lambda name: name == Status.UNTESTED.value)
+    return ", ".join(f"{counts[name]} {'unchanged' if name == UNCHANGED else name}" for name in names) or "-"
+
+
+# ---- what stands in the way
+
+
+def in_the_way(record: Record) -> bool:
+    """Whether the record alone forbids a signature."""
+    return label(record) in (*BAD, DRIFTED) or drifted(record) or inconsistency(record) is not None
+
 
 def inconsistency(record: Record) -> str | None:
-    """What in a PASSED record's own numbers says otherwise, or None."""
+    """What in a record's own fields says otherwise than its PASSED or UNSUPPORTED, or None."""
+    if record.status is Status.UNSUPPORTED:
+        return _hidden_failure(record)
     if record.status is not Status.PASSED:
         return None
     for c in record.comparisons:
-        if c.violations:
+        if c.violations > 0:
             return f"holds {c.violations:,} violations of {c.output}"
+        if problem := _impossible(c):
+            return problem
     for check in record.checks:
         if check.ok is False:
             return f"holds a check that failed ({check.name})"
     if not any(c.judged for c in record.comparisons) and not any(check.ok for check in record.checks):
         return "holds nothing that was judged"
+    if record.reasons:
+        return f"gives a reason why it did not ({record.reasons[0]})"
+    if record.lane in LANES and record.op in OPS:
+        return _own_case(record) or _own_verdict(record)
+    return _wrong_device(record)
+
+
+def _hidden_failure(record: Record) -> str | None:
+    """A case that was run and judged is no case that the kernel does not offer."""
+    for c in record.comparisons:
+        if c.judged:
+            return f"holds {c.judged:,} judged elements of {c.output}"
+    failed = next((check.name for check in record.checks if check.ok is False), None)
+    return f"holds a check that failed ({failed})" if failed else None
+
+
+def _impossible(c: Comparison) -> str | None:
+    numbers = (c.elements, c.judged, c.unspecified, c.violations, c.single, c.vacuous)
+    if min(numbers) < 0 or c.single > c.judged or c.vacuous > c.judged or c.judged + c.unspecified > c.elements:
+        return f"holds counts of {c.output} that cannot be"
+    if math.isnan(c.worst_use) or math.isnan(c.worst_use_passing):
+        return f"holds a NaN where the largest err/budget of {c.output} is meant"
     return None
+
+
+def _own_case(record: Record) -> str | None:
+    """Case, op, kernel and device must be those of the command that reproduces it."""
+    if not record.case.startswith(f"{record.op}-"):
+        return f"names a case of another op ({record.case})"
+    try:
+        words = shlex.split(record.reproduce)
+    except ValueError:
+        words = []
+    for option, own in (("--kernel", record.kernel), ("--case", record.case)):
+        said = words[words.index(option) + 1] if option in words[:-1] else own
+        if said != own:
+            return f"is reproduced with {option} {said}"
+    return _wrong_device(record)
+
+
+def _wrong_device(record: Record) -> str | None:
+    on_cpu, known = record.device.startswith("cpu"), record.device.startswith(("cpu", "cuda"))
+    if known and record.arch not in ("", "unknown", "any") and on_cpu != (record.arch == "cpu"):
+        return f"ran on {record.device}, which is no {record.arch}"
+    return None
+
+
+def _own_verdict(record: Record) -> str | None:
+    """The status that the numbers amount to, decided again."""
+    status, reasons = verdict.decide(record.comparisons, record.checks)
+    return None if status is Status.PASSED else f"holds numbers that amount to {status.value} ({reasons[0]})"
 
 
 def contradictions(records: Sequence[Record]) -> list[str]:
     """Cases that PASSED and also did not: no later record silently replaces an earlier one."""
-    by_case: dict[tuple[str, str], list[Record]] = {}
+    by_case: dict[tuple[str, str, str, str], list[Record]] = {}
     for record in records:
-        by_case.setdefault((record.kernel, record.case), []).append(record)
+        by_case.setdefault((record.kernel, record.op, record.lane, record.case), []).append(record)
     found = []
-    for (_, case), group in by_case.items():
+    for (*_, case), group in by_case.items():
         bad = [r for r in group if r.status in BAD]
         good = [r for r in group if r.status is Status.PASSED]
         if bad and good:
@@ -53,3 +173,66 @@ def commits(records: Sequence[Record]) -> str:
 def _origin(records: Sequence[Record]) -> str:
     hosts = dict.fromkeys(str(r.provenance["host"]) for r in records if r.provenance.get("host"))
     return f"commit {commits(records)}" + (f" on {', '.join(hosts)}" if hosts else "")
+
+
+# ---- which kernel it was
+
+
+def identity_of(record: Record) -> str:
+    """Digest of the source, or of a kernel that a library brings the versions of the libraries, or ""."""
+    if digest := source_of(record):
+        return digest[:12]
+    versions = record.provenance.get("kernel_versions")
+    if ":" in record.kernel or not isinstance(versions, dict):
+        return ""
+    return ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
+
+
+def two_kernels(kernel: str, records: Sequence[Record]) -> str | None:
+    """A sentence where records of one name come from several sources or versions, or None.
+
+    Only what ran the kernel itself counts: a trace and a served evaluation are about an engine, whose kernel they
+    cannot look into.
+    """
+    found: Counter[str] = Counter()
+    for r in records:
+        if r.status is not Status.UNTESTED and (r.op in OPS or source_of(r)):
+            found[identity_of(r)] += 1
+    if ":" not in kernel:
+        del found[""]
+    if len(found) < 2:
+        return None
+    digests = any(map(source_of, records)) or ":" in kernel
+    parts = "; ".join(f"{count} of {identity or 'an unrecorded one'}" for identity, count in found.items())
+    which = "--source DIGEST" if digests else "--version LIBRARY=PATTERN"
+    return (
+        f"The records of {kernel} come from {len(found)} versions of its {'source' if digests else 'libraries'} "
+        f"({parts}): these are {len(found)} kernels under one name. Sign from records of one run, or say which with "
+        f"{which}."
+    )
+
+
+# ---- checks that nothing was held to
+
+
+def never_judged(records: Sequence[Record]) -> dict[str, str]:
+    """Checks that were made and judged in no case: name -> why, by the first record that says so."""
+    seen: dict[str, str] = {}
+    judged: set[str] = set()
+    for r in records:
+        for check in r.checks if r.lane in LANES else ():
+            if check.ok is None:
+                seen.setdefault(check.name, check.detail)
+            else:
+                judged.add(check.name)
+    return {name: why for name, why in seen.items() if name not in judged}
+
+
+def never_judged_sentences(records: Sequence[Record]) -> list[str]:
+    """``K: batch invariance was judged in no case (the kernel raised ...)``, for each kernel and check."""
+    found = []
+    for op, kernel in dict.fromkeys((r.op, r.kernel) for r in records if r.op in OPS):
+        own = [r for r in records if (r.op, r.kernel) == (op, kernel)]
+        for name, why in never_judged(own).items():
+            found.append(f"{kernel}: {name} was judged in no case of {op} (first: {why.rstrip('.')})")
+    return found

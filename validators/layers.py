@@ -130,7 +130,7 @@ def command(parsed: argparse.Namespace) -> int:
     command_line = f"python -m validators layers {shlex.join(_arguments(parsed))}"
     made = records(
         result, kernels, contracts, model=FilePath(parsed.model).name, margin=parsed.margin, device=device,
-        reproduce=command_line, origin=origin, peak_bytes=peak_bytes(device),
+        reproduce=command_line, origin=origin, peak_bytes=peak_bytes(device), of=source.config.layers,
         extra={
             "quant_format": source.quant_format, "tokens": parsed.tokens, "tp": group.size, "all_reduce": ALL_REDUCE,
             "real_ranks": group.real, "stream_sha256": result.digest,

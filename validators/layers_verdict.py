@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import secrets
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -161,24 +163,30 @@ def logits_sentence(logits: dict[str, Tensor]) -> str:
 
 def records(
     result: Result, kernels: Kernels, contracts: Contracts, *, model: str, margin: float, device: str, reproduce: str,
-    origin: dict[str, str], peak_bytes: int, extra: dict[str, Any],
+    origin: dict[str, str], peak_bytes: int, extra: dict[str, Any], of: int = 0,
 ) -> list[Record]:  # fmt: skip
     """One record an op of a layer, in the order walked, then one of the trajectories.
 
-    origin: op -> where its contract comes from. The walk's own bf16 norms are a check of the trajectories' record.
+    origin: op -> where its contract comes from. of: layers that the model has, walked or not. The walk's own bf16 norms
+    are a check of the trajectories' record.
     """
     from validators.kernels.arch import architecture
     from validators.store import provenance
 
     by_op = {"add_rmsnorm_quant": kernels.norm, "per_token_quant": kernels.quant, "ptpc_gemm": kernels.gemm}
-    about = {**provenance(device), **extra}
+    own = Counter(j.op for j in result.judged if not j.own_norm)
+    evidence = {
+        "model": model, "layers": [d.layer for d in result.depths], "of": of, "tokens": extra.get("tokens"),
+        "margin": margin, "walk": secrets.token_hex(8), "records": dict(own),
+    }  # fmt: skip
+    about = {**provenance(device), **extra, "evidence": evidence}
     arch = architecture(device)
 
     def frame(kernel: Kernel, op: str) -> dict[str, Any]:
         return {
             "kernel": kernel.name, "op": op, "lane": LANE, "device": device, "arch": arch, "emulated": kernel.emulated,
             "fake": kernel.fake, "reproduce": reproduce,
-            "provenance": {**about, "kernel_versions": dict(kernel.versions())},
+            "provenance": {**about, **kernel.identity()},
         }  # fmt: skip
 
     found = []

@@ -12,46 +12,27 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from validators import report, stages
+from validators import evidence, facts, judged, report, ruling_words, stages
 from validators.claims import OPS, ClaimError, Target
 from validators.depths import DEPTHS, FP8_FORMATS, lanes, native_fp8
-from validators.judged import BAD, contradictions, inconsistency
+from validators.facts import Facts
 from validators.policy import Policy, Requirement, Waiver
 from validators.records import Record, Status
+from validators.ruling_words import Cell
 from validators.stages import Step, is_truth, stage_of
 
-SIGNED, NOT_SIGNED, UNTESTED = "SIGNED", "NOT SIGNED", "UNTESTED"
-PASSED, FAILED, NO_EVIDENCE, WAIVED = "PASSED", "FAILED", "NO EVIDENCE", "WAIVED"
-"""States of a cell besides UNTESTED. NO EVIDENCE: it ran, and nothing PASSED or a required case is UNSUPPORTED in
-silence."""
-
-_MOST_CAUSES = 2
-_MOST_QUOTED = 240  # characters; the page has the whole sentence
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One thing that a policy requires and what the records say. why: sentences, empty for PASSED.
-
-    op, kernel and lane are "" where they do not apply: parity and trace belong to the whole path.
-    """
-
-    stage: str
-    op: str
-    kernel: str
-    lane: str
-    state: str
-    counts: Counter[Status]
-    why: tuple[str, ...] = ()
-    depth: str = ""
-    waiver: Waiver | None = None
+SIGNED, NOT_SIGNED = "SIGNED", "NOT SIGNED"
+PASSED, FAILED, NO_EVIDENCE, WAIVED, UNTESTED = "PASSED", "FAILED", "NO EVIDENCE", "WAIVED", "UNTESTED"
+"""States of a cell. NO EVIDENCE: it ran, and nothing PASSED, or a required case is UNSUPPORTED in silence, or a
+required check was judged in no case."""
 
 
 @dataclass(frozen=True)
 class Ruling:
     """The decision about one claim. records: those that counted. excluded: (why, number of records) that did not.
 
-    steps: what to run for the cells that are UNTESTED. waived: cells with a waiver, in words.
+    steps: what to run for the cells that are UNTESTED. facts: what a reader should know beside the decision.
+    unrequired: parts of the claim that the policy asks nothing of, in words.
     """
 
     target: Target
@@ -63,16 +44,19 @@ class Ruling:
     excluded: tuple[tuple[str, int], ...]
     outcome: str
     emulated: bool
+    facts: Facts
+    unrequired: tuple[str, ...] = ()
 
     @property
     def decision(self) -> str:
-        """``SIGNED``, ``SIGNED in emulation only``, ``SIGNED with 2 waivers``, ``NOT SIGNED`` or ``UNTESTED``."""
+        """``NOT SIGNED``, ``UNTESTED``, or ``SIGNED`` with all that it is signed under: ``SIGNED with 1 waiver in
+        emulation only, with no case of ptpc_gemm required, within declared limits: n % 16 == 0``."""
         if self.outcome != SIGNED:
             return self.outcome
         used = len({cell.waiver for cell in self.cells if cell.waiver})
         words = [f"with {used} waiver{'s' if used > 1 else ''}"] if used else []
         words += ["in emulation only"] if self.emulated else []
-        return " ".join([SIGNED, *words])
+        return facts.signed_words(words, [*self.unrequired, *self.facts.qualifiers])
 
     @property
     def untested(self) -> tuple[Cell, ...]:
@@ -97,17 +81,31 @@ def rule(target: Target, policy: Policy, records: Sequence[Record], records_dir:
         raise ClaimError(f"policy {policy.name} requires nothing of claim {target.name!r} on {target.arch}.")
     cells = [_waive(cell, policy, target) for cell in cells]
     records_dir = records_dir or f"records/{target.arch}"
-    reasons = _reasons(target, cells, mine)
+    reasons = ruling_words.reasons(cells, mine)
     open_cells = [cell for cell in cells if cell.state == UNTESTED]
     steps = tuple(_steps(target, cells, mine, records_dir))
     outcome = NOT_SIGNED if reasons else (UNTESTED if open_cells else SIGNED)
     if open_cells:
-        reasons.append(f"UNTESTED: {_untested_words(target, cells)}.")
+        reasons.append(f"UNTESTED: {ruling_words.untested(cells)}.")
     ops = [r for r in mine if r.op in OPS]
+    emulated = [r.emulated or r.kernel.startswith("emulated/") for r in ops]
     return Ruling(
         target, policy, tuple(cells), tuple(reasons), steps, tuple(mine), tuple(excluded.items()), outcome,
-        emulated=bool(ops) and (any if target.one_path else all)(r.emulated for r in ops),
+        emulated=bool(ops) and (any if target.one_path else all)(emulated), facts=facts.of(mine),
+        unrequired=tuple(_unrequired(target, cells)),
     )  # fmt: skip
+
+
+def _unrequired(target: Target, cells: Sequence[Cell]) -> Iterator[str]:
+    """Ops whose kernels nobody asked to be held to their admissible sets, and lanes that a policy leaves out."""
+    formats = FP8_FORMATS if target.arch == "cpu" else (native_fp8(target.arch),)
+    for op in target.kernels:
+        asked = {c.lane for c in cells if (c.stage, c.op) == ("ops", op)}
+        every = list(lanes(op, "default", formats[0]))
+        if not asked:
+            yield f"with no case of {op} required"
+        elif left := [lane for lane in report.lane_order(every) if lane not in asked]:
+            yield f"without lane{'s' if len(left) > 1 else ''} {', '.join(left)} of {op}"
 
 
 def unused_waivers(policy: Policy, rulings: Sequence[Ruling]) -> list[Waiver]:
@@ -135,24 +133,40 @@ def _counting(target: Target, records: Sequence[Record]) -> tuple[list[Record], 
 
 def _cells(requirement: Requirement, target: Target, mine: Sequence[Record]) -> Iterator[Cell]:
     stage = requirement.stage
-    here = [_as_golden(r) for r in mine if stage_of(r) == stage and not is_truth(r)]
+    here = [r for r in mine if stage_of(r) == stage and not is_truth(r)]
     ops = [op for op in (requirement.ops or OPS) if op in target.kernels]
     if stage in ("parity", "trace"):
-        yield _whole(stage, "", "", here)
+        yield _strong(requirement, target, "", "", here)
         return
     for op in ops:
         of_op = [r for r in here if r.op == op]
         if stage == "ops":
             for kernel in target.kernels[op]:
                 yield from _lanes_of(requirement, target, op, kernel, [r for r in of_op if r.kernel == kernel])
-        elif target.one_path:
-            kernel = target.kernels[op][0]
-            # A kernel of the user's own has no golden: nobody else could check it.
-            if not (stage == "goldens" and ":" in kernel):
-                yield _whole(stage, op, kernel, of_op)
-        else:
-            # A whole machine: one path through the layers shows the ops in a model, and each golden its own kernel.
-            yield _whole(stage, op, "", of_op)
+            continue
+        kernels = [k for k in target.kernels[op] if stage != "goldens" or stages.may_have_goldens(k)]
+        if not kernels:
+            continue
+        # Of a whole machine one path through the layers shows the ops in a model, and each golden its own kernel.
+        kernel = kernels[0] if target.one_path else ""
+        yield _strong(requirement, target, op, kernel, of_op)
+
+
+def _strong(
+    requirement: Requirement, target: Target, op: str, kernel: str, records: Sequence[Record]
+) -> Cell:  # fmt: skip
+    """The cell of a stage of the whole path, or of one op in it, by the records that are strong enough."""
+    weak, strong = evidence.weak_and_strong(requirement, target, records)
+    cell = _whole(requirement.stage, op, kernel, strong)
+    if cell.state in (UNTESTED, NO_EVIDENCE) and weak:
+        said = evidence.sentence(requirement, target, weak)
+        return dataclasses.replace(cell, state=UNTESTED, why=(said,), counts=judged.counts_of(records))
+    if requirement.stage == "layers" and cell.state == PASSED:
+        if op == "add_rmsnorm_quant" and not any(map(evidence.is_trajectory, strong)):
+            return dataclasses.replace(cell, state=UNTESTED, why=("the error against depth was not judged",))
+        if missing := evidence.missing_of_walk(op, strong):
+            return dataclasses.replace(cell, state=UNTESTED, why=(missing,))
+    return cell
 
 
 def _lanes_of(
@@ -162,11 +176,13 @@ def _lanes_of(
     formats = FP8_FORMATS if target.arch == "cpu" else (native_fp8(target.arch),)
     depths = DEPTHS[DEPTHS.index(requirement.depth) :]
     known = [lanes(op, depth, fp8) for depth in depths for fp8 in formats]
+    unjudged = judged.never_judged(records)
+    made = {check.name for r in records for check in r.checks}
     for lane in requirement.lanes or tuple(known[0]):
         if lane not in known[0]:
             continue  # e.g. the exact lane, which the norm has not
         here = [r for r in records if r.lane == lane]
-        ran = {r.case for r in here if r.status is not Status.UNTESTED}
+        ran = {r.case for r in here if r.status is not Status.UNTESTED and r.arch == target.arch}
         # A deeper run is as good, although it does not hold every case of a shallower one.
         absent = min(([c for c in cases.get(lane, ()) if c not in ran] for cases in known), key=len)
         cell = _whole("ops", op, kernel, here, lane=lane, depth=requirement.depth)
@@ -174,51 +190,41 @@ def _lanes_of(
             total = len(known[0][lane])
             words = f"{len(absent)} of {total} cases of depth {requirement.depth} have no record, first {absent[0]}"
             cell = dataclasses.replace(cell, state=UNTESTED, why=(words,))
+        wanting = next((name for name in requirement.checks if name in unjudged or name not in made), None)
+        if cell.state == PASSED and wanting:
+            words = f"the policy asks for {wanting}, which was judged in no case"
+            words += f" ({unjudged[wanting]})" if wanting in unjudged else ""
+            cell = dataclasses.replace(cell, state=NO_EVIDENCE, why=(words,))
         yield cell
 
 
 def _whole(
     stage: str, op: str, kernel: str, records: Sequence[Record], *, lane: str = "", depth: str = ""
 ) -> Cell:  # fmt: skip
-    counts = Counter(status for _, status in {((r.kernel, r.case), r.status) for r in records})
-    bad = [r for r in records if r.status in BAD or inconsistency(r) or _drifted(r)]
+    counts = judged.counts_of(records)
+    bad = [r for r in records if judged.in_the_way(r)]
     silent = [r for r in records if r.status is Status.UNSUPPORTED and not any(map(str.strip, r.reasons))]
     why: tuple[str, ...] = ()
     if bad:
-        state, why = FAILED, (report.one_line(bad[0]),)
-    elif not any(counts[s] for s in Status if s is not Status.UNTESTED):
+        said = report.one_line(bad[0])
+        if judged.label(bad[0]) == judged.DRIFTED:
+            said = f"{judged.counts_text(counts)}; first {bad[0].case}: {ruling_words.said(bad[0])}"
+        elif problem := judged.inconsistency(bad[0]):
+            said = f"the record of {bad[0].case} says {bad[0].status.value} and {problem}"
+        state, why = FAILED, (said,)
+    elif not any(count for name, count in counts.items() if name != Status.UNTESTED.value):
         state, why = UNTESTED, ("nothing ran",)
     elif silent:
         state, why = NO_EVIDENCE, (f"{len(silent)} cases UNSUPPORTED without a reason, first {silent[0].case}",)
-    elif not counts[Status.PASSED]:
+    elif not counts[Status.PASSED.value] + counts[judged.UNCHANGED]:
         first = next(iter(r.reasons[0] for r in records if r.status is Status.UNSUPPORTED), "")
-        state, why = NO_EVIDENCE, (f"no case PASSED ({report.counts_text(counts)}): {first}",)
-    elif stage == "layers" and op == "add_rmsnorm_quant" and not any(map(_is_trajectory, records)):
-        state, why = UNTESTED, ("the error against depth was not judged",)
-    elif counts[Status.UNTESTED] and stage != "goldens":
+        state, why = NO_EVIDENCE, (f"no case PASSED ({judged.counts_text(counts)}): {first}",)
+    elif counts[Status.UNTESTED.value] and stage != "goldens":
         left = sorted(r.case for r in records if r.status is Status.UNTESTED)
         state, why = UNTESTED, (f"{len(left)} cases UNTESTED, first {left[0]}",)
     else:
         state = PASSED
     return Cell(stage, op, kernel, lane, state, counts, why, depth)
-
-
-def _is_trajectory(record: Record) -> bool:
-    """Whether the record judges a walk as a whole; it is written last."""
-    return record.case.startswith("layers-") and record.case.endswith("-trajectory")
-
-
-def _as_golden(record: Record) -> Record:
-    """A golden with other bits, on a CPU that is not the recorded one, shows nothing; its outputs are admissible."""
-    about = record.provenance.get("golden")
-    untested = isinstance(about, dict) and about.get("state") in ("UNTESTED", "MISSING")
-    return dataclasses.replace(record, status=Status.UNTESTED) if untested else record
-
-
-def _drifted(record: Record) -> bool:
-    """A golden whose bits are others than accepted: admissible perhaps, and for a person to accept first."""
-    about = record.provenance.get("golden")
-    return isinstance(about, dict) and about.get("state") == "DRIFTED"
 
 
 def _waive(cell: Cell, policy: Policy, target: Target) -> Cell:
@@ -230,114 +236,7 @@ def _waive(cell: Cell, policy: Policy, target: Target) -> Cell:
     return cell
 
 
-# ---- the shortest list of reasons
-
-
-def _reasons(target: Target, cells: Sequence[Cell], mine: Sequence[Record]) -> list[str]:
-    """One sentence a cause: first what failed, by kernel, then contradictions, then what gave no evidence."""
-    waived = {(c.stage, c.op, c.kernel, c.lane) for c in cells if c.waiver}
-
-    def counts(record: Record) -> bool:
-        stage = stage_of(record)
-        op, lane = (record.op if record.op in OPS else ""), (record.lane if stage == "ops" else "")
-        return not any((stage, op, kernel, lane) in waived for kernel in (record.kernel, ""))
-
-    wrong = [r for r in mine if counts(r) and (r.status in BAD or inconsistency(r) or _drifted(r))]
-    by_kernel: dict[tuple[str, str], list[Record]] = {}
-    for record in wrong:
-        by_kernel.setdefault((record.op, record.kernel), []).append(record)
-    found = [_failure(op, kernel, group, mine) for (op, kernel), group in by_kernel.items()]
-    clashes = contradictions([r for r in mine if counts(r) and not is_truth(r)])
-    found += clashes[:1]
-    if len(clashes) > 1:
-        found[-1] = f"{clashes[0]} {len(clashes) - 1} more cases contradict each other."
-    for cell in cells:
-        if cell.state == NO_EVIDENCE:
-            found.append(f"{cell_name(cell)}: {cell.why[0]}.")
-    return found
-
-
-def _failure(op: str, kernel: str, group: Sequence[Record], mine: Sequence[Record]) -> str:
-    """``add_rmsnorm_quant of K: FAILED in 12 of 60 cases (ops: random, shapes; layers). Explained by NAME: ...``."""
-    every = {r.case for r in mine if (r.op, r.kernel) == (op, kernel)}
-    cases = {r.case for r in group}
-    lanes_hit: dict[str, dict[str, None]] = {}
-    for r in group:
-        lanes_hit.setdefault(stage_of(r), {})[r.lane] = None
-    places = [
-        f"ops: {', '.join(report.lane_order(names))}" if stage == "ops" else stage for stage, names in lanes_hit.items()
-    ]
-    statuses = " and ".join(dict.fromkeys("DRIFTED" if r.status is Status.PASSED and _drifted(r) else
-                            "PASSED against its own numbers" if r.status is Status.PASSED else r.status.value
-                            for r in sorted(group, key=lambda r: list(Status).index(r.status))))  # fmt: skip
-    of = f"{op if op in OPS else stage_of(group[0])} of {kernel}"
-    text = f"{of}: {statuses} in {len(cases)} of {len(every)} cases ({'; '.join(places)})."
-    causes = Counter(cause for r in group if (cause := cause_of(r)))
-    for cause, count in causes.most_common(_MOST_CAUSES):
-        sentence = next(_about(r) for r in group if cause_of(r) == cause)
-        text += f" {count if count < len(group) else 'All'} explained by {cause}: {sentence}."
-    if not causes:
-        first = group[0]
-        problem = inconsistency(first)
-        said = f"says PASSED and {problem}" if problem else _said(first)
-        text += f" First {first.case}: {said}."
-    return text
-
-
-def cause_of(record: Record) -> str:
-    """The name of the record's first explanation (``tail-not-in-amax``, ``poison``), or ""."""
-    if record.op not in OPS:
-        return ""
-    first = next(iter((*record.explanations, *record.reasons)), "")
-    name, colon, _ = first.partition(":")
-    return (
-        name
-        if colon and len(name) <= 60 and (record.explanations or " " not in name or _is_check(record, name))
-        else ""
-    )
-
-
-def _is_check(record: Record, name: str) -> bool:
-    return any(check.name == name for check in record.checks)
-
-
-def _about(record: Record) -> str:
-    return next(iter((*record.explanations, *record.reasons)), "").partition(":")[2].strip().rstrip(".")
-
-
-def _said(record: Record) -> str:
-    if _drifted(record) and record.status is Status.PASSED:
-        check = next((c for c in record.checks if c.name == "golden"), None)
-        return check.detail.rstrip(".") if check else "other bits than accepted"
-    if record.reasons and not record.comparisons:
-        said = record.reasons[0].rstrip(".")
-        return said if len(said) <= _MOST_QUOTED else f"{said[: _MOST_QUOTED - 1]}…"
-    return report.headline(record).rstrip(".")
-
-
-def cell_name(cell: Cell) -> str:
-    """``ops random of K``, ``parity``."""
-    return " ".join(x for x in (cell.stage, cell.lane, f"of {cell.kernel}" if cell.kernel else cell.op) if x)
-
-
-def _untested_words(target: Target, cells: Sequence[Cell]) -> str:
-    """``ops of A (every lane) and of B (model); layers; parity``."""
-    words: list[str] = []
-    for stage in dict.fromkeys(cell.stage for cell in cells):
-        here = [c for c in cells if c.stage == stage]
-        left = [c for c in here if c.state == UNTESTED]
-        if not left:
-            continue
-        if stage != "ops" or len(left) == len(here):
-            words.append(stage)
-            continue
-        parts = []
-        for key in dict.fromkeys((c.op, c.kernel) for c in left):
-            names = [c.lane for c in left if (c.op, c.kernel) == key]
-            every = len(names) == sum((c.op, c.kernel) == key for c in here)
-            parts.append(f"of {key[1]} ({'every lane' if every else ', '.join(names)})")
-        words.append(f"ops {' and '.join(parts)}")
-    return "; ".join(words)
+# ---- what to run for what is UNTESTED
 
 
 def _steps(

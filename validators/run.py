@@ -266,8 +266,7 @@ class _Frame:
             emulated=kernel.emulated, fake=kernel.fake, seconds=time.perf_counter() - start,
             reproduce=f"python -m validators run --op {kernel.op} --kernel {shlex.quote(kernel.name)} "
             f"--case {case.id}{flags}",
-            provenance={**provenance(self.device), "kernel_versions": dict(kernel.versions()),
-                        **({"limit": limit} if limit else {})},
+            provenance={**provenance(self.device), **kernel.identity(), **({"limit": limit} if limit else {})},
             peak_bytes=torch.cuda.max_memory_allocated() if self.device.startswith("cuda") else 0,
             **fields,  # type: ignore[arg-type]
         )  # fmt: skip

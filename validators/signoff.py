@@ -23,9 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from validators import report, store
+from validators import depths, facts, judged, report, store
+from validators.facts import Facts
 from validators.files import FileError, check_folder, reason, write_whole
-from validators.judged import BAD, FAILING, commits, contradictions, inconsistency
+from validators.judged import BAD, FAILING, contradictions, inconsistency
 from validators.records import Record, Status
 
 if TYPE_CHECKING:
@@ -55,9 +56,10 @@ class SignoffError(ValueError):
 class Claim:
     """One claim and what the records say about it.
 
-    cells: lane -> status -> number of distinct cases (a case with several statuses counts in each).
-    untested: (lane, command that would test it). caveats: sentences that a reader should know and that
-    do not change the decision. records: everything that counted, in the order recorded.
+    cells: lane -> status -> number of distinct cases (a case with several statuses counts in each; goldens count as
+    ``judged.label`` says). untested: (lane, command that would test it). facts: what a reader should know, and what
+    belongs to the decision. depth: the depth of the suite whose cases all ran, "" for none. records: everything that
+    counted, in the order recorded.
     """
 
     kernel: str
@@ -69,21 +71,40 @@ class Claim:
     emulated: bool
     reasons: tuple[str, ...]
     untested: tuple[tuple[str, str], ...]
-    caveats: tuple[str, ...]
-    cells: dict[str, Counter[Status]]
+    facts: Facts
+    cells: dict[str, Counter[str]]
     records: tuple[Record, ...]
+    depth: str = ""
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """Sentences that a reader should know and that do not change the decision."""
+        return self.facts.caveats
 
     @property
     def decision(self) -> str:
-        """``SIGNED``, ``SIGNED in emulation only`` or ``NOT SIGNED``."""
+        """``NOT SIGNED``, or ``SIGNED`` with what it is signed under: ``SIGNED in emulation only, at smoke depth``."""
         if not self.signed:
             return NOT_SIGNED
-        return f"{SIGNED} in emulation only" if self.emulated else SIGNED
+        return facts.signed_words(["in emulation only"] if self.emulated else [], self.qualifiers)
+
+    @property
+    def qualifiers(self) -> list[str]:
+        """Without a policy nothing says which cases are enough, so the decision says which there were."""
+        if self.op in STAGE_LANES:
+            return list(self.facts.qualifiers)
+        cases = {r.case for r in self.records if r.lane in report.LANES}
+        found = [
+            f"at {self.depth} depth"
+            if self.depth
+            else f"on {len(cases)} chosen case{'' if len(cases) == 1 else 's'} only"
+        ]
+        return [*found, *self.facts.qualifiers]
 
     @property
     def failing(self) -> list[Record]:
         """Records that stand in the way, in the order recorded."""
-        return [r for r in self.records if r.status in BAD or inconsistency(r)]
+        return [r for r in self.records if judged.in_the_way(r)]
 
 
 @dataclass(frozen=True)
@@ -106,13 +127,16 @@ class Signoff:
         if self.rulings:
             by_outcome = {ruling.outcome: ruling.decision for ruling in reversed(self.rulings)}
             if SIGNED in by_outcome and len(by_outcome) == 1:
-                every = dict.fromkeys(ruling.decision for ruling in self.rulings)
-                return next(iter(every)) if len(every) == 1 else SIGNED
+                return _together([ruling.decision for ruling in self.rulings])
             return NOT_SIGNED if NOT_SIGNED in by_outcome else UNTESTED
         if not all(c.signed for c in self.claims):
             return NOT_SIGNED
-        emulated = [c.emulated for c in self.claims if c.op not in STAGE_LANES]
-        return f"{SIGNED} in emulation only" if emulated and all(emulated) else SIGNED
+        return _together([c.decision for c in self.claims if c.op not in STAGE_LANES] or [SIGNED])
+
+    @property
+    def outcome(self) -> str:
+        """The decision without what it is signed under."""
+        return SIGNED if self.decision.startswith(SIGNED) else self.decision
 
     @property
     def exit_code(self) -> int:
@@ -124,6 +148,15 @@ class Signoff:
         counted = [r for ruling in self.rulings for r in ruling.records] or [r for c in self.claims for r in c.records]
         seen = {r.status for r in counted}
         return 2 if Status.ERROR in seen and not seen.intersection(FAILING) else 1
+
+
+def _together(decisions: Sequence[str]) -> str:
+    """One line for several claims that are SIGNED: what it says of one must not be lost."""
+    if len(set(decisions)) == 1:
+        return decisions[0]
+    alike = f"{SIGNED} in emulation only"
+    head = alike if all(d.startswith(alike) for d in decisions) else SIGNED
+    return f"{head}{',' if head == alike else ''} within what each claim names"
 
 
 def decide(records: Sequence[Record], *, warnings: Sequence[str] = (), records_dir: str = "records") -> Signoff:
@@ -257,10 +290,13 @@ def _belongs(record: Record, key: _Key, keys: Sequence[_Key]) -> bool:
 
 def _claim(key: _Key, records: list[Record], records_dir: str) -> Claim:
     kernel, op, contract, arch = key
-    lanes = report.lane_order([*(REQUIRED_LANES | STAGE_LANES).get(op, report.LANES), *(r.lane for r in records)])
-    cells = {lane: _cell([r for r in records if r.lane == lane]) for lane in lanes}
-    untested = tuple((lane, _test_command(records, lane, records_dir)) for lane in lanes if not _ran(cells[lane]))
-    reasons = _reasons(records, cells, untested)
+    required = (REQUIRED_LANES | STAGE_LANES).get(op, report.LANES)
+    lanes = report.lane_order([*required, *(r.lane for r in records)])
+    cells = {lane: judged.counts_of(r for r in records if r.lane == lane) for lane in lanes}
+    missing = [lane for lane in lanes if lane in required and not _ran(cells[lane])]
+    untested = tuple((lane, _test_command(records, lane, records_dir)) for lane in missing)
+    reasons = _reasons(kernel, records, cells, untested)
+    ran = {r.case for r in records if r.status is not Status.UNTESTED}
     return Claim(
         kernel=kernel,
         op=op,
@@ -268,28 +304,25 @@ def _claim(key: _Key, records: list[Record], records_dir: str) -> Claim:
         contract_from=next((r.contract_from for r in records if _contract(r) == contract), ""),
         arch=arch or "unknown",
         signed=not reasons,
-        emulated=any(r.emulated for r in records),
+        emulated=any(r.emulated or r.kernel.startswith("emulated/") for r in records),
         reasons=tuple(reasons),
         untested=untested,
-        caveats=tuple(_caveats(records)),
+        facts=facts.of(records),
         cells=cells,
         records=tuple(records),
+        depth=depths.reached(op, arch or "cpu", ran) if op not in STAGE_LANES else "",
     )
 
 
-def _cell(records: list[Record]) -> Counter[Status]:
-    return Counter(status for _, status in {(r.case, r.status) for r in records})
-
-
-def _ran(cell: Counter[Status]) -> bool:
-    return any(cell[s] for s in Status if s is not Status.UNTESTED)
+def _ran(cell: Counter[str]) -> bool:
+    return any(count for name, count in cell.items() if name != Status.UNTESTED.value)
 
 
 def _reasons(
-    records: list[Record], cells: dict[str, Counter[Status]], untested: tuple[tuple[str, str], ...]
+    kernel: str, records: list[Record], cells: dict[str, Counter[str]], untested: tuple[tuple[str, str], ...]
 ) -> list[str]:
     """Why the claim is NOT SIGNED, one sentence a cause; empty if it is SIGNED."""
-    reasons = []
+    reasons = [said for said in [judged.two_kernels(kernel, records)] if said]
     if all(_contract(r) is None for r in records):
         reasons.append("No contract was declared, given or identified, so there is nothing to hold the kernel to.")
     for lane, cell in cells.items():
@@ -300,40 +333,26 @@ def _reasons(
                 total = len({r.case for r in here})
                 first = f"{found[0].case}: {report.headline(found[0])}"
                 reasons.append(f"Lane {lane}: {cell[status]} of {total} cases {status.value}, first {first}.")
-        if _ran(cell) and not cell[Status.PASSED] and not any(cell[s] for s in BAD):
-            reasons.append(f"Lane {lane}: no case PASSED ({report.counts_text(cell)}).")
+        if cell[judged.DRIFTED]:
+            case = next(r.case for r in here if judged.drifted(r))
+            reasons.append(f"Lane {lane}: {judged.counts_text(cell)}; first {case}.")
+        if _ran(cell) and not cell[Status.PASSED.value] + cell[judged.UNCHANGED] and not any(cell[s] for s in BAD):
+            reasons.append(f"Lane {lane}: no case PASSED ({judged.counts_text(cell)}).")
         silent = sorted({r.case for r in here if r.status is Status.UNSUPPORTED and not any(map(str.strip, r.reasons))})
         if silent:
             reasons.append(f"Lane {lane}: {len(silent)} cases UNSUPPORTED without a reason, first {silent[0]}.")
         left = {r.case for r in here if r.status is Status.UNTESTED}
-        if _ran(cell) and left:
+        if _ran(cell) and left and lane != "goldens":
             reasons.append(f"Lane {lane}: {len(left)} cases UNTESTED, first {min(left)}.")
     reasons += contradictions(records)
     reasons += [
-        f"Record of {r.case} says PASSED and {problem}." for r in records if (problem := inconsistency(r)) is not None
+        f"Record of {r.case} says {r.status.value} and {problem}."
+        for r in records
+        if (problem := inconsistency(r)) is not None
     ]
     if untested:
         reasons.append(f"UNTESTED: {', '.join(lane for lane, _ in untested)}.")
     return reasons
-
-
-def _caveats(records: Sequence[Record]) -> list[str]:
-    """What a reader should know beside the decision."""
-    caveats = []
-    known = {r.provenance.get("commit") for r in records}
-    if len(known) > 1:
-        caveats.append(f"The records come from {len(known)} commits: {commits(records)}.")
-    dirty = sum(bool(r.provenance.get("dirty")) for r in records)
-    if dirty:
-        caveats.append(f"{dirty} of {len(records)} records were made with sources that differ from their commit.")
-    if None in known:
-        caveats.append("Some records do not name the commit that made them.")
-    torches = sorted({str(r.provenance["torch"]) for r in records if r.provenance.get("torch")})
-    if len(torches) > 1:
-        caveats.append(f"The records come from {len(torches)} versions of torch: {', '.join(torches)}.")
-    if any(r.emulated for r in records):
-        caveats.append("The kernel is emulated: nothing here was computed by a kernel that anybody ships.")
-    return caveats
 
 
 def _test_command(records: Sequence[Record], lane: str, records_dir: str) -> str:

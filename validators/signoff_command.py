@@ -24,6 +24,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
                         help=f"what it needs: smoke, merge, nightly, machine or a file (claims: {DEFAULT_POLICY})")
     parser.add_argument("--arch", help="architecture of a claim that is a kernel's name (default: the records')")
     parser.add_argument("--contract", help="contract of a claim that is a kernel's name (default: any)")
+    parser.add_argument("--source", metavar="DIGEST", help="only records of this version of a claimed kernel's source")
     parser.add_argument("--version", action="append", default=[], metavar="LIBRARY=PATTERN",
                         help="only records made with this version count, e.g. torch=2.13.* (may be repeated)")
     # fmt: on
@@ -55,8 +56,10 @@ def _check(parsed: argparse.Namespace) -> None:
     if not parsed.records and not parsed.claim:
         raise ClaimError("name a directory of records, or a claim with --claim to see what it needs.")
     is_file = parsed.claim and Path(parsed.claim).is_file()
-    if (parsed.arch or parsed.contract) and (is_file or not parsed.claim):
-        raise ClaimError("--arch and --contract belong to a claim that is a kernel's name; a file says them itself.")
+    if (parsed.arch or parsed.contract or parsed.source) and (is_file or not parsed.claim):
+        raise ClaimError(
+            "--arch and --contract belong to a claim that is a kernel's name, and so does --source; a file says them."
+        )
     if parsed.version and (is_file or not (parsed.claim or parsed.policy)):
         raise ClaimError("--version belongs to a claim or a policy, and a claim's file says it itself.")
 
@@ -74,7 +77,8 @@ def _targets(parsed: argparse.Namespace, records: Sequence[Record]) -> list[Targ
     if Path(parsed.claim).is_file() or looks_like_a_file:
         return [claims.from_file(parsed.claim)]
     return [
-        claims.of_kernel(parsed.claim, records, arch=parsed.arch, contract=parsed.contract, versions=versions)
+        claims.of_kernel(parsed.claim, records, arch=parsed.arch, contract=parsed.contract, versions=versions,
+                         source=parsed.source)
     ]  # fmt: skip
 
 
@@ -93,8 +97,8 @@ def lines(decided: signoff.Signoff) -> list[str]:
 
 def _ruling_lines(ruling: Ruling) -> list[str]:
     target = ruling.target
-    found = [f"  {ruling.decision}: {target.name} ({target.arch}), policy {ruling.policy.name}"]
-    found += [f"    {text}" for text in (*ruling.reasons, *ruling.waived)]
+    found = [f"  {ruling.decision}: {target.name} ({target.arch}), policy {ruling.policy.words}"]
+    found += [f"    {text}" for text in (*ruling.reasons, *ruling.waived, *ruling.facts.caveats)]
     for step in ruling.steps:
         found.append(f"    to test {step.covers}, on {step.machine}:" + (f" {step.note}" if step.note else ""))
         found += [f"      {text}" for text in step.commands]

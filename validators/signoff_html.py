@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from validators import report, signoff_pictures, stages
-from validators.judged import BAD
+from validators import judged, report, signoff_pictures, stages
+from validators.judged import BAD, DRIFTED, UNCHANGED
 from validators.records import Comparison, Record, Status
 from validators.ruling import FAILED, NO_EVIDENCE, PASSED, UNTESTED, WAIVED, Cell, Ruling
 from validators.signoff import STAGE_LANES, Claim, Signoff, TemplateError
@@ -136,10 +136,10 @@ def _ruling(ruling: Ruling, number: int) -> dict[str, Any]:
 
 def _shown_cell(cell: Cell) -> dict[str, str]:
     kind, sign = _STATES[cell.state]
-    passed, total = cell.counts[Status.PASSED], sum(cell.counts.values())
-    bad = sum(cell.counts[s] for s in BAD)
-    text = {PASSED: f"{passed:,}", FAILED: f"{bad or total:,} of {total:,}"}.get(cell.state, "")
-    words = f"{cell.state}: {report.counts_text(cell.counts)}" if total else cell.state
+    passed, total = cell.counts[Status.PASSED.value] + cell.counts[UNCHANGED], sum(cell.counts.values())
+    bad = sum(cell.counts[s] for s in (*BAD, DRIFTED))
+    text = {PASSED: f"{passed:,}", FAILED: f"{bad:,} of {total:,}" if bad else "at odds"}.get(cell.state, "")
+    words = f"{cell.state}: {judged.counts_text(cell.counts)}" if total else cell.state
     if cell.why:
         words += f"; {cell.why[0]}"
     if cell.waiver:
@@ -148,22 +148,25 @@ def _shown_cell(cell: Cell) -> dict[str, str]:
 
 
 def _goldens(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """A row a kernel and architecture: how many goldens are in which state."""
-    found: dict[tuple[str, str], dict[str, int]] = {}
+    """A row for each kernel and architecture: how many goldens are in which state."""
+    found: dict[tuple[str, str], list[Record]] = {}
     for r in records:
         about = r.provenance.get("golden")
         if r.lane == "goldens" and isinstance(about, dict):
-            states = found.setdefault((r.kernel, r.arch), {})
-            states[str(about.get("state"))] = states.get(str(about.get("state")), 0) + 1
-    return [
-        {"kernel": kernel, "arch": arch, "states": [(k, n, k == "UNCHANGED") for k, n in sorted(states.items())]}
-        for (kernel, arch), states in found.items()
-    ]
+            found.setdefault((r.kernel, r.arch), []).append(r)
+    rows = []
+    for (kernel, arch), group in found.items():
+        counts = judged.counts_of(group)
+        bad = any(counts[s] for s in (*BAD, DRIFTED))
+        kind = "bad" if bad else "good" if counts[UNCHANGED] + counts[Status.PASSED.value] else "open"
+        rows.append({"kernel": kernel, "arch": arch, "words": judged.counts_text(counts), "kind": kind})
+    return rows
 
 
 def _claim(c: Claim, number: int, under_policy: bool) -> dict[str, Any]:
     failing = c.failing
-    passed, ran = sum(cell[Status.PASSED] for cell in c.cells.values()), sum(sum(x.values()) for x in c.cells.values())
+    own = [cell for lane, cell in c.cells.items() if lane in report.LANES]
+    passed, ran = sum(cell[Status.PASSED.value] for cell in own), sum(sum(cell.values()) for cell in own)
     worst = [x.worst_use_passing for r in c.records for x in r.comparisons if math.isfinite(x.worst_use_passing)]
     zoo = signoff_pictures.zoo(c.records)
     comparisons = [x for r in c.records for x in r.comparisons]
@@ -204,9 +207,10 @@ def _claim(c: Claim, number: int, under_policy: bool) -> dict[str, Any]:
 def _cell(c: Claim, lane: str) -> dict[str, str]:
     """Text and colour class of one kernel x lane cell."""
     cell = c.cells[lane]
-    bad = any(cell[s] for s in Status if s not in (Status.PASSED, Status.UNSUPPORTED, Status.UNTESTED))
-    kind = "bad" if bad else ("good" if cell[Status.PASSED] and not cell[Status.UNTESTED] else "open")
-    return {"kind": kind, "text": "UNTESTED" if not cell else report.counts_text(cell)}
+    bad = any(cell[s] for s in (*BAD, DRIFTED))
+    good = cell[Status.PASSED.value] + cell[UNCHANGED]
+    kind = "bad" if bad else ("good" if good and (lane == "goldens" or not cell[Status.UNTESTED.value]) else "open")
+    return {"kind": kind, "text": "UNTESTED" if not cell else judged.counts_text(cell)}
 
 
 def charts(records: Sequence[Record]) -> dict[str, Chart]:

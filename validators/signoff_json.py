@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from validators import report
+from validators.facts import Facts
+from validators.policy import Requirement
 from validators.ruling import Ruling
 from validators.signoff import Signoff
 
@@ -16,6 +18,7 @@ def to_dict(signoff: Signoff) -> dict[str, Any]:
     return {
         "schema": SIGNOFF_SCHEMA_VERSION,
         "decision": signoff.decision,
+        "outcome": signoff.outcome,
         "rulings": [_ruling_dict(ruling) for ruling in signoff.rulings],
         "exit_code": signoff.exit_code,
         "date": signoff.date,
@@ -34,7 +37,9 @@ def to_dict(signoff: Signoff) -> dict[str, Any]:
                 "reasons": list(c.reasons),
                 "untested": [{"lane": lane, "command": command} for lane, command in c.untested],
                 "caveats": list(c.caveats),
-                "lanes": {lane: {s.value: n for s, n in cell.items()} for lane, cell in c.cells.items()},
+                "lanes": {lane: dict(cell) for lane, cell in c.cells.items()},
+                "depth": c.depth,
+                "facts": _facts_dict(c.facts),
                 "strength": report.strength_sentence(c.records),
                 "records": len(c.records),
                 "failing": [{"case": r.case, "status": r.status.value} for r in c.failing],
@@ -54,14 +59,22 @@ def _ruling_dict(ruling: Ruling) -> dict[str, Any]:
             "kernels": {op: list(names) for op, names in target.kernels.items()},
             "contracts": dict(target.contracts),
             "versions": dict(target.versions),
+            "sources": dict(target.sources),
             "source": target.source,
         },
-        "policy": {"name": ruling.policy.name, "about": ruling.policy.about},
+        "policy": {
+            "name": ruling.policy.name,
+            "about": ruling.policy.about,
+            "source": ruling.policy.source,
+            "require": [_requirement_dict(r) for r in ruling.policy.require],
+        },
         "decision": ruling.decision,
         "outcome": ruling.outcome,
         "emulated": ruling.emulated,
         "reasons": list(ruling.reasons),
         "waived": list(ruling.waived),
+        "unrequired": list(ruling.unrequired),
+        "facts": _facts_dict(ruling.facts),
         "excluded": [{"why": why, "records": count} for why, count in ruling.excluded],
         "steps": [
             {"machine": s.machine, "covers": s.covers, "commands": list(s.commands), "note": s.note}
@@ -70,9 +83,28 @@ def _ruling_dict(ruling: Ruling) -> dict[str, Any]:
         "cells": [
             {
                 "stage": c.stage, "op": c.op, "kernel": c.kernel, "lane": c.lane, "depth": c.depth, "state": c.state,
-                "counts": {s.value: n for s, n in c.counts.items()}, "why": list(c.why),
+                "counts": dict(c.counts), "why": list(c.why),
                 "waiver": c.waiver.name if c.waiver else None,
             }
             for c in ruling.cells
         ],
     }  # fmt: skip
+
+
+def _facts_dict(facts: Facts) -> dict[str, Any]:
+    return {
+        "contracts": list(facts.contracts), "commits": list(facts.commits), "torch": list(facts.torch),
+        "devices": list(facts.devices), "sources": list(facts.sources), "strength": facts.strength,
+        "limits": list(facts.limits), "qualifiers": list(facts.qualifiers), "caveats": list(facts.caveats),
+    }  # fmt: skip
+
+
+def _requirement_dict(r: Requirement) -> dict[str, Any]:
+    """What the policy asked, as far as it says anything."""
+    layers = r.layers if isinstance(r.layers, str) else list(r.layers)
+    found = {
+        "stage": r.stage, "ops": list(r.ops), "lanes": list(r.lanes), "arch": list(r.arch),
+        "depth": r.depth if r.stage == "ops" else "", "checks": list(r.checks), "layers": layers, "margin": r.margin,
+        "tokens": r.tokens, "questions": r.questions, "data": list(r.data),
+    }  # fmt: skip
+    return {name: value for name, value in found.items() if value or name in ("stage", "arch")}

@@ -5,18 +5,19 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from validators import report
-from validators.records import Status
+from validators import judged, report
+from validators.facts import Facts
 from validators.ruling import Ruling
 from validators.signoff import Claim, Signoff
 
 _MOST_REASONS = 5
+_MOST_OF_A_LINE = 600  # characters; a kernel may declare any number of limits
 _MOST_CHARACTERS = 60_000  # GitHub refuses a comment beyond 65,536
 
 
 def markdown(signoff: Signoff) -> str:
     """Decision first, then a table kernel x lane, then what stands in the way of each claim."""
-    lines = [f"## {signoff.decision}", "", summary_sentence(signoff), ""]
+    lines = [f"## {_escape(signoff.decision)}", "", summary_sentence(signoff), ""]
     lines += [f"- {_escape(text)}" for text in (*signoff.warnings, *signoff.ignored)]
     if signoff.rulings:
         for ruling in signoff.rulings:
@@ -33,12 +34,22 @@ def markdown(signoff: Signoff) -> str:
     return text
 
 
+def _facts(facts: Facts) -> list[str]:
+    """A line for each fact, then the caveats: what a reviewer needs at a glance."""
+    lines = [f"- {name}: {_escape(_clip(text))}" for name, text in facts.rows()]
+    return lines + [f"- {_escape(_clip(text))}" for text in facts.caveats[:_MOST_REASONS]]
+
+
+def _clip(text: str) -> str:
+    return text if len(text) <= _MOST_OF_A_LINE else f"{text[: _MOST_OF_A_LINE - 1]}…"
+
+
 def _claims_table(signoff: Signoff) -> list[str]:
     lanes = report.lane_order(lane for c in signoff.claims for lane in c.cells)
     lines = ["", f"| kernel | contract | arch | decision | {' | '.join(lanes)} |", "|---" * (4 + len(lanes)) + "|"]
     for c in signoff.claims:
-        cells = (report.counts_text(c.cells[x]) if x in c.cells else "-" for x in lanes)
-        head = (_code(c.kernel), _escape(f"{c.contract}"), _escape(c.arch), c.decision)
+        cells = (judged.counts_text(c.cells[x]) if x in c.cells else "-" for x in lanes)
+        head = (_code(c.kernel), _escape(f"{c.contract}"), _escape(c.arch), _escape(c.decision))
         lines.append(f"| {' | '.join([*head, *cells])} |")
     return lines
 
@@ -46,8 +57,9 @@ def _claims_table(signoff: Signoff) -> list[str]:
 def _ruling_lines(ruling: Ruling) -> list[str]:
     """One claim: reasons, a table stage x state, waivers, and what to run."""
     target = ruling.target
-    lines = ["", f"### {_escape(target.name)}: {ruling.decision}", ""]
-    lines.append(f"{_escape(target.arch)}, policy {_escape(ruling.policy.name)}")
+    lines = ["", f"### {_escape(target.name)}: {_escape(ruling.decision)}", ""]
+    lines += [f"{_escape(target.arch)}, policy {_escape(ruling.policy.words)}", ""]
+    lines += _facts(ruling.facts)
     shown = ruling.reasons[:_MOST_REASONS]
     lines += ["", *(f"- {_escape(reason)}" for reason in shown)] if shown else []
     if len(ruling.reasons) > len(shown):
@@ -57,10 +69,10 @@ def _ruling_lines(ruling: Ruling) -> list[str]:
     for key in dict.fromkeys((c.stage, c.op, c.kernel) for c in ruling.cells):
         here = [c for c in ruling.cells if (c.stage, c.op, c.kernel) == key]
         states = Counter(c.state for c in here)
-        counts: Counter[Status] = sum((c.counts for c in here), Counter())
+        counts: Counter[str] = sum((c.counts for c in here), Counter())
         of = " ".join(x for x in (_code(key[2]) if key[2] else "", _escape(key[1])) if x) or "the whole path"
         words = ", ".join(f"{n} {state}" for state, n in states.items())
-        lines.append(f"| {key[0]} | {of} | {words} | {report.counts_text(counts)} |")
+        lines.append(f"| {key[0]} | {of} | {words} | {judged.counts_text(counts)} |")
     if ruling.steps:
         lines += ["", "To test what is UNTESTED:"]
     for step in ruling.steps:
@@ -85,13 +97,12 @@ def summary_sentence(signoff: Signoff) -> str:
 
 
 def _claim_lines(c: Claim) -> list[str]:
-    lines = ["", f"**{_code(c.kernel)}** ({_escape(c.contract)}, {_escape(c.arch)}): {c.decision}."]
-    lines.append(_escape(report.strength_sentence(c.records)) + ".")
+    lines = ["", f"**{_code(c.kernel)}** ({_escape(c.contract)}, {_escape(c.arch)}): {_escape(c.decision)}.", ""]
+    lines += _facts(c.facts)
     shown = c.reasons[:_MOST_REASONS]
     lines += ["", *(f"- {_escape(reason)}" for reason in shown)] if shown else []
     if len(c.reasons) > len(shown):
         lines.append(f"- and {len(c.reasons) - len(shown)} more reasons, in signoff.json")
-    lines += [f"- {_escape(caveat)}" for caveat in c.caveats]
     if c.untested:
         lines += ["", "To test what is UNTESTED:", "", *(f"    {_flat(command)}" for _, command in c.untested)]
     return lines

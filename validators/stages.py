@@ -33,6 +33,11 @@ def stage_of(record: Record) -> str:
     return record.lane if record.lane in ("layers", "goldens", "parity", "trace") else "ops"
 
 
+def may_have_goldens(kernel: str) -> bool:
+    """Whether bits of ``kernel`` can be accepted: not of a user's own, which nobody else could check."""
+    return ":" not in kernel
+
+
 def is_truth(record: Record) -> bool:
     """Whether the record says that the reference or the inputs are as accepted; it concerns every claim."""
     return record.op == "goldens"

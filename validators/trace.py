@@ -318,5 +318,8 @@ def record_of(finding: Finding, parsed: argparse.Namespace) -> Record:
         case=f"trace-{file.name}{layers}", lane=LANE, contract=parsed.contract, contract_from="given",
         device="cuda" if parsed.arch != "cpu" else "cpu", arch=parsed.arch, checks=tuple(checks),
         reproduce=command_line,
-        provenance={**provenance("cpu"), "trace_sha256": hashlib.sha256(file.read_bytes()).hexdigest()},
+        provenance={
+            **provenance("cpu"), "trace_sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+            "evidence": {"layers": parsed.layers},
+        },
     )  # fmt: skip

@@ -70,7 +70,11 @@ def test_it_ends_with_a_decision_and_the_report_also_where_a_stage_dies(
         elif dies:
             return subprocess.CompletedProcess(command, -9)
         elif "layers" in command:
-            walked = [record(op=r.op, lane="layers", kernel=r.kernel, case="layers-x-trajectory") for r in ops()]
+            about = {"evidence": {"layers": [0, 1], "of": 2, "margin": 0.5, "tokens": 256}}
+            walked = [
+                record(op=r.op, lane="layers", kernel=r.kernel, case="layers-x-trajectory", provenance=about)
+                for r in ops()
+            ]
             _write(command[-1], walked)
         return subprocess.CompletedProcess(command, 0)
 

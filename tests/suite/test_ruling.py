@@ -154,7 +154,7 @@ def test_drifted_goldens_wait_for_a_person() -> None:
                  checks=(Check("golden", None, "codes: 3 elements differ", "determinism"),))  # fmt: skip
     ruling = ruled([*path(), drift])
     assert ruling.decision == "NOT SIGNED"
-    assert "DRIFTED in 1 of" in ruling.reasons[0]
+    assert ruling.reasons[0].startswith(f"goldens of {NORM} of demo/norm: 1 DRIFTED, 1 unchanged. First g: ")
     assert "codes: 3 elements differ" in ruling.reasons[0]
 
 
@@ -164,7 +164,7 @@ def test_goldens_of_another_cpu_and_a_walk_without_its_end_show_nothing() -> Non
 
     assert ruled([other_isa(r) for r in path()]).reasons == ("UNTESTED: goldens.",)
     ruling = ruled([r for r in path() if not r.case.endswith("-trajectory")])
-    assert ruling.reasons == ("UNTESTED: layers.",)
+    assert ruling.reasons == ("UNTESTED: layers (the error against depth was not judged).",)
     assert ruling.untested[0].why == ("the error against depth was not judged",)
 
 
@@ -270,7 +270,7 @@ depth = "smoke"
         ("[[waive]]\nname='j'\nreason='r'\nuntil=2999-01-01", "would waive everything"),
         ("[[waive]]\nname='j'\nreason='r'\nuntil=2999-01-01\nstagee='ops'", "'stagee', which means nothing there"),
         ("[[require]]\nstage='opps'", "stage of .* is 'opps'; known: ops, layers"),
-        ("[[require]]\nstage='layers'\ndepth='deep'", "only the stage 'ops' has lanes and depths"),
+        ("[[require]]\nstage='layers'\ndepth='deep'", "only 'ops' can have it"),
         ("[[require]]\nstage='ops'\nlanes=['easy']", "lanes of .* is 'easy'"),
         ("[[require]\n", "is no TOML"),
     ],

@@ -28,7 +28,7 @@ def _extra(status: Status, **changes: object) -> Record:
 
 def test_every_lane_passed_is_signed() -> None:
     decided = decide(lanes_passed())
-    assert (decided.decision, decided.exit_code) == ("SIGNED", 0)
+    assert (decided.outcome, decided.decision, decided.exit_code) == ("SIGNED", "SIGNED on 5 chosen cases only", 0)
     (claim,) = decided.claims
     assert (claim.kernel, claim.op, claim.contract, claim.arch) == ("demo/fused", "add_rmsnorm_quant", "vllm", "cpu")
     assert claim.reasons == ()
@@ -49,14 +49,14 @@ def test_error_with_a_failure_beside_it_exits_1() -> None:
 
 
 def test_unsupported_needs_a_reason() -> None:
-    assert decide([*lanes_passed(), _extra(Status.UNSUPPORTED)]).decision == "SIGNED"
+    assert decide([*lanes_passed(), _extra(Status.UNSUPPORTED, comparisons=())]).outcome == "SIGNED"
     for reasons in ((), ("  ",)):
-        decided = decide([*lanes_passed(), _extra(Status.UNSUPPORTED, reasons=reasons)])
+        decided = decide([*lanes_passed(), _extra(Status.UNSUPPORTED, reasons=reasons, comparisons=())])
         assert decided.claims[0].reasons == (f"Lane random: 1 cases UNSUPPORTED without a reason, first {CASE}9.",)
 
 
 def test_a_lane_of_unsupported_cases_is_no_evidence() -> None:
-    records = [r for r in lanes_passed() if r.lane != "random"] + [_extra(Status.UNSUPPORTED)]
+    records = [r for r in lanes_passed() if r.lane != "random"] + [_extra(Status.UNSUPPORTED, comparisons=())]
     assert decide(records).claims[0].reasons == ("Lane random: no case PASSED (1 UNSUPPORTED).",)
 
 
@@ -92,16 +92,18 @@ def test_fake_records_never_count() -> None:
     assert decided.claims[0].reasons == ("UNTESTED: model.",)
     assert decided.ignored == ("5 records of test doubles were ignored.",)
     # Nor can a double's failure take a real kernel's signature.
-    assert decide([*lanes_passed(), _extra(Status.FAILED, fake=True)]).decision == "SIGNED"
+    assert decide([*lanes_passed(), _extra(Status.FAILED, fake=True)]).outcome == "SIGNED"
 
 
 def test_emulated_is_marked() -> None:
     emulated = decide(lanes_passed(emulated=True))
-    assert emulated.decision == emulated.claims[0].decision == "SIGNED in emulation only"
+    assert emulated.decision == emulated.claims[0].decision == "SIGNED in emulation only, on 5 chosen cases only"
     assert emulated.exit_code == 0
     both = decide([*lanes_passed(emulated=True), *lanes_passed(kernel="real/fused")])
-    assert both.decision == "SIGNED"
-    assert [c.decision for c in both.claims] == ["SIGNED in emulation only", "SIGNED"]
+    assert both.decision == "SIGNED within what each claim names"
+    assert [c.decision for c in both.claims] == [
+        "SIGNED in emulation only, on 5 chosen cases only", "SIGNED on 5 chosen cases only"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("status", BAD)
@@ -164,7 +166,7 @@ def test_caveats_do_not_change_the_decision() -> None:
         for i, r in enumerate(lanes_passed())
     ]
     decided = decide(mixed)
-    assert decided.decision == "SIGNED"
+    assert decided.outcome == "SIGNED"
     assert decided.claims[0].caveats == (
         "The records come from 2 commits: 0000000000, 1111111111.",
         "1 of 5 records were made with sources that differ from their commit.",
@@ -197,7 +199,7 @@ def test_signoff_runs_without_torch_and_kernels(tmp_path: Path) -> None:
             sink.write(r)
     code = (
         "import sys; sys.modules['torch'] = None; from validators import signoff as s\n"
-        f"d = s.signoff_directory({str(tmp_path)!r}); s.write(d, {str(tmp_path / 'out')!r}); print(d.decision)\n"
+        f"d = s.signoff_directory({str(tmp_path)!r}); s.write(d, {str(tmp_path / 'out')!r}); print(d.outcome)\n"
         "assert not [m for m in sys.modules if m.startswith(('validators.kernels', 'validators.compare'))]"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -27,6 +27,10 @@ def _nothing_chosen(case: Case) -> Mapping[str, str]:
     return {}
 
 
+def _no_source() -> Mapping[str, object]:
+    return {}
+
+
 def _supports_everything(case: Case) -> str | None:
     return None
 
@@ -46,7 +50,8 @@ class Kernel:
     returns its own tensors. unavailable(device) -> one sentence why the kernel cannot run at all on
     device "cpu" / "cuda" on this machine, or None. unsupported(case) -> one sentence why this case is
     outside what the kernel offers, or None: the one place where its limits are stated. versions() -> library
-    versions for the record.
+    versions for the record. source() -> {"sha256": of the kernel's own files together, "files": name -> sha256}, or {}
+    where that is not cheap to know.
     emulated: True if this is a stand-in that shows the pipeline, not a kernel that anybody ships.
     fake: True while its library is a test double; such records never count for a sign-off.
     compiles: True if its library builds machine code at the first call, for minutes where nothing is prebuilt; that
@@ -68,6 +73,13 @@ class Kernel:
     chosen: Callable[[Case], Mapping[str, str]] = _nothing_chosen
     notes: str = ""
     options: Mapping[str, object] = field(default_factory=dict)
+    source: Callable[[], Mapping[str, object]] = _no_source
+
+    def identity(self) -> dict[str, object]:
+        """What tells this kernel from another of its name, for a record's provenance: library versions, and where it
+        is known the digest of its source."""
+        source = dict(self.source())
+        return {"kernel_versions": dict(self.versions()), **({"kernel_source": source} if source else {})}
 
 
 # One provider a file; each has kernels() -> list[Kernel] that imports nothing heavy.

@@ -42,7 +42,7 @@ from validators.cases.tensors import (
     QuantInputs,
     QuantOutputs,
 )
-from validators.kernels import arch
+from validators.kernels import arch, source
 from validators.kernels.base import Kernel, KernelError
 from validators.kernels.plugin_words import COPY_RESIDUAL, clipped, in_residual, result_words, what_to_wrap
 
@@ -110,7 +110,13 @@ def load(spec: str, op: str | None = None) -> Kernel:
         unsupported=functools.partial(_unsupported, supports, _own_limits(spec, function)),
         versions=functools.partial(arch.versions, "triton"),
         options={"supports": supports},
+        source=functools.partial(dict, _source(where)),
     )
+
+
+def _source(where: str) -> Mapping[str, object]:
+    """Read when the kernel is loaded: what is edited later was not run."""
+    return source.of_file(Path(where).expanduser()) if where.endswith(".py") else source.of_module(where)
 
 
 def _from_file(spec: str, where: str) -> ModuleType:

@@ -1,0 +1,161 @@
+"""Which source a kernel is: a digest of the user's file and of what it takes from beside it, found without running it.
+
+Records of two versions of one file are records of two kernels, whatever their common name says. What counts is read
+from the text: the file, the modules beside it that it imports (anywhere in it, and so on from those), and the files
+beside it that it names in a string, as ``load(sources=["kernel.cu"])`` does. An extension module that is imported by
+name is hashed too where it is one file. Libraries that are installed are named by their versions elsewhere.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+SUFFIXES = (".cu", ".cuh", ".cpp", ".cc", ".c", ".h", ".hpp", ".hip", ".co", ".hsaco", ".cubin", ".ptx", ".so", ".s",
+            ".ll", ".json", ".pt", ".bin", ".py", ".pyd", ".mlir", ".ttir")  # fmt: skip
+"""Files that count when a string of the source names them."""
+LIBRARIES = ("torch", "triton", "numpy")
+"""Their versions are in every record."""
+MOST_FILES = 1000
+CHUNK = 1 << 20
+
+
+def of_file(path: Path, root: Path | None = None) -> Mapping[str, object]:
+    """``{"sha256": ..., "files": {name: sha256}}`` of a Python file and what it takes from ``root`` (its folder).
+
+    The order of files and where the folder lies do not matter. {} where the file cannot be read.
+    """
+    own = path.resolve()
+    base = (root or own.parent).resolve()
+    found: dict[str, str] = {}
+    waiting = [own]
+    while waiting and len(found) < MOST_FILES:
+        file = waiting.pop()
+        name = _name(file, base)
+        digest = file_digest(file)
+        if name in found or not digest:
+            continue
+        found[name] = digest
+        if file.suffix == ".py":
+            waiting += _taken(file, base)
+    if not found:
+        return {}
+    text = "\n".join(f"{name} {digest}" for name, digest in sorted(found.items()))
+    return {"sha256": hashlib.sha256(text.encode()).hexdigest(), "files": dict(sorted(found.items()))}
+
+
+def of_module(name: str) -> Mapping[str, object]:
+    """The same of an imported module, whose surroundings are its outermost package."""
+    module = sys.modules.get(name)
+    file = getattr(module, "__file__", None)
+    if not file:
+        return {}
+    path = Path(file).resolve()
+    depth = name.count(".") + (path.name == "__init__.py")
+    return of_file(path, path.parents[depth] if depth < len(path.parents) else None)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, "" if it cannot be read; kept as long as the file is not written again."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return ""
+    return _digest(path, stat.st_mtime_ns, stat.st_size)
+
+
+@functools.lru_cache(maxsize=4096)
+def _digest(path: Path, modified_ns: int, size: int) -> str:
+    found = hashlib.sha256()
+    try:
+        with path.open("rb") as stream:
+            while chunk := stream.read(CHUNK):
+                found.update(chunk)
+    except OSError:
+        return ""
+    return found.hexdigest()
+
+
+def _name(file: Path, base: Path) -> str:
+    return file.relative_to(base).as_posix() if file.is_relative_to(base) else file.name
+
+
+def _taken(file: Path, base: Path) -> Iterator[Path]:
+    """Files that ``file`` imports from ``base``, names in a string, or loads as an extension."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield from _module(alias.name, base, base)
+        elif isinstance(node, ast.ImportFrom):
+            start = base
+            if node.level:
+                # "from . import x" in base/a/b.py starts at base/a.
+                start = file.parents[node.level - 1] if node.level <= len(file.parents) else base
+            stem = node.module or ""
+            yield from _module(stem, start, base)
+            for alias in node.names:
+                yield from _module(f"{stem}.{alias.name}" if stem else alias.name, start, base)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield from _named(node.value, file.parent, base)
+
+
+def _module(dotted: str, start: Path, base: Path) -> Iterator[Path]:
+    """The file or package ``dotted`` under ``start`` or beside; else an extension of that name that is one file."""
+    if not dotted or dotted == "*":
+        return
+    parts = dotted.split(".")
+    for folder in dict.fromkeys((start, base)):
+        beside = folder.joinpath(*parts)
+        if not beside.resolve().is_relative_to(base):
+            continue
+        for candidate in (beside.with_suffix(".py") if parts[-1] else beside, beside / "__init__.py"):
+            if candidate.is_file():
+                yield from _packages(candidate, folder)
+                yield candidate.resolve()
+                return
+        extensions = sorted(beside.parent.glob(f"{parts[-1]}.*.so")) + sorted(beside.parent.glob(f"{parts[-1]}.so"))
+        if extensions:
+            yield from (x.resolve() for x in extensions)
+            return
+    if len(parts) == 1 and parts[0] not in sys.stdlib_module_names and parts[0] not in LIBRARIES:
+        yield from _extension(parts[0])
+
+
+def _packages(module: Path, folder: Path) -> Iterator[Path]:
+    """``__init__.py`` of the packages between ``folder`` and ``module``: they run first."""
+    for parent in module.parents:
+        if parent == folder or not parent.is_relative_to(folder):
+            return
+        if (init := parent / "__init__.py").is_file() and init != module:
+            yield init.resolve()
+
+
+def _extension(name: str) -> Iterator[Path]:
+    try:
+        found = importlib.util.find_spec(name)
+    except (ImportError, ValueError, AttributeError):
+        return
+    if found is not None and found.origin and found.origin.endswith((".so", ".pyd")):
+        yield Path(found.origin).resolve()
+
+
+def _named(text: str, folder: Path, base: Path) -> Iterator[Path]:
+    if len(text) > 200 or "\n" in text or "\0" in text or not text.endswith(SUFFIXES):
+        return
+    for start in dict.fromkeys((folder, base)):
+        try:
+            file = (start / text).resolve()
+            if file.is_file() and file.is_relative_to(base):
+                yield file
+                return
+        except OSError:
+            continue
