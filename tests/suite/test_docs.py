@@ -42,6 +42,7 @@ OURS = (
     "docs/evals-server.md",
     "docs/tiny-glm.md",
     "docs/nightly.md",
+    "docs/real-kernels.md",
 )
 NEW_ENVIRONMENT = "makes an environment from a package index"
 REPLACED = {
@@ -76,6 +77,14 @@ SKIPPED = {
     "docker run": "needs docker and an AMD GPU",
     "python -m validators trace trace.json.gz": "needs a trace of a serving engine; tests/suite/test_trace.py has them",
     "gh pr comment": "needs a pull request",
+    "pip download": "needs a package index, and 662 MB",
+    "python -m zipfile -e .wheels": "needs a wheel; tests/suite/test_wheel.py has made ones",
+    "python -m validators.wheel": "needs a wheel; tests/suite/test_wheel.py has made ones",
+    "python3 -m zipfile -e": "needs a slimmed wheel; tests/suite/test_wheel.py has made ones",
+    "export VLLM_PATH": "lasts for one command here",
+    "for kernel in vllm/": "needs the libraries of other projects, and a GPU",
+    "python3 -m validators signoff records/real": "needs the records of the command before it",
+    "python -m tests.benchmarks.real_records records/real": "needs records of a GPU; tests/suite/test_real_records.py",
     "python -m pytest -q tests/suite": "other tests of the suite; run beside this one, and held to exist below",
 }
 EXIT_CODES = {
@@ -89,6 +98,8 @@ EXIT_CODES = {
     "signoff signoff/gfx950/records --claim": 2,
     "validators signoff --claim docs/examples/claims/glm47-aiter-gfx950.toml": 2,
     "validators signoff records/eager": 2,
+    # No library of theirs and no GPU here.
+    "python -m tests.benchmarks.real_findings": 2,
 }
 TIME_LIMIT_S = 600
 # Lines of a failure report that neither the machine nor the order of a CPU's sum changes.
