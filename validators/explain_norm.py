@@ -10,8 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from reference.contract import NORM_QUANT_CONTRACTS
-from reference.formats import BF16, FP16, FloatFormat, decode, encode, round_fp32, round_to
+from reference.formats import BF16, FP16, FloatFormat, decode, encode, format_of, round_fp32, round_to
 from validators.cases.tensors import NormQuantInputs
 from validators.explain_scene import Hypothesis, Scene, Stage
 
@@ -211,6 +210,8 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
     Hypothesis("y-not-rounded", "y stays fp32 between norm and quantizer", contract={"round_after_weight": False, "round_after_normalize": False}, needs=_norm),
     Hypothesis("scale-multiplied", "the scale is amax * fl32(1/Q)", contract={"scale_rule": "multiply"}),
     Hypothesis("scale-divided", "the scale is amax / Q", contract={"scale_rule": "divide"}),
+    Hypothesis("quotient-by-reciprocal", "codes are y times the reciprocal of the scale", contract={"division": "reciprocal"}),
+    Hypothesis("quotient-divided", "codes are y divided by the scale", contract={"division": "divide"}),
     Hypothesis("no-amax-floor", "amax has no floor", contract={"amax_floor": 0.0, "scale_floor_divisor": None}),
     Hypothesis("amax-floor-1e-10", "amax has the floor 1e-10", contract={"amax_floor": 1e-10}),
     Hypothesis("amax-floor-1e-12", "amax has the floor 1e-12", contract={"amax_floor": 1e-12}),
@@ -234,6 +235,7 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
     Hypothesis("rms-in-bf16", "the reciprocal rms is rounded to bf16", {"rms": _bf16_rms}, needs=_norm),
     Hypothesis("gamma-plus-one", "the weight is taken as 1 + weight", {"w": lambda s, w: w + 1.0}, needs=_norm),
     Hypothesis("gamma-not-plus-one", "the weight is taken without adding 1", {"w": lambda s, w: w - 1.0}, needs=lambda s: isinstance(s.inputs, NormQuantInputs) and s.inputs.gemma),
+    Hypothesis("gamma-offset-rounded", "1 + weight is rounded to the type of the weight", {"w": lambda s, w: w if s.weight is None else round_to(w, format_of(s.weight.dtype))}, needs=lambda s: isinstance(s.inputs, NormQuantInputs) and s.inputs.gemma and s.inputs.weight.dtype != torch.float32),
     Hypothesis("gamma-dropped", "the weight is not applied", {"w": lambda s, w: torch.ones_like(w)}, needs=_norm),
     Hypothesis("gamma-rounded", "the fp32 weight is rounded to the storage type", {"w": lambda s, w: round_to(w, s.storage)}, needs=lambda s: s.weight is not None and s.weight.dtype == torch.float32),
     Hypothesis("gamma-bytes-misread", "the fp32 weight's bytes are read as the storage type", {"w": _bytes_misread}, needs=lambda s: s.weight is not None and s.weight.dtype == torch.float32),
@@ -265,5 +267,4 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
     Hypothesis("subnormal-codes-flushed", "subnormal codes are flushed to zero", {"t": _flush_codes}),
     Hypothesis("minus-zero-is-nan", "negative values that round to zero are stored as 0x80, which is NaN", {"encode": _minus_zero}, needs=lambda s: s.fp8.name == "e4m3fnuz"),
     *(Hypothesis("row-offset-wraps", f"row offsets wrap at {2**e:,} elements", {"total": _wrap(2**e)}, needs=_norm) for e in (31, 32, 15)),
-    *(Hypothesis(f"contract {name}", f"it is judged under the contract {name!r}", contract={f: getattr(c, f) for f in ("norm_input", "residual_store", "round_after_normalize", "round_after_weight", "amax_floor", "scale_rule", "scale_floor_divisor", "zero_scale", "division", "fnuz_max", "overflow")}) for name, c in NORM_QUANT_CONTRACTS.items()),
 )  # fmt: skip

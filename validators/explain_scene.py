@@ -16,7 +16,7 @@ from torch import Tensor
 from reference import budgets
 from reference.contract import NormQuantContract
 from reference.formats import FloatFormat, bytes_of, decode, encode, format_of, round_fp32, round_to
-from reference.quantize import scale_of
+from reference.quantize import is_power_of_two, scale_of
 from validators.cases.tensors import NormQuantInputs, NormQuantOutputs, QuantInputs, QuantOutputs
 
 Stage = Callable[["Scene", Tensor], Tensor]
@@ -116,7 +116,10 @@ def predict(scene: Scene, contract: NormQuantContract, stages: dict[str, Stage])
     used = stages["used_scale"](scene, amax) if "used_scale" in stages else scale_of(amax, contract, qmax)
     stored = stage("scale", used)
     divisor = used if "codes_keep_scale" in stages or "scale" not in stages else stored
-    t = round_fp32(y / divisor[:, None])
+    if contract.division == "reciprocal":
+        t = round_fp32(y * round_fp32(1.0 / divisor)[:, None])
+    else:
+        t = round_fp32(y / divisor[:, None])
     if "t" in stages:
         t = stages["t"](scene, y if "t_from_y" in stages else t)
     if drops_nan and contract.overflow == "saturate":
@@ -164,8 +167,12 @@ def make_scene(
     return scene_of(rows)
 
 
-def tolerances(scene: Scene, contract: NormQuantContract) -> tuple[float, float]:
-    """(relative width of a scale, of t) within which a prediction counts as met: the contract's own budgets."""
+Widths = tuple[float, float | Tensor]
+"""Relative widths of a scale and of t (one number, or [m, 1]) within which a prediction counts as met."""
+
+
+def tolerances(scene: Scene, contract: NormQuantContract) -> Widths:
+    """The contract's own budgets; for a quantizer, whose y is known, no more than the rounding of the prediction."""
     qmax = contract.qmax(scene.fp8.name)
     step = budgets.scale_step_budget(contract, qmax).bound
     if scene.quant_only:
@@ -174,7 +181,26 @@ def tolerances(scene: Scene, contract: NormQuantContract) -> tuple[float, float]
     return rms.bound + step, budgets.code_budget(contract, qmax, gemma=False).bound
 
 
-def met(scene: Scene, prediction: Prediction, widths: tuple[float, float]) -> dict[str, Tensor]:
+_BIT_FOR_BIT = frozenset(("encode", "t"))
+
+
+def wide_tolerances(scene: Scene, contract: NormQuantContract, stages: dict[str, Stage]) -> Widths:
+    """What a right element must miss a prediction by to contradict it: more than any order of operations can explain.
+
+    Only a quantizer's quotient is known bit for bit: where the contract's division is correctly rounded, or the scale a
+    power of two, and the hypothesis changes nothing before the code is formed.
+    """
+    scale_width, t_width = tolerances(scene, contract)
+    if not scene.quant_only:
+        return scale_width, t_width
+    width = budgets.code_budget(contract, contract.qmax(scene.fp8.name), gemma=False).bound
+    exact = torch.zeros_like(scene.scale, dtype=torch.bool)
+    if stages and _BIT_FOR_BIT.issuperset(stages):
+        exact = is_power_of_two(scene.scale) if contract.reciprocal_u > 1.0 else torch.ones_like(exact)
+    return max(scale_width, budgets.U), torch.where(exact, 0.0, width)[:, None]
+
+
+def met(scene: Scene, prediction: Prediction, widths: Widths) -> dict[str, Tensor]:
     """Which elements of each output the prediction meets: bool tensors."""
     scale_width, t_width = widths
     found = {

@@ -1,29 +1,27 @@
-"""Which contract do outputs follow, and what would explain the violations of a kernel that failed?"""
+"""Which contract do the outputs of a kernel follow: a preset, or a preset but for one or two fields?"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-
-from reference.contract import GEMM_CONTRACTS, NORM_QUANT_CONTRACTS, GemmContract, NormQuantContract
+from reference.contract import GEMM_CONTRACTS, NORM_QUANT_CONTRACTS, NormQuantContract
+from validators import doing, integrity, nearby
 from validators.cases.case import Case
 from validators.cases.inputs import build
 from validators.cases.recipes import reasons_impossible
-from validators.cases.tensors import GemmInputs, GemmOutputs, Inputs, NormQuantInputs, Outputs, QuantInputs
+from validators.cases.tensors import GemmInputs, GemmOutputs
 from validators.compare import compare
-from validators.records import Check, Comparison
+from validators.explain_bits import observations
+from validators.identify_gemm import match_shares, sentences
+from validators.nearby import AnyContract
 
 if TYPE_CHECKING:
     from validators.kernels.base import Kernel
 
-SAMPLE_ROWS = 48
-"""Rows that a hypothesis is tried on; violating rows first. Enough to tell hypotheses apart, cheap to try all."""
-MOST = 0.95
-"""A hypothesis is offered as *the* explanation if it meets this share of the violations and breaks none of 100 others;
-some elements near a rounding boundary go either way under any hypothesis. Wording only: no verdict depends on it."""
+MOST_NEAR = 3
+"""Changed presets that are named where no preset fits; the first is the one that is used."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +31,10 @@ class Candidate:
     contract: str
     violations: dict[str, int]
     judged: int
+    open: int = 0
+    """Judged elements with more than one admissible value: of two contracts that admit all, fewer is stricter."""
+    title: str = ""
+    """In words, for a preset with changed fields."""
 
     @property
     def total(self) -> int:
@@ -49,11 +51,15 @@ class IdentifyResult:
     cases: tuple[str, ...]
     units: tuple[str, ...] = ()
     """For a GEMM: which accumulator, split-K and epilogue order its outputs equal, in words."""
+    near: tuple[Candidate, ...] = ()
+    """Where no preset admits every output: presets with one changed field that do, or with two, the strictest first."""
+    bits: tuple[str, ...] = ()
+    """Where nothing admits every output: what the bits show."""
 
     @property
     def admitted(self) -> list[str]:
-        """Contracts that admit every output."""
-        return [c.contract for c in self.candidates if c.total == 0]
+        """Contracts that admit every output; presets, or else presets with changed fields."""
+        return [c.contract for c in (*self.candidates, *self.near) if c.total == 0]
 
     @property
     def best(self) -> str | None:
@@ -62,7 +68,8 @@ class IdentifyResult:
 
     def lines(self) -> list[str]:
         """Evidence in words, one line a contract."""
-        out = []
+        out = [f"{c.title}: admits all {c.judged:,} values (contract {c.contract})" for c in self.near[:MOST_NEAR]]
+        out += [f"the bits show: {sentence}" for sentence in self.bits]
         for c in self.candidates:
             if c.total == 0:
                 out.append(f"{c.contract}: admits all {c.judged:,} values")
@@ -91,126 +98,47 @@ def identify(
     """Judge the kernel's outputs under every preset of its op. Raises ``run.KernelFault`` if the kernel fails."""
     from validators.run import KernelFault, call
 
-    table: dict[str, NormQuantContract] | dict[str, GemmContract]
-    table = GEMM_CONTRACTS if kernel.op == "ptpc_gemm" else NORM_QUANT_CONTRACTS
-    totals: dict[str, dict[str, int]] = {name: {} for name in table}
-    judged = dict.fromkeys(table, 0)
+    table: Mapping[str, AnyContract] = GEMM_CONTRACTS if kernel.op == "ptpc_gemm" else NORM_QUANT_CONTRACTS
+    scenes: list[nearby.Scene] = []
     used: list[str] = []
     units: tuple[str, ...] = ()
     for case in identification_cases(kernel.op, rows=rows, dtype=dtype, fp8=fp8, seed=seed):
         if reasons_impossible(case) or kernel.unsupported(case):
             continue
         inputs = build(case, device=device)
+        doing.now(f"the outputs of {case.id} were formed for identification")
         outputs, _, _ = call(kernel, inputs, 0x7F)
-        from validators import integrity
-
         try:
             integrity.check_outputs(inputs, outputs, kernel.op, strict=False)
         except integrity.OutputError as error:
             raise KernelFault(str(error)) from error
         used.append(case.id)
         if isinstance(inputs, GemmInputs) and case.recipe == "positive_mean":
-            from validators.identify_gemm import match_shares, sentences
-
             assert isinstance(outputs, GemmOutputs)
             # Positive data tells units apart best: on zero-mean data promoted partial sums are often exact.
             units = sentences(match_shares(inputs, outputs))
-        for name, contract in table.items():
-            for c in compare(inputs, outputs, contract):
-                totals[name][c.output] = totals[name].get(c.output, 0) + c.violations
-                judged[name] += c.judged
+        scenes.append(nearby.scene_of(inputs, outputs))
     if not used:
         raise KernelFault(f"{kernel.name} supports none of the cases that identification uses")
-    candidates = [Candidate(name, totals[name], judged[name]) for name in table]
-    candidates.sort(key=lambda c: (c.total, -c.judged))
-    return IdentifyResult(kernel.name, tuple(candidates), tuple(used), units)
+    candidates = [_candidate(scenes, contract) for contract in table.values()]
+    candidates.sort(key=lambda c: (c.total, -c.judged, c.open))
+    near: list[Candidate] = []
+    bits: tuple[str, ...] = ()
+    order = [table[c.contract] for c in candidates]
+    if candidates[0].total and isinstance(order[0], NormQuantContract):
+        most = max(c.judged for c in candidates)
+        found = nearby.first_admitting(scenes, order, least=most) or nearby.first_admitting(scenes, order)
+        near = [_candidate(scenes, change.contract) for change in found[:MOST_NEAR]]
+        bits = () if near else observations([scene.whole for scene in scenes], order[0])
+    return IdentifyResult(kernel.name, tuple(candidates), tuple(used), units, tuple(near), bits)
 
 
-def explain(
-    inputs: Inputs, outputs: Outputs, contract: NormQuantContract | GemmContract, comparisons: Sequence[Comparison],
-    checks: Sequence[Check] = (),
-) -> tuple[str, ...]:  # fmt: skip
-    """Sentences that would explain the violations, best first; empty if nothing known does.
-
-    A failed integrity check (unwritten elements, overwritten guards or inputs) explains before any arithmetic does;
-    a failed invariance is a symptom and comes after.
-    """
-    first = tuple(f"{c.name}: {c.detail}" for c in checks if c.ok is False and c.kind == "integrity")
-    last = tuple(f"{c.name}: {c.detail}" for c in checks if c.ok is False and c.kind == "invariance")
-    failing = [c.output for c in comparisons if c.violations]
-    if not failing:
-        return first + last
-    with torch.inference_mode():
-        if isinstance(inputs, GemmInputs):
-            from validators.explain_gemm import explain_gemm
-
-            assert isinstance(outputs, GemmOutputs)
-            assert isinstance(contract, GemmContract)
-            return first + explain_gemm(inputs, outputs, contract) + last
-        assert isinstance(contract, NormQuantContract)
-        return first + _explain_norm(inputs, outputs, contract, failing, comparisons) + last
-
-
-def violating_rows(comparisons: Sequence[Comparison], rows: int, inputs: Inputs, outputs: Outputs) -> torch.Tensor:
-    """Up to SAMPLE_ROWS row numbers: those of the worst elements, then evenly spread ones."""
-    chosen: list[int] = []
-    for c in comparisons:
-        chosen += [e.row for e in c.worst]
-    spread = torch.linspace(0, rows - 1, min(rows, SAMPLE_ROWS)).long().tolist()
-    chosen += [rows - 1, 0, *spread]
-    return torch.tensor(list(dict.fromkeys(chosen))[:SAMPLE_ROWS])
-
-
-def _explain_norm(
-    inputs: NormQuantInputs | QuantInputs, outputs: Outputs, contract: NormQuantContract, failing: list[str],
-    comparisons: Sequence[Comparison],
-) -> tuple[str, ...]:  # fmt: skip
-    from validators import explain_scene as norm
-    from validators.explain_norm import HYPOTHESES
-
-    n = inputs.x.shape[-1]
-    count = inputs.x.numel() // n
-    rows = violating_rows(comparisons, count, inputs, outputs).to(inputs.x.device)
-    scene = norm.make_scene(inputs, outputs, rows, contract)  # type: ignore[arg-type]
-    widths = norm.tolerances(scene, contract)
-    base = norm.met(scene, norm.predict(scene, contract, {}), widths)
-    scored = []
-    for position, hypothesis in enumerate(HYPOTHESES):
-        if not hypothesis.needs(scene):
-            continue
-        changed = contract.replace(**hypothesis.contract)
-        if hypothesis.contract and changed == contract:
-            continue
-        try:
-            found = norm.met(scene, norm.predict(scene, changed, hypothesis.stages), widths)
-        except (RuntimeError, IndexError):  # a layout that this hypothesis cannot describe
-            continue
-        share, broken = _score(base, found, failing)
-        # Among hypotheses that meet the same violations, the one whose scales lie nearest comes first.
-        far = norm.scale_distance(scene, norm.predict(scene, changed, hypothesis.stages))
-        scored.append((share, -broken, -far, -position, hypothesis))
-    scored.sort(key=lambda s: s[:4], reverse=True)
-    return tuple(_sentence(h.slug, h.sentence, share, -broken) for share, broken, _, _, h in scored[:3] if share > 0.3)
-
-
-def _score(base: dict[str, torch.Tensor], found: dict[str, torch.Tensor], failing: list[str]) -> tuple[float, float]:
-    """(share of what the contract misses that the hypothesis meets, share of what it met that the hypothesis breaks).
-
-    The first is the smallest over the failing outputs, less what it breaks anywhere.
-    """
-    shares, broken = [], 0.0
-    for output, was in base.items():
-        now = found[output]
-        missed, kept = int((~was).sum()), int(was.sum())
-        if output in failing and missed:
-            shares.append(float((now & ~was).sum()) / missed)
-        if kept:
-            broken = max(broken, float((was & ~now).sum()) / kept)
-    share = min(shares) if shares else 0.0
-    return round(max(0.0, share - broken), 3), round(broken, 4)
-
-
-def _sentence(slug: str, sentence: str, share: float, broken: float) -> str:
-    if share >= MOST and broken <= 1 - MOST:
-        return f"{slug}: every violation vanishes if {sentence}"
-    return f"{slug}: {100 * share:.0f} % of the violations vanish if {sentence}"
+def _candidate(scenes: Sequence[nearby.Scene], contract: AnyContract) -> Candidate:
+    totals: dict[str, int] = {}
+    judged = several = 0
+    for scene in scenes:
+        for c in compare(*scene.whole, contract):
+            totals[c.output] = totals.get(c.output, 0) + c.violations
+            judged += c.judged
+            several += c.judged - c.single
+    return Candidate(contract.name, totals, judged, several, nearby.title(contract))

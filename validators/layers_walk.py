@@ -363,7 +363,7 @@ class Walk:
         status, reasons = decide(comparisons, found)
         explanations: tuple[str, ...] = ()
         if status is Status.FAILED and self._explained < MOST_EXPLAINED:
-            from validators.identify import explain
+            from validators.explanation import explain
 
             self._explained += 1
             wiring: tuple[str, ...] = ()

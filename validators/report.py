@@ -16,6 +16,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from validators import wording
 from validators.records import Check, Comparison, Element, Record, Status
 
 LANES = ("exact", "random", "adversarial", "special", "shapes", "model")
@@ -211,10 +212,7 @@ def _other_reasons(record: Record) -> list[str]:
 
 def _comparison_line(c: Comparison) -> str:
     noun = "rows" if c.output == "scale" else "elements"
-    steps = max((abs(e.err_ulp) for e in c.worst if math.isfinite(e.err_ulp)), default=0.0)
-    # Where one value is admissible the budget is zero and the ratio infinite: the distance says more.
-    worst = f"{steps:,.0f} ulp away" if math.isinf(c.worst_use) and steps >= 1 else _times(c.worst_use)
-    return f"{c.output}: {c.violations:,} of {c.judged:,} {noun} outside their admissible set, worst {worst}"
+    return f"{c.output}: {c.violations:,} of {c.judged:,} {noun} outside their admissible set, {wording.worst(c)}"
 
 
 def _comparison_lines(c: Comparison) -> list[str]:
@@ -267,7 +265,7 @@ def _element_table(worst: Sequence[Element]) -> list[str]:
             e.got_bits,
             _small(e.err),
             _small(e.budget),
-            _times(e.err / e.budget if e.budget else (math.inf if e.err else 0.0), short=True),
+            wording.short_times(e.err / e.budget if e.budget else (math.inf if e.err else 0.0)),
             f"{e.err_ulp:.4g}",
             *(_small(e.terms[t]) if t in e.terms else "-" for t in terms),
         ]
@@ -291,18 +289,10 @@ def _small(x: float) -> str:
 
 
 def use_text(x: float) -> str:
-    """An err/budget ratio: ``0.93``, ``1892``, ``NaN``."""
+    """An err/budget ratio: ``0.93``, ``1892``, ``>1e6``, ``NaN``."""
+    if wording.BEYOND < x < math.inf:
+        return ">1e6"
     return "NaN" if math.isnan(x) else (f"{x:.2f}" if x < 10 else f"{x:.4g}")
-
-
-def _times(x: float, *, short: bool = False) -> str:
-    if math.isnan(x):
-        return "NaN" if short else "not comparable"
-    if math.isinf(x):
-        return "inf" if short else "beyond any budget"
-    if 1.0 < x < 1.005:
-        return "just over 1x"  # "1x" would read as if it were within its budget
-    return f"{x:.0f}x" if x >= 100 else f"{x:.3g}x"
 
 
 def _flat(text: str) -> str:

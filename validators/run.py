@@ -100,9 +100,11 @@ def validate(kernel: Kernel, case: Case, *, contract: str | None = None, device:
         reasons = (f"the outputs fit no contract of the closed list; nearest is {judged_by.name}", *reasons)
     explanations: tuple[str, ...] = ()
     if status is Status.FAILED:
-        from validators.identify import explain
+        from validators.explanation import diagnose
 
-        explanations = explain(claim.inputs, claim.outputs, judged_by, comparisons, checks)
+        explanations, near = diagnose(claim.inputs, claim.outputs, judged_by, comparisons, checks)
+        if near and chosen is not None:
+            reasons = (f"the outputs follow {near}", *reasons)
     name = chosen.name if chosen else None
     return frame.record(
         status, reasons, name, origin, start, identified=identified, comparisons=tuple(comparisons),

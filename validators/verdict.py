@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from validators.records import Check, Comparison, Status
+from validators.wording import worst
 
 MISTRUSTED_SHARE = 0.5
 """A pass is no evidence where more than half of an output's judged elements had a vacuous budget, or more than half of
@@ -12,14 +13,21 @@ the codes had a choice. A majority, not a tuned number: below it most elements w
 
 
 def decide(comparisons: Sequence[Comparison], checks: Sequence[Check]) -> tuple[Status, tuple[str, ...]]:
-    """The status and its reasons, worst first. FAILED before NONDETERMINISTIC before MISTRUSTED before PASSED."""
-    failures = [violation_sentence(c) for c in comparisons if c.violations]
-    failures += [f"{c.name}: {c.detail}" for c in checks if c.ok is False and c.kind != "determinism"]
-    unstable = [f"{c.name}: {c.detail}" for c in checks if c.ok is False and c.kind == "determinism"]
-    if failures:
-        return Status.FAILED, (*failures, *unstable)
+    """The status and its reasons, worst first. FAILED before NONDETERMINISTIC before MISTRUSTED before PASSED.
+
+    Where two runs on the same inputs differ, a row that differs alone or in another layout says nothing new: it fails
+    nothing, and comes after.
+    """
+    failed = {kind: [f"{c.name}: {c.detail}" for c in checks if c.ok is False and c.kind == kind] for kind in
+              dict.fromkeys(c.kind for c in checks)}  # fmt: skip
+    unstable, varying = failed.pop("determinism", []), failed.pop("invariance", [])
+    failures = [violation_sentence(c) for c in comparisons if c.violations] + [
+        s for kind in failed.values() for s in kind
+    ]
+    if failures or (varying and not unstable):
+        return Status.FAILED, (*failures, *unstable, *varying)
     if unstable:
-        return Status.NONDETERMINISTIC, tuple(unstable)
+        return Status.NONDETERMINISTIC, (*unstable, *varying)
     if not comparisons:
         return Status.MISTRUSTED, ("no output was compared",)
     if all(c.judged == 0 for c in comparisons):
@@ -37,10 +45,9 @@ def violation_sentence(c: Comparison) -> str:
     """How many, how bad, where: the first line of a report."""
     what = "rows" if c.output == "scale" else "elements"
     share = 100.0 * c.violations / max(1, c.judged)
-    worst = f", worst {c.worst_use:.3g} x budget" if 0 < c.worst_use < float("inf") else ""
     return (
-        f"{c.output}: {c.violations:,} of {c.judged:,} {what} outside their admissible set ({share:.3g} %){worst}; "
-        f"{c.where}"
+        f"{c.output}: {c.violations:,} of {c.judged:,} {what} outside their admissible set ({share:.3g} %), "
+        f"{worst(c)}; {c.where}"
     )
 
 
