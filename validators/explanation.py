@@ -144,8 +144,8 @@ def _defects(
     inputs: NormQuantInputs | QuantInputs, outputs: Outputs, contract: NormQuantContract, failing: list[str],
     rows: list[int], comparisons: Sequence[Comparison],
 ) -> list[tuple[str, float, bool]]:  # fmt: skip
-    """Hypotheses that nothing contradicts, best first: (sentence, share of the violations that it meets, whether it is a
-    defect and not changed fields of the contract alone)."""
+    """Hypotheses that nothing contradicts, best first: (sentence, share of the violations that it meets, whether
+    it is a defect and not changed fields of the contract alone)."""
     chosen = torch.tensor(rows, device=inputs.x.device)
     scene = explain_scene.make_scene(inputs, outputs, chosen, contract)  # type: ignore[arg-type]
     widths = explain_scene.tolerances(scene, contract)
