@@ -224,17 +224,22 @@ def first_admitting(
                 tried.add(bare)
                 result = admits(scenes, change.contract)
                 if result is not None and result.judged >= least:
-                    found.append(((-result.judged, result.open, _unusual(change), place), change))
+                    found.append(((-result.judged, result.open, *_unusual(change), place), change))
         if found:
             found.sort(key=lambda item: item[0])
             return [change for _, change in found]
     return []
 
 
-def _unusual(change: Change) -> int:
-    """Fields with a value that no preset has: of two descriptions of the same arithmetic the usual one is better."""
+def _unusual(change: Change) -> tuple[int, int]:
+    """(fields with a value that no preset has, the place of the last of them).
+
+    Of two descriptions of one arithmetic the usual one is better, and a floor of amax better than one of the scale.
+    """
     table: Mapping[str, Any] = GEMM_CONTRACTS if isinstance(change.contract, GemmContract) else NORM_QUANT_CONTRACTS
-    return sum(all(getattr(c, field) != value for c in table.values()) for field, value in change.fields.items())
+    order = notation.changeable(change.contract)
+    unusual = [order.index(f) for f, v in change.fields.items() if all(getattr(c, f) != v for c in table.values())]
+    return len(unusual), max(unusual, default=0)
 
 
 def _widest(scenes: Sequence[Scene]) -> Inputs:
