@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from evals import paired, sequential
 from evals.answers import EXTRACTORS, Extractor, Grade
@@ -142,12 +142,65 @@ def reported(table: Table, marks: Graded, how: Texts, pairs: Pairs) -> list[Gate
     ]  # fmt: skip
 
 
-def sensitivity(pairs: Pairs, policy: Policy, chosen: Extractor) -> Gate:
+def by_rule(pairs: Pairs) -> dict[str, Graded]:
+    """Both arms graded by every extractor."""
+    return {name: graded(pairs, extractor) for name, extractor in EXTRACTORS.items()}
+
+
+def answers_found(rules: Mapping[str, Graded], policy: Policy, chosen: Extractor) -> Gate:
+    """Does the rule in use read the answers that are there?
+
+    Open where another rule finds more right answers than it in one arm, by more than the margin: so many right answers
+    count as wrong in both arms, and a loss among them, larger than the margin, would not show. Completions that run on
+    behind a right ``#### N`` into further questions are the usual cause: the last number is that of another question.
+    A rule that finds fewer is none that these texts are written for, and is only said.
+    """
+    used = rules[chosen.name]
+    count, worst = len(used.baseline), (0, "", "")
+    for arm in ("baseline", "candidate"):
+        # A rule that reads the gold answer too grades by another key; more right by it is no answer found.
+        right = {
+            n: sum(marks.right(arm)) for n, marks in rules.items() if n == chosen.name or not EXTRACTORS[n].find_gold
+        }
+        best = max(right, key=lambda name: right[name])
+        worst = max(worst, (right[best] - right[chosen.name], best, arm))
+    more, best, arm = worst
+    if more > policy.margin * count:
+        mine, theirs = used.right(arm), rules[best].right(arm)
+        hidden = sum(b and not a for a, b in zip(mine, theirs, strict=True))
+        words = (
+            f"in the {arm} {best} finds {sum(theirs):,} right answers of {count:,} and {chosen.name} {sum(mine):,}: "
+            f"two rules differ by {100 * more / count:.1f} points within one arm, more than the margin; in {hidden:,} "
+            f"completions with a right answer {chosen.name} reads another number or none, as where text runs on behind "
+            f"it; --extractor {best} judges by the other rule"
+        )
+        return Gate("answers found", None, words)
+    words = f"no other rule finds more right answers in one arm by more than {margin_words(policy)}"
+    return Gate("answers found", True, words + _fewer(rules, policy, chosen))
+
+
+def _fewer(rules: Mapping[str, Graded], policy: Policy, chosen: Extractor) -> str:
+    """The rule that finds least in one arm, of those that find any to speak of, where it differs by over the margin."""
+    count = len(rules[chosen.name].baseline)
+    found = []
+    for arm in ("baseline", "candidate"):
+        right = {name: sum(marks.right(arm)) for name, marks in rules.items()}
+        found += [
+            (right[chosen.name] - n, name, arm, n) for name, n in right.items() if n > policy.margin * count
+        ]  # fmt: skip
+    less, name, arm, number = max(found, default=(0, "", "", 0))
+    if less <= policy.margin * count:
+        return ""
+    return (
+        f"; {name} finds {number:,} of {count:,} in the {arm}, {100 * less / count:.1f} points fewer than {chosen.name}"
+    )
+
+
+def sensitivity(pairs: Pairs, rules: Mapping[str, Graded], policy: Policy, chosen: Extractor) -> Gate:
     """The accuracy gate by every extractor that finds answers in these texts."""
     found: dict[str, Verdict] = {}
     parts = []
-    for name, extractor in EXTRACTORS.items():
-        marks = graded(pairs, extractor)
+    for name, marks in rules.items():
         table = paired.table(marks.right("baseline"), marks.right("candidate"))
         if table.baseline <= policy.margin * table.count:
             continue

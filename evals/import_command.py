@@ -32,4 +32,6 @@ def command(options: argparse.Namespace) -> int:
     failed = sum(s.error is not None for s in found.samples)
     answers = f"{len(found.samples) - failed:,} answers and {failed:,} errors"
     print(f"{answers} to {found.header.questions:,} questions in {options.out}")
+    if failed:
+        print("an empty completion may be a failed request: a comparison counts each for the candidate and against it")
     return 0

@@ -4,7 +4,7 @@ Read from their sources: lm-eval (``--log_samples``) writes one object a documen
 ``target``, ``arguments``, ``resps``, ``filter`` and ``prompt_hash``; sgl-eval's ``PredictionsWriter`` one a sample,
 with ``generation``, ``id``, ``expected_answer``, ``num_generated_tokens``, ``problem`` and, of late, ``finish_reason``,
 in order of completion. Both turn a failed request into an empty text; an empty completion is therefore taken as an
-error and never as an answer.
+error and never as an answer, and the comparison counts it in the way that hurts its claim most.
 """
 
 from __future__ import annotations
@@ -20,10 +20,7 @@ from typing import Any
 from evals.answers import number
 from evals.data import gold
 from evals.errors import EvalError
-from evals.samples import Header, Sample
-
-EMPTY = "the harness recorded an empty completion, which is also how it records a failed request"
-FAILED = "the harness recorded a failed request"
+from evals.samples import EMPTY, FAILED, Header, Sample
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,9 @@ class Imported:
 def lm_eval(path: str | Path, *, arm: str, model: str = "unknown", kernels: dict[str, str] | None = None) -> Imported:
     """The samples of one lm-eval log. A document stands once for each filter, with the same texts: one is taken.
 
-    ``resps`` holds, for each request of a document, the list of its repeats. Raises EvalError with file and line.
+    ``resps`` holds, for each request of a document, the list of its repeats; other versions nest them otherwise. Every
+    text in it is one repeat, and a document without any text stands as an empty completion: no document gets lost.
+    Raises EvalError with file and line.
     """
     file = _one(Path(path), "samples_*.jsonl")
     samples: dict[tuple[str, int], Sample] = {}
@@ -44,18 +43,18 @@ def lm_eval(path: str | Path, *, arm: str, model: str = "unknown", kernels: dict
     for row, where in _rows(file):
         generation = generation or _generation(row)
         try:
-            index, target, responses = row["doc_id"], row["target"], row["resps"][0]
+            index, target, responses = row["doc_id"], row["target"], list(_texts(row["resps"]))
             question = row["doc"]["question"]
-        except (KeyError, TypeError, IndexError):
+        except (KeyError, TypeError):
             raise EvalError(
                 f"{where} is no sample of lm-eval's gsm8k: doc_id, doc, target or resps is missing"
             ) from None
-        if type(index) is not int or not isinstance(responses, list) or not isinstance(question, str):
-            raise EvalError(f"{where} is no sample of lm-eval's gsm8k: doc_id is no number, or resps no list of lists")
+        if type(index) is not int or not isinstance(question, str):
+            raise EvalError(f"{where} is no sample of lm-eval's gsm8k: doc_id is no number, or the question no text")
         right = _gold(target, where)
         questions[index] = question
         prompt = str(row.get("prompt_hash") or "")
-        for repeat, text in enumerate(responses):
+        for repeat, text in enumerate(responses or [None]):
             sample = _sample(f"gsm8k-{index}", index, right, text, repeat, prompt)
             known = samples.setdefault((sample.question, repeat), sample)
             if known.text != sample.text:
@@ -96,6 +95,17 @@ def sgl_eval(path: str | Path, *, arm: str, model: str = "unknown", kernels: dic
     return _imported(root, "sgl-eval", "boxed-chat/imported", arm, model, kernels, samples, questions, settings)
 
 
+def _texts(responses: Any, depth: int = 0) -> Iterator[Any]:
+    """Every completion in ``resps``, however the lists are nested; what is neither list nor text is left to fail."""
+    if isinstance(responses, list) and depth < 5:
+        for inner in responses:
+            yield from _texts(inner, depth + 1)
+    elif depth == 0 and not isinstance(responses, str):
+        raise TypeError(responses)
+    else:
+        yield responses
+
+
 def _generation(row: Any) -> dict[str, Any]:
     """How lm-eval asked (stop strings, temperature, length), from a sample's ``arguments``: {"gen_args_0": {"arg_0":
     prompt, "arg_1": settings}}, in older versions [[prompt, settings]]. Nothing where there is neither."""
@@ -111,9 +121,14 @@ def _one(path: Path, pattern: str) -> Path:
     if not path.is_dir():
         return path
     files = sorted(path.rglob(pattern))
+    if not files and (summaries := sorted(path.rglob("results_*.json"))):
+        raise EvalError(f"{summaries[0]} is {_SUMMARY}")
     if len(files) != 1:
         raise EvalError(f"{path} holds {len(files)} files {pattern}; name the one to import")
     return files[0]
+
+
+_SUMMARY = "lm-eval's summary, without answers; import samples_gsm8k_*.jsonl (--log_samples)"
 
 
 def _rows(file: Path) -> Iterator[tuple[Any, str]]:
@@ -128,6 +143,11 @@ def _rows(file: Path) -> Iterator[tuple[Any, str]]:
         except ValueError:
             raise EvalError(f"{file} is not JSON") from None
         return
+    if (whole := _one_object(raw)) is not None:
+        if "results" in whole or "configs" in whole:
+            raise EvalError(f"{file} is {_SUMMARY}")
+        yield whole, f"{file}:1"
+        return
     lines = raw.split(b"\n")
     for number_, line in enumerate(lines, 1):
         if not line.strip():
@@ -136,6 +156,18 @@ def _rows(file: Path) -> Iterator[tuple[Any, str]]:
             yield json.loads(line), f"{file}:{number_}"
         except ValueError:
             raise EvalError(f"{file}:{number_} is not JSON") from None
+
+
+def _one_object(raw: bytes) -> dict[str, Any] | None:
+    """The object that the whole of ``raw`` is, over one line or several; None where it is lines of objects."""
+    first = raw.split(b"\n", 1)[0].strip()
+    if raw[:1] != b"{" or (first.endswith(b"}") and raw.strip() != first):
+        return None
+    try:
+        found = json.loads(raw)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _gold(target: object, where: str) -> str:

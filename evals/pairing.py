@@ -11,7 +11,7 @@ from typing import Any
 from evals.answers import Extractor, Grade, gold_answer, grade_answer
 from evals.errors import EvalError
 from evals.paired import first_divergence
-from evals.samples import Header, Sample
+from evals.samples import EMPTY, FAILED, Header, Sample
 
 VOLATILE = frozenset(
     ("time", "timestamp", "created", "started", "uptime", "date", "pid", "port", "host", "hostname", "url", "seed",
@@ -45,9 +45,11 @@ def align(
     for name, samples in zip(names, (baseline, candidate), strict=True):
         failed = [s for s in samples if s.error is not None or s.text is None]
         if failed:
+            imported = all(s.error in (EMPTY, FAILED) for s in failed)
+            way_out = "ask that harness again" if imported else "run it again to finish them"
             raise EvalError(
                 f"{len(failed)} of {len(samples)} questions of {name} ended in an error, so there is no verdict (first "
-                f"{failed[0].question}: {failed[0].error or 'no text'}); run it again to finish them"
+                f"{failed[0].question}: {failed[0].error or 'no text'}); {way_out}"
             )
         table = {(s.question, s.repeat): s for s in samples}
         if len(table) != len(samples):
@@ -77,7 +79,13 @@ def align(
 def check_headers(a: Header, b: Header, *, any_model: bool = False, same_arm: bool = False) -> str:
     """How the two arms differ, in words. Raises EvalError where they cannot be compared, and where nothing differs
     (unless ``same_arm``: a baseline and its own re-run, which must not differ in kernels)."""
-    for name in ("profile", "data_sha256", "questions", "seed", "settings", "backend"):
+    if a.questions != b.questions:
+        # First, since the digests differ as well, and say nothing to a reader.
+        raise EvalError(
+            f"{a.questions:,} questions in one arm, {b.questions:,} in the other: give both the same questions (a "
+            f"--limit on one arm only?)"
+        )
+    for name in ("profile", "data_sha256", "seed", "settings", "backend"):
         ours, theirs = getattr(a, name), getattr(b, name)
         if ours != theirs:
             if isinstance(ours, dict):

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from evals import answer_gates, paired, sequential
+from evals import answer_gates, empty, paired, sequential
 from evals import tokens as token_level
 from evals.answers import Extractor, find_extractor
 from evals.errors import EvalError
 from evals.gate import Gate
 from evals.paired import NonInferiority, Table, planned
-from evals.pairing import Graded, Texts, align, check_headers, graded, texts
+from evals.pairing import Graded, Texts, align, check_headers, texts
 from evals.policy import POLICIES, Policy, Verdict, find_policy, verdict_of
 from evals.samples import Header, Sample, TokenPair
 
@@ -49,12 +49,38 @@ def decide(
     yardstick: token_level.Yardstick | None = None, policy: Policy = POLICIES["non-inferiority"],
     headers: tuple[Header, Header] | None = None,
 ) -> Parity:  # fmt: skip
-    """The verdict on ``candidate`` against ``baseline``.
+    """The verdict on ``candidate`` against ``baseline``. Empty completions of imported runs are counted both ways.
 
     again: the baseline's own re-run. tokens, noise: token-level pairs of the baseline with the candidate and with its
     re-run; yardstick: of a higher-precision arm with both. headers: of both arms; checked where given. Raises EvalError
     where there can be no verdict.
     """
+    scores = (tokens, noise, yardstick)
+    if headers is None or policy.early_stop or not empty.among(headers, baseline, candidate, again or ()):
+        return _decide(baseline, candidate, again, scores, policy, headers)
+    extractor = _extractor(policy, headers)
+    own = None if again is None else empty.filled(again, extractor, right=False)
+    against, for_ = (
+        _decide(empty.filled(baseline, extractor, right=not favour), empty.filled(candidate, extractor, right=favour),
+                own, scores, policy, headers)
+        for favour in (False, True)
+    )  # fmt: skip
+    gate = empty.gate(headers, (baseline, candidate), against.verdict, for_.verdict)
+    # A loss is claimed only if it is shown with the empty ones counted for the candidate.
+    shown = for_ if against.verdict is Verdict.REGRESSION else against
+    gates = (*shown.gates, gate)
+    found = replace(shown, gates=gates, verdict=verdict_of(gates))
+    return replace(found, sentence=f"{quotable(found, headers, bool(tokens))} Empty: {gate.sentence}.")
+
+
+_Scores = tuple[Sequence[TokenPair] | None, Sequence[TokenPair] | None, token_level.Yardstick | None]
+
+
+def _decide(
+    baseline: Sequence[Sample], candidate: Sequence[Sample], again: Sequence[Sample] | None, scores: _Scores,
+    policy: Policy, headers: tuple[Header, Header] | None,
+) -> Parity:  # fmt: skip
+    tokens, noise, yardstick = scores
     differ = ""
     if headers is not None:
         differ = check_headers(*headers, any_model=policy.any_model, same_arm=policy.aa)
@@ -64,13 +90,15 @@ def decide(
         again = None if again is None else [s for s in again if s.question in {b.question for b in baseline}]
     pairs = align(baseline, candidate)
     extractor = _extractor(policy, headers)
-    marks, how = graded(pairs, extractor), texts(pairs)
+    rules, how = answer_gates.by_rule(pairs), texts(pairs)
+    marks = rules[extractor.name]
     table = paired.table(marks.right("baseline"), marks.right("candidate"))
     accuracy, bounds = answer_gates.accuracy(table, marks, pairs, policy)
     gates = [
-        answer_gates.floor(table, policy), accuracy, *answer_gates.guards(marks, how, pairs, policy),
+        answer_gates.floor(table, policy), accuracy, answer_gates.answers_found(rules, policy, extractor),
+        *answer_gates.guards(marks, how, pairs, policy),
         answer_gates.arms_differ(differ, how, pairs, policy, headers is not None),
-        *answer_gates.reported(table, marks, how, pairs), answer_gates.sensitivity(pairs, policy, extractor),
+        *answer_gates.reported(table, marks, how, pairs), answer_gates.sensitivity(pairs, rules, policy, extractor),
     ]  # fmt: skip
     if again is not None:
         rerun = align(baseline, again, names=("baseline", "its re-run"))

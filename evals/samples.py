@@ -12,6 +12,10 @@ from typing import Any
 
 SCHEMA_VERSION = 1
 ANSWER, SCORE = "answer", "score"
+IMPORTED = ("lm-eval", "sgl-eval")
+"""Backends whose runs are files of another harness: nothing of them can be asked again here."""
+EMPTY = "the harness recorded an empty completion, which is also how it records a failed request"
+FAILED = "the harness recorded a failed request"
 
 
 @dataclass(frozen=True)
