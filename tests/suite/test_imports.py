@@ -103,7 +103,7 @@ JUDGES = (
 PURE = tuple(
     f"evals.{name}"
     for name in (
-        "answer_gates", "answers", "data", "errors", "gate", "import_command", "importers", "paired", "pairing",
+        "answer_gates", "answers", "data", "empty", "errors", "gate", "import_command", "importers", "paired", "pairing",
         "parity", "policy", "prompts", "report", "samples", "sequential", "store", "tokens",
     )
 )  # fmt: skip
