@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from golden.outcome import Outcome, State
-from golden.sets import this_isa
+from golden.sets import elsewhere
 from golden.store import GoldenError, Row, Tensor
 from golden.tensors import Drift, drift_of, from_stored, stored_outputs
 from reference.contract import GemmContract, NormQuantContract, get_contract
@@ -123,8 +123,8 @@ def _compare(
             f"; {words}" if words else ""
         )
         state = State.DRIFTED
-    elif drifts and row.isa is not None and row.isa != this_isa():
-        words = f"its bits belong to a CPU with {row.isa} and PyTorch uses {this_isa()} here; admissible, but {words}"
+    elif drifts and (other := elsewhere(row.isa, row.library, kernel.name)):
+        words = f"{other}; admissible, but {words}"
         state = State.UNTESTED
     seen = Check("golden", True if state is State.UNCHANGED else None, words or "the accepted bits", "determinism")
     record = _record(

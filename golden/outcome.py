@@ -19,7 +19,7 @@ class State(str, Enum):
     DRIFTED = "DRIFTED"  # other bits, still admissible: to be accepted or explained
     FAILED = "FAILED"  # not admissible, no output, or other inputs or truth than recorded
     MISSING = "MISSING"  # its kernel or architecture is not here
-    UNTESTED = "UNTESTED"  # other bits, admissible, on a CPU of another vector ISA than recorded
+    UNTESTED = "UNTESTED"  # other bits, admissible, on a CPU of another vector ISA or with other libraries
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import torch
 from golden import kernel as one
 from golden import truth
 from golden.commit import Entry, commit
-from golden.sets import Marked, isa_of, marked_kernels, marked_truth
+from golden.sets import Marked, isa_of, library_of, marked_kernels, marked_truth
 from golden.store import MANIFEST, GoldenError, Row, Tensor, read
 from golden.tensors import from_stored, sample
 from reference.contract import get_contract
@@ -112,8 +112,8 @@ def _kernel_entry(item: Marked, device: str, say: Say) -> Entry | None:
     row = Row(
         id=item.id, kind="kernel", case=item.case, op=kernel.op, inputs=judged.inputs, kernel=kernel.name,
         arch=item.arch, contract=kernel.contract, outputs={name: o for name, (o, _) in stored.items()},
-        isa=isa_of(kernel.name, item.arch), emulated=kernel.emulated, fake=kernel.fake,
-        versions=one.versions_of(kernel, device), commit=_commit(),
+        isa=isa_of(kernel.name, item.arch), library=library_of(kernel.name, item.arch),
+        emulated=kernel.emulated, fake=kernel.fake, versions=one.versions_of(kernel, device), commit=_commit(),
     )  # fmt: skip
     return Entry(row, {name: tensor for name, (_, tensor) in stored.items()})
 

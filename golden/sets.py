@@ -7,6 +7,11 @@ architecture's own FP8 format), so that one list serves all.
 
 from __future__ import annotations
 
+import functools
+import os
+import re
+import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -17,6 +22,7 @@ CPU_KERNELS = (
     "emulated/aiter-hip-gfx950",
     "emulated/aiter-hip-gfx942",
     "emulated/aiter-triton",
+    "emulated/unknown",
     "torch_native/eager",
     "torch_native/scaled_mm",
     "inductor/add_rmsnorm_quant",
@@ -155,9 +161,9 @@ def marked_truth() -> list[Marked]:
 def isa_of(kernel: str, arch: str) -> str | None:
     """Vector ISA that a CPU golden's bits may belong to, or None where they do not depend on it.
 
-    The emulated norms sum in an order of their own with elementwise IEEE operations: the same bits everywhere (the
-    same with ATEN_CPU_CAPABILITY=default and avx2). What ATen, Inductor and oneDNN vectorise may sum in another order
-    on another CPU: bits that differ there, and are admissible, are not called drift.
+    The emulated kernels are made of operations that IEEE 754 rounds in one way, in an order of their own: the same bits
+    on every CPU (docs/machines.md). What ATen, Inductor, MKL and oneDNN vectorise may sum in another order on another
+    CPU, and MKL's roots round otherwise there: bits that differ there, and are admissible, are not called drift.
     """
     if arch != CPU or kernel.startswith("emulated/"):
         return None
@@ -169,3 +175,56 @@ def this_isa() -> str:
     import torch
 
     return str(torch.backends.cpu.get_cpu_capability())
+
+
+def library_of(kernel: str, arch: str) -> str | None:
+    """Libraries that a CPU golden's bits belong to, with the CPU's maker; None where ``isa_of`` is."""
+    return None if isa_of(kernel, arch) is None else _libraries(kernel)
+
+
+def elsewhere(isa: str | None, library: str | None, kernel: str) -> str | None:
+    """Why bits of a CPU recorded for ``isa`` and ``library`` may be others here, or None where they have to be the
+    same: also where none were recorded."""
+    here = this_isa(), _libraries(kernel)
+    if isa is None or (isa, library or here[1]) == here:
+        return None
+    return f"its bits belong to {isa}{f' with {library}' if library else ''}, and here it is {' with '.join(here)}"
+
+
+def _libraries(kernel: str) -> str:
+    return this_library() + (f", {_compiler()}" if kernel.startswith("inductor/") else "")
+
+
+@functools.cache
+def this_library() -> str:
+    """``"torch 2.13.0, MKL 2024.2, oneDNN 3.12.0 on AuthenticAMD"``: MKL takes other paths on other makers' CPUs."""
+    import torch
+
+    built = torch.__config__.show()
+    found = [f"torch {torch.__version__.partition('+')[0]}"]
+    for name, pattern in (("MKL", r"Math Kernel Library Version (\d[\w.]*)"), ("oneDNN", r"MKL-DNN v(\d[\w.]*)")):
+        if match := re.search(pattern, built):
+            found.append(f"{name} {match.group(1)}")
+    if len(found) == 1 and (match := re.search(r"BLAS_INFO=(\w+)", built)):
+        found.append(match.group(1))
+    return f"{', '.join(found)} on {_maker()}"
+
+
+def _maker() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        text = ""
+    match = re.search(r"^(?:vendor_id|CPU implementer)\s*:\s*(\S+)", text, re.MULTILINE)
+    return match.group(1) if match else os.uname().machine
+
+
+@functools.cache
+def _compiler() -> str:
+    """First line of ``c++ --version``: Inductor's kernels are compiled on the machine that runs them."""
+    try:
+        command = [os.environ.get("CXX", "g++"), "--version"]
+        told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+        return told.splitlines()[0].strip()
+    except (OSError, subprocess.SubprocessError, IndexError):
+        return "no C++ compiler"

@@ -75,7 +75,8 @@ class Row:
 
     kind: "kernel" (outputs of a kernel), "reference" (float64 truth of a case, under every contract of its op) or
     "inputs" (digest of a case's inputs only). arch: "cpu", "sm_90", "gfx942", or None where it does not matter.
-    inputs: digest of the case's inputs. isa: vector ISA of the CPU where the bits depend on it, else None.
+    inputs: digest of the case's inputs. isa: vector ISA of the CPU where the bits depend on it, else None. library: the
+    libraries that they depend on then, and the CPU's maker.
     file: path of the tensors relative to the store, None if there are none. history: earlier rows, newest first.
     """
 
@@ -90,6 +91,7 @@ class Row:
     outputs: dict[str, Output] = field(default_factory=dict)
     file: str | None = None
     isa: str | None = None
+    library: str | None = None
     emulated: bool = False
     fake: bool = False
     versions: dict[str, str] = field(default_factory=dict)
@@ -105,8 +107,8 @@ class Row:
 
     def same_golden(self, other: Row) -> bool:
         """Whether both stand for the same bits under the same contract; dates, versions and reasons may differ."""
-        return (self.inputs, self.contract, self.isa, self.bits()) == (
-            other.inputs, other.contract, other.isa, other.bits(),
+        return (self.inputs, self.contract, self.isa, self.library, self.bits()) == (
+            other.inputs, other.contract, other.isa, other.library, other.bits(),
         )  # fmt: skip
 
     def bits(self) -> dict[str, tuple[str, str, tuple[int, ...]]]:

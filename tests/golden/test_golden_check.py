@@ -221,18 +221,40 @@ def test_an_unavailable_kernel_is_missing_with_its_own_sentence(
     assert _check(store, GAUSSIAN).sentence == "its library is not here"
 
 
-def test_other_bits_on_another_isa_are_untested_and_defects_still_fail(
-    store: Store, replace_kernel: Callable[[Change], None]
+@pytest.mark.parametrize(
+    ("here", "words"),
+    [
+        ({"isa": "VSX"}, "belong to VSX with torch "),
+        ({"library": "torch 2.9.1, MKL 2024.2, oneDNN 3.7.1 on GenuineIntel"}, "with torch 2.9.1, MKL 2024.2, oneDNN"),
+    ],
+)
+def test_other_bits_on_another_isa_or_library_are_untested_and_defects_still_fail(
+    store: Store, replace_kernel: Callable[[Change], None], here: dict[str, str], words: str
 ) -> None:
-    row = dataclasses.replace(store.rows[GAUSSIAN], isa="VSX")
+    mine = {"isa": sets.this_isa(), "library": sets.this_library()}
+    row = dataclasses.replace(store.rows[GAUSSIAN], **{**mine, **here})
     changed = dataclasses.replace(store, rows={**store.rows, GAUSSIAN: row})
     assert _check(changed, GAUSSIAN).state is State.UNCHANGED
     replace_kernel(_calling(_variant("chunks-fma+all-up")))
     outcome = _check(changed, GAUSSIAN)
     assert outcome.state is State.UNTESTED
-    assert f"a CPU with VSX and PyTorch uses {sets.this_isa()} here; admissible, but " in outcome.sentence
+    assert outcome.sentence.startswith("its bits belong to ")
+    assert words in outcome.sentence
+    assert "; admissible, but " in outcome.sentence
+    same = dataclasses.replace(store.rows[GAUSSIAN], **mine)
+    assert _check(dataclasses.replace(store, rows={**store.rows, GAUSSIAN: same}), GAUSSIAN).state is State.DRIFTED
     replace_kernel(_calling(_one_code_up))
     assert _check(changed, GAUSSIAN).state is State.FAILED
+
+
+def test_the_library_is_named_with_its_version_and_the_maker_of_the_cpu() -> None:
+    assert sets.this_library().startswith(f"torch {torch.__version__.partition('+')[0]}")
+    assert " on " in sets.this_library()
+    assert sets.library_of("torch_native/scaled_mm", "sm_90") is None
+    assert sets.library_of("emulated/unknown", "cpu") is None
+    inductor = sets.library_of("inductor/per_token_quant", "cpu")
+    assert inductor is not None
+    assert inductor.startswith(f"{sets.this_library()}, ")
 
 
 # ---- propose and accept
