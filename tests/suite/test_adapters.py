@@ -161,6 +161,26 @@ def test_per_token_quantizers(provider: object) -> None:
     assert bool(out.codes[1].float().isnan().all())
 
 
+def test_inductor_is_told_its_vector_width_so_that_its_cache_knows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    options: list[dict[str, object]] = []
+
+    def compile_nothing(function: object, **given: object) -> object:
+        options.append(dict(given["options"] or {}))  # type: ignore[call-overload]
+        return function
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    inductor._compiled.cache_clear()
+    widths = []
+    for capability in ("default", "avx2"):
+        monkeypatch.setenv("ATEN_CPU_CAPABILITY", capability)
+        widths.append(inductor._vector_bits())
+        inductor._compiled(inductor._per_token, ("cpu", capability), True, False)
+    inductor._compiled(inductor._per_token, ("cuda",), True, False)
+    inductor._compiled.cache_clear()
+    assert [chosen.get("cpp.simdlen") for chosen in options] == [*widths, None]
+    assert widths[0] == 0
+
+
 def test_inductor_compiles_and_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, object, object]] = []
 
