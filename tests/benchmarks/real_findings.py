@@ -1,4 +1,4 @@
-"""What real kernels do outside of the limits that their adapters declare: rows with gaps, no rows, rows of zeros.
+"""What real kernels do outside of the limits that their adapters declare, and with rows of zeros.
 
 ``python -m tests.benchmarks.real_findings [--out FILE]`` calls the kernels of vLLM and sglang-kernel directly, prints
 one sentence a finding and writes the numbers, one JSON line each. docs/real-kernels.md says where the libraries come
@@ -22,12 +22,21 @@ from torch import Tensor
 from reference.formats import bytes_of
 from validators.cases.case import Case
 from validators.cases.inputs import build
-from validators.cases.tensors import GemmInputs, GemmOutputs, Inputs, NormQuantInputs, QuantInputs, QuantOutputs
+from validators.cases.tensors import (
+    GemmInputs,
+    GemmOutputs,
+    Inputs,
+    NormQuantInputs,
+    NormQuantOutputs,
+    QuantInputs,
+    QuantOutputs,
+)
 from validators.kernels.base import Kernel, find_kernel
 
 QUANTIZERS = ("vllm/dynamic_per_token_scaled_fp8_quant", "sgl_kernel/sgl_per_token_quant_fp8")
 GEMMS = ("vllm/cutlass_scaled_mm", "sgl_kernel/fp8_scaled_mm")
-KERNELS = ("vllm/rms_norm_dynamic_per_token_quant", *QUANTIZERS, *GEMMS)
+ROWWISE = ("vllm/rms_norm_dynamic_per_token_quant", QUANTIZERS[0])
+KERNELS = (ROWWISE[0], *QUANTIZERS, *GEMMS)
 STRIDED = Case("ptpc_gemm", 33, 160, "gaussian", k=528, layout="strided")
 """The strided case of the default depth: gaps of 48 bytes behind each row of a and of 112 behind each of b, all NaN."""
 SMALL = {
@@ -71,6 +80,28 @@ def padded_rows(kernel: Kernel, device: str) -> Iterator[Line]:
         }
 
 
+def sliced_batches(kernel: Kernel, device: str) -> Iterator[Line]:
+    """A slice of three dimensions, whose batches do not lie row after row, against the same values in packed rows.
+
+    rows: of the call. right: equal to the call on packed rows in every code and in the scale. as_one_stride: equal to
+    the call on what a kernel reads that takes the stride of the rows for all batches.
+    """
+    sliced = build(Case(kernel.op, 34, 1024, "gaussian", layout="3dstrided"), device)
+    assert isinstance(sliced, NormQuantInputs | QuantInputs)
+    stride = sliced.x.stride(-2)
+    # The first row of a batch comes one row too early for each batch before it: inside the storage.
+    misread = sliced.x.as_strided((34, 1024), (stride, 1)).contiguous()
+    line: Line = {"finding": "sliced batches", "kernel": kernel.name, "shape": list(sliced.x.shape)}
+    wanted = _rows(kernel, _with_rows(sliced, sliced.x.reshape(34, 1024)))
+    try:
+        got = _rows(kernel, sliced)
+    except RuntimeError as error:
+        yield {**line, "raised": _first_line(error)}
+        return
+    same = [int((got == other).all(dim=1).sum()) for other in (wanted, _rows(kernel, _with_rows(sliced, misread)))]
+    yield {**line, "rows": 34, "right": same[0], "as_one_stride": same[1]}
+
+
 def no_rows(kernel: Kernel, device: str) -> Iterator[Line]:
     """m = 0: whether the call returns, or what it raises."""
     inputs = _first_rows(build(SMALL[kernel.op], device), 0)
@@ -101,6 +132,7 @@ def zero_rows(kernel: Kernel, device: str) -> Iterator[Line]:
 
 PARTS: tuple[tuple[Callable[[Kernel, str], Iterator[Line]], tuple[str, ...]], ...] = (
     (padded_rows, GEMMS),
+    (sliced_batches, ROWWISE),
     (zero_rows, QUANTIZERS),
     (no_rows, KERNELS),
 )
@@ -112,11 +144,14 @@ def sentence(line: Line) -> str:
     if line["finding"] == "row of zeros":
         codes = ", ".join(line["codes"])
         return f"{kernel}, a row of zeros among {line['m']:,} rows: scale {line['scale']:g}, codes {codes}"
-    what = f"rows of {line['padded']} with gaps" if line["finding"] == "padded rows" else "no rows"
+    what = f"rows of {line['padded']} with gaps" if line["finding"] == "padded rows" else line["finding"]
     if line.get("raised"):
         return f"{kernel}, {what}: raises {line['raised']}"
     if line["finding"] == "no rows":
         return f"{kernel}, {what}: returns"
+    if line["finding"] == "sliced batches":
+        right, one = line["right"], line["as_one_stride"]
+        return f"{kernel}, {what}: {right} of {line['rows']} rows right; {one} as if all batches had one row stride"
     total, right, packed = line["outputs"], line["right"], line["as_packed"]
     return f"{kernel}, {what}: {right:,} of {total:,} outputs right; {packed:,} as if the rows were packed"
 
@@ -136,6 +171,22 @@ def _product(kernel: Kernel, inputs: GemmInputs) -> Tensor:
     assert isinstance(out, GemmOutputs)
     _settle(out.out.device.type)
     return out.out
+
+
+def _rows(kernel: Kernel, inputs: Inputs) -> Tensor:
+    """Bytes of the codes and of the scale of each row, [M, N + 4]."""
+    out = kernel.call(inputs, GemmOutputs(torch.empty(0)))
+    assert isinstance(out, NormQuantOutputs | QuantOutputs)
+    _settle(out.codes.device.type)
+    codes = bytes_of(out.codes).reshape(-1, out.codes.shape[-1])
+    return torch.cat((codes, out.scale.reshape(-1, 1).contiguous().view(torch.uint8)), dim=1)
+
+
+def _with_rows(inputs: NormQuantInputs | QuantInputs, x: Tensor) -> Inputs:
+    """``inputs`` with x [M, N], and the residual as its rows."""
+    if isinstance(inputs, NormQuantInputs) and inputs.residual is not None:
+        return dataclasses.replace(inputs, x=x, residual=inputs.residual.reshape(x.shape))
+    return dataclasses.replace(inputs, x=x)
 
 
 def _equal(left: Tensor, right: Tensor) -> int:

@@ -140,6 +140,8 @@ def test_limits_of_vllm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     with unpacked_wheel(monkeypatch, tmp_path, "vllm"):
         # The double holds the message of the norm's newer check, not that of the quantizer's.
         assert norm_kernel.unsupported(strided) is None
+        sliced = dataclasses.replace(case, layout="3dstrided")
+        assert "no common stride, so it offers no slice of three dimensions" in str(norm_kernel.unsupported(sliced))
         assert "contiguous input only" in str(
             quant.unsupported(Case("per_token_quant", 4, 64, "one", layout="strided"))
         )
@@ -148,6 +150,18 @@ def test_limits_of_vllm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     assert "in multiples of 16, not K=24 N=32" in str(gemm.unsupported(Case("ptpc_gemm", 1, 32, "one", k=24)))
     assert "rows of a and b as packed" in str(gemm.unsupported(Case("ptpc_gemm", 4, 32, "one", k=32, layout="strided")))
     assert "no rows (m = 0)" in str(gemm.unsupported(Case("ptpc_gemm", 0, 32, "one", k=32)))
+
+
+def test_vllms_quantizer_declares_slices_of_three_dimensions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extension, "holds", lambda library, text: text == b"last dimension of input must be contiguous")
+    quant = vllm.kernels()[1]
+    rows = Case("per_token_quant", 4, 64, "gaussian", layout="strided")
+    assert quant.unsupported(rows) is None
+    assert quant.unsupported(dataclasses.replace(rows, layout="3d")) is None
+    assert str(quant.unsupported(dataclasses.replace(rows, layout="3dstrided"))) == (
+        "dynamic_per_token_scaled_fp8_quant takes one row stride for all batches and does not check it, "
+        "so it offers no slice of three dimensions"
+    )
 
 
 def test_limits_of_sgl_kernel() -> None:

@@ -16,7 +16,17 @@ import pytest
 import torch
 
 from tests.benchmarks import real_findings
-from tests.benchmarks.real_findings import GEMMS, KERNELS, QUANTIZERS, no_rows, padded_rows, sentence, zero_rows
+from tests.benchmarks.real_findings import (
+    GEMMS,
+    KERNELS,
+    QUANTIZERS,
+    ROWWISE,
+    no_rows,
+    padded_rows,
+    sentence,
+    sliced_batches,
+    zero_rows,
+)
 from tests.benchmarks.real_records import (
     PAGE,
     README,
@@ -33,7 +43,7 @@ from tests.benchmarks.real_records import (
 )
 from tests.suite.fakes import unpacked_wheel
 from tests.suite.made import failed, record
-from validators.cases.tensors import GemmInputs, GemmOutputs, Inputs, Outputs
+from validators.cases.tensors import GemmInputs, GemmOutputs, Inputs, NormQuantInputs, Outputs, QuantInputs
 from validators.kernels import extension
 from validators.kernels.base import Kernel, find_kernel
 from validators.records import Record, Status
@@ -206,6 +216,36 @@ def test_padded_rows_are_measured(double: str) -> None:
     half = list(padded_rows(packing(kernel, "b"), "cpu"))
     assert half[0]["right"] == 5280
     assert half[1]["right"] < 200
+
+
+@pytest.mark.parametrize("name", ROWWISE)
+def test_sliced_batches_are_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+    if importlib.util.find_spec("vllm") is not None:
+        pytest.skip("an installed vllm could have registered these ops already")
+    extension._load.cache_clear()
+    with unpacked_wheel(monkeypatch, tmp_path, "vllm"):
+        kernel = find_kernel(name)
+
+        def one_stride(inputs: Inputs, buffers: Outputs) -> Outputs:
+            assert isinstance(inputs, NormQuantInputs | QuantInputs)
+            if inputs.x.is_contiguous():
+                return kernel.call(inputs, buffers)
+            x = inputs.x.as_strided((34, 1024), (inputs.x.stride(-2), 1))
+            return kernel.call(real_findings._with_rows(inputs, x), buffers)
+
+        def refuse(inputs: Inputs, buffers: Outputs) -> Outputs:
+            if inputs.x.is_contiguous():  # type: ignore[union-attr]
+                return kernel.call(inputs, buffers)
+            raise RuntimeError("view size is not compatible")
+
+        [honest] = sliced_batches(kernel, "cpu")
+        [wrong] = sliced_batches(dataclasses.replace(kernel, call=one_stride), "cpu")
+        [raised] = sliced_batches(dataclasses.replace(kernel, call=refuse), "cpu")
+    assert (honest["right"], honest["as_one_stride"]) == (34, 17)
+    # Of two batches of 17 rows the second is read one row too early.
+    assert (wrong["right"], wrong["as_one_stride"]) == (17, 34)
+    assert sentence(wrong) == (f"{name}, sliced batches: 17 of 34 rows right; 34 as if all batches had one row stride")
+    assert sentence(raised) == f"{name}, sliced batches: raises view size is not compatible"
 
 
 def test_no_rows_are_measured(double: str) -> None:
