@@ -80,6 +80,11 @@ def _number(kind: type, field: str) -> type | None:
     return next((part for part in _parts(kind, field) if part in (int, float)), None)
 
 
+def takes_numbers(contract: object, field: str) -> bool:
+    """Whether the field has numbers as values, beside whatever closed list."""
+    return _number(type(contract), field) is not None
+
+
 def may_be_none(contract: object, field: str) -> bool:
     """Whether None is a value of the field."""
     return type(None) in _parts(type(contract), field)

@@ -106,8 +106,8 @@ def identify(
         if reasons_impossible(case) or kernel.unsupported(case):
             continue
         inputs = build(case, device=device)
-        doing.now(f"the outputs of {case.id} were formed for identification")
-        outputs, _, _ = call(kernel, inputs, 0x7F)
+        with doing.during(f"it was run on {case.id} to find its contract"):
+            outputs, _, _ = call(kernel, inputs, 0x7F)
         try:
             integrity.check_outputs(inputs, outputs, kernel.op, strict=False)
         except integrity.OutputError as error:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from validators import integrity
+from validators import doing, integrity
 from validators.cases.tensors import GemmInputs, GemmOutputs, Inputs, NormQuantInputs, NormQuantOutputs, Outputs
 from validators.records import Check
 
@@ -52,7 +52,8 @@ def batch_invariance(kernel: Kernel, inputs: Inputs, outputs: Outputs, *, rows: 
     batches.append(("in a batch of every other row, reversed", list(range(0, m, 2))[::-1]))
     for run, (words, indices) in enumerate(batches, start=1):
         which = f"row {indices[0]}" if len(indices) == 1 else f"{len(indices)} rows"
-        got, problem = _call(kernel, take_rows(flat, indices), run)
+        with doing.during(f"{which} {'was' if len(indices) == 1 else 'were'} run {words} ({name})"):
+            got, problem = _call(kernel, take_rows(flat, indices), run)
         if got is None:
             return Check(name, None, f"not judged, for {which} {words}: {problem}", kind)
         differing = integrity.describe_differences(integrity.same_bits(select_rows(wanted, indices), got))
@@ -68,7 +69,8 @@ def layout_equals_contiguous(kernel: Kernel, inputs: Inputs, outputs: Outputs, *
     tensors = integrity.named_tensors(inputs)
     if all(tensor.is_contiguous() and tensor.dim() <= 2 for tensor in tensors.values()):
         return Check(name, None, "the inputs are contiguous and two-dimensional, so there is no other layout", kind)
-    got, problem = _call(kernel, flatten_inputs(inputs), 1)
+    with doing.during(f"it was run on contiguous two-dimensional inputs ({name})"):
+        got, problem = _call(kernel, flatten_inputs(inputs), 1)
     if got is None:
         return Check(name, None, f"not judged, on contiguous inputs: {problem}", kind)
     differing = integrity.describe_differences(integrity.same_bits(flatten_outputs(outputs), got))

@@ -22,6 +22,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from validators import doing
 from validators.cases.case import Case
 from validators.kernels.base import KernelError, find_kernel
 from validators.records import Record, Status
@@ -73,6 +74,7 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
         self._output: Any = None
+        self._doing: Any = None
         self._about: dict[str, Any] = {}
 
     def __enter__(self) -> Worker:
@@ -95,7 +97,7 @@ class Worker:
         try:
             self._pipe.send(case)
             if not self._pipe.poll(self.time_limit_s):
-                reason = f"kernel did not return within {self.time_limit_s:g} s"
+                reason = f"kernel did not return within {self.time_limit_s:g} s{self._while()}"
                 return self._lost(case, reason, time.monotonic() - started, dump=True)
             kind, payload = self._pipe.recv()
         except (EOFError, OSError):
@@ -123,22 +125,25 @@ class Worker:
         if self._pipe is not None:
             self._pipe.close()
             self._pipe = None
-        if self._output is not None:
-            self._output.close()
-            self._output = None
+        for file in (self._output, self._doing):
+            if file is not None:
+                file.close()
+        self._output = self._doing = None
 
     def _start(self) -> None:
         ours, theirs = Pipe()
         self._pipe = ours
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the worker, in close)
+        self._doing = tempfile.TemporaryFile()  # noqa: SIM115 (likewise)
+        passed = [theirs.fileno(), self._doing.fileno()]
         environment = dict(os.environ)
         paths = [str(_ROOT), environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
-        code = "import sys; from validators.isolate import _serve; _serve(int(sys.argv[1]))"
+        code = "import sys; from validators.isolate import _serve; _serve(*map(int, sys.argv[1:]))"
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-X", "faulthandler", "-c", code, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
+                [sys.executable, "-X", "faulthandler", "-c", code, *map(str, passed)],
+                pass_fds=passed,
                 stdin=subprocess.DEVNULL,
                 stdout=self._output,
                 stderr=subprocess.STDOUT,
@@ -173,13 +178,16 @@ class Worker:
         except subprocess.TimeoutExpired:
             return "worker closed its connection"
         if code >= 0:
-            return f"worker died with exit code {code}"
+            return f"worker died with exit code {code}{self._while()}"
         try:
             name = f" ({signal.Signals(-code).name})"
         except ValueError:
             name = ""
         hint = ", which is also how a system short of memory ends it" if -code == signal.SIGKILL else ""
-        return f"worker died with signal {-code}{name}{hint}"
+        return f"worker died with signal {-code}{name}{self._while()}{hint}"
+
+    def _while(self) -> str:
+        return "" if self._doing is None else doing.last(self._doing.fileno())
 
     def _lost(self, case: Case, reason: str, seconds: float, *, dump: bool = False) -> Record:
         from validators.cases.recipes import lane_of
@@ -234,12 +242,14 @@ def _gpu_index(device: str) -> int | None:
 # ---- inside the worker
 
 
-def _serve(descriptor: int) -> None:
+def _serve(descriptor: int, words: int) -> None:
     """The worker's main: load the kernel, then answer each case with a record until the connection closes."""
     import faulthandler
 
     faulthandler.register(signal.SIGUSR1, all_threads=True)
-    os.set_inheritable(descriptor, False)
+    for passed in (descriptor, words):
+        os.set_inheritable(passed, False)
+    doing.report_to(words)
     pipe = Connection(descriptor)
     # Records name the command that a person gave, which is the parent's.
     parent, sys.argv, (name, op, contract, device, gpu) = pipe.recv()

@@ -149,7 +149,7 @@ def alternatives(
         values: list[object] = [*notation.literals(contract, field)]
         if field == "splits":
             values += SPLITS
-        elif not values or values == [None]:
+        elif notation.takes_numbers(contract, field):
             values += [getattr(preset, field) for preset in table.values()]
         values += (seen or {}).get(field, ())
         own = getattr(contract, field)

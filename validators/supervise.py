@@ -16,11 +16,13 @@ import select
 import signal
 import struct
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
+from validators import doing
 from validators.command import INTERRUPTED, NO_RESULT, say
 
 CALL_LIMIT_S = 600.0
@@ -40,6 +42,7 @@ def supervised(who: str, body: Callable[[], int]) -> int:
     if not hasattr(os, "fork"):
         return body()
     shared = mmap.mmap(-1, _SIZE)
+    words = tempfile.TemporaryFile()  # noqa: SIM115 (open until both processes end)
     ours, theirs = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -48,6 +51,7 @@ def supervised(who: str, body: Callable[[], int]) -> int:
     if child == 0:
         global _shared
         _shared = shared
+        doing.report_to(words.fileno())
         os.close(ours)  # ``theirs`` stays open until this process ends, which is how the parent learns of it
         threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
         code = body()
@@ -55,7 +59,7 @@ def supervised(who: str, body: Callable[[], int]) -> int:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         return code
     os.close(theirs)
-    return _Watch(who, child, shared, ours).wait()
+    return _Watch(who, child, shared, ours, words.fileno()).wait()
 
 
 def watched(kernel: Any) -> Any:
@@ -89,8 +93,8 @@ def _die_with(parent: int) -> None:
 class _Watch:
     """The parent's part: wait, pass signals on, and speak for a child that cannot."""
 
-    def __init__(self, who: str, child: int, shared: mmap.mmap, pipe: int) -> None:
-        self.who, self.child, self.shared, self.pipe = who, child, shared, pipe
+    def __init__(self, who: str, child: int, shared: mmap.mmap, pipe: int, words: int) -> None:
+        self.who, self.child, self.shared, self.pipe, self.words = who, child, shared, pipe, words
         self.interrupts = 0
         self.interrupted_at = 0.0
 
@@ -136,7 +140,10 @@ class _Watch:
             # The child's last words would come from inside the kernel; the parent has the kernel's name.
             self._pass_on(signal.SIGKILL)
             os.waitpid(self.child, 0)
-            say(self.who, f"kernel {self._kernel()} did not return within {limit:g} s.{self._hint()}")
+            say(
+                self.who,
+                f"kernel {self._kernel()} did not return within {limit:g} s{doing.last(self.words)}.{self._hint()}",
+            )
             raise SystemExit(NO_RESULT)
 
     def _kernel(self) -> str:
@@ -159,7 +166,10 @@ class _Watch:
         name = f" ({signal.Signals(number).name})" if number in list(signal.Signals) else ""
         memory = ", which is also how a system short of memory ends a process" if number == signal.SIGKILL else ""
         if kernel := self._kernel():
-            say(self.who, f"kernel {kernel} died with signal {number}{name}{memory}.{self._hint()}")
+            say(
+                self.who,
+                f"kernel {kernel} died with signal {number}{name}{doing.last(self.words)}{memory}.{self._hint()}",
+            )
         else:
             say(self.who, f"the command died with signal {number}{name}{memory}.")
         return NO_RESULT
