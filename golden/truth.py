@@ -84,10 +84,11 @@ def _norm(inputs: NormQuantInputs, contract: NormQuantContract) -> dict[str, tor
 def _quant(inputs: QuantInputs, contract: NormQuantContract) -> dict[str, torch.Tensor]:
     fp8 = format_of(inputs.fp8_dtype)
     x = inputs.x.float()
-    truth = quant_truth(x, contract, fp8.name)
+    storage = format_of(inputs.x.dtype)
+    truth = quant_truth(x, contract, fp8.name, storage)
     row, col = _judged(truth.kind, x.shape[1])
     y, scale = x[row, col].double(), truth.nominal[row]
-    low, high = t_bounds(y.abs(), y.abs(), scale, scale, contract)
+    low, high = t_bounds(y.abs(), y.abs(), scale, scale, contract, storage)
     _, low, high = order(low, low, high, torch.where(torch.signbit(y), -1.0, 1.0).double())
     return {
         "scale": truth.nominal, "scale_low": truth.low, "scale_high": truth.high, "kind": truth.kind,

@@ -14,7 +14,7 @@ import torch
 from reference import budgets
 from reference.contract import NormQuantContract
 from reference.formats import FORMATS, FloatFormat, format_of, round_fp32, round_to
-from reference.quantize import HUGE, Row, ScaleTruth, scale_truth, t_bounds
+from reference.quantize import HUGE, TINY_SCALE, Row, ScaleTruth, in_storage, scale_truth, t_bounds
 
 MIN_NORMAL = 2.0**-126
 
@@ -59,7 +59,7 @@ def stored_residual(total: torch.Tensor, fmt: FloatFormat, contract: NormQuantCo
     RNE of the fp32 sum equals RNE of the exact sum: the sum is inexact in fp32 only where the exponents
     differ by more than 13 (fp16) or 16 (bf16), far from any midpoint of T (numerics.md 3c).
     """
-    return round_to(total.double(), fmt, contract.residual_store).float()
+    return round_to(total.double(), fmt, contract.store(fmt.name)).float()
 
 
 def norm_input(
@@ -70,7 +70,7 @@ def norm_input(
         return x.float(), None
     # A bf16 or fp16 operand is widened exactly before the one fp32 addition.
     total = torch.add(x.float(), residual)
-    if format_of(x.dtype).name == "bf16" and contract.residual_store == "rne":
+    if format_of(x.dtype).name == "bf16" and contract.store("bf16") == "rne":
         # The IEEE conversion; tests hold it against round_to over all ties on every device.
         stored = total.to(torch.bfloat16)
     elif format_of(x.dtype).name == "bf16":
@@ -184,7 +184,7 @@ def truth_of_rows(
         if not all(torch.equal(a, b) for a, b in pairs):
             return None
         low, high, nominal = row_max.low, row_max.high, row_max.nominal
-    elif contract.round_after_normalize or contract.round_after_weight:
+    elif contract.rounds_y:
         low, high = rounded_row_max(z, w, rms_low, rms_high, contract, fmt, gemma)
         nominal = rounded_row_max(z, w, rms, rms, contract, fmt, gemma, widen=False)[0]
     else:
@@ -193,11 +193,57 @@ def truth_of_rows(
         low, high = fp32_ends(nominal * (1 - bound), nominal * (1 + bound))
         if not least > 0:
             low, high = (torch.where(p_max == 0, torch.zeros_like(p_max), v) for v in (low, high))
-    scale = scale_truth(low, high, nominal, unspecified, nonfinite, contract, qmax)
+    tiny = flush_scale(rms, square_sum, w, fmt) if contract.denormals == "either" else TINY_SCALE
+    scale = scale_truth(low, high, nominal, unspecified, nonfinite, contract, qmax, fmt, tiny)
     return NormTruth(
         residual=stored, z=z, weight=w, p_max=p_max, rms=rms, rms_low=rms_low, rms_high=rms_high, scale=scale,
         grid=grid, code_bound=budgets.code_budget(contract, qmax, gemma=gemma).bound, y_bound=y_budget.bound,
     )  # fmt: skip
+
+
+def flush_scale(rms: torch.Tensor, square_sum: torch.Tensor, w: torch.Tensor, fmt: FloatFormat) -> torch.Tensor:
+    """Scale below which a row is not judged where operands and results below 2**-126 may be flushed: float64 [m].
+
+    Let m = 2**-126, W = max|w|, Z = max|z| <= sqrt(square_sum). A flush changes an element in two ways only.
+
+    1. Its product vanishes, because z, w, z*w, z*rms, rms*w or y is below m: |y| <= m * G, where G is the largest of
+       W*rms, Z*rms, rms, W, Z and 1.
+    2. z = fl32(x + r) reads a flushed x or r, both bf16 (an fp16 number is never below m). Where the other one is at
+       least 2**25 m, the flushed one is less than half a step of the sum, which is the other one either way. So
+       |z| <= 2**25 m + m, and |y| <= 2**26 m * rms * W; the same for a z that is rounded to T before it is read.
+
+    With B the larger bound, a row whose scale is at least 2**12 B has |t| < 2**-12 * (1 + 2**-20) for such an element,
+    and code 0 with and without the flush (codes begin at 2**-11). None of them is the row's maximum, which is near Q*s.
+    The sum of squares moves by at most 2**-199 n by the second way and by 2n * m by flushed squares and partial sums:
+    beside mean square + eps >= 2**-40 (a larger rms is not judged) that is 2**-84, inside ``budgets.FLOAT64_SLACK``.
+    """
+    top_w, top_z = w.abs().amax().double().cpu(), square_sum.sqrt()
+    gain = torch.maximum(top_w, top_z).clamp(min=1.0) * rms.clamp(min=1.0)
+    bound = MIN_NORMAL * gain
+    if fmt.name == "bf16":
+        bound = torch.maximum(bound, 2.0**26 * MIN_NORMAL * rms * top_w)
+    return (2.0**12 * bound).clamp(min=TINY_SCALE)
+
+
+def flushed_residual(
+    x: torch.Tensor, residual: torch.Tensor, contract: NormQuantContract, fmt: FloatFormat
+) -> torch.Tensor:
+    """What the contract stores of x + r (values of T) if operands below 2**-126 are flushed: float64."""
+    x, residual = (torch.where(v.abs() < MIN_NORMAL, torch.zeros_like(v), v).float() for v in (x, residual))
+    return stored_residual(x + residual, fmt, contract).double()
+
+
+def residual_flushes(
+    got: torch.Tensor, want: torch.Tensor, x: torch.Tensor, residual: torch.Tensor, contract: NormQuantContract,
+    fmt: FloatFormat,
+) -> torch.Tensor:  # fmt: skip
+    """Which stored values (float64, like all here) are what a flushed result or flushed operands give: bool.
+
+    want: what is stored without a flush. A flushed zero has either sign.
+    """
+    if contract.denormals != "either":
+        return torch.zeros_like(got, dtype=torch.bool)
+    return ((want.abs() < MIN_NORMAL) & (got == 0)) | (got == flushed_residual(x, residual, contract, fmt))
 
 
 def exact_product_max(z: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
@@ -316,30 +362,35 @@ def element_t_bounds(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """``code_t_bounds`` of elements whose z and weight (fp32) were gathered already; all lie where scale does."""
     place = scale.device
-    if truth.scale.ordinary and not (contract.round_after_normalize or contract.round_after_weight):
+    if truth.scale.ordinary and contract.cancels and not contract.round_quotient:
         t = z.double() * w.double() * (qmax / truth.p_max).to(place)[row]
         inner, outer = t * (1 - truth.code_bound), t * (1 + truth.code_bound)
         return t, torch.minimum(inner, outer), torch.maximum(inner, outer)
     sign = torch.where(torch.signbit(z) ^ torch.signbit(w), -1.0, 1.0).to(torch.float64)
-    if contract.round_after_normalize or contract.round_after_weight:
+    if contract.rounds_y:
         rms = torch.stack((truth.rms_low, truth.rms_high, truth.rms)).to(place)[:, row]
         low_y, high_y, mid_y = rounded_ends(z, w, rms, contract, fmt, gemma).double().unbind()
-        low, high = t_bounds(low_y, high_y, scale, scale, contract)
+        low, high = t_bounds(low_y, high_y, scale, scale, contract, fmt)
         # Where the division is exact the ends coincide, and the nominal t is that fp32 number.
-        return order(torch.minimum(torch.maximum(mid_y / scale, low), high), low, high, sign)
+        nominal = in_storage(mid_y / scale, contract, fmt)
+        return order(torch.minimum(torch.maximum(nominal, low), high), low, high, sign)
     p = (z.double() * w.double()).abs()
     cancelled = p * (qmax / truth.p_max.to(place)[row])
     floored = truth.scale.kind.to(place)[row] == int(Row.FLOORED)
+    if not contract.cancels:
+        floored = torch.ones_like(floored)
+    ends = (cancelled, cancelled * (1 - truth.code_bound), cancelled * (1 + truth.code_bound))
+    cancelled, low_cancelled, high_cancelled = (in_storage(v, contract, fmt) for v in ends)
     if not bool(floored.any()):
-        return order(cancelled, cancelled * (1 - truth.code_bound), cancelled * (1 + truth.code_bound), sign)
+        return order(cancelled, low_cancelled, high_cancelled, sign)
     rms_low, rms_high, rms = (v.to(place)[row] for v in (truth.rms_low, truth.rms_high, truth.rms))
     own = p * rms
     bound = truth.y_bound
     rms_width_low, rms_width_high = rms_low * p * (1 - bound), rms_high * p * (1 + bound)
-    low_own, high_own = t_bounds(rms_width_low, rms_width_high, scale, scale, contract)
-    nominal = torch.where(floored, own / scale, cancelled)
-    low = torch.where(floored, low_own, cancelled * (1 - truth.code_bound))
-    high = torch.where(floored, high_own, cancelled * (1 + truth.code_bound))
+    low_own, high_own = t_bounds(rms_width_low, rms_width_high, scale, scale, contract, fmt)
+    nominal = torch.where(floored, in_storage(own / scale, contract, fmt), cancelled)
+    low = torch.where(floored, low_own, low_cancelled)
+    high = torch.where(floored, high_own, high_cancelled)
     return order(nominal, low, high, sign)
 
 
@@ -353,17 +404,22 @@ def order(
 def y_nominal(truth: NormTruth, contract: NormQuantContract, fmt: FloatFormat, *, gemma: bool = False) -> torch.Tensor:
     """Nominal signed y of the whole chunk, float64 [m, n], with the contract's rounding points."""
     sign = torch.where(torch.signbit(truth.z) ^ torch.signbit(truth.weight), -1.0, 1.0).double()
-    if contract.round_after_normalize or contract.round_after_weight:
+    if contract.rounds_y:
         rms = truth.rms[:, None].to(truth.z.device)
         return rounded_y(truth.z, truth.weight, rms, contract, fmt, 0.0, gemma).double() * sign
     return truth.z.double() * truth.weight.double() * truth.rms[:, None].to(truth.z.device)
 
 
-def quant_truth(x: torch.Tensor, contract: NormQuantContract, fp8: str) -> ScaleTruth:
-    """Truth of ``per_token_quant`` for a chunk x [m, n]: amax is exact, so the scale is one value (or scale_u wide)."""
+def quant_truth(
+    x: torch.Tensor, contract: NormQuantContract, fp8: str, storage: FloatFormat | None = None
+) -> ScaleTruth:
+    """Truth of ``per_token_quant`` for a chunk x [m, n]: amax is exact, so the scale is one value (or scale_u wide).
+
+    x may have been widened to fp32; storage is its own type then.
+    """
     amax = x.abs().amax(dim=-1).double().cpu()
     # amax propagates NaN. A row with Inf and no NaN has scale Inf, and Inf/Inf in the cast: no source settles it.
-    return scale_truth(amax, amax, amax, amax > HUGE, amax.isnan(), contract, contract.qmax(fp8))
+    return scale_truth(amax, amax, amax, amax > HUGE, amax.isnan(), contract, contract.qmax(fp8), storage)
 
 
 def known_formats() -> tuple[str, ...]:
@@ -373,5 +429,6 @@ def known_formats() -> tuple[str, ...]:
 
 __all__ = [
     "NormTruth", "RowMax", "code_t_bounds", "effective_weight", "end_factors", "exact_product_max", "fp32_ends",
-    "norm_input", "norm_truth", "quant_truth", "round_fp32", "rounded_y", "stored_residual", "y_nominal",
+    "norm_input", "norm_truth", "quant_truth", "residual_flushes", "round_fp32", "rounded_y", "stored_residual",
+    "y_nominal",
 ]  # fmt: skip

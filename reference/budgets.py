@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from reference.contract import NormQuantContract
+from reference.formats import FloatFormat
 
 U = 2.0**-24
 FLOAT64_SLACK = 2.0**-40
@@ -95,11 +96,17 @@ def scale_step_budget(contract: NormQuantContract, qmax: float) -> Budget:
     return Budget((("reciprocal of Q", constant), ("scale", contract.scale_u)))
 
 
-def division_budget(contract: NormQuantContract) -> Budget:
-    """Relative error of the kernel's y/s given its own fp32 y and s: one division, or 1/s and a product."""
+def division_budget(contract: NormQuantContract, storage: FloatFormat | None = None) -> Budget:
+    """Relative error of the kernel's y/s given its own fp32 y and s: one division, or 1/s and a product.
+
+    storage: T, for the quotient that is rounded to it: at most 2**-p of itself, p bits of T's significand, where it is
+    normal in T. A quotient that is subnormal in T stays below T's smallest normal number, 2**-14 for fp16, and any
+    quotient below 2**-11 has code 0. Without storage the rounding to T is left out.
+    """
+    t = (("quotient in T", 2.0**-storage.significand / U),) if storage is not None and contract.round_quotient else ()
     if contract.division == "divide":
-        return Budget((("division", contract.reciprocal_u),))
-    return Budget((("reciprocal of s", contract.reciprocal_u), ("product", 1.0)))
+        return Budget((("division", contract.reciprocal_u), *t))
+    return Budget((("reciprocal of s", contract.reciprocal_u), ("product", 1.0), *t))
 
 
 def code_budget(contract: NormQuantContract, qmax: float, *, gemma: bool) -> Budget:

@@ -14,7 +14,7 @@ import torch
 
 from reference import budgets
 from reference.contract import NormQuantContract
-from reference.formats import FloatFormat, code_preimages, decode_table, round_fp32
+from reference.formats import FloatFormat, code_preimages, decode_table, neighbours, round_fp32, round_to
 
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -60,8 +60,37 @@ def _fp32(value: float) -> float:
     return float(round_fp32(torch.tensor(value, dtype=torch.float64)))
 
 
-def scale_of(amax: torch.Tensor, contract: NormQuantContract, qmax: float) -> torch.Tensor:
-    """The scale that the contract forms from an fp32 amax (float64 in, float64 out, any shape), correctly rounded."""
+def scale_of(
+    amax: torch.Tensor, contract: NormQuantContract, qmax: float, storage: FloatFormat | None = None
+) -> torch.Tensor:
+    """The scale that the contract forms from an fp32 amax (float64 in, float64 out, any shape), correctly rounded.
+
+    storage: T, needed where the contract rounds the scale to it or takes its epsilon.
+    """
+    scale = _plain_scale(amax, contract, qmax)
+    if contract.round_scale:
+        scale = round_to(scale, _storage(storage, contract))
+    if contract.zero_scale is not None:
+        scale = torch.where(scale == 0, torch.full_like(scale, zero_scale(contract, storage)), scale)
+    return scale
+
+
+def _storage(storage: FloatFormat | None, contract: NormQuantContract) -> FloatFormat:
+    if storage is None:
+        raise ValueError(f"contract {contract.name!r} rounds to the storage type, and none was given")
+    return storage
+
+
+def zero_scale(contract: NormQuantContract, storage: FloatFormat | None) -> float:
+    """What the contract stores for a scale of 0, as a number."""
+    assert contract.zero_scale is not None
+    if contract.zero_scale == "eps":
+        return 2.0 ** -_storage(storage, contract).mantissa
+    return contract.zero_scale
+
+
+def _plain_scale(amax: torch.Tensor, contract: NormQuantContract, qmax: float) -> torch.Tensor:
+    """``scale_of`` in fp32, before it is rounded to T and before the rule for a scale of 0."""
     floored = amax.clamp(min=_fp32(contract.amax_floor))
     if contract.scale_rule == "multiply":
         scale = round_fp32(floored * reciprocal_of(qmax))
@@ -69,8 +98,6 @@ def scale_of(amax: torch.Tensor, contract: NormQuantContract, qmax: float) -> to
         scale = round_fp32(floored / qmax)
     if contract.scale_floor_divisor is not None:
         scale = scale.clamp(min=_fp32(1.0 / (qmax * contract.scale_floor_divisor)))
-    if contract.zero_scale is not None:
-        scale = torch.where(scale == 0, torch.full_like(scale, contract.zero_scale), scale)
     return scale
 
 
@@ -82,66 +109,91 @@ def scale_truth(
     nonfinite: torch.Tensor | None,
     contract: NormQuantContract,
     qmax: float,
+    storage: FloatFormat | None = None,
+    tiny: torch.Tensor | float = TINY_SCALE,
 ) -> ScaleTruth:
     """Admissible scales from the interval of the kernel's fp32 amax before any floor; all float64 [m].
 
-    fl32 and the floors are monotone, so the scale of each end bounds every admissible scale. An operation
-    that is only good to ``scale_u`` widens the interval by that and is not rounded again. unspecified, nonfinite:
-    bool [m], or None where no row is.
+    fl32, the floors and the rounding to T (storage) are monotone, so the scale of each end bounds every admissible
+    scale. An operation that is only good to ``scale_u`` widens the interval by that and is not rounded to fp32 again.
+    unspecified, nonfinite: bool [m], or None where no row is. tiny: scale below which a row is not judged, [m] or one
+    for all.
     """
-    low, high, nominal = scale_of(torch.stack((amax_low, amax_high, amax_nominal)), contract, qmax).unbind()
+    low, high, nominal = _plain_scale(torch.stack((amax_low, amax_high, amax_nominal)), contract, qmax).unbind()
     floor = max(contract.amax_floor, 1.0 / contract.scale_floor_divisor if contract.scale_floor_divisor else 0.0)
     safe = floor * (1 + 2.0**-20)
+    if contract.scale_u > 1.0:
+        width = contract.scale_u * budgets.U + budgets.FLOAT64_SLACK
+        # A scale that is wholly a constant floor is stored, not computed, where the floor is on the scale itself.
+        computed = amax_high >= floor if floor > 0 and contract.scale_floor_divisor else True
+        low, high = low * (1 - width * computed), high * (1 + width * computed)
+    if contract.round_scale:
+        low, high, nominal = round_to(torch.stack((low, high, nominal)), _storage(storage, contract)).unbind()
     if unspecified is None and nonfinite is None and amax_low.numel():
         # Few small operations where all is in order; a NaN fails both comparisons.
         least = float(amax_low.min())
-        if least > 0 and least >= safe and float(low.min()) >= 2 * TINY_SCALE:
-            if contract.scale_u > 1.0:
-                width = contract.scale_u * budgets.U + budgets.FLOAT64_SLACK
-                low, high = low * (1 - width), high * (1 + width)
+        if least > 0 and least >= safe and bool((low >= 2 * tiny).all()):
             kind = torch.full(amax_low.shape, int(Row.NORMAL), dtype=torch.int8, device=amax_low.device)
             return ScaleTruth(kind, nominal, low, high, amax_low, amax_high, ordinary=True)
     none = torch.zeros(amax_low.shape, dtype=torch.bool, device=amax_low.device)
     unspecified = none if unspecified is None else unspecified
     nonfinite = none if nonfinite is None else nonfinite
     floored = amax_low < safe
-    if contract.scale_u > 1.0:
-        width = contract.scale_u * budgets.U + budgets.FLOAT64_SLACK
-        constant = floor > 0
-        # A scale that is wholly a constant floor is stored, not computed, where the floor is on the scale itself.
-        fixed = (amax_high < floor) if constant and contract.scale_floor_divisor else torch.zeros_like(floored)
-        low = torch.where(fixed, low, low * (1 - width))
-        high = torch.where(fixed, high, high * (1 + width))
     zero = amax_high == 0
+    if contract.zero_scale is not None:
+        # The rule for a scale of 0 also meets rows whose scale underflows. It is not monotone: both ends are ordered.
+        value = zero_scale(contract, storage)
+        ends = torch.stack((low, high, nominal))
+        floored = floored | (ends == 0).any(dim=0)
+        low, high, nominal = torch.where(ends == 0, torch.full_like(ends, value), ends).unbind()
+        low, high = torch.minimum(low, high), torch.maximum(low, high)
     kind = torch.full(amax_low.shape, int(Row.NORMAL), dtype=torch.int8, device=amax_low.device)
     kind[floored] = int(Row.FLOORED)
-    kind[(low < TINY_SCALE) | unspecified] = int(Row.UNSPECIFIED)
+    kind[(low < tiny) | unspecified] = int(Row.UNSPECIFIED)
     has_zero_rule = contract.zero_scale is not None or floor > 0
     kind[zero] = int(Row.ZERO) if has_zero_rule else int(Row.UNSPECIFIED)
-    if contract.zero_scale is not None and floor == 0:
-        low, high, nominal = (
-            torch.where(zero, torch.full_like(v, contract.zero_scale), v) for v in (low, high, nominal)
-        )
     kind[nonfinite] = int(Row.NONFINITE)
     return ScaleTruth(kind, nominal, low, high, amax_low, amax_high)
 
 
 def scale_admissible(
-    scale: torch.Tensor, truth: ScaleTruth, contract: NormQuantContract, qmax: float, grid: FloatFormat | None
+    scale: torch.Tensor,
+    truth: ScaleTruth,
+    contract: NormQuantContract,
+    qmax: float,
+    grid: FloatFormat | None,
+    storage: FloatFormat | None = None,
 ) -> torch.Tensor:
     """Which scales (float64 [m], the kernel's fp32 values) are admissible: bool [m].
 
     grid: the format that y is rounded to (or that x already has) before amax, None if y stays fp32. With a
-    grid the amax is one of few numbers: the one nearest to s*Q must lie in the interval and give s exactly.
+    grid the amax is one of few numbers: the one nearest to s*Q must lie in the interval and give s exactly. storage: T,
+    needed where the contract rounds the scale to it.
+
+    A scale that is rounded to T lies within half a step of T of its amax/Q. Where it is normal in T, its step times Q
+    is at most 1.875 steps of T at amax (Q is 1.75 or 1.875 times a power of two), so amax lies within 0.94 of its steps
+    of s*Q: it is the value of T nearest to s*Q or one of that one's two neighbours. Where the scale is subnormal in T,
+    its step is the coarser one, and the value nearest to s*Q gives s itself. Clamping to the interval loses none: the
+    amax that give one s are consecutive values.
     """
     inside = (scale >= truth.low) & (scale <= truth.high)
+    if contract.round_scale:
+        t = _storage(storage, contract)
+        if grid is None or contract.scale_u > 1.0:
+            return inside & (round_to(scale, t) == scale)
+        nearest = round_to(scale * qmax, t)
+        exact = torch.zeros_like(inside)
+        for amax in (nearest, *neighbours(nearest, t)):
+            amax = torch.minimum(torch.maximum(amax, truth.amax_low), truth.amax_high)
+            exact |= scale_of(amax, contract, qmax, t) == scale
+        return inside & (exact | (truth.kind != int(Row.NORMAL)))
     if grid is None or contract.scale_u > 1.0:
         return inside
     # Values of T lie at least 2**-11 of themselves apart and one scale rule moves s*Q by 3u, so the nearest is the only
     # one. The IEEE conversions find it: what is within 3u of a value of T cannot round to another one in two steps.
     amax = (scale * qmax).float().to(_TYPES[grid.name]).double()
     amax = torch.minimum(torch.maximum(amax, truth.amax_low), truth.amax_high)
-    exact = scale_of(amax, contract, qmax) == scale
+    exact = scale_of(amax, contract, qmax, storage) == scale
     return inside & (exact | (truth.kind != int(Row.NORMAL)))
 
 
@@ -151,14 +203,32 @@ def t_bounds(
     scale_low: torch.Tensor,
     scale_high: torch.Tensor,
     contract: NormQuantContract,
+    storage: FloatFormat | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Ends of t = y/s for magnitudes y in [y_low, y_high] (fp32 values) and s in [scale_low, scale_high].
 
     Float64. A correctly rounded division or reciprocal is evaluated exactly (the set is one value when y
     and s are); a reciprocal good to k*u is widened by it, except for powers of two, whose reciprocal every
     declared unit gives exactly (AMD ISA, V_RCP_F32 examples; CUDA div.full and rcp likewise).
-    The product of two fp32 numbers is exact in float64, so fl32 is applied to the exact product.
+    The product of two fp32 numbers is exact in float64, so fl32 is applied to the exact product. storage: T, needed
+    where the contract rounds the quotient to it, which is monotone.
     """
+    low, high = _quotients(y_low, y_high, scale_low, scale_high, contract)
+    return in_storage(low, contract, storage), in_storage(high, contract, storage)
+
+
+def in_storage(t: torch.Tensor, contract: NormQuantContract, storage: FloatFormat | None) -> torch.Tensor:
+    """t (float64) as the contract hands it to the encoder: rounded to T where it says so."""
+    return round_to(t, _storage(storage, contract)) if contract.round_quotient else t
+
+
+def _quotients(
+    y_low: torch.Tensor,
+    y_high: torch.Tensor,
+    scale_low: torch.Tensor,
+    scale_high: torch.Tensor,
+    contract: NormQuantContract,
+) -> tuple[torch.Tensor, torch.Tensor]:
     if contract.division == "divide" and contract.reciprocal_u <= 1.0:
         return round_fp32(y_low / scale_high), round_fp32(y_high / scale_low)
     width = contract.reciprocal_u * budgets.U + budgets.FLOAT64_SLACK

@@ -42,6 +42,7 @@ _STEPS: dict[str, dict[str, object]] = {
     # Errors of one sign throughout, the worst case of every budget.
     "all-up": {"mean": "multiply", "rsqrt": "up", "scale": "ulp_up", "reciprocal": "ulp_up"},
     "all-down": {"mean": "multiply", "rsqrt": "down", "scale": "ulp_down", "reciprocal": "ulp_down"},
+    "flush": {"flush": True},
     "hardware": {"mean": "multiply", "rsqrt": "down", "reciprocal": "up", "product": "weight_first"},
 }
 

@@ -14,12 +14,12 @@ import torch
 
 from reference import budgets
 from reference.add_rmsnorm_quant import (
-    MIN_NORMAL,
     NormTruth,
     RowMax,
     element_t_bounds,
     norm_truth,
     quant_truth,
+    residual_flushes,
     truth_of_rows,
 )
 from reference.contract import GemmContract, NormQuantContract
@@ -74,6 +74,26 @@ def compare(
         raise CompareError(f"outputs of type {type(outputs).__name__} do not belong to {type(inputs).__name__}")
 
 
+def open_rows(inputs: Inputs, contract: NormQuantContract | GemmContract) -> torch.Tensor:
+    """Rows whose scale and codes the contract leaves open, bool [m] on the CPU, m counted over flattened inputs."""
+    if isinstance(inputs, GemmInputs):
+        return torch.zeros(inputs.a.shape[0], dtype=torch.bool)
+    assert isinstance(contract, NormQuantContract)
+    n, fp8 = inputs.x.shape[-1], format_of(inputs.fp8_dtype).name
+    x, found = inputs.x.reshape(-1, n), []
+    step = rows_per_chunk(n, x.device)
+    with torch.inference_mode():
+        for part in (slice(first, first + step) for first in range(0, x.shape[0], step)):
+            if isinstance(inputs, NormQuantInputs):
+                r = None if inputs.residual is None else inputs.residual.reshape(-1, n)[part]
+                kind = norm_truth(x[part], r, inputs.weight, inputs.eps, contract, fp8, gemma=inputs.gemma).scale.kind
+            else:
+                kind = quant_truth(x[part].float(), contract, fp8, format_of(x.dtype)).kind
+            nan_is_open = contract.nonfinite == "unspecified"
+            found.append((kind == int(Row.UNSPECIFIED)) | ((kind == int(Row.NONFINITE)) & nan_is_open))
+    return torch.cat(found) if found else torch.zeros(0, dtype=torch.bool)
+
+
 def rows_per_chunk(cols: int, device: torch.device) -> int:
     """Rows whose temporaries stay in cache on a CPU (2**18 elements, measured fastest) and fill a GPU (2**25)."""
     elements = 2**18 if device.type == "cpu" else 2**25
@@ -121,8 +141,9 @@ def _norm_quant(
                 continue
         truth = norm_truth(x[part], chunk, inputs.weight, inputs.eps, contract, fp8.name, gemma=inputs.gemma)
         if residual_tally is not None and stored is not None and truth.residual is not None:
-            _residual(residual_tally, first, truth.residual, stored[part], contract)
-        own = _scales(tallies[0], first, scale[part], truth.scale, contract, qmax, truth.grid, truth)
+            assert chunk is not None
+            _residual(residual_tally, first, truth.residual, stored[part], contract, x[part], chunk)
+        own = _scales(tallies[0], first, scale[part], truth.scale, contract, qmax, truth.grid, storage, truth)
         norm_codes(tallies[1], first, codes[part], own, truth, contract, qmax, fp8, storage, inputs.gemma)
     found = [t.result() for t in tallies]
     return ([residual_tally.result()] if residual_tally is not None else []) + found
@@ -163,7 +184,7 @@ def _surveyed(
     # Where y is rounded, the pass held the codes against the kernel's own scales: no evidence where one is wrong.
     if rules.rounds and not bool(admissible.all()):
         return False
-    own = _scales(tallies[0], first, seen.scale, truth.scale, contract, qmax, truth.grid, truth, admissible)
+    own = _scales(tallies[0], first, seen.scale, truth.scale, contract, qmax, truth.grid, storage, truth, admissible)
     tallies[1].judged += x.numel()
     tallies[1].ambiguous += seen.choices
     if seen.row.numel() == 0:
@@ -185,25 +206,32 @@ def compare_quant(inputs: QuantInputs, outputs: QuantOutputs, contract: NormQuan
     for first in range(0, x.shape[0], step):
         part = slice(first, min(x.shape[0], first + step))
         chunk = x[part].float()
-        truth = quant_truth(chunk, contract, fp8.name)
-        own = _scales(tallies[0], first, scale[part], truth, contract, qmax, storage, None)
-        quant_codes(tallies[1], first, codes[part], own, chunk, truth.kind, contract, fp8)
+        truth = quant_truth(chunk, contract, fp8.name, storage)
+        own = _scales(tallies[0], first, scale[part], truth, contract, qmax, storage, storage, None)
+        quant_codes(tallies[1], first, codes[part], own, chunk, truth.kind, contract, fp8, storage)
     return [t.result() for t in tallies]
 
 
-def _residual(tally: Tally, first: int, expected: torch.Tensor, got: torch.Tensor, contract: NormQuantContract) -> None:
-    """Bit equality with the contract's store."""
+def _residual(
+    tally: Tally,
+    first: int,
+    expected: torch.Tensor,
+    got: torch.Tensor,
+    contract: NormQuantContract,
+    x: torch.Tensor,
+    residual: torch.Tensor,
+) -> None:
+    """Bit equality with the contract's store of x + residual, or with what a flush makes of it."""
     fmt, want = format_of(got.dtype), expected
     tally.judged += got.numel()
     wrong = want.view(torch.int16) != got.view(torch.int16)
     if not bool(wrong.any()):
         return
     row, col = wrong.nonzero().unbind(1)
-    w, g = want[row, col].double().cpu(), got[row, col].double().cpu()
+    w, g, a, b = (v[row, col].double().cpu() for v in (want, got, x, residual))
     row, col = row.cpu(), col.cpu()
     fine = w.isnan() & g.isnan()  # any NaN payload is a NaN
-    if contract.denormals == "either":
-        fine |= (w.abs() < MIN_NORMAL) & (g == 0)
+    fine |= residual_flushes(g, w, a, b, contract, fmt)
     bad = ~fine
     row, col, w, g = row[bad], col[bad], w[bad], g[bad]
     if row.numel() == 0:
@@ -234,6 +262,7 @@ def _scales(
     contract: NormQuantContract,
     qmax: float,
     grid: FloatFormat | None,
+    storage: FloatFormat,
     norm: NormTruth | None,
     admissible: torch.Tensor | None = None,
 ) -> torch.Tensor:
@@ -243,7 +272,7 @@ def _scales(
     got32 = got32.cpu()
     got = got32.double()
     kind = truth.kind
-    ok = scale_admissible(got, truth, contract, qmax, grid) if admissible is None else admissible
+    ok = scale_admissible(got, truth, contract, qmax, grid, storage) if admissible is None else admissible
     steps = _fp32_place(got32) - _fp32_place(truth.nominal.float())
     err, budget = (got - truth.nominal).abs(), torch.maximum(truth.high - truth.nominal, truth.nominal - truth.low)
     if truth.ordinary and bool(ok.all()):

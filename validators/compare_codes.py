@@ -26,9 +26,9 @@ RESOLVE_ON_CPU = 2**13
 """Elements up to which the CPU resolves what a GPU screened. Speed only: no verdict depends on it."""
 
 
-def _division_bound(contract: NormQuantContract) -> float:
+def _division_bound(contract: NormQuantContract, storage: FloatFormat | None = None) -> float:
     """Relative bound of the division stage alone, for the screen with the kernel's own scale."""
-    return budgets.division_budget(contract).bound
+    return budgets.division_budget(contract, storage).bound
 
 
 @lru_cache(maxsize=64)
@@ -74,7 +74,7 @@ def survey_tables(
     that is a power of two, whose reciprocal is exact (``reference.quantize.t_bounds``).
     """
     slack = budgets.FLOAT64_SLACK
-    if not (contract.round_after_normalize or contract.round_after_weight):
+    if not contract.rounds_y:
         b = budgets.code_budget(contract, qmax, gemma=gemma).bound
         shares = (b / (1 - b) + slack, b / (1 + b) - slack, -slack)
     else:
@@ -123,11 +123,14 @@ def norm_codes(
 ) -> None:
     """Screen, then resolve, the codes of a chunk of ``add_rmsnorm_quant``; codes uint8 [m, n], own float64 [m]: the
     scale that the codes are judged with."""
-    if contract.round_after_normalize or contract.round_after_weight:
+    if contract.rounds_y:
         proven = _screen_rounded(codes, own, truth, contract, fp8, storage, gemma)
-    else:
+    elif contract.cancels and not contract.round_quotient:
         factor = (qmax / truth.p_max).float()
         proven = _screen(truth.z * truth.weight, factor, codes, truth.code_bound, fp8, contract)
+    else:
+        # Nothing cancels, or t is rounded to T: no preset has that with a y in fp32, so every code is resolved.
+        proven = torch.zeros(codes.shape, dtype=torch.bool, device=codes.device)
     row, col = _suspects(tally, first, proven, codes, truth.scale.kind, fp8, contract)
     scales = own.to(_resolve_on(row))[row.to(_resolve_on(row))]
     bounds = code_t_bounds(truth, row, col, scales, contract, qmax, storage, gemma=gemma)
@@ -143,16 +146,17 @@ def quant_codes(
     kind: torch.Tensor,
     contract: NormQuantContract,
     fp8: FloatFormat,
+    storage: FloatFormat,
 ) -> None:
-    """Screen, then resolve, the codes of a chunk of ``per_token_quant``; x fp32 [m, n], own float64 [m]: the scale that
-    the codes are judged with, kind [m] of the rows, codes uint8 [m, n]."""
-    proven = _screen(x, (1.0 / own).float(), codes, _division_bound(contract), fp8, contract)
+    """Screen, then resolve, the codes of a chunk of ``per_token_quant``; x fp32 [m, n], values of storage, own float64
+    [m]: the scale that the codes are judged with, kind [m] of the rows, codes uint8 [m, n]."""
+    proven = _screen(x, (1.0 / own).float(), codes, _division_bound(contract, storage), fp8, contract)
     row, col = _suspects(tally, first, proven, codes, kind, fp8, contract)
     place = _resolve_on(row)
     y = x[row, col].double().to(place)
     scales = own.to(place)[row.to(place)]
     sign = torch.where(torch.signbit(y), -1.0, 1.0).double()
-    low, high = t_bounds(y.abs(), y.abs(), scales, scales, contract)
+    low, high = t_bounds(y.abs(), y.abs(), scales, scales, contract, storage)
     nominal = torch.minimum(torch.maximum(y.abs() / scales, low), high)
     resolve(tally, first, row, col, codes[row, col], order(nominal, low, high, sign), fp8, contract)
 
@@ -173,7 +177,7 @@ def _screen_rounded(
     ]
     y = torch.copysign(ends[0], truth.z)
     y = torch.where(torch.signbit(truth.weight), -y, y)
-    proven = _screen(y, (1.0 / own).float(), codes, _division_bound(contract), fp8, contract)
+    proven = _screen(y, (1.0 / own).float(), codes, _division_bound(contract, storage), fp8, contract)
     proven &= ends[0] == ends[1]
     return proven
 

@@ -14,11 +14,11 @@ import torch
 
 from reference import budgets
 from reference.add_rmsnorm_quant import (
-    MIN_NORMAL,
     NormTruth,
     code_t_bounds,
     norm_truth,
     quant_truth,
+    residual_flushes,
     rounded_y,
     y_nominal,
 )
@@ -164,7 +164,7 @@ def _explain_row(
     r = _Row(x, codes[0, col], scale, format_of(inputs.fp8_dtype), format_of(x.dtype), contract, col)
     text.add("x", with_bits(float(x[0, col]), r.storage.name))
     if isinstance(inputs, QuantInputs):
-        scales = quant_truth(x.float(), contract, r.fp8.name)
+        scales = quant_truth(x.float(), contract, r.fp8.name, r.storage)
         y = x.double()
         own, ok = _scale_lines(text, r, scales, y, r.storage, None)
         if output == "scale":
@@ -172,7 +172,7 @@ def _explain_row(
             return
         size = y[0, col].abs()
         sign = -1.0 if bool(torch.signbit(y[0, col])) else 1.0
-        low, high = t_bounds(size, size, own, own, contract)
+        low, high = t_bounds(size, size, own, own, contract, r.storage)
         nominal = torch.minimum(torch.maximum(size / own, low), high)
         ends = sorted((float(low) * sign, float(high) * sign))
         _code_lines(text, r, scales, float(nominal) * sign, ends[0], ends[1], cancels=False)
@@ -194,8 +194,7 @@ def _explain_row(
         return
     at = torch.tensor([0]), torch.tensor([col])
     t, low, high = code_t_bounds(truth, *at, own.reshape(1), contract, r.qmax, r.storage, gemma=inputs.gemma)
-    cancels = not (contract.round_after_normalize or contract.round_after_weight)
-    _code_lines(text, r, truth.scale, float(t), float(low), float(high), cancels=cancels)
+    _code_lines(text, r, truth.scale, float(t), float(low), float(high), cancels=contract.cancels)
 
 
 def _residual_lines(
@@ -208,7 +207,7 @@ def _residual_lines(
     assert truth.residual is not None
     assert outputs.residual_out is not None
     want = float(truth.residual[0, c])
-    rule = "rounded to nearest even" if r.contract.residual_store == "rne" else "rounded toward zero"
+    rule = "rounded to nearest even" if r.contract.store(r.storage.name) == "rne" else "rounded toward zero"
     got = float(_line(outputs.residual_out, row)[0, c])
     text.add(
         "residual_out", f"{with_bits(want, r.storage.name)}, the sum {rule}", f"{with_bits(got, r.storage.name)}, got"
@@ -216,7 +215,9 @@ def _residual_lines(
     if not judged:
         return
     same = bits_of(got, r.storage.name) == bits_of(want, r.storage.name) or (got != got and want != want)
-    flushed = r.contract.denormals == "either" and abs(want) < MIN_NORMAL and got == 0
+    values = (got, want, float(r.x[0, c]), float(residual[0, c]))
+    g, w, a, b = (torch.tensor(v, dtype=torch.float64) for v in values)
+    flushed = bool(residual_flushes(g, w, a, b, r.contract, r.storage))
     text.verdict(same or flushed, "flushed to zero, which the contract allows" if flushed and not same
                  else "bit for bit" if same else "the bits differ, and one value is admissible")  # fmt: skip
 
@@ -237,8 +238,7 @@ def _norm_lines(text: Text, r: _Row, truth: NormTruth, inputs: NormQuantInputs) 
         f"budget {terms(budget)}",
     )
     text.add("weight w", with_bits(float(w), "fp32") + (" = fl32(1 + weight)" if inputs.gemma else ""))
-    rounding = contract.round_after_normalize or contract.round_after_weight
-    if not rounding:
+    if not contract.rounds_y:
         text.add("y", f"{number(float(z.double() * w.double()) * rms)} = z * rms * w, not rounded before the quantizer")
         return
     name = r.storage.name
@@ -278,6 +278,7 @@ def _scale_lines(
     if contract.amax_floor:
         text.add("", f"not below {contract.amax_floor:g}")
     rule = f"amax * fl32(1/{r.qmax:g})" if contract.scale_rule == "multiply" else f"amax / {r.qmax:g}"
+    rule += f", rounded to {r.storage.name}" if contract.round_scale else ""
     text.add("scale", f"{with_bits(float(truth.nominal[0]), 'fp32')} = {rule}, row is {kind.name}")
     step = budgets.scale_step_budget(contract, r.qmax)
     if norm is not None and grid is None:
@@ -287,7 +288,7 @@ def _scale_lines(
         text.add("", f"admissible {interval(float(truth.low[0]), float(truth.high[0]))}"
                  + (f", from an amax that is a value of {grid.name}" if grid is not None else ""))  # fmt: skip
     got = torch.tensor([r.scale], dtype=torch.float64)
-    ok: bool | None = bool(scale_admissible(got, truth, contract, r.qmax, grid))
+    ok: bool | None = bool(scale_admissible(got, truth, contract, r.qmax, grid, r.storage))
     if kind is Row.NONFINITE and contract.nonfinite == "propagate":
         ok = bool(got.isnan())
     elif kind in (Row.NONFINITE, Row.UNSPECIFIED):
@@ -319,6 +320,7 @@ def _code_lines(text: Text, r: _Row, truth: ScaleTruth, t: float, low: float, hi
             text.verdict(None, f"the row is {kind.name}, about which the contract says nothing")
         return
     how = "rms cancels" if cancels and kind is Row.NORMAL else "by the kernel's own scale"
+    how += f", rounded to {r.storage.name}" if contract.round_quotient else ""
     text.add("t = y/s", f"{number(t)} in {interval(low, high)}  ({how})")
     lowest, highest = code_preimages(r.fp8, contract.overflow, "cpu")
     ends = encode(torch.tensor([low, high], dtype=torch.float64), r.fp8, contract.overflow)

@@ -16,7 +16,7 @@ from torch import Tensor
 from reference import budgets
 from reference.contract import NormQuantContract
 from reference.formats import FloatFormat, bytes_of, decode, encode, format_of, round_fp32, round_to
-from reference.quantize import is_power_of_two, scale_of
+from reference.quantize import in_storage, is_power_of_two, scale_of
 from validators.cases.tensors import NormQuantInputs, NormQuantOutputs, QuantInputs, QuantOutputs
 
 Stage = Callable[["Scene", Tensor], Tensor]
@@ -89,7 +89,7 @@ def predict(scene: Scene, contract: NormQuantContract, stages: dict[str, Stage])
         total = stage("total", total)
         residual = None
         if scene.residual is not None:
-            residual = round_to(total, scene.storage, contract.residual_store)
+            residual = round_to(total, scene.storage, contract.store(scene.storage.name))
         z = residual if contract.norm_input == "stored" and residual is not None else total
         z = stage("z", z)
         mean = stage("mean", (z * z).mean(dim=1))
@@ -113,13 +113,16 @@ def predict(scene: Scene, contract: NormQuantContract, stages: dict[str, Stage])
         amax = stages["amax"](scene, y)
     if "amax_before_gamma" in stages:
         amax = (z * rms[:, None]).abs().amax(dim=1)
-    used = stages["used_scale"](scene, amax) if "used_scale" in stages else scale_of(amax, contract, qmax)
+    used = (
+        stages["used_scale"](scene, amax) if "used_scale" in stages else scale_of(amax, contract, qmax, scene.storage)
+    )
     stored = stage("scale", used)
     divisor = used if "codes_keep_scale" in stages or "scale" not in stages else stored
     if contract.division == "reciprocal":
         t = round_fp32(y * round_fp32(1.0 / divisor)[:, None])
     else:
         t = round_fp32(y / divisor[:, None])
+    t = in_storage(t, contract, scene.storage)
     if "t" in stages:
         t = stages["t"](scene, y if "t_from_y" in stages else t)
     if drops_nan and contract.overflow == "saturate":

@@ -3,11 +3,16 @@
 Each function calls the kernel again with fresh poisoned buffers, compares bits and returns one ``Check``. Nothing here
 needs a reference. ``judged=False`` reports the finding with ``ok=None``: a contract may declare that a kernel is not
 deterministic, or that a row's result depends on its batch.
+
+Between batches and layouts any NaN equals any NaN: its sign and payload follow the instruction that formed it, and a
+vector body and a scalar tail may use two. Scales and codes of rows that the contract leaves open are not judged;
+``open_rows`` says which those are, and is asked only where bits differ.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,7 +40,14 @@ def run_to_run(
     return Check(name, True if judged else None, f"{repeats + 1} runs on the same inputs gave the same bits", kind)
 
 
-def batch_invariance(kernel: Kernel, inputs: Inputs, outputs: Outputs, *, rows: int = 4, judged: bool = True) -> Check:
+OpenRows = Callable[[], torch.Tensor]
+"""Which rows of the flattened inputs the contract leaves open: bool [m]."""
+
+
+def batch_invariance(
+    kernel: Kernel, inputs: Inputs, outputs: Outputs, *, rows: int = 4, judged: bool = True,
+    open_rows: OpenRows | None = None,
+) -> Check:  # fmt: skip
     """Check "batch invariance": a row gives the same bits alone and in another batch.
 
     ``rows`` sampled rows (first, last and evenly between) are run one by one; every other row is run as a batch of
@@ -56,14 +68,16 @@ def batch_invariance(kernel: Kernel, inputs: Inputs, outputs: Outputs, *, rows: 
             got, problem = _call(kernel, take_rows(flat, indices), run)
         if got is None:
             return Check(name, None, f"not judged, for {which} {words}: {problem}", kind)
-        differing = integrity.describe_differences(integrity.same_bits(select_rows(wanted, indices), got))
+        differing = _differences(select_rows(wanted, indices), got, indices, open_rows)
         if differing:
             return _verdict(name, kind, judged, f"{which} {words} of {m} rows: {differing}")
     detail = f"{len(sampled)} rows alone and {(m + 1) // 2} of {m} rows in another batch and order gave the same bits"
     return Check(name, True if judged else None, detail, kind)
 
 
-def layout_equals_contiguous(kernel: Kernel, inputs: Inputs, outputs: Outputs, *, judged: bool = True) -> Check:
+def layout_equals_contiguous(
+    kernel: Kernel, inputs: Inputs, outputs: Outputs, *, judged: bool = True, open_rows: OpenRows | None = None
+) -> Check:
     """Check "strided equals contiguous": strided or 3-D inputs give the bits of the contiguous 2-D inputs."""
     name, kind = "strided equals contiguous", "invariance"
     tensors = integrity.named_tensors(inputs)
@@ -73,7 +87,8 @@ def layout_equals_contiguous(kernel: Kernel, inputs: Inputs, outputs: Outputs, *
         got, problem = _call(kernel, flatten_inputs(inputs), 1)
     if got is None:
         return Check(name, None, f"not judged, on contiguous inputs: {problem}", kind)
-    differing = integrity.describe_differences(integrity.same_bits(flatten_outputs(outputs), got))
+    flat = flatten_outputs(outputs)
+    differing = _differences(flat, got, list(range(_row_count(flatten_inputs(inputs)))), open_rows)
     if differing:
         return _verdict(name, kind, judged, f"against the same values in contiguous rows: {differing}")
     return Check(name, True if judged else None, "the bits equal those of contiguous two-dimensional inputs", kind)
@@ -94,6 +109,37 @@ def _call(kernel: Kernel, inputs: Inputs, run: int) -> tuple[Outputs, str] | tup
     except Exception as error:
         return None, f"the kernel raised {type(error).__name__}: {error}"
     return outputs, ""
+
+
+def _differences(wanted: Outputs, got: Outputs, indices: list[int], open_rows: OpenRows | None) -> str:
+    """What differs, in words, without NaN against NaN and without the scales and codes of open rows; empty if nothing.
+
+    indices: which rows of the flattened inputs the rows of both are.
+    """
+    differing = integrity.describe_differences(integrity.same_bits(wanted, got))
+    if not differing:
+        return ""
+    ours, theirs = integrity.named_tensors(wanted), integrity.named_tensors(got)
+    values: dict[str, Any] = {}
+    rows = None if open_rows is None else open_rows()[torch.tensor(indices, dtype=torch.long)]
+    for name, tensor in theirs.items():
+        values[name] = tensor
+        if name not in ours or ours[name].shape != tensor.shape:
+            continue
+        skip = nan_elements(ours[name]) & nan_elements(tensor)
+        if rows is not None and name in ("codes", "scale"):
+            skip |= rows.to(skip.device)[:, None]
+        same = torch.where(skip, integrity.as_ints(ours[name]), integrity.as_ints(tensor))
+        values[name] = same.view(tensor.dtype)
+    return integrity.describe_differences(integrity.same_bits(wanted, dataclasses.replace(got, **values)))
+
+
+def nan_elements(tensor: torch.Tensor) -> torch.Tensor:
+    """Which elements are NaN, by their bits where the type is an FP8 one."""
+    if tensor.element_size() > 1:
+        return tensor.isnan()
+    bits = integrity.as_ints(tensor)
+    return (bits == 0x80) if tensor.dtype == torch.float8_e4m3fnuz else (bits & 0x7F) == 0x7F
 
 
 # ---- rows

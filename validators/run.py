@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import shlex
 import time
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from validators.cases.case import Case
 from validators.cases.inputs import build
 from validators.cases.recipes import lane_of, reasons_impossible
 from validators.cases.tensors import GemmInputs, GemmOutputs, Inputs, Outputs
-from validators.compare import compare
+from validators.compare import compare, open_rows
 from validators.compare_gemm import judge_gemm
 from validators.kernels.base import Kernel, KernelError
 from validators.limits import DECLARED, IMPOSSIBLE, MACHINE, how_to_declare
@@ -228,11 +229,12 @@ def bias_check(bias: BiasResult, contract: GemmContract) -> Check:
 
 def _invariances(kernel: Kernel, case: Case, claim: Claim, contract: NormQuantContract | GemmContract) -> list[Check]:
     checks = []
+    judged, rows = contract.batch_invariant, functools.partial(open_rows, claim.inputs, contract)
     if case.m * max(case.n, case.k) <= INVARIANCE_ELEMENTS:
-        checks.append(invariance.batch_invariance(kernel, claim.inputs, claim.outputs, judged=contract.batch_invariant))
+        checks.append(invariance.batch_invariance(kernel, claim.inputs, claim.outputs, judged=judged, open_rows=rows))
     if case.layout != "contiguous":
         checks.append(
-            invariance.layout_equals_contiguous(kernel, claim.inputs, claim.outputs, judged=contract.batch_invariant)
+            invariance.layout_equals_contiguous(kernel, claim.inputs, claim.outputs, judged=judged, open_rows=rows)
         )
     return checks
 

@@ -39,14 +39,22 @@ def survey_on(device: str) -> Surveyor | None:
     return None if arch.no_gpu(device) or arch.no_triton(interpreted=False) else survey_triton.survey
 
 
+def knows(contract: NormQuantContract, dtype: torch.dtype) -> bool:
+    """Whether the survey carries out this arithmetic on x of dtype: not a scale or a quotient that is rounded to T, nor
+    an fp16 residual stored by truncation. What it does not know is judged without it."""
+    return not (contract.round_scale or contract.round_quotient) and (
+        dtype == torch.bfloat16 or contract.store("fp16") == "rne"
+    )
+
+
 def fits(x: torch.Tensor, residual: torch.Tensor | None, contract: NormQuantContract) -> bool:
-    """Whether the survey knows this arithmetic and pays; it does not know an fp16 residual stored by truncation."""
+    """Whether the survey knows this arithmetic and pays."""
     return (
         x.is_cuda
         and x.dtype in (torch.bfloat16, torch.float16)
         and x.stride(-1) == 1
         and (residual is None or residual.stride(-1) == 1)
-        and (residual is None or contract.residual_store == "rne" or x.dtype == torch.bfloat16)
+        and knows(contract, x.dtype)
         and x.numel() >= LEAST
     )
 
@@ -58,7 +66,7 @@ def rules_of(contract: NormQuantContract, n: int, qmax: float, eps: float, *, ge
     low, high = (end_factors(contract, direction, gemma) for direction in (-1.0, 1.0))
     exact = contract.division if contract.reciprocal_u <= 1.0 else ""
     return Rules(
-        qmax, eps, unrounded=contract.norm_input == "unrounded", truncated=contract.residual_store == "truncate",
+        qmax, eps, unrounded=contract.norm_input == "unrounded", truncated=contract.store("bf16") == "truncate",
         round_h=contract.round_after_normalize, round_y=contract.round_after_weight, gemma=gemma,
         rms_bound=budgets.rms_budget(contract, n).bound, factors=(low[0], high[0]), weights=(low[1], high[1]),
         exact=exact,

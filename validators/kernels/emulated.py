@@ -57,7 +57,8 @@ class Variant:
     of the elements before that. adjacent: the tree pairs neighbours, not halves. fma: square and add with one rounding.
     mean: divide by n, or multiply by fl32(1/n). rsqrt: fl(1/fl(sqrt v)), ``torch.rsqrt`` (its bits belong to the device
     as well), or the exact value rounded in a Direction. product: ``(z*rms)*w`` or ``z*(rms*w)``. scale, reciprocal:
-    Direction of amax/Q and 1/s.
+    Direction of amax/Q and 1/s. flush: fp32 operands and results below 2**-126 become zero, as in a build with
+    -fgpu-flush-denormals-to-zero or --ftz=true.
 
     A Direction ``up`` / ``down`` is the fp32 neighbour above / below the exact value (error below 2u);
     ``ulp_up`` / ``ulp_down`` is one ulp from the correctly rounded value (error at most 3u). A value that
@@ -76,6 +77,7 @@ class Variant:
     product: Literal["normalise_first", "weight_first"] = "normalise_first"
     scale: Direction = "nearest"
     reciprocal: Direction = "nearest"
+    flush: bool = False
 
 
 _ERROR_U = {"nearest": 1.0, "sqrt_divide": 2.0, "up": 2.0, "down": 2.0, "ulp_up": 3.0, "ulp_down": 3.0}
@@ -103,6 +105,8 @@ def illegal(contract: NormQuantContract, variant: Variant) -> str | None:
             return f"{what} {value} may be {_ERROR_U[value]}u off, contract {contract.name} allows {limit}u"
     if variant.reciprocal != "nearest" and contract.division == "divide":
         return f"contract {contract.name} divides and forms no reciprocal"
+    if variant.flush and contract.denormals == "preserve":
+        return f"contract {contract.name} preserves numbers below 2**-126"
     return None
 
 
@@ -147,22 +151,29 @@ class Work:
 Stage = Callable[[Work], None]
 
 
+def _flushed(w: Work, value: Tensor) -> Tensor:
+    """The value as an operation of the variant reads or writes it; a flushed number keeps its sign."""
+    return torch.where(value.abs() < MIN_NORMAL, value * 0.0, value) if w.variant.flush else value
+
+
 def _load(w: Work) -> None:
     w.total = w.x.float()
 
 
 def _add(w: Work) -> None:
     if w.residual is not None:
-        w.total += w.residual.float()
+        w.total = _flushed(w, _flushed(w, w.total) + _flushed(w, w.residual.float()))
 
 
 def _store_residual(w: Work) -> None:
-    store = truncate_to if w.contract.residual_store == "truncate" else round_to
+    rule = w.contract.residual_store
+    truncates = rule == "truncate" or (rule == "truncate_bf16" and w.x.dtype == torch.bfloat16)
+    store = truncate_to if truncates else round_to
     w.stored = w.x if w.residual is None else store(w.total, w.x.dtype)
 
 
 def _norm_input(w: Work) -> None:
-    w.z = w.stored.float() if w.contract.norm_input == "stored" else w.total
+    w.z = _flushed(w, w.stored.float() if w.contract.norm_input == "stored" else w.total)
 
 
 def chain_length(contract: NormQuantContract, variant: Variant, n: int) -> int:
@@ -201,7 +212,7 @@ def _square_sum(w: Work) -> None:
         return
     chain = chain_length(w.contract, v, n)
     if chain == 1:
-        w.square_sum = _tree(z * z, v.adjacent)
+        w.square_sum = _flushed(w, _tree(_flushed(w, z * z), v.adjacent))
         return
     partials = -(-n // chain)
     padded = torch.nn.functional.pad(z, (0, partials * chain - n))
@@ -238,19 +249,21 @@ def _gamma(w: Work) -> None:
 
 
 def _normalise(w: Work) -> None:
+    gamma = _flushed(w, w.gamma)
     if w.variant.product == "weight_first":
-        w.y = (w.rms * w.gamma).mul_(w.z)
+        w.y = _flushed(w, w.rms * gamma).mul_(w.z)
     else:
-        w.y = w.z * w.rms
+        w.y = _flushed(w, w.z * w.rms)
         if w.contract.round_after_normalize:
-            w.y = round_to(w.y, w.x.dtype).float()
-        w.y *= w.gamma
+            w.y = _flushed(w, round_to(w.y, w.x.dtype).float())
+        w.y *= gamma
+    w.y = _flushed(w, w.y)
     if w.contract.round_after_weight:
         w.y = round_to(w.y, w.x.dtype).float()
 
 
 def _take_input(w: Work) -> None:
-    w.y = w.x.float()
+    w.y = _flushed(w, w.x.float())
 
 
 def _amax(w: Work) -> None:
@@ -270,10 +283,15 @@ def _scale(w: Work) -> None:
         w.scale = directed(exact, w.variant.scale, w.amax > 0)
     else:
         w.scale = w.amax * factor if c.scale_rule == "multiply" else w.amax / q
+    w.scale = _flushed(w, w.scale)
     if c.scale_floor_divisor is not None:
         w.scale = torch.maximum(w.scale, 1.0 / constant(w.qmax * c.scale_floor_divisor, w.amax))
-    elif c.zero_scale is not None:
-        w.scale = torch.where(w.scale == 0, c.zero_scale, w.scale)
+    if c.round_scale:
+        w.scale = round_to(w.scale, w.x.dtype).float()
+    if c.zero_scale is not None:
+        # The step from 1 to the next number: 8 significant bits in bf16, 11 in fp16.
+        value = (2.0**-7 if w.x.dtype == torch.bfloat16 else 2.0**-10) if c.zero_scale == "eps" else c.zero_scale
+        w.scale = torch.where(w.scale == 0, value, w.scale)
 
 
 def _divide(w: Work) -> None:
@@ -283,6 +301,11 @@ def _divide(w: Work) -> None:
         w.scaled = w.y * (constant(1.0, w.scale) / w.scale)
     else:
         w.scaled = w.y * directed(1.0 / w.scale.double(), w.variant.reciprocal, w.scale >= MIN_NORMAL)
+    if w.contract.zero_scale == 0.0:
+        # A zero divided by a scale of 0 is a zero: an all-zero row has zero codes, whatever its scale.
+        w.scaled = torch.where(w.y == 0, 0.0, w.scaled)
+    if w.contract.round_quotient:
+        w.scaled = round_to(w.scaled, w.x.dtype).float()
 
 
 def _encode(w: Work) -> None:
