@@ -62,10 +62,10 @@ def _look(inputs: Inputs, outputs: Outputs, contract: NormQuantContract) -> Seen
         if contract.round_after_weight:
             y = round_to(round_fp32(y), storage)
     else:
-        rows, grid = quant_truth(x.float(), contract, fmt.name), storage
+        rows, grid = quant_truth(x.float(), contract, fmt.name, storage), storage
         y = x.double().cpu()
     regular = (rows.kind == 0) & scale.isfinite() & (scale > 0)
-    right = scale_admissible(scale, rows, contract, qmax, grid)
+    right = scale_admissible(scale, rows, contract, qmax, grid, storage)
     t = round_fp32(y / scale[:, None]).clamp(-qmax, qmax)[regular]
     want, got = encode(t, fmt), codes[regular]
     finite = ~decode(got, fmt).isnan() & ~t.isnan()

@@ -17,6 +17,7 @@ import torch
 
 from reference import notation
 from reference.contract import GEMM_CONTRACTS, NORM_QUANT_CONTRACTS, GemmContract, NormQuantContract
+from reference.formats import FloatFormat, format_of
 from reference.quantize import scale_of
 from validators.cases.tensors import (
     GemmInputs,
@@ -112,7 +113,7 @@ def observed(scenes: Sequence[Scene], contract: AnyContract) -> dict[str, list[o
         smallest = scale[usable].amin().reshape(1) if bool(usable.any()) else scale[:0]
         for s in torch.cat((scale[empty & usable], smallest)).unique().tolist()[:4]:
             floors["zero_scale"].append(s)
-            floors["amax_floor"] += _short(s * qmax, partial(_gives, contract, qmax, s))
+            floors["amax_floor"] += _short(s * qmax, partial(_gives, contract, qmax, s, format_of(inputs.x.dtype)))
             floors["scale_floor_divisor"] += _short(1.0 / (s * qmax), partial(_divides, qmax, s))
     return floors
 
@@ -121,11 +122,11 @@ def _divides(qmax: float, scale: float, divisor: float) -> bool:
     return divisor > 0 and float(torch.tensor(1.0 / (qmax * divisor), dtype=torch.float32)) == scale
 
 
-def _gives(contract: NormQuantContract, qmax: float, scale: float, floor: float) -> bool:
+def _gives(contract: NormQuantContract, qmax: float, scale: float, storage: FloatFormat, floor: float) -> bool:
     amax = torch.tensor(floor, dtype=torch.float32).double()
     bare = contract.replace(amax_floor=0.0, scale_floor_divisor=None, zero_scale=None)
     rules = notation.literals(contract, "scale_rule")
-    return any(float(scale_of(amax, bare.replace(scale_rule=rule), qmax)) == scale for rule in rules)
+    return any(float(scale_of(amax, bare.replace(scale_rule=rule), qmax, storage)) == scale for rule in rules)
 
 
 def _short(value: float, right: Callable[[float], bool]) -> list[object]:
@@ -251,9 +252,15 @@ def _widest(scenes: Sequence[Scene]) -> Inputs:
 
 _WORDS: dict[str, dict[object, str]] = {
     "norm_input": {"stored": "the norm of the stored residual", "unrounded": "the norm of the unrounded sum"},
-    "residual_store": {"truncate": "a residual truncated toward zero", "rne": "a residual rounded to nearest even"},
+    "residual_store": {
+        "truncate": "a residual truncated toward zero",
+        "rne": "a residual rounded to nearest even",
+        "truncate_bf16": "a residual truncated toward zero in bf16, rounded to nearest even in fp16",
+    },
     "round_after_normalize": {True: "z * rms rounded to the storage type", False: "z * rms not rounded"},
     "round_after_weight": {True: "y rounded to the storage type", False: "y not rounded"},
+    "round_scale": {True: "a scale rounded to the storage type", False: "a scale in fp32"},
+    "round_quotient": {True: "a quotient rounded to the storage type", False: "a quotient in fp32"},
     "scale_rule": {"multiply": "a scale of amax * fl32(1/Q)", "divide": "a scale of amax / Q"},
     "division": {"reciprocal": "y times a reciprocal of the scale", "divide": "y divided by the scale"},
     "overflow": {"nan": "overflow to NaN", "saturate": "overflow to the largest value"},
@@ -273,6 +280,8 @@ def field_words(field: str, value: object) -> str:
     if field == "scale_floor_divisor":
         return f"a scale floor of 1/({text} Q)" if value else "no floor of the scale"
     if field == "zero_scale":
+        if value == "eps":
+            return "the storage type's epsilon as the scale of a row of zeros"
         return "no scale of its own for a row of zeros" if value is None else f"scale {text} for a row of zeros"
     if field == "splits":
         return f"{text} slices along K"
