@@ -103,8 +103,8 @@ JUDGES = (
 PURE = tuple(
     f"evals.{name}"
     for name in (
-        "answer_gates", "answers", "data", "empty", "errors", "gate", "import_command", "importers", "paired", "pairing",
-        "parity", "policy", "prompts", "report", "samples", "sequential", "store", "tokens",
+        "answer_gates", "answers", "data", "empty", "errors", "gate", "import_command", "importers", "paired",
+        "pairing", "parity", "policy", "prompts", "report", "samples", "sequential", "store", "tokens",
     )
 )  # fmt: skip
 """Modules of evals that need no kernel: questions, answers, run directories, statistics and the verdict. evals.record
