@@ -9,7 +9,9 @@ compressed-tensors.
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import mmap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -106,11 +108,30 @@ def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> None:
             file.write(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
 
 
+_WHOLE = {
+    "hidden_size": 1, "num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 1,
+    "intermediate_size": 1, "moe_intermediate_size": 1, "n_routed_experts": 1, "num_experts_per_tok": 1,
+    "n_shared_experts": 0, "first_k_dense_replace": 0, "vocab_size": 1, "n_group": 1, "topk_group": 1,
+}  # fmt: skip
+"""Settings that are numbers of something, and the least of each."""
+_NUMBERS = ("partial_rotary_factor", "rope_theta", "rms_norm_eps", "routed_scaling_factor")
+
+
 def model_config(config: Mapping[str, Any]) -> Config:
     """config.json of a Glm4MoeForCausalLM as the float64 model's configuration; raises CheckpointError."""
     if config.get("model_type") != "glm4_moe":
         raise CheckpointError(f"model_type is {config.get('model_type')!r}; only glm4_moe is walked")
     rope = config.get("rope_parameters") or {}
+    if not isinstance(rope, Mapping):
+        raise CheckpointError(f"config.json: rope_parameters is {rope!r}, and not a table")
+    for name, least in _WHOLE.items():
+        value = config.get(name, least)
+        if type(value) is not int or value < least:
+            raise CheckpointError(f"config.json: {name} is {value!r}, and not a whole number from {least} on")
+    for name in _NUMBERS:
+        value = config.get(name, rope.get(name, 1.0))
+        if type(value) not in (int, float) or not 0 < value < math.inf:
+            raise CheckpointError(f"config.json: {name} is {value!r}, and not a number above 0")
     try:
         return Config(
             hidden=config["hidden_size"], layers=config["num_hidden_layers"], heads=config["num_attention_heads"],
@@ -157,9 +178,10 @@ class Checkpoint:
 
         Returns the linears that are not quantized, by name. Raises CheckpointError with one sentence.
         """
-        names = contents.needed(self.config, layers, tied=self.tied)
-        if gone := [name for name in names if name not in self._where]:
+        absent = (name for name in contents.needed(self.config, layers, tied=self.tied) if name not in self._where)
+        if gone := list(itertools.islice(absent, contents.MOST_COUNTED + 1)):
             raise contents.missing(f"{self.directory} holds no tensor", gone)
+        names = list(contents.needed(self.config, layers, tied=self.tied))
         names += [f"{name}_scale" for name in names if f"{name}_scale" in self._where]
         files = contents.grouped(self._where, names)
         if lost := [file for file in files if not (self.directory / file).exists()]:

@@ -19,6 +19,8 @@ FLOATS = ("BF16", "F16", "F32")
 EMBEDDING, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
 EXPERT_STEPS = ("gate/up_proj", "down_proj")
 MOST_NAMES = 3
+MOST_COUNTED = 1000
+"""Missing names that are counted: a config.json of another model lacks all of them, and may claim any number."""
 
 
 class Entry(NamedTuple):
@@ -83,15 +85,16 @@ def outer(config: Config, *, tied: bool, whole: bool) -> Iterator[tuple[str, tup
             yield HEAD, (config.vocab, config.hidden)
 
 
-def needed(config: Config, layers: int, *, tied: bool) -> list[str]:
+def needed(config: Config, layers: int, *, tied: bool) -> Iterator[str]:
     """Names that a walk of the first ``layers`` layers reads, without the scales, which only FP8 weights have."""
-    names = [name for name, _ in outer(config, tied=tied, whole=layers == config.layers)]
+    yield from (name for name, _ in outer(config, tied=tied, whole=layers == config.layers))
     for layer in range(layers):
-        names += [name for name, _ in others(config, layer)]
+        yield from (name for name, _ in others(config, layer))
         for group in linears(config, layer):
             for part in group.parts:
-                names += [f"{part}.weight", *([f"{part}.bias"] if group.bias else [])]
-    return names
+                yield f"{part}.weight"
+                if group.bias:
+                    yield f"{part}.bias"
 
 
 def check(config: Config, entries: Mapping[str, Entry], layers: int, *, tied: bool) -> list[str]:
@@ -169,7 +172,8 @@ def check_shape(name: str, entry: Entry, shape: tuple[int, ...]) -> None:
 
 def missing(what: str, names: Sequence[str]) -> CheckpointError:
     """``holds no tensor 'a'`` with how many more; what: the sentence before the name."""
-    more = f" ({len(names)} are missing, also {', '.join(map(repr, names[1:MOST_NAMES]))})" if len(names) > 1 else ""
+    many = f"more than {MOST_COUNTED:,}" if len(names) > MOST_COUNTED else f"{len(names):,}"
+    more = f" ({many} are missing, also {', '.join(map(repr, names[1:MOST_NAMES]))})" if len(names) > 1 else ""
     return CheckpointError(f"{what} {names[0]!r}{more}")
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -341,6 +341,35 @@ def test_a_known_scheme_that_is_another_is_refused_in_the_same_words(
     said = capsys.readouterr().err
     assert words in said
     assert said.count("\n") == 1
+
+
+def _paths(table: dict[str, Any], before: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for name, value in table.items():
+        yield (*before, name)
+        if isinstance(value, dict):
+            yield from _paths(value, (*before, name))
+
+
+def test_no_value_of_a_setting_ends_in_a_traceback(tiny: Path) -> None:
+    """Every setting of config.json, also those inside tables, in turn of another type, and absurdly large."""
+    file = tiny / "config.json"
+    right = json.loads(file.read_text())
+    said = []
+    for path in _paths(right):
+        for value in ("x", "5120", None, [], {}, -1, 0, 1.5, True, math.inf, 10**9):
+            config = json.loads(json.dumps(right))
+            inner = config
+            for name in path[:-1]:
+                inner = inner[name]
+            inner[path[-1]] = value
+            file.write_text(json.dumps(config))
+            try:
+                source = Checkpoint(tiny)
+                source.check(source.config.layers)
+            except CheckpointError as error:
+                said.append(str(error))
+    assert len(said) > 200
+    assert [text for text in said if "\n" in text or len(text) > 400] == []
 
 
 def test_a_damaged_index_is_one_sentence(tiny: Path) -> None:
