@@ -2,7 +2,8 @@
 
 The worker imports torch and loads the kernel once, then serves cases. It is replaced after a crash, after a case that
 ran past the time limit, and after an error on a GPU, whose context may be lost with it. Messages travel over a socket
-of their own; what kernels print goes to a file, whose end is quoted when the worker dies.
+of their own; what kernels print goes to a file, whose end is quoted when the worker dies. A kernel that compiles at its
+first call is called once before the cases, outside their time limit.
 """
 
 from __future__ import annotations
@@ -24,11 +25,16 @@ from typing import Any
 
 from validators import doing
 from validators.cases.case import Case
+from validators.command import say
 from validators.kernels.base import KernelError, find_kernel
 from validators.records import Record, Status
 
-LOAD_LIMIT_S = 300.0
-"""Time for a worker to import torch and load its kernel, compilers' first start included."""
+LOAD_LIMIT_S = 1800.0
+"""Time for a worker to import torch and load its kernel; a library may compile when it is imported."""
+LOAD_SLOW_S = 30.0
+"""A kernel that has not been loaded by then is waited for with a line on the screen."""
+WARM_LIMIT_S = 1800.0
+"""Time for the first call of a kernel that compiles then, as aiter does where no module is prebuilt."""
 
 _ROOT = Path(__file__).resolve().parent.parent
 _QUOTED_BYTES = 2000
@@ -76,6 +82,7 @@ class Worker:
         self._output: Any = None
         self._doing: Any = None
         self._about: dict[str, Any] = {}
+        self._warm = False
 
     def __enter__(self) -> Worker:
         return self
@@ -92,10 +99,12 @@ class Worker:
         """The record of ``case``; raises KernelError if the kernel cannot be loaded."""
         if self._process is None:
             self._start()
+        if self._about["compiles"] and not self._warm and (record := self._warm_up(case)):
+            return record
         assert self._pipe is not None
         started = time.monotonic()
         try:
-            self._pipe.send(case)
+            self._pipe.send(("validate", case))
             if not self._pipe.poll(self.time_limit_s):
                 reason = f"kernel did not return within {self.time_limit_s:g} s{self._while()}"
                 return self._lost(case, reason, time.monotonic() - started, dump=True)
@@ -110,6 +119,27 @@ class Worker:
         if payload.status is Status.ERROR and self.device != "cpu":
             self.close()
         return payload
+
+    def _warm_up(self, case: Case) -> Record | None:
+        """The first call, which may compile for minutes; a record only where it hangs. Tried once, whatever comes."""
+        assert self._pipe is not None
+        started = time.monotonic()
+        try:
+            self._pipe.send(("warm", case))
+            if self._pipe.recv()[0] != "warming":
+                return None
+            self._warm = True
+            say("validators", f"warming {self._about['name']} up; the first call may compile for minutes")
+            if not self._pipe.poll(WARM_LIMIT_S):
+                reason = f"the first call did not return within {WARM_LIMIT_S:g} s, and nothing is compiled for so long"
+                return self._lost(case, reason, time.monotonic() - started, dump=True)
+            self._pipe.recv()
+        except (EOFError, OSError):
+            return self._lost(case, self._death(), time.monotonic() - started)
+        except BaseException:
+            self.close()
+            raise
+        return None
 
     def close(self) -> None:
         """Kill the worker and everything it started."""
@@ -155,6 +185,8 @@ class Worker:
         try:
             settings = (self.kernel_name, self.op, self.contract, self.device, _gpu_index(self.device))
             ours.send((os.getpid(), sys.argv, settings))
+            if not ours.poll(LOAD_SLOW_S):
+                say("validators", f"loading {self.kernel_name} takes long; its library may compile for minutes")
             if not ours.poll(LOAD_LIMIT_S):
                 raise KernelError(f"kernel {self.kernel_name!r} could not be loaded within {LOAD_LIMIT_S:g} s")
             kind, payload = ours.recv()
@@ -258,12 +290,13 @@ def _serve(descriptor: int, words: int) -> None:
         if gpu is not None:
             importlib.import_module("torch").cuda.set_device(gpu)
         kernel = find_kernel(name, op)
-        validate = importlib.import_module("validators.run").validate
+        run = importlib.import_module("validators.run")
         about = {
             "name": kernel.name,
             "contract": kernel.contract,
             "emulated": kernel.emulated,
             "fake": kernel.fake,
+            "compiles": kernel.compiles,
             "arch": importlib.import_module("validators.kernels.arch").architecture(device),
             "provenance": {**importlib.import_module("validators.store").provenance(device), **kernel.identity()},
         }
@@ -273,11 +306,15 @@ def _serve(descriptor: int, words: int) -> None:
     pipe.send(("ready", about))
     while True:
         try:
-            case = pipe.recv()
+            wanted, case = pipe.recv()
         except EOFError:
             return
         try:
-            answer = ("record", validate(kernel, case, contract=contract, device=device))
+            if wanted == "warm":
+                called = run.warm_up(kernel, case, device, lambda: pipe.send(("warming", None)))
+                answer: tuple[str, Any] = ("warm" if called else "cold", None)
+            else:
+                answer = ("record", run.validate(kernel, case, contract=contract, device=device))
         except Exception as error:
             answer = ("raised", f"validation raised {type(error).__name__}: {error}")
         pipe.send(answer)

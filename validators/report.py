@@ -112,6 +112,9 @@ def provenance_lines(record: Record) -> list[str]:
     versions = known.get("kernel_versions")
     if isinstance(versions, dict):
         second += [text for name, version in versions.items() if (text := f"{name} {version}") not in first]
+    chosen = known.get("chosen")
+    if isinstance(chosen, dict):
+        second += [f"{name} {value}" for name, value in chosen.items()]
     second.append(f"{record.seconds:.2f} s")
     return ["  ".join(first), "  ".join(second)]
 

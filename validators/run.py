@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import shlex
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -205,6 +207,19 @@ def call(kernel: Kernel, inputs: Inputs, poison: int) -> tuple[Outputs, Check, f
     return outputs, buffers.check(), time.perf_counter() - start
 
 
+def warm_up(kernel: Kernel, case: Case, device: str, say: Callable[[], None]) -> bool:
+    """Call the kernel once so that its library compiles; nothing is judged, and what goes wrong shows in the case.
+
+    False where the kernel does not take the case, so that another one must be tried. say: called before the call.
+    """
+    if kernel.unavailable(device.split(":")[0]) or reasons_impossible(case) or kernel.unsupported(case):
+        return False
+    say()
+    with contextlib.suppress(KernelFault):
+        call(kernel, build(case, device=device), integrity.POISONS[0])
+    return True
+
+
 def judge(claim: Claim, contract: NormQuantContract | GemmContract) -> tuple[list[Comparison], list[Check]]:
     """Comparisons of the claim's outputs, and the statistical checks."""
     if isinstance(claim.inputs, GemmInputs) and isinstance(contract, GemmContract):
@@ -270,7 +285,10 @@ class _Frame:
             emulated=kernel.emulated, fake=kernel.fake, seconds=time.perf_counter() - start,
             reproduce=f"python -m validators run --op {kernel.op} --kernel {shlex.quote(kernel.name)} "
             f"--case {case.id}{flags}",
-            provenance={**provenance(self.device), **kernel.identity(), **({"limit": limit} if limit else {})},
+            provenance={
+                **provenance(self.device), **kernel.identity(), **({"limit": limit} if limit else {}),
+                **({"chosen": chosen} if (chosen := dict(kernel.chosen(case))) else {}),
+            },
             peak_bytes=torch.cuda.max_memory_allocated() if self.device.startswith("cuda") else 0,
             **fields,  # type: ignore[arg-type]
         )  # fmt: skip

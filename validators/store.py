@@ -30,6 +30,10 @@ from typing import Any
 from validators.files import FileError, Lines, check_folder, reason
 from validators.records import SCHEMA_VERSION, Record, Status
 
+VARIABLES = ("AITER_", "HIPBLASLT_", "PYTORCH_TUNABLEOP_", "TORCH_BLAS_", "TRITON_", "VLLM_ROCM_", "SGLANG_USE_AITER")
+"""Beginnings of the environment variables that choose a kernel, a table or a compiler's options; records keep them."""
+_SET_BY_AITER = ("AITER_ASM_DIR",)  # a path, which its import sets itself
+
 _NONFINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
@@ -243,14 +247,20 @@ def load(directory: str | Path, *, warn: Callable[[str], None] | None = None) ->
 
 
 def provenance(device: str | None = None) -> dict[str, Any]:
-    """Where a record comes from: commit, dirty, python, torch, platform, host, cpu, gpu, arguments, date.
+    """Where a record comes from: commit, dirty, python, torch, platform, host, cpu, gpu, environment, arguments, date.
 
     ``commit`` is None where git or a checkout is absent, ``dirty`` then too; ``dirty`` means that a Python
     or TOML file differs from the commit or is not in it. ``gpu`` is None on device
     "cpu", and where CUDA was not in use yet: asking for its name would create a context. Everything
     except the gpu is looked up once a process; ``date`` is the UTC time of that look-up.
     """
-    return {**_machine(), "gpu": _gpu(device), "arguments": sys.argv[1:]}
+    return {**_machine(), "gpu": _gpu(device), "environment": _environment(), "arguments": sys.argv[1:]}
+
+
+def _environment() -> dict[str, str]:
+    """The variables of ``VARIABLES`` that are set, in the order of their names."""
+    named = sorted(name for name in os.environ if name.startswith(VARIABLES) and name not in _SET_BY_AITER)
+    return {name: os.environ[name] for name in named}
 
 
 @functools.cache

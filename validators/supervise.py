@@ -72,6 +72,8 @@ def watched(kernel: Any) -> Any:
     text = f"{kernel.name} ({kernel.op})".encode()[: _SIZE - _HEAD.size]
 
     def seen(*arguments: Any, **named: Any) -> Any:
+        if state["limit"] == FIRST_CALL_LIMIT_S != usual:
+            say("validators", f"warming {kernel.name} up; the first call may compile for minutes")
         shared[_HEAD.size : _HEAD.size + len(text)] = text
         _HEAD.pack_into(shared, 0, time.monotonic(), state["limit"], len(text))
         try:

@@ -33,6 +33,23 @@ def honest(
 honest.contract = "eager"  # type: ignore[attr-defined]
 
 
+def compiles_for_long(
+    x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float, fp8_dtype: torch.dtype
+) -> Returned:
+    """As a library that compiles at its first call: the first takes seconds, and all others none."""
+    global _compiled
+    if not _compiled:
+        time.sleep(float(os.environ["COMPILES_FOR_S"]))
+    _compiled = True
+    return honest(x, residual, weight, eps, fp8_dtype)
+
+
+_compiled = False
+compiles_for_long.contract = "eager"  # type: ignore[attr-defined]
+compiles_for_long.compiles = True  # type: ignore[attr-defined]
+compiles_for_long.unsupported = lambda case: "no two rows" if case.m == 2 else None  # type: ignore[attr-defined]
+
+
 def wrong_shape(x, residual, weight, eps, fp8_dtype):  # type: ignore[no-untyped-def]
     codes, scale, residual_out = honest(x, residual, weight, eps, fp8_dtype)
     return codes, scale.flatten(), residual_out

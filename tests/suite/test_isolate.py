@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.suite import hostile
+from validators import isolate
 from validators.cases.case import Case
 from validators.isolate import Worker, run_isolated
 from validators.kernels.base import KernelError
@@ -131,6 +132,28 @@ def test_the_next_case_gets_a_fresh_worker() -> None:
     assert pids[2] not in (None, pids[0])
     assert _gone(pids[0])
     assert _gone(pids[2])
+
+
+def test_a_first_call_that_compiles_is_made_outside_the_time_limit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COMPILES_FOR_S", str(2 * HANG_S))
+    cases = [_case(2), _case(3), _case(4)]  # the kernel does not take the first
+    found = list(run_isolated(_spec("compiles_for_long"), OP, cases, time_limit_s=HANG_S))
+    assert [r.status for r in found] == [Status.UNSUPPORTED, Status.PASSED, Status.PASSED], [r.reasons for r in found]
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert said[0].startswith("validators: warming ")
+    assert said[0].endswith("compiles_for_long up; the first call may compile for minutes")
+
+
+def test_a_first_call_that_never_returns_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMPILES_FOR_S", "3600")
+    monkeypatch.setattr(isolate, "WARM_LIMIT_S", HANG_S)
+    found = list(run_isolated(_spec("compiles_for_long"), OP, [_case(3), _case(4)], time_limit_s=HANG_S + 1))
+    assert [r.status for r in found] == [Status.ERROR, Status.ERROR]
+    assert found[0].reasons[0].startswith("the first call did not return within 3 s")
+    assert found[1].reasons == ("kernel did not return within 4 s",)
 
 
 def test_noise_on_the_streams_breaks_nothing(worker: Worker, capfd: pytest.CaptureFixture[str]) -> None:

@@ -189,9 +189,14 @@ def test_a_missing_directory_is_refused(tmp_path: Path) -> None:
 
 def test_provenance_names_where_a_record_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["validators", "run", "--all-available"])
+    monkeypatch.setenv("AITER_CONFIG_GEMM_A8W8", "tuned.csv")
+    monkeypatch.setenv("AITER_ASM_DIR", "/opt/aiter/hsa")
+    monkeypatch.setenv("SOME_TOKEN", "secret")
     found = store.provenance("cpu")
+    assert found["environment"]["AITER_CONFIG_GEMM_A8W8"] == "tuned.csv"
+    assert not {"AITER_ASM_DIR", "SOME_TOKEN"} & set(found["environment"])
     assert set(found) == {
-        "commit", "dirty", "python", "torch", "platform", "host", "cpu", "gpu", "arguments", "date"
+        "commit", "dirty", "python", "torch", "platform", "host", "cpu", "gpu", "environment", "arguments", "date"
     }  # fmt: skip
     assert found["arguments"] == ["run", "--all-available"]
     assert found["gpu"] is None

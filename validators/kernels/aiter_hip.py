@@ -13,6 +13,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from validators.cases.tensors import (
     QuantInputs,
     QuantOutputs,
 )
-from validators.kernels import arch
+from validators.kernels import arch, toolchain
 from validators.kernels.base import Kernel, KernelError
 
 # add_rmsnorm_quant_kernel has no instance for wider rows; its loads and stores move pairs of elements.
@@ -95,7 +96,20 @@ def _versions() -> Mapping[str, str]:
     version = getattr(module, "__version__", None)
     if "amd-aiter" not in found and version is not None:
         found["aiter"] = str(version)
+    if commit := toolchain.commit_of("amd-aiter", _folder(module)):
+        found["aiter commit"] = commit
     return found
+
+
+def _folder(module: Any) -> str:
+    file = getattr(module, "__file__", None)
+    return str(Path(file).resolve().parent) if file else ""
+
+
+def _gemm_chosen(table: str, case: Case) -> Mapping[str, str]:
+    """Which library aiter gives the case to: a verdict that does not say so does not name the kernel."""
+    dtype = torch.float8_e4m3fnuz if case.fp8 == "e4m3fnuz" else torch.float8_e4m3fn
+    return toolchain.aiter_gemm(table, case.m, case.n, case.k, dtype)
 
 
 def _architecture() -> str:
@@ -244,7 +258,7 @@ def kernels() -> list[Kernel]:
     """
     name = _architecture()
     fused = "aiter-hip-gfx942" if name == "gfx942" else "aiter-hip-gfx950"
-    common: dict[str, Any] = {"versions": _versions, "fake": _is_fake()}
+    common: dict[str, Any] = {"versions": _versions, "fake": _is_fake(), "compiles": True}
 
     def needs(function: str) -> Any:
         return functools.partial(_unavailable, function)
@@ -288,6 +302,7 @@ def kernels() -> list[Kernel]:
             call=_bpreshuffle,
             unavailable=needs("gemm_a8w8_bpreshuffle"),
             unsupported=_bpreshuffle_unsupported,
+            chosen=functools.partial(_gemm_chosen, "AITER_CONFIG_GEMM_A8W8_BPRESHUFFLE_FILE"),
             notes="weight shuffled 16x16; bias added to the stored result, as SGLang does",
             **common,
         ),
@@ -298,6 +313,7 @@ def kernels() -> list[Kernel]:
             call=_ck,
             unavailable=needs("gemm_a8w8_CK"),
             unsupported=_ck_unsupported,
+            chosen=functools.partial(_gemm_chosen, "AITER_CONFIG_GEMM_A8W8_FILE"),
             notes="plain weight layout; splitK as aiter's tuned table says",
             **common,
         ),

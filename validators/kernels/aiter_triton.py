@@ -29,7 +29,7 @@ import torch
 
 from validators.cases.case import Case
 from validators.cases.tensors import Inputs, NormQuantInputs, NormQuantOutputs, Outputs
-from validators.kernels import arch
+from validators.kernels import arch, toolchain
 from validators.kernels.base import Kernel, KernelError
 
 PATH_VARIABLE = "AITER_TRITON_PATH"
@@ -249,6 +249,10 @@ def _versions() -> Mapping[str, str]:
         # Which source ran, not where it lay: records travel.
         found["aiter_triton_file"] = "/".join(file.parts[-3:])
         found["aiter_triton_sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+        # The file lies in aiter/ops/triton/..., and the checkout is what holds the package.
+        package = next((folder for folder in file.resolve().parents if folder.name == "aiter"), None)
+        if commit := toolchain.commit_of("amd-aiter", str(package or "")):
+            found["aiter commit"] = commit
     return found
 
 

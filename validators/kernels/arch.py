@@ -15,6 +15,8 @@ from pathlib import Path
 
 import torch
 
+from validators.kernels import toolchain
+
 # Matrix units and converts of these take e4m3fnuz; gfx950 and later, and NVIDIA, take e4m3fn.
 _FNUZ_ARCHITECTURES = ("gfx940", "gfx941", "gfx942")
 
@@ -135,12 +137,13 @@ def distribution_folder(name: str, folder: str) -> Path | None:
 
 
 def versions(*distributions: str) -> Mapping[str, str]:
-    """Versions of torch, of its CUDA or ROCm, and of those ``distributions`` that are installed."""
+    """Versions of torch, of its CUDA or HIP, of ROCm and hipcc, and of those ``distributions`` that are installed."""
     found = {"torch": str(torch.__version__)}
     if torch.version.cuda is not None:
         found["cuda"] = str(torch.version.cuda)
     if torch.version.hip is not None:
         found["hip"] = str(torch.version.hip)
+        found.update(toolchain.of_rocm())
     for name in distributions:
         version = distribution_version(name)
         if version is not None:

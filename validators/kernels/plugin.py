@@ -7,11 +7,12 @@ The parameter names are the protocol, and they say which op it is::
     f(x, fp8_dtype) -> (codes, scale)                                                   per_token_quant
     f(a, a_scale, b, b_scale, bias, out_dtype) -> out [M, N], with b (N, K)             ptpc_gemm
 
-Further parameters need defaults. One named ``gemma`` or ``gemma_norm`` is passed True in gemma cases. Four
+Further parameters need defaults. One named ``gemma`` or ``gemma_norm`` is passed True in gemma cases. Five
 attributes of the function may say more: ``contract`` (name of the declared preset; without it the
 contract is identified from the outputs), ``devices`` (of "cpu" and "cuda"; both by default),
-``supports``, a dict that overrides DEFAULT_SUPPORTS (an in-place function has no form without a residual), and
-``unsupported``, which takes a Case and returns a sentence where the case is outside the kernel's limits, else None.
+``supports``, a dict that overrides DEFAULT_SUPPORTS (an in-place function has no form without a residual),
+``unsupported``, which takes a Case and returns a sentence where the case is outside the kernel's limits, else None, and
+``compiles``: True where the first call compiles for minutes, so that it is made once outside the time limits.
 """
 
 from __future__ import annotations
@@ -110,6 +111,7 @@ def load(spec: str, op: str | None = None) -> Kernel:
         unsupported=functools.partial(_unsupported, supports, _own_limits(spec, function)),
         versions=functools.partial(arch.versions, "triton"),
         options={"supports": supports},
+        compiles=_compiles(spec, function),
         source=functools.partial(dict, _source(where)),
     )
 
@@ -221,6 +223,14 @@ def _devices(spec: str, function: Callable[..., object]) -> tuple[str, ...]:
     if isinstance(devices, str) or not set(devices) <= {"cpu", "cuda"} or not devices:
         raise KernelError(f'{spec}.devices must be a tuple of "cpu" and "cuda", not {devices!r}')
     return tuple(devices)
+
+
+def _compiles(spec: str, function: Callable[..., object]) -> bool:
+    """Declared, or seen: a file that imports aiter calls a library that compiles at the first call."""
+    declared = getattr(function, "compiles", "aiter" in sys.modules)
+    if not isinstance(declared, bool):
+        raise KernelError(f"{spec}.compiles must be True or False, not {declared!r}")
+    return declared
 
 
 def _unavailable(spec: str, devices: tuple[str, ...], device: str) -> str | None:
