@@ -1,4 +1,4 @@
-"""What a record says of the toolchain: ROCm, hipcc, aiter's commit and the GEMM library, each from where images keep it."""
+"""What a record says of the toolchain: ROCm, hipcc, aiter's commit, the GEMM library; from where images keep them."""
 
 from __future__ import annotations
 
