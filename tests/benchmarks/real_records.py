@@ -125,13 +125,20 @@ def readme_cell(heads: Sequence[Line], provider: str) -> str:
     ) + "[how, and what was found](docs/real-kernels.md)"
 
 
+def sign_offs(folder: Path = KEPT) -> str:
+    """Links to the kept sign-offs, as docs/real-kernels.md has them."""
+    names = [path.parent.name for path in sorted(folder.glob("real-*/signoff.md"))]
+    links = [f"[{name.removeprefix('real-').upper()}](records/{name}/signoff.md)" for name in names]
+    return f"Sign-off of these records: {', '.join(links)}.\n" if links else ""
+
+
 def with_table(page: str, heads: Sequence[Line]) -> str:
-    """The page with the table of ``heads``."""
+    """The page with the table of ``heads``, and links to the sign-offs."""
     before, start, rest = page.partition(START)
     _, end, after = rest.partition(END)
     if not (start and end):
         raise RecordsError(f"{PAGE.name} has no {START} ... {END}")
-    return f"{before}{START}\n\n{table(heads)}\n{END}{after}"
+    return f"{before}{START}\n\n{table(heads)}\n{sign_offs()}\n{END}{after}"
 
 
 def with_rows(readme: str, heads: Sequence[Line]) -> str:
