@@ -20,7 +20,7 @@ test:
 	$(PYTHON) .ci/environment.py $(VENV) test report layers evals
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto
 
-# Every stage that this machine can run, then the decision, also where a kernel failed: about ten minutes on two cores.
+# Every stage that this machine can run, then the decision, also where a kernel failed.
 # CLAIM=FILE signs one claim, POLICY=NAME|FILE says what it needs.
 signoff:
 	$(PYTHON) .ci/environment.py $(VENV) report

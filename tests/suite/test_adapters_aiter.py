@@ -212,6 +212,17 @@ def test_an_aiter_that_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatch, 
     aiter_hip._import_failure.cache_clear()
 
 
+def test_an_aiter_without_its_hip_functions_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    _only(monkeypatch, tmp_path, SENTENCES["old"][0])
+    monkeypatch.setenv("AITER_TRITON_ONLY", "1")
+    k = kernel(aiter_hip, "aiter_hip/add_rmsnorm_quant", "add_rmsnorm_quant")
+    assert "AITER_TRITON_ONLY is set, which leaves aiter's HIP functions out" in str(k.unavailable("cuda"))
+    monkeypatch.setenv("AITER_TRITON_ONLY", "0")
+    assert "is set" not in str(k.unavailable("cuda"))
+    sys.modules.pop("aiter", None)
+    aiter_hip._import_failure.cache_clear()
+
+
 @needs_cpu_only
 def test_no_aiter_and_no_amd_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     if importlib.util.find_spec("aiter") is None:

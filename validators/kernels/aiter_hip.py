@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -66,7 +67,12 @@ def missing(function: str) -> str | None:
     if not hasattr(module, "dtypes") and not hasattr(module, "ops"):
         return f"the aiter at {where} is not AMD's but another library of that name (asyncio); it has no {function}"
     version = arch.distribution_version("amd-aiter", "aiter") or "of unknown version"
-    return f"this aiter ({version}, at {where}) has no {function}"
+    # Set, they make aiter skip the imports of everything that is not Triton.
+    left_out = [
+        name for name in ("AITER_TRITON_ONLY", "AITER_AOT_IMPORT") if os.environ.get(name, "0") not in ("", "0")
+    ]
+    why = f"; {left_out[0]} is set, which leaves aiter's HIP functions out" if left_out else ""
+    return f"this aiter ({version}, at {where}) has no {function}{why}"
 
 
 @functools.lru_cache(maxsize=8)
