@@ -74,11 +74,13 @@ def pytest_configure(config: pytest.Config) -> None:
     if option.depth not in DEPTHS:
         raise pytest.UsageError(f"unknown depth {option.depth!r}; known: {', '.join(DEPTHS)}")
     _check_names(option)
-    if option.device and option.device.startswith("cuda"):
-        import torch
+    if option.device:
+        from validators.plan import UsageError, devices
 
-        if not torch.cuda.is_available():
-            raise pytest.UsageError(f"--device {option.device} was asked for, but PyTorch sees no GPU here")
+        try:
+            devices(option.device)
+        except UsageError as error:
+            raise pytest.UsageError(str(error)) from None
     if option.kernel or option.contract:
         config.stash[_CASES] = _kernel_cases(config)
     if option.records:
@@ -178,7 +180,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def judge(pytestconfig: pytest.Config) -> Iterator[Judge]:
     """judge(kernel_case) -> Record, written to --records; a user's own kernel runs in a worker process."""
     from validators.isolate import Worker
+    from validators.kernels.base import KernelError
     from validators.run import validate
+    from validators.store import StoreError
 
     workers: dict[tuple[str, str], Worker] = {}
     contract, device = pytestconfig.option.contract, _device(pytestconfig)
@@ -189,11 +193,18 @@ def judge(pytestconfig: pytest.Config) -> Iterator[Judge]:
             key = (chosen.spec, chosen.kernel.op)
             if key not in workers:
                 workers[key] = Worker(*key, contract=contract, device=device, time_limit_s=TIME_LIMIT_S)
-            record = workers[key].validate(chosen.case)
+            try:
+                record = workers[key].validate(chosen.case)
+            except KernelError as error:
+                pytest.fail(str(error), pytrace=False)
         else:
             record = validate(chosen.kernel, chosen.case, contract=contract, device=device)
         if sink := pytestconfig.stash.get(_SINK, None):
-            sink.write(record)
+            try:
+                sink.write(record)
+            except StoreError as error:
+                # Without its record a verdict is lost for the sign-off, so the test does not pass.
+                pytest.fail(str(error), pytrace=False)
         return record
 
     yield run

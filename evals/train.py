@@ -23,7 +23,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from evals import synthetic, tokenizer
+from evals import places, synthetic, tokenizer
+from evals.errors import EvalError
+from validators.command import guarded
 
 CHUNK = 8192  # problems a worker makes at a time, sorted by length, so that batches have little padding
 MARKS = (0.82, 0.84, 0.86, 0.88, 0.89, 0.90, 0.91, 0.92, 0.93, 0.94, 0.95, 0.96)
@@ -350,6 +352,13 @@ def export(model: Any, snapshots: list[Snapshot], options: argparse.Namespace) -
 
 
 def main(arguments: list[str] | None = None) -> int:
+    return guarded(
+        "evals.train", lambda: _command(arguments), speaks=lambda error: isinstance(error, EvalError),
+        interrupted="nothing is exported before the training ends",
+    )  # fmt: skip
+
+
+def _command(arguments: list[str] | None) -> int:
     parser = argparse.ArgumentParser(prog="python -m evals.train", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=float, default=330.0, help="of training; making data and export come on top")
     parser.add_argument("--out", required=True)
@@ -363,7 +372,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=12)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args(arguments)
-    Path(options.out).mkdir(parents=True, exist_ok=True)
+    places.check_folder(options.out)
     model, snapshots = train(options)
     export(model, snapshots, options)
     return 0

@@ -6,9 +6,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+import conftest
 from validators.records import Status
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,3 +62,42 @@ def test_records_are_written_and_a_users_kernel_is_isolated(tmp_path: Path) -> N
     assert any("worker died with exit code 7" in record.reasons for record in records)
     assert "worker died with exit code 7" in done.stdout
     assert "Traceback" not in done.stdout
+
+
+class _Options:
+    """What ``pytest_addoption`` adds, by name: the metavar and the default of each."""
+
+    def __init__(self) -> None:
+        self.added: dict[str, dict[str, object]] = {}
+
+    def getgroup(self, *_: str) -> _Options:
+        return self
+
+    def addoption(self, name: str, **settings: object) -> None:
+        self.added[name.removeprefix("--")] = settings
+
+
+BAD = {
+    "kernel": ["nobody/nothing"], "contract": "law", "lane": ["fast"], "depth": "abyss", "dtype": "bf15", "fp8": "e5m2",
+    "records": "/dev/null/x", "device": "tpu",
+}  # fmt: skip
+
+
+def _options() -> dict[str, dict[str, object]]:
+    found = _Options()
+    conftest.pytest_addoption(found)  # type: ignore[arg-type]
+    return found.added
+
+
+@pytest.mark.parametrize("name", list(_options()))
+def test_a_value_that_cannot_be_right_is_a_usage_error(name: str) -> None:
+    """Every option that is added, so that a new one is walked as soon as it is there."""
+    assert name in BAD, f"write into BAD what cannot be a value of --{name}"
+    values = {key: settings.get("default") for key, settings in _options().items()}
+    config = SimpleNamespace(
+        option=SimpleNamespace(**{**values, name: BAD[name]}, log_level="WARNING", collectonly=False),
+        stash=pytest.Stash(), getini=lambda _: "",
+    )  # fmt: skip
+    with pytest.raises(pytest.UsageError) as caught:
+        conftest.pytest_configure(config)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
