@@ -55,6 +55,8 @@ class IdentifyResult:
     """Where no preset admits every output: presets with one changed field that do, or with two, the strictest first."""
     bits: tuple[str, ...] = ()
     """Where nothing admits every output: what the bits show."""
+    but_zeros: tuple[Candidate, ...] = ()
+    """Where neither a preset nor ``near`` admits every output: presets that admit all but rows of zeros."""
 
     @property
     def admitted(self) -> list[str]:
@@ -63,12 +65,19 @@ class IdentifyResult:
 
     @property
     def best(self) -> str | None:
-        """The strictest contract that admits every output, or None. Ties keep the order of the closed list."""
-        return self.admitted[0] if self.admitted else None
+        """The strictest contract that admits every output, or None. Ties keep the order of the closed list.
+
+        Where only rows of zeros stand against a contract, the kernel is judged by it, and those rows are what fails.
+        """
+        return next(iter([*self.admitted, *(c.contract for c in self.but_zeros)]), None)
 
     def lines(self) -> list[str]:
         """Evidence in words, one line a contract."""
         out = [f"{c.title}: admits all {c.judged:,} values (contract {c.contract})" for c in self.near[:MOST_NEAR]]
+        out += [
+            f"{c.contract}: admits all values but {c.total:,} in rows of zeros, which are judged by it all the same"
+            for c in self.but_zeros[:MOST_NEAR]
+        ]
         out += [f"the bits show: {sentence}" for sentence in self.bits]
         for c in self.candidates:
             if c.total == 0:
@@ -123,14 +132,22 @@ def identify(
     candidates = [_candidate(scenes, contract) for contract in table.values()]
     candidates.sort(key=lambda c: (c.total, -c.judged, c.open))
     near: list[Candidate] = []
+    but_zeros: list[Candidate] = []
     bits: tuple[str, ...] = ()
     order = [table[c.contract] for c in candidates]
     if candidates[0].total and isinstance(order[0], NormQuantContract):
         most = max(c.judged for c in candidates)
-        found = nearby.first_admitting(scenes, order, least=most) or nearby.first_admitting(scenes, order)
+        found = nearby.first_admitting(scenes, order, least=most)
+        if not found:
+            # A contract that leaves rows of zeros open would admit them whatever they hold, NaN included.
+            ordinary = [s for s, case in zip(scenes, used, strict=True) if Case.parse(case).recipe != "zero_rows"]
+            names = {c.name for c in order if ordinary and nearby.admits(ordinary, c)}
+            but_zeros = [c for c in candidates if c.contract in names]
+        if not found and not but_zeros:
+            found = nearby.first_admitting(scenes, order)
         near = [_candidate(scenes, change.contract) for change in found[:MOST_NEAR]]
-        bits = () if near else observations([scene.whole for scene in scenes], order[0])
-    return IdentifyResult(kernel.name, tuple(candidates), tuple(used), units, tuple(near), bits)
+        bits = () if near or but_zeros else observations([scene.whole for scene in scenes], order[0])
+    return IdentifyResult(kernel.name, tuple(candidates), tuple(used), units, tuple(near), bits, tuple(but_zeros))
 
 
 def _candidate(scenes: Sequence[nearby.Scene], contract: AnyContract) -> Candidate:

@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("reference", "validators", "golden", "evals", "tests")
 OURS = FOLDERS
-HEAVY = ("aiter", "vllm", "triton", "flashinfer", "sgl_kernel", "sglang")
+HEAVY = ("aiter", "vllm", "triton", "flashinfer", "sgl_kernel", "sglang", "torchao", "compressed_tensors")
 
 
 def _inside(name: str, package: str) -> bool:
