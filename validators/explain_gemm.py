@@ -136,8 +136,8 @@ def _exchanged(scene: GemmScene) -> Tensor:
 
 def _other_format(scene: GemmScene, both: bool) -> Tensor:
     other = E4M3FNUZ if scene.fmt is E4M3FN else E4M3FN
-    b = operand(scene.inputs.b[scene.cols], other)
-    a = operand(scene.inputs.a[scene.rows], other) if both else scene.a
+    b = operand(bytes_of(scene.inputs.b)[scene.cols], other)
+    a = operand(bytes_of(scene.inputs.a)[scene.rows], other) if both else scene.a
     return scene.out(a @ b.T)
 
 
@@ -262,7 +262,7 @@ def explain_gemm(
 
     def scene_of(rows: Tensor, cols: Tensor) -> GemmScene:
         return GemmScene(
-            rows, cols, operand(inputs.a[rows], fmt), operand(inputs.b[cols], fmt),
+            rows, cols, operand(bytes_of(inputs.a)[rows], fmt), operand(bytes_of(inputs.b)[cols], fmt),
             inputs.a_scale.reshape(-1)[rows].double(), inputs.b_scale.reshape(-1)[cols].double(),
             None if inputs.bias is None else inputs.bias[cols].double(), inputs, fmt, out_format,
         )  # fmt: skip

@@ -15,7 +15,8 @@ from tests.evals.server import Server, Settings, canned, logprob, pieces, token_
 
 pytest.importorskip("httpx", reason="the client asks by httpx, which is not installed")
 
-QUICK = Limits(concurrency=4, timeout=1.0, attempts=3, pause=0.01)
+# Nothing here waits for this time limit; it ends a test that would hang.
+QUICK = Limits(concurrency=4, timeout=120.0, attempts=3, pause=0.01)
 
 
 def with_server(settings: Settings, work: Callable[[Client, Server], Awaitable[Any]], limits: Limits = QUICK) -> Any:
@@ -62,7 +63,8 @@ def test_a_lasting_fault_is_an_error_with_its_reason(fault: str, words: str) -> 
         assert caught.value.attempts == 2
         assert server.count == 2
 
-    with_server(Settings(faults={fault: 1}), work, Limits(concurrency=2, timeout=0.2, attempts=2, pause=0.01))
+    timeout = 0.2 if fault == "hang" else QUICK.timeout
+    with_server(Settings(faults={fault: 1}), work, Limits(concurrency=2, timeout=timeout, attempts=2, pause=0.01))
 
 
 def test_a_refused_request_is_not_repeated() -> None:

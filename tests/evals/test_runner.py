@@ -19,13 +19,14 @@ from evals import runner, store
 from evals.__main__ import main
 from evals.client import Limits
 from evals.runner import WHOLE_RUN
-from tests.benchmarks.eval_client import FLOOR, GROWTH_MIB, measure
+from tests.benchmarks.eval_client import GROWTH_MIB, measure
 from tests.evals.server import canned
 
 pytest.importorskip("httpx", reason="the client asks by httpx, which is not installed")
 
 ROOT = Path(__file__).resolve().parents[2]
 COUNT = 60
+PATIENCE_S = 300.0  # ends a test that would hang; nothing is measured by it
 
 
 @pytest.fixture(autouse=True)
@@ -170,7 +171,7 @@ def test_the_client_is_killed_again_and_again(servers: list[Process], questions:
     for kill_at in (5, 25):
         child = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         samples = out / "samples.jsonl"
-        end = time.monotonic() + 20
+        end = time.monotonic() + PATIENCE_S
         while time.monotonic() < end and (not samples.exists() or samples.read_bytes().count(b"\n") < kill_at):
             time.sleep(0.01)
         os.kill(child.pid, signal.SIGKILL)
@@ -195,12 +196,12 @@ def test_the_server_is_killed_and_started_again_in_the_middle(
     words = [sys.executable, "-m", "evals", *options(servers[0].url, questions, out)]
     child = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     samples = out / "samples.jsonl"
-    end = time.monotonic() + 20
+    end = time.monotonic() + PATIENCE_S
     while time.monotonic() < end and (not samples.exists() or samples.read_bytes().count(b"\n") < 10):
         time.sleep(0.01)
     servers[0].kill()
     servers.append(Process(*again, port=servers[0].port))
-    _, err = child.communicate(timeout=30)
+    _, err = child.communicate(timeout=PATIENCE_S)
     assert child.returncode == code, err
     if code == 0:
         whole(out)
@@ -225,11 +226,11 @@ def test_a_dead_server_stops_the_run_and_the_run_goes_on_later(
     words = [sys.executable, "-m", "evals", *options(servers[0].url, questions, out, "--attempts", "1")]
     child = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     samples = out / "samples.jsonl"
-    end = time.monotonic() + 20
+    end = time.monotonic() + PATIENCE_S
     while time.monotonic() < end and (not samples.exists() or samples.read_bytes().count(b"\n") < 10):
         time.sleep(0.01)
     servers[0].kill()
-    _, err = child.communicate(timeout=30)
+    _, err = child.communicate(timeout=PATIENCE_S)
     assert child.returncode == 2
     assert "failed one after another" in err
     assert err.count("\n") == 1
@@ -279,11 +280,18 @@ def test_a_server_without_prompt_scores_says_so(
     whole(tmp_path / "r")
 
 
-def test_the_client_is_fast_and_its_memory_flat(tmp_path: Path) -> None:
-    """The short form of tests/benchmarks/eval_client.py. CPU time and not the clock, which other tests share."""
-    questions = 1000
-    _, early, most, cpu = measure(questions, 32, tmp_path)
-    assert cpu <= questions / FLOOR
+def test_a_request_costs_the_same_however_many_there_are_and_memory_is_flat(tmp_path: Path) -> None:
+    """Two runs of tests/benchmarks/eval_client.py against each other; how fast a machine is belongs to the benchmark.
+
+    CPU time and not the clock, which other tests share. A client that works through all answers at each one would take
+    16 times as long for 4 times the questions; starting makes the ratio smaller than 4, and noise is allowed a quarter.
+    """
+    few, many = (tmp_path / name for name in ("few", "many"))
+    few.mkdir()
+    many.mkdir()
+    once = measure(200, 32, few)[3]
+    _, early, most, cpu = measure(800, 32, many)
+    assert cpu <= 4 * 1.25 * once
     assert most - early <= GROWTH_MIB
 
 

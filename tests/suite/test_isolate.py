@@ -40,8 +40,8 @@ def _record(function: str, limit_s: float = 60.0) -> Record:
 
 
 def _gone(pid: int) -> bool:
-    """True once the process has ended (a zombie that nobody has reaped counts as ended), within five seconds."""
-    for _ in range(100):
+    """True once the process has ended (a zombie that nobody has reaped counts as ended), within a minute."""
+    for _ in range(1200):
         try:
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         except (FileNotFoundError, ProcessLookupError):
@@ -222,7 +222,7 @@ def test_no_orphan_is_left_however_the_parent_ends(signum: signal.Signals) -> No
         os.kill(pid, 0)
         time.sleep(0.5)
         parent.send_signal(signum)
-        assert parent.wait(timeout=20) != 0
+        assert parent.wait(timeout=300) != 0
         assert _gone(pid)
     finally:
         parent.kill()
