@@ -14,6 +14,7 @@ import torch
 from tests import peers, zoo
 from tests.benchmarks.peers import SETS, WHOLE, BenchError, measure
 from tests.benchmarks.peers_pages import Row, markdown, picture
+from validators.kernels import base
 
 ROOT = Path(__file__).resolve().parents[2]
 CRITERIA = ("SGL-MATCH", "TE-CPP", "SGL-GFX95")
@@ -71,6 +72,8 @@ def test_a_rerun_agrees_with_the_page() -> None:
 @pytest.mark.parametrize("op", [peers.QUANT, peers.GEMM])
 def test_this_suite_catches_what_it_is_recorded_to_catch(op: str) -> None:
     """Its judge alone, without poison, guards or a second call, on every defect of the op, and on correct kernels."""
+    if op == peers.GEMM and (reason := base.find_kernel("torch_native/scaled_mm").unavailable("cpu")):
+        pytest.skip(f"one of the eight correct kernels is not here: {reason}")
     [row] = [r for r in measure((), [d.id for d in zoo.all_defects() if d.op == op], whole=False) if r.name == SETS]
     recorded = pages()[0][row.label]
     assert row.own.seen == row.suite.seen == int(recorded[2])

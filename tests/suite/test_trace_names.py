@@ -122,7 +122,8 @@ def test_a_demangler_agrees_on_the_names_of_a_large_library() -> None:
         if ours is None or CUT in ours.arguments or other.startswith("_Z"):
             continue
         read += 1
-        # A template without arguments is written without brackets here.
+        # A template without arguments is written without brackets here; c++filt spells one type otherwise.
+        other = other.replace("decltype(nullptr)", "std::nullptr_t")
         if str(ours).replace(" ", "") not in other.replace(" ", "").replace("<>", ""):
             wrong.append((name, str(ours), other))
     assert read > 100
