@@ -96,8 +96,8 @@ def check_headers(a: Header, b: Header, *, any_model: bool = False, same_arm: bo
         raise EvalError(
             f"the arms served different models, {a.model!r} and {b.model!r} (--any-model compares them all the same)"
         )
-    proof = [f"{op} by {a.kernels.get(op)} and {b.kernels.get(op)}" for op in sorted({*a.kernels, *b.kernels})
-             if a.kernels.get(op) != b.kernels.get(op)]  # fmt: skip
+    named = {op: (a.kernels.get(op), b.kernels.get(op)) for op in sorted({*a.kernels, *b.kernels})}
+    proof = [f"{op} by {_short(ours)} and {_short(theirs)}" for op, (ours, theirs) in named.items() if ours != theirs]
     if same_arm:
         if proof:
             raise EvalError(f"the re-run is no re-run of the baseline: {proof[0]}")
@@ -125,7 +125,8 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _short(value: object) -> str:
-    text = str(value)
+    """``value`` in the middle of a sentence, what an arm does not say included."""
+    text = "nothing named" if value is None else str(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NoReturn
 
-from validators import limits, machine, report, signoff, signoff_command, store, trace
+from validators import judged, limits, machine, report, signoff, signoff_command, store, trace
 from validators.claims import ClaimError
 from validators.command import guarded, say
 from validators.depths import DepthError
@@ -239,7 +239,8 @@ def _run(parsed: argparse.Namespace) -> int:
         raise UsageError("no case ran.")
     print(report.summary_table(records))
     print(report.strength_sentence(records))
-    for sentence in (*_defects_covered(records), *limits.sentences(records), *limits.hints(records)):
+    unjudged = judged.never_judged_sentences(records)
+    for sentence in (*_defects_covered(records), *unjudged, *limits.sentences(records), *limits.hints(records)):
         print(sentence)
     print(f"records in {directory}; next: python -m validators signoff {shlex.quote(directory)}")
     code = exit_code(records)

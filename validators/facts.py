@@ -6,15 +6,23 @@ once. ``qualifiers`` are the ones without which SIGNED would say too much: they 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from validators import judged, report
+from validators import judged, limits, report, strength
+from validators.cases.case import CaseError
 from validators.claims import OPS, source_of
+from validators.limits import Limits
 from validators.records import Record, Status
 from validators.report import LANES
 
 _MOST_LIMITS = 3
+_MOST_OF_A_LIMIT = 110  # characters
+_MOST_KERNELS = 3  # of one path
+_FEATURES = {"3d": "3-D input", "strided": "strided input", "3dstrided": "strided 3-D input", "fnuz": "e4m3fnuz",
+             "fp32_gamma": "fp32 weight", "gemma": "1 + weight", "residual_none": "form without residual"}  # fmt: skip
+"""Keys of ``supports`` in words."""
 _MOST_NAMES = 4
 
 
@@ -25,7 +33,8 @@ class Facts:
     contracts: ``add_rmsnorm_quant: aiter-hip-gfx950 (given)``. commits: of this suite, ten characters, with
     ``(dirty)``. torch, devices: as recorded. sources: ``FILE:fn 1a2b3c4d5e6f``, of kernels whose source has a digest.
     strength: a sentence about the cases of the suite. caveats: sentences that change no decision. qualifiers: phrases
-    that belong to it. limits: sentences about what the kernels declare not to offer.
+    that belong to it. defects: which known ones the cases that passed would have caught. limits: sentences about what
+    the kernels declare not to offer.
     """
 
     contracts: tuple[str, ...] = ()
@@ -37,13 +46,16 @@ class Facts:
     caveats: tuple[str, ...] = ()
     qualifiers: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
+    defects: tuple[str, ...] = ()
 
     def rows(self) -> list[tuple[str, str]]:
         """(label, text) for people; what is empty is left out."""
         pairs = [
             ("contract", "; ".join(self.contracts)), ("device", ", ".join(self.devices)),
             ("torch", ", ".join(self.torch)), ("commit", ", ".join(self.commits)),
-            ("kernel source", ", ".join(self.sources)), ("strength", self.strength), ("limits", "; ".join(self.limits)),
+            ("kernel source", ", ".join(self.sources)), ("strength", self.strength),
+            ("known defects that these cases would have caught", "; ".join(self.defects)),
+            ("limits", "; ".join(self.limits)),
         ]  # fmt: skip
         return [(name, text) for name, text in pairs if text]
 
@@ -61,10 +73,20 @@ def of(records: Sequence[Record]) -> Facts:
             dict.fromkeys(f"{r.kernel} {source_of(r)[:12]}" for r in ran if source_of(r))
         ),
         strength=report.strength_sentence(own) if own else "",
+        defects=tuple(_defects(own)),
         caveats=tuple(_caveats(records)),
         qualifiers=tuple(_qualifiers(own)),
-        limits=(),
+        limits=tuple(limits.sentences(own)),
     )  # fmt: skip
+
+
+def _defects(own: Sequence[Record]) -> list[str]:
+    try:
+        found = [one.short() for one in strength.measure(own) if one.passed]
+    except (strength.StrengthError, CaseError):
+        return []  # the decision stands without it
+    more = len(found) - _MOST_LIMITS
+    return found[:_MOST_LIMITS] + ([f"and {more} more kernels, on the page"] if more > 0 else [])
 
 
 def signed_words(words: Sequence[str], qualifiers: Sequence[str]) -> str:
@@ -112,7 +134,50 @@ def _qualifiers(own: Sequence[Record]) -> list[str]:
         several = _distinct([r for r in own if r.kernel == kernel], "torch")
         if len(several) > 1:
             found.append(f"on torch {' and '.join(several)} together")
-    return list(dict.fromkeys(found))
+    return [*dict.fromkeys(found), *_limits(limits.declared_limits(own))]
+
+
+def _limits(found: Sequence[Limits]) -> list[str]:
+    """``within declared limits: n % 16 == 0``; of more kernels than fit a line, how many have limits."""
+    declared = [one for one in found if one.declared]
+    words = []
+    if len(declared) > _MOST_KERNELS:
+        words.append(f"within the declared limits of {len(declared)} kernels")
+    elif declared:
+        several = len(declared) > 1
+        words.append(
+            "within declared limits: "
+            + "; ".join(f"{one.op}: {_limit_words(one)}" if several else _limit_words(one) for one in declared)
+        )
+    hidden = sum(len(one.hidden) for one in declared)
+    if hidden:
+        words.append(f"which hide {hidden} of the model's own shapes ({_some(declared_hidden(declared))})")
+    machine = sum(one.machine for one in found)
+    return words + ([f"without {machine} cases that the machine cannot hold"] if machine else [])
+
+
+def declared_hidden(found: Sequence[Limits]) -> list[str]:
+    """The model's shapes that limits keep from being judged, each once."""
+    return list(dict.fromkeys(shape for one in found for shape in one.hidden))
+
+
+def _limit_words(one: Limits) -> str:
+    """Features by name, then the kernel's own sentences."""
+    names, reasons = [], []
+    for limit in one.limits:
+        feature = re.match(r'the kernel does not offer "(\w+)"', limit.reason)
+        if feature:
+            names.append(_FEATURES.get(feature[1], feature[1]))
+        else:
+            reasons.append(_clipped(limit.reason.rstrip(".")))
+    words = [f"no {', '.join(names)}"] if names else []
+    words += reasons[:_MOST_LIMITS]
+    more = len(reasons) - _MOST_LIMITS
+    return ", ".join(words) + (f" and {more} more" if more > 0 else "")
+
+
+def _clipped(text: str) -> str:
+    return text if len(text) <= _MOST_OF_A_LIMIT else f"{text[: _MOST_OF_A_LIMIT - 1]}…"
 
 
 def _caveats(records: Sequence[Record]) -> list[str]:

@@ -229,10 +229,16 @@ def never_judged(records: Sequence[Record]) -> dict[str, str]:
 
 
 def never_judged_sentences(records: Sequence[Record]) -> list[str]:
-    """``K: batch invariance was judged in no case (the kernel raised ...)``, for each kernel and check."""
+    """``batch invariance was judged in no case of OP by K (not judged, for row 0 alone: the kernel raised ...)``.
+
+    One sentence for each kernel. A contract may leave a check open; then it was made, and nothing was held to it.
+    """
     found = []
     for op, kernel in dict.fromkeys((r.op, r.kernel) for r in records if r.op in OPS):
-        own = [r for r in records if (r.op, r.kernel) == (op, kernel)]
-        for name, why in never_judged(own).items():
-            found.append(f"{kernel}: {name} was judged in no case of {op} (first: {why.rstrip('.')})")
+        left = never_judged([r for r in records if (r.op, r.kernel) == (op, kernel)])
+        if left:
+            names = " and ".join(filter(None, [", ".join(list(left)[:-1]), list(left)[-1]]))
+            why = next((text.rstrip(".") for text in left.values() if text.startswith("not judged")), "")
+            verb = "were" if len(left) > 1 else "was"
+            found.append(f"{names} {verb} judged in no case of {op} by {kernel}" + (f" ({why})" if why else ""))
     return found

@@ -89,6 +89,11 @@ class Claim:
         return facts.signed_words(["in emulation only"] if self.emulated else [], self.qualifiers)
 
     @property
+    def outcome(self) -> str:
+        """The decision without what it is signed under."""
+        return SIGNED if self.signed else NOT_SIGNED
+
+    @property
     def qualifiers(self) -> list[str]:
         """Without a policy nothing says which cases are enough, so the decision says which there were."""
         if self.op in STAGE_LANES:

@@ -27,6 +27,7 @@ MOST_FAILING = 100
 MOST_OPEN = 4
 """Kernels whose pictures are open at first; of more than that each is folded."""
 
+_MOST_IN_BANNER = 3
 _BINS = 10
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
 
@@ -74,6 +75,7 @@ def page(signoff: Signoff) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["code_parts"] = code_parts
     lanes = report.lane_order(lane for c in signoff.claims for lane in c.cells)
     every = list({id(r): r for c in signoff.claims for r in c.records}.values())
     return environment.get_template("signoff.html.j2").render(
@@ -88,8 +90,25 @@ def page(signoff: Signoff) -> str:
         parities=signoff_pictures.parities(every),
         traces=[r for r in every if r.lane == "trace"],
         goldens=_goldens(every),
+        facts=_facts(signoff),
         stamp={"good": "good", "open": "open"}.get(_tone(signoff.decision), "bad"),
     )
+
+
+def _facts(signoff: Signoff) -> list[tuple[str, list[tuple[str, str]]]]:
+    """(whose, rows of label and text) for the banner: what a reader needs to know of the decision at once."""
+    named = [(r.target.name, r.facts) for r in signoff.rulings]
+    named = named or [(c.kernel, c.facts) for c in signoff.claims if _shown(c)]
+    shown = named[:_MOST_IN_BANNER]
+    return [(name if len(named) > 1 else "", facts.rows()) for name, facts in shown]
+
+
+def code_parts(text: str) -> list[tuple[bool, str]]:
+    """(whether it stands between backticks, text): a page shows code as code, and no backtick."""
+    parts = text.split("`")
+    if len(parts) % 2 == 0:
+        return [(False, text)]
+    return [(bool(i % 2), part) for i, part in enumerate(parts) if part]
 
 
 def _shown(c: Claim) -> bool:

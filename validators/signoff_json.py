@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from validators import report
@@ -92,11 +93,8 @@ def _ruling_dict(ruling: Ruling) -> dict[str, Any]:
 
 
 def _facts_dict(facts: Facts) -> dict[str, Any]:
-    return {
-        "contracts": list(facts.contracts), "commits": list(facts.commits), "torch": list(facts.torch),
-        "devices": list(facts.devices), "sources": list(facts.sources), "strength": facts.strength,
-        "limits": list(facts.limits), "qualifiers": list(facts.qualifiers), "caveats": list(facts.caveats),
-    }  # fmt: skip
+    texts = dataclasses.asdict(facts)
+    return {name: text if isinstance(text, str) else list(text) for name, text in texts.items()}
 
 
 def _requirement_dict(r: Requirement) -> dict[str, Any]:

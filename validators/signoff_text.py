@@ -49,7 +49,7 @@ def _claims_table(signoff: Signoff) -> list[str]:
     lines = ["", f"| kernel | contract | arch | decision | {' | '.join(lanes)} |", "|---" * (4 + len(lanes)) + "|"]
     for c in signoff.claims:
         cells = (judged.counts_text(c.cells[x]) if x in c.cells else "-" for x in lanes)
-        head = (_code(c.kernel), _escape(f"{c.contract}"), _escape(c.arch), _escape(c.decision))
+        head = (_code(c.kernel), _escape(f"{c.contract}"), _escape(c.arch), c.outcome)
         lines.append(f"| {' | '.join([*head, *cells])} |")
     return lines
 
@@ -59,12 +59,12 @@ def _ruling_lines(ruling: Ruling) -> list[str]:
     target = ruling.target
     lines = ["", f"### {_escape(target.name)}: {_escape(ruling.decision)}", ""]
     lines += [f"{_escape(target.arch)}, policy {_escape(ruling.policy.words)}", ""]
-    lines += _facts(ruling.facts)
     shown = ruling.reasons[:_MOST_REASONS]
-    lines += ["", *(f"- {_escape(reason)}" for reason in shown)] if shown else []
+    lines += [f"- **{_escape(reason)}**" for reason in shown]
     if len(ruling.reasons) > len(shown):
         lines.append(f"- and {len(ruling.reasons) - len(shown)} more reasons, in signoff.json")
     lines += [f"- {_escape(text)}" for text in ruling.waived]
+    lines += _facts(ruling.facts)
     lines += ["", "| stage | kernel | cells | cases |", "|---|---|---|---|"]
     for key in dict.fromkeys((c.stage, c.op, c.kernel) for c in ruling.cells):
         here = [c for c in ruling.cells if (c.stage, c.op, c.kernel) == key]
@@ -98,11 +98,11 @@ def summary_sentence(signoff: Signoff) -> str:
 
 def _claim_lines(c: Claim) -> list[str]:
     lines = ["", f"**{_code(c.kernel)}** ({_escape(c.contract)}, {_escape(c.arch)}): {_escape(c.decision)}.", ""]
-    lines += _facts(c.facts)
     shown = c.reasons[:_MOST_REASONS]
-    lines += ["", *(f"- {_escape(reason)}" for reason in shown)] if shown else []
+    lines += [f"- **{_escape(reason)}**" for reason in shown]
     if len(c.reasons) > len(shown):
         lines.append(f"- and {len(c.reasons) - len(shown)} more reasons, in signoff.json")
+    lines += _facts(c.facts)
     if c.untested:
         lines += ["", "To test what is UNTESTED:", "", *(f"    {_flat(command)}" for _, command in c.untested)]
     return lines

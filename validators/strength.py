@@ -141,7 +141,11 @@ def not_defects(op: str, contract: str | None, table: Table) -> frozenset[str]:
 
 @dataclass(frozen=True)
 class Strength:
-    """caught, missed: ids of the defects of ``op``. names: id -> name. passed: cases; unmeasured: resembling no row."""
+    """caught, missed: ids of the defects of ``op``. names: id -> name. passed: cases; unmeasured: resembling no row.
+
+    shapes: of the cases that count, ``1 to 512 rows, n 32 to 8,192``: a defect that shows at other shapes alone would
+    not have been caught, and the table says nothing of it.
+    """
 
     op: str
     kernels: tuple[str, ...]
@@ -150,20 +154,42 @@ class Strength:
     names: Mapping[str, str]
     passed: int
     unmeasured: int
+    shapes: str = ""
+
+    def short(self) -> str:
+        """``34 of 36 of add_rmsnorm_quant (4 to 37 rows, n 264 to 5,120)``."""
+        total = len(self.caught) + len(self.missed)
+        return f"{len(self.caught)} of {total} of {self.op}" + (f" ({self.shapes})" if self.shapes else "")
 
     def sentence(self) -> str:
-        """``the cases that passed would have caught 41 of 45 known defects of add_rmsnorm_quant; not covered: ...``."""
+        """``the cases that passed would have caught 41 of 45 known defects of add_rmsnorm_quant where they show at
+        these shapes (1 to 512 rows, n 32 to 8,192); not covered: ...``."""
         total = len(self.caught) + len(self.missed)
         if not self.passed:
             return f"{', '.join(self.kernels)}: no case of {self.op} passed, which would have caught no known defect"
         text = f"the cases that passed would have caught {len(self.caught)} of {total} known defects of {self.op}"
+        text += f" where they show at these shapes ({self.shapes})" if self.shapes else ""
         if self.missed:
             named = [f"{identity} {self.names[identity]}" for identity in self.missed[:MOST_NAMED]]
             more = len(self.missed) - len(named)
             text += f"; not covered: {', '.join(named)}" + (f" and {more} more" if more else "")
         if self.unmeasured:
-            text += f"; {self.unmeasured} of the {self.passed} cases resemble none that was measured"
+            used = self.passed - self.unmeasured
+            text += f"; counted from {used} of the {self.passed} cases: no defect was measured at any like the others"
         return text
+
+
+def shapes_text(cases: Sequence[Case]) -> str:
+    """``1 to 512 rows, n 32 to 8,192``, of a GEMM with ``k 32 to 5,120`` as well; "" for no case."""
+    if not cases:
+        return ""
+
+    def ends(values: list[int]) -> str:
+        low, high = min(values), max(values)
+        return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+    text = f"{ends([c.m for c in cases])} rows, n {ends([c.n for c in cases])}"
+    return text + (f", k {ends([c.k for c in cases])}" if any(c.k for c in cases) else "")
 
 
 def measure(records: Iterable[Record], table: Table | None = None) -> list[Strength]:
@@ -176,20 +202,21 @@ def measure(records: Iterable[Record], table: Table | None = None) -> list[Stren
             cases.append(Case.parse(record.case))
     # A kernel may have records without a contract (UNSUPPORTED); they make no second kernel of it.
     judged = {(op, kernel) for (op, kernel, _), cases in passed.items() if cases}
-    groups: dict[tuple[str, tuple[str, ...], tuple[str, ...], int, int], list[str]] = {}
+    groups: dict[tuple[str, tuple[str, ...], tuple[str, ...], int, int, str], list[str]] = {}
     for (op, kernel, contract), cases in passed.items():
         if op not in table.defects or (not cases and (op, kernel) in judged):
             continue
         known = set(table.defects[op]) - not_defects(op, contract, table)
         caught = caught_by(cases, table) & known
         rows = table.rows.get(op, ())
-        unmeasured = sum(not any(stands_for(case, row) for row in rows) for case in cases)
-        key = (op, tuple(sorted(caught)), tuple(sorted(known - caught)), len(cases), unmeasured)
+        used = [case for case in cases if any(stands_for(case, row) for row in rows)]
+        left = len(cases) - len(used)
+        key = (op, tuple(sorted(caught)), tuple(sorted(known - caught)), len(cases), left, shapes_text(used))
         if kernel not in groups.setdefault(key, []):
             groups[key].append(kernel)
     return [
-        Strength(op, tuple(kernels), caught, missed, table.defects[op], count, unmeasured)
-        for (op, caught, missed, count, unmeasured), kernels in groups.items()
+        Strength(op, tuple(kernels), caught, missed, table.defects[op], count, unmeasured, shapes)
+        for (op, caught, missed, count, unmeasured, shapes), kernels in groups.items()
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -130,8 +131,10 @@ def test_the_smoke_suite_is_worth_nearly_all_defects(op: str) -> None:
 def test_the_sentence_in_full() -> None:
     (found,) = measure(passed(ADD))
     assert found.missed == ("Q02", "Q03")
+    assert re.fullmatch(r"\d+ to \d+ rows, n \d+ to 5,120", found.shapes)
     assert sentences(passed(ADD)) == [
-        "the cases that passed would have caught 34 of 36 known defects of add_rmsnorm_quant; "
+        "the cases that passed would have caught 34 of 36 known defects of add_rmsnorm_quant where they show at these "
+        f"shapes ({found.shapes}); "
         "not covered: Q02 qmax-of-fn-on-fnuz, Q03 qmax-of-fn-unclamped"
     ]
 
@@ -165,7 +168,8 @@ def test_a_case_like_none_that_was_measured_is_said() -> None:
     far = record(Case(ADD, 3, 8, "gaussian"))
     (found,) = measure([far, *passed(ADD)])
     assert found.unmeasured == 1
-    assert found.sentence().endswith(f"; 1 of the {found.passed} cases resemble none that was measured")
+    counted = f"counted from {found.passed - 1} of the {found.passed} cases"
+    assert found.sentence().endswith(f"; {counted}: no defect was measured at any like the others")
     assert caught_by([Case(ADD, 3, 8, "gaussian")], TABLE) == frozenset()
 
 
