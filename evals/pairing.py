@@ -97,14 +97,14 @@ def check_headers(a: Header, b: Header, *, any_model: bool = False, same_arm: bo
             f"the arms served different models, {a.model!r} and {b.model!r} (--any-model compares them all the same)"
         )
     named = {op: (a.kernels.get(op), b.kernels.get(op)) for op in sorted({*a.kernels, *b.kernels})}
-    proof = [f"{op} by {_short(ours)} and {_short(theirs)}" for op, (ours, theirs) in named.items() if ours != theirs]
+    proof = [_apart(f"{op} by", ours, theirs) for op, (ours, theirs) in named.items() if ours != theirs]
     if same_arm:
         if proof:
             raise EvalError(f"the re-run is no re-run of the baseline: {proof[0]}")
         return "the same arm twice"
     ours, theirs = dict(_flat(a.fingerprint)), dict(_flat(b.fingerprint))
     steady = [k for k in sorted({*ours, *theirs}) if not VOLATILE.intersection(re.split(r"[^a-z0-9]+", k.lower()))]
-    proof += [f"{k} {_short(ours.get(k))} and {_short(theirs.get(k))}" for k in steady if ours.get(k) != theirs.get(k)]
+    proof += [_apart(k, ours.get(k), theirs.get(k)) for k in steady if ours.get(k) != theirs.get(k)]
     if proof:
         return "; ".join(proof[:4])
     if a.kernels or b.kernels or a.fingerprint or b.fingerprint:
@@ -124,9 +124,16 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
+def _apart(name: str, ours: object, theirs: object) -> str:
+    """``commit abc and def``; ``commit def in the candidate alone`` where the baseline does not say."""
+    if ours is None or theirs is None:
+        alone = "candidate" if ours is None else "baseline"
+        return f"{name} {_short(theirs if ours is None else ours)} in the {alone} alone"
+    return f"{name} {_short(ours)} and {_short(theirs)}"
+
+
 def _short(value: object) -> str:
-    """``value`` in the middle of a sentence, what an arm does not say included."""
-    text = "nothing named" if value is None else str(value)
+    text = str(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 

@@ -70,6 +70,7 @@ def evidence(parity: Parity, kernels: Mapping[str, str] | None) -> dict[str, Any
         "rule": policy.name if policy.ratio is not None else "non-inferiority", "margin": 100 * policy.margin,
         "alpha": policy.alpha, "questions": parity.questions, "data": numbers.get("data"),
         "data_sha256": numbers.get("data_sha256"), "tokens": numbers.get("tokens", 0), "aa": policy.aa,
+        "open": [g.name for g in parity.gates if g.decides and g.ok is None],
         "any_model": policy.any_model, "kernels": dict(kernels or {}),
     }  # fmt: skip
 

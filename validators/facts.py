@@ -7,7 +7,7 @@ once. ``qualifiers`` are the ones without which SIGNED would say too much: they 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from validators import judged, limits, report, strength
@@ -60,8 +60,8 @@ class Facts:
         return [(name, text) for name, text in pairs if text]
 
 
-def of(records: Sequence[Record]) -> Facts:
-    """The facts of ``records`` of one claim."""
+def of(records: Sequence[Record], more: Iterable[str] = ()) -> Facts:
+    """The facts of ``records`` of one claim. more: further caveats."""
     ran = [r for r in records if r.op in OPS and r.status is not Status.UNTESTED]
     own = [r for r in ran if r.lane in LANES]
     return Facts(
@@ -74,7 +74,7 @@ def of(records: Sequence[Record]) -> Facts:
         ),
         strength=report.strength_sentence(own) if own else "",
         defects=tuple(_defects(own)),
-        caveats=tuple(_caveats(records)),
+        caveats=(*_caveats(records), *more),
         qualifiers=tuple(_qualifiers(own)),
         limits=tuple(limits.sentences(own)),
     )  # fmt: skip
@@ -134,10 +134,10 @@ def _qualifiers(own: Sequence[Record]) -> list[str]:
         several = _distinct([r for r in own if r.kernel == kernel], "torch")
         if len(several) > 1:
             found.append(f"on torch {' and '.join(several)} together")
-    return [*dict.fromkeys(found), *_limits(limits.declared_limits(own))]
+    return [*dict.fromkeys(found), *limit_words(limits.declared_limits(own))]
 
 
-def _limits(found: Sequence[Limits]) -> list[str]:
+def limit_words(found: Sequence[Limits]) -> list[str]:
     """``within declared limits: n % 16 == 0``; of more kernels than fit a line, how many have limits."""
     declared = [one for one in found if one.declared]
     words = []
@@ -147,7 +147,7 @@ def _limits(found: Sequence[Limits]) -> list[str]:
         several = len(declared) > 1
         words.append(
             "within declared limits: "
-            + "; ".join(f"{one.op}: {_limit_words(one)}" if several else _limit_words(one) for one in declared)
+            + "; ".join(f"{one.op}: {_of_one(one)}" if several else _of_one(one) for one in declared)
         )
     hidden = sum(len(one.hidden) for one in declared)
     if hidden:
@@ -161,7 +161,7 @@ def declared_hidden(found: Sequence[Limits]) -> list[str]:
     return list(dict.fromkeys(shape for one in found for shape in one.hidden))
 
 
-def _limit_words(one: Limits) -> str:
+def _of_one(one: Limits) -> str:
     """Features by name, then the kernel's own sentences."""
     names, reasons = [], []
     for limit in one.limits:

@@ -13,17 +13,18 @@ import resource
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import NoReturn
 
 import torch
 
-from reference.contract import GemmContract, NormQuantContract
+from reference.contract import GemmContract, NormQuantContract, get_contract
 from reference.glm4_moe import Glm4MoeError
 from validators import layers_presets as presets
 from validators import store
 from validators.cases.case import Case
+from validators.cases.ops import OPS
 from validators.checkpoint import Checkpoint, CheckpointError, write_checkpoint
 from validators.checkpoint_check import listed
 from validators.command import guarded
@@ -64,6 +65,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kernel-norm", required=True, help="kernel of add_rmsnorm_quant")
     parser.add_argument("--kernel-gemm", required=True, help="kernel of ptpc_gemm")
     parser.add_argument("--kernel-quant", help="kernel of per_token_quant (default: the norm kernel's namesake)")
+    parser.add_argument("--contract", action="append", default=[], metavar="OP=NAME",
+                        help="hold the kernel of an op to this contract (may be repeated)")  # fmt: skip
     parser.add_argument("--layers", help="0-LAST (default: all)")
     parser.add_argument("--tokens", type=int, default=TOKENS, help=f"length of the one sequence (default: {TOKENS})")
     parser.add_argument("--tp", type=int, default=1, help="tensor-parallel ranks, simulated; torchrun makes them real")
@@ -96,6 +99,7 @@ def command(parsed: argparse.Namespace) -> int:
     here = os.environ.get("LOCAL_RANK", "0")
     device = f"cuda:{here}" if group.real and parsed.device.startswith("cuda") else parsed.device
     _check_device(device)
+    given = given_contracts(parsed.contract)
     kernels = find_kernels(parsed.kernel_norm, parsed.kernel_quant, parsed.kernel_gemm, device)
     first = not group.real or group.local == (0,)
     with tempfile.TemporaryDirectory(prefix="glm-tiny-") as scratch:
@@ -107,7 +111,7 @@ def command(parsed: argparse.Namespace) -> int:
         if reason := shapes_unsupported(kernels, source.config, parsed.tokens, group.size):
             raise LayersError(reason)
         plain = source.check(layers) if isinstance(source, Checkpoint) else []
-        contracts, origin = find_contracts(kernels, device)
+        contracts, origin = find_contracts(kernels, device, given)
         # The walk takes minutes, so a place that cannot be written is found before it.
         directory = FilePath(parsed.records or new_folder("records")) if first else FilePath()
         sink = store.Sink(directory) if first else None
@@ -196,14 +200,31 @@ def find_kernels(norm: str, quant: str | None, gemm: str, device: str) -> Kernel
     return Kernels(found["add_rmsnorm_quant"], found["per_token_quant"], found["ptpc_gemm"])
 
 
-def find_contracts(kernels: Kernels, device: str) -> tuple[Contracts, dict[str, str]]:
-    """The declared contracts, identified where none is declared, and op -> where it comes from."""
+def given_contracts(texts: Sequence[str]) -> dict[str, str]:
+    """op -> contract of ``--contract OP=NAME``; raises LayersError with one sentence."""
+    found = {}
+    for text in texts:
+        op, equals, name = text.partition("=")
+        if op not in OPS or not equals:
+            raise LayersError(f"--contract {text!r} is not OP=NAME; ops: {', '.join(OPS)}")
+        try:
+            get_contract(op, name)
+        except KeyError as error:
+            raise LayersError(str(error.args[0])) from None
+        found[op] = name
+    return found
+
+
+def find_contracts(
+    kernels: Kernels, device: str, given: Mapping[str, str] | None = None
+) -> tuple[Contracts, dict[str, str]]:
+    """The contracts that were given by op, else declared, else identified, and op -> where it comes from."""
     chosen: dict[str, NormQuantContract | GemmContract] = {}
     origin = {}
     for kernel in (kernels.norm, kernels.quant, kernels.gemm):
         like = Case(kernel.op, 8, 256, "layers", k=256 if kernel.op == "ptpc_gemm" else 0)
         try:
-            contract, where, _ = choose_contract(kernel, like, None, device)
+            contract, where, _ = choose_contract(kernel, like, (given or {}).get(kernel.op), device)
         except Exception as error:
             # Identification calls the user's own code, which may raise anything.
             text = " ".join(str(error).split())[:300] or "without a message"
@@ -301,6 +322,7 @@ def _arguments(parsed: argparse.Namespace) -> list[str]:
         *(["--tp", str(parsed.tp)] if parsed.tp > 1 else []), *(["--seed", str(parsed.seed)] if parsed.seed else []),
         *([] if parsed.device == "cpu" else ["--device", parsed.device]),
         *([] if parsed.margin == MARGIN else ["--margin", str(parsed.margin)]),
+        *(word for text in parsed.contract for word in ("--contract", text)),
         *(["--judge-unfused"] if parsed.judge_unfused else []),
     ]  # fmt: skip
     return given

@@ -91,9 +91,19 @@ def rule(target: Target, policy: Policy, records: Sequence[Record], records_dir:
     emulated = [r.emulated or r.kernel.startswith("emulated/") for r in ops]
     return Ruling(
         target, policy, tuple(cells), tuple(reasons), steps, tuple(mine), tuple(excluded.items()), outcome,
-        emulated=bool(ops) and (any if target.one_path else all)(emulated), facts=facts.of(mine),
+        emulated=bool(ops) and (any if target.one_path else all)(emulated),
+        facts=facts.of(mine, _without_goldens(policy, target)),
         unrequired=tuple(_unrequired(target, cells)),
     )  # fmt: skip
+
+
+def _without_goldens(policy: Policy, target: Target) -> Iterator[str]:
+    """What a policy asks of every kernel and nobody can give for one's own."""
+    asked = [r for r in policy.require if r.stage == "goldens" and r.concerns(target.arch)]
+    own = [k for op, names in target.kernels.items() for k in names
+           if not stages.may_have_goldens(k) and any(op in (r.ops or OPS) for r in asked)]  # fmt: skip
+    if own:
+        yield f"No golden is asked of {', '.join(dict.fromkeys(own))}: bits of a kernel of one's own are not kept here."
 
 
 def _unrequired(target: Target, cells: Sequence[Cell]) -> Iterator[str]:
@@ -250,10 +260,13 @@ def _steps(
         yield stages.ops_step(target, op, kernel, names, len(names) == len(same), same[0].depth, like, records_dir)
     empty = {c.stage for c in left}
     if "layers" in empty:
-        yield stages.layers_step(target, records_dir)
+        judged_by = {r.op: str(r.contract) for r in mine if r.op in OPS and r.contract_from == "given" and r.contract}
+        given = {op: judged_by[op] for op in OPS if op in judged_by and target.one_path}
+        yield stages.layers_step(target, records_dir, given)
     if "goldens" in empty:
         here = [c for c in left if c.stage == "goldens"]
-        names = list(dict.fromkeys(k for c in here for k in ((c.kernel,) if c.kernel else target.kernels[c.op])))
+        every = (k for c in here for k in ((c.kernel,) if c.kernel else target.kernels[c.op]))
+        names = list(dict.fromkeys(k for k in every if stages.may_have_goldens(k)))
         yield stages.goldens_step(target, names, records_dir)
     if "parity" in empty:
         yield stages.parity_step(target, records_dir)

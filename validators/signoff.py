@@ -114,12 +114,12 @@ class Claim:
 
 @dataclass(frozen=True)
 class Signoff:
-    """The decision over all claims. files: (name, SHA-256) of the record files; date: UTC, ISO 8601."""
+    """The decision over all claims. files: (name, SHA-256, lines) of the record files; date: UTC, ISO 8601."""
 
     claims: tuple[Claim, ...]
     ignored: tuple[str, ...]
     warnings: tuple[str, ...]
-    files: tuple[tuple[str, str], ...] = ()
+    files: tuple[tuple[str, str, int], ...] = ()
     date: str = ""
     rulings: tuple[Ruling, ...] = ()
 
@@ -239,7 +239,7 @@ def signoff_directory(
             warn(sentence)
 
     records: list[Record] = []
-    digests: dict[str, tuple[str, str]] = {}
+    digests: dict[str, tuple[str, str, int]] = {}
     for root in directories:
         found = store.load(root, warn=both)
         if not found:
@@ -247,8 +247,9 @@ def signoff_directory(
         records += found
         for p in store.record_files(root):
             name = str(p.relative_to(root)) if len(directories) == 1 else str(p)
-            digests[str(p.resolve())] = (name, hashlib.sha256(p.read_bytes()).hexdigest())
-    if len({digest for _, digest in digests.values()}) < len(digests) or len(digests) < sum(
+            data = p.read_bytes()
+            digests[str(p.resolve())] = (name, hashlib.sha256(data).hexdigest(), data.count(b"\n"))
+    if len({digest for _, digest, _ in digests.values()}) < len(digests) or len(digests) < sum(
         len(store.record_files(root)) for root in directories
     ):
         raise SignoffError("the directories hold one record file twice; name each machine's records once.")

@@ -25,7 +25,7 @@ def to_dict(signoff: Signoff) -> dict[str, Any]:
         "date": signoff.date,
         "warnings": list(signoff.warnings),
         "ignored": list(signoff.ignored),
-        "files": [{"name": name, "sha256": digest} for name, digest in signoff.files],
+        "files": [{"name": name, "sha256": digest, "records": count} for name, digest, count in signoff.files],
         "claims": [
             {
                 "kernel": c.kernel,

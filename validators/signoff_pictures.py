@@ -11,7 +11,7 @@ from typing import Any
 
 from validators import report, strength
 from validators.cases.case import CaseError
-from validators.records import Comparison, Element, Record, Status
+from validators.records import Check, Comparison, Element, Record, Status
 
 WIDTH, HEIGHT = 640, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 12, 30
@@ -147,7 +147,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Parity:
-    """One end-to-end evaluation. gates: (name, good, bad or open, sentence). interval: None without numbers."""
+    """One end-to-end evaluation. gates: (name, good, bad, open or plain, sentence). interval: None without numbers."""
 
     title: str
     status: str
@@ -157,12 +157,21 @@ class Parity:
     reproduce: str
 
 
+def _gate(check: Check, undecided: Any) -> str:
+    """A gate that has not decided is open; one that never decides is reported."""
+    if check.ok is None:
+        return "open" if isinstance(undecided, list) and check.name in undecided else "plain"
+    return "good" if check.ok else "bad"
+
+
 def parities(records: Sequence[Record]) -> list[Parity]:
     """One for each parity record."""
     found = []
     for r in records:
         if r.lane == "parity":
-            gates = tuple((c.name, {True: "good", False: "bad", None: "open"}[c.ok], c.detail) for c in r.checks)
+            about = r.provenance.get("evidence")
+            undecided = about.get("open", ()) if isinstance(about, dict) else ()
+            gates = tuple((c.name, _gate(c, undecided), c.detail) for c in r.checks)
             title = f"{r.case} on {r.arch}: {r.kernel}"
             said, again = (*r.reasons, *r.explanations), report.reproduce_line(r)
             found.append(Parity(title, r.status.value, said, gates, _interval(r), again))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,6 +13,11 @@ from validators.claims import Target
 from validators.records import Record
 
 GOLDENS = Path(__file__).resolve().parent.parent / "golden" / "data" / "manifest.json"
+_OTHERS = {
+    "add_rmsnorm_quant": "emulated/aiter-hip-gfx950", "per_token_quant": "emulated/aiter-hip-gfx950",
+    "ptpc_gemm": "emulated/unknown",
+}  # fmt: skip
+"""Kernels that complete a path for a claim about one op."""
 LAYERS_TOKENS = 256
 """Tokens of the walk that a sign-off asks for: enough for the sign test on glm-tiny to decide, chosen once."""
 
@@ -80,13 +85,18 @@ def ops_step(
     return Step(machine(target.arch), words, (shlex.join([*command, "--records", records_dir]),))
 
 
-def layers_step(target: Target, records_dir: str) -> Step:
-    """The walk through a small model's layers by the claim's kernels."""
+def layers_step(target: Target, records_dir: str, given: Mapping[str, str] | None = None) -> Step:
+    """The walk through a small model's layers by the claim's kernels; by emulated ones for the ops that it has none of.
+
+    given: op -> contract that the kernel was held to on the command line, which the walk would not know otherwise.
+    """
     command = ["python", "-m", "validators", "layers", "--model", "glm-tiny", "--tokens", str(LAYERS_TOKENS)]
     flags = {"add_rmsnorm_quant": "--kernel-norm", "per_token_quant": "--kernel-quant", "ptpc_gemm": "--kernel-gemm"}
     for op, flag in flags.items():
         names = target.kernels.get(op, ())
-        command += [flag, names[0]] if names else ([flag, "emulated/unknown"] if op == "ptpc_gemm" else [])
+        command += [flag, names[0] if names else _OTHERS[op]]
+    for op, contract in (given or {}).items():
+        command += ["--contract", f"{op}={contract}"]
     if target.arch != "cpu":
         command += ["--device", device(target.arch)]
     return Step(machine(target.arch), "layers", (shlex.join([*command, "--records", records_dir]),))

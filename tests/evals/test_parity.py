@@ -157,9 +157,9 @@ def test_arms_that_cannot_be_compared() -> None:
     other = replace(CANDIDATE, model="other")
     assert decide(a, b, headers=(BASELINE, other), policy=replace(DEFAULT, any_model=True)).verdict is Verdict.PARITY
     server = replace(CANDIDATE, kernels=BASELINE.kernels, fingerprint={"commit": "abc"})
-    assert "commit nothing named and abc" in gate(decide(a, b, headers=(BASELINE, server)), "arms")[1]
+    assert "commit abc in the candidate alone" in gate(decide(a, b, headers=(BASELINE, server)), "arms")[1]
     nested = replace(server, fingerprint={"args": {"support": "aiter", "port": 1}})
-    assert "args.support nothing named and aiter" in gate(decide(a, b, headers=(BASELINE, nested)), "arms")[1]
+    assert "args.support aiter" in gate(decide(a, b, headers=(BASELINE, nested)), "arms")[1]
     with pytest.raises(EvalError, match="q0 has the gold answer 0 in one arm and 5"):
         decide(a, [replace(b[0], gold="5"), *b[1:]])
     with pytest.raises(EvalError, match="q0 was asked with different prompts"):

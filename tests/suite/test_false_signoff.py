@@ -17,14 +17,16 @@ import pytest
 
 from tests.suite.made import comparison
 from tests.suite.test_ruling import EXAMPLES, GEMM, KERNELS, NORM, QUANT, TARGET, made, ops, path, whole
-from validators import claims, policy, signoff_html, signoff_json, signoff_text
+from validators import claims, facts, policy, signoff_html, signoff_json, signoff_text
 from validators.__main__ import main
+from validators.limits import Limit, Limits
 from validators.policy import Policy, Requirement, Waiver
 from validators.records import Check, Record, Status
 from validators.ruling import Ruling, rule
 from validators.signoff import decide, under_policy
 from validators.store import Sink, load
 
+CONTRACT = "aiter-hip-gfx950"
 EMBEDDED = policy.QUESTION_SETS["embedded"][0]
 STRICT = Policy(
     "strict", "",
@@ -410,7 +412,7 @@ def unjudged(records: list[Record]) -> list[Record]:
 def test_a_check_that_was_judged_in_no_case_is_said_and_can_be_required() -> None:
     ruling = ruled(unjudged(strong()))
     assert ruling.outcome == "SIGNED"
-    words = "batch invariance was judged in no case of add_rmsnorm_quant"
+    words = "atch invariance was judged in no case of add_rmsnorm_quant"
     assert any(words in text for text in ruling.facts.caveats)
     decided = under_policy(unjudged(strong()), STRICT, [TARGET])
     assert words in signoff_text.markdown(decided)
@@ -524,6 +526,99 @@ def test_a_walk_of_one_layer_with_a_margin_of_five_leaves_merge_open(
     assert "layer 0 of 4" in (tmp_path / "signoff.md").read_text()
 
 
+# ---- limits, and kernels of one's own
+
+
+def limited(r: Record, reason: str) -> Record:
+    about = {**r.provenance, "limit": "declared"}
+    return dataclasses.replace(
+        r, status=Status.UNSUPPORTED, reasons=(reason,), comparisons=(), checks=(), provenance=about
+    )
+
+
+def test_lanes_that_are_declared_away_are_in_the_decision_with_the_models_shapes() -> None:
+    """One case of each lane PASSED; every other one is declared away."""
+    easy = {(r.op, r.lane): r.case for r in reversed(ops("default"))}
+    chosen = Policy("merge", "", (Requirement("ops"),))
+    target = dataclasses.replace(TARGET, kernels={NORM: KERNELS[NORM]})
+    records = [
+        r if easy[r.op, r.lane] == r.case else limited(r, "n % 16 == 0")
+        for r in ops("default") if r.op == NORM
+    ]  # fmt: skip
+    ruling = rule(target, chosen, records, "records")
+    assert ruling.decision.startswith("SIGNED within declared limits: n % 16 == 0")
+    decided = under_policy(records, chosen, [target])
+    assert decided.decision == ruling.decision
+    declared = f"demo/norm declares away {len(records) - 5} of {len(records)} cases of {NORM}"
+    assert declared in signoff_text.markdown(decided)
+    assert any(declared in text for text in signoff_json.to_dict(decided)["rulings"][0]["facts"]["limits"])
+    pytest.importorskip("jinja2", reason="the page needs jinja2, which is optional")
+    page = signoff_html.page(decided)
+    assert "within declared limits: n % 16 == 0" in page
+    assert declared in page
+
+
+def test_shapes_of_the_model_that_limits_hide_are_in_the_decision() -> None:
+    hidden = Limits("k", NORM, 9, 4, (Limit("n <= 8192", 4, ()),), (), ("n = 12288",), 7, machine=2)
+    assert facts.limit_words([hidden]) == [
+        "within declared limits: n <= 8192", "which hide 1 of the model's own shapes (n = 12288)",
+        "without 2 cases that the machine cannot hold",
+    ]  # fmt: skip
+    many = [dataclasses.replace(hidden, kernel=f"k{i}") for i in range(4)]
+    assert facts.limit_words(many)[0] == "within the declared limits of 4 kernels"
+
+
+def test_features_that_are_not_offered_are_named_in_short() -> None:
+    words = 'the kernel does not offer "{}" (its attribute supports, or the default)'
+    records = [
+        limited(r, words.format("fp16")) if "-fp16-" in r.case else
+        limited(r, words.format("gemma")) if "-gemma" in r.case else r
+        for r in ops("default") if r.op == NORM
+    ]  # fmt: skip
+    chosen = Policy("merge", "", (Requirement("ops"),))
+    ruling = rule(dataclasses.replace(TARGET, kernels={NORM: KERNELS[NORM]}), chosen, records, "records")
+    assert ruling.decision == "SIGNED within declared limits: no fp16, 1 + weight"
+    assert decide(records).decision == "SIGNED at default depth, within declared limits: no fp16, 1 + weight"
+
+
+def test_an_own_kernel_is_signed_by_doing_what_the_sign_off_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As ``merge``, at smoke depth. No step may be refused, as ``golden propose`` refuses a kernel of one's own."""
+    from golden.__main__ import main as golden
+
+    monkeypatch.chdir(tmp_path)
+    Path("k.py").write_text(KERNEL.rpartition("quant.contract")[0])
+    Path("beside.py").write_text("def rule(t):\n    return t\n")
+    Path("own.toml").write_text(
+        'name = "own"\n[[require]]\nstage = "ops"\ndepth = "smoke"\n[[require]]\nstage = "goldens"\n'
+        '[[require]]\nstage = "layers"\nlayers = "all"\nmargin = 0.5\ntokens = 64\n'
+    )
+    run = ["run", "--op", QUANT, "--kernel", "k.py:quant", "--contract", CONTRACT, "--depth", "smoke"]
+    assert main([*run, "--records", "r"]) == 0
+    sign = ["signoff", "r", "--claim", "k.py:quant", "--contract", CONTRACT, "--policy", "own.toml", "--out", "out"]
+    capsys.readouterr()
+    assert main(sign) == 2
+    printed = capsys.readouterr().out
+    assert "No golden is asked of k.py:quant" in printed
+    steps = [line.split()[2:] for line in printed.splitlines() if line.startswith("      python -m ")]
+    assert [words[:2] for words in steps] == [["validators", "layers"]]
+    for program, *words in steps:
+        assert {"validators": main, "golden": golden}[program](words) == 0
+    assert main(sign) == 0
+    found = json.loads(Path("out/signoff.json").read_text())
+    assert found["outcome"] == "SIGNED"
+    assert "within declared limits: no " in found["decision"]
+
+
+def test_a_whole_machine_with_an_own_kernel_is_not_told_to_propose_its_goldens() -> None:
+    target = dataclasses.replace(TARGET, kernels={QUANT: ("k.py:quant", "demo/quant")}, one_path=False)
+    ruling = rule(target, Policy("merge", "", (Requirement("goldens"),)), [], "records")
+    commands = [command for step in ruling.steps for command in step.commands]
+    assert commands
+    assert not [command for command in commands if "k.py" in command]
+
+
 KERNEL = """import torch
 from beside import rule
 
@@ -531,12 +626,11 @@ from beside import rule
 def quant(x, fp8_dtype):
     top = torch.finfo(fp8_dtype).max
     y = x.float()
-    scale = y.abs().amax(dim=-1, keepdim=True) / top
-    safe = torch.where(scale == 0, torch.ones_like(scale), scale)
-    return rule(y / safe).clamp(-top, top).to(fp8_dtype), scale
+    scale = y.abs().amax(dim=-1, keepdim=True).clamp(min=1e-10) * (1.0 / top)
+    return rule(y * (1.0 / scale)).clamp(-top, top).to(fp8_dtype), scale
 
 
-quant.contract = "eager"
+quant.contract = "aiter-hip-gfx950"
 """
 
 
