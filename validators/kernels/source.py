@@ -19,19 +19,22 @@ from pathlib import Path
 SUFFIXES = (".cu", ".cuh", ".cpp", ".cc", ".c", ".h", ".hpp", ".hip", ".co", ".hsaco", ".cubin", ".ptx", ".so", ".s",
             ".ll", ".json", ".pt", ".bin", ".py", ".pyd", ".mlir", ".ttir")  # fmt: skip
 """Files that count when a string of the source names them."""
+EXTENSIONS = (".so", ".pyd")
 LIBRARIES = ("torch", "triton", "numpy")
 """Their versions are in every record."""
 MOST_FILES = 1000
 CHUNK = 1 << 20
 
 
-def of_file(path: Path, root: Path | None = None) -> Mapping[str, object]:
-    """``{"sha256": ..., "files": {name: sha256}}`` of a Python file and what it takes from ``root`` (its folder).
+def of_file(path: Path, root: Path | None = None, within: Path | None = None) -> Mapping[str, object]:
+    """``{"sha256": ..., "files": {name: sha256}}`` of a Python file and what it takes from ``within`` (its folder).
 
-    The order of files and where the folder lies do not matter. {} where the file cannot be read.
+    root: where absolute imports start, by default the file's folder. The order of files and where the folder lies do
+    not matter. {} where the file cannot be read.
     """
     own = path.resolve()
     base = (root or own.parent).resolve()
+    inside = (within or base).resolve()
     found: dict[str, str] = {}
     waiting = [own]
     while waiting and len(found) < MOST_FILES:
@@ -42,7 +45,7 @@ def of_file(path: Path, root: Path | None = None) -> Mapping[str, object]:
             continue
         found[name] = digest
         if file.suffix == ".py":
-            waiting += _taken(file, base)
+            waiting += [f for f in _taken(file, base) if f.is_relative_to(inside) or f.suffix in EXTENSIONS]
     if not found:
         return {}
     text = "\n".join(f"{name} {digest}" for name, digest in sorted(found.items()))
@@ -57,7 +60,10 @@ def of_module(name: str) -> Mapping[str, object]:
         return {}
     path = Path(file).resolve()
     depth = name.count(".") + (path.name == "__init__.py")
-    return of_file(path, path.parents[depth] if depth < len(path.parents) else None)
+    if depth == 0 or depth >= len(path.parents):
+        return of_file(path)
+    # Beside an installed package lie all the others.
+    return of_file(path, path.parents[depth], path.parents[depth - 1])
 
 
 def file_digest(path: Path) -> str:
@@ -144,7 +150,7 @@ def _extension(name: str) -> Iterator[Path]:
         found = importlib.util.find_spec(name)
     except (ImportError, ValueError, AttributeError):
         return
-    if found is not None and found.origin and found.origin.endswith((".so", ".pyd")):
+    if found is not None and found.origin and found.origin.endswith(EXTENSIONS):
         yield Path(found.origin).resolve()
 
 
