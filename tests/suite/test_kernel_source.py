@@ -88,7 +88,8 @@ def test_a_module_is_the_part_of_its_package_that_it_takes(
     (tmp_path / "stranger.py").write_text("")
     shutil.copytree(folder / "inner", package)
     (package / "deep" / "kernel.py").write_text(
-        "import stranger\nimport somebodys_package.tools\nfrom ..tools import sibling\n\n\ndef quant(x, fp8_dtype):\n    return None\n"
+        "import stranger\nimport somebodys_package.tools\nfrom ..tools import sibling\n\n\n"
+        "def quant(x, fp8_dtype):\n    return None\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     kernel = find_kernel("somebodys_package.deep.kernel:quant", "per_token_quant")
