@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from validators import judged, limits, report, strength
+from validators import judged, limits, report
 from validators.cases.case import CaseError
 from validators.claims import OPS, source_of
 from validators.limits import Limits
@@ -81,6 +81,9 @@ def of(records: Sequence[Record], more: Iterable[str] = ()) -> Facts:
 
 
 def _defects(own: Sequence[Record]) -> list[str]:
+    # It reads the contracts of the reference, which a decision must not need.
+    from validators import strength
+
     try:
         found = [one.short() for one in strength.measure(own) if one.passed]
     except (strength.StrengthError, CaseError):
