@@ -148,6 +148,15 @@ def test_an_empty_completion_of_an_import_is_counted_both_ways(tmp_path: Path) -
         "against the candidate the verdict would be REGRESSION, for it PARITY: ask that harness again" in many.sentence
     )
     assert "run it again to finish" not in many.sentence
+    # Empty in the baseline and wrong in the candidate: had the baseline been right there, they would all be lost.
+    before = [lm_eval_row(i, "" if i < 30 else f"#### {i}", "s") for i in range(600)]
+    after = [lm_eval_row(i, f"#### {9999 if i < 30 else i}", "s") for i in range(600)]
+    made = [
+        importers.lm_eval(write(tmp_path / f"samples_{n}.jsonl", r), arm=n) for n, r in (("a", before), ("b", after))
+    ]
+    parity = decide(made[0].samples, made[1].samples, headers=(made[0].header, made[1].header))
+    assert parity.verdict is Verdict.INCONCLUSIVE
+    assert "against the candidate the verdict would be REGRESSION, for it PARITY" in parity.sentence
     # A loss that is shown without them is a regression.
     assert empties(tmp_path, 60, candidate=2).verdict is Verdict.REGRESSION
     # All of them empty: nothing at all is shown.
