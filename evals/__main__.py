@@ -3,6 +3,11 @@ INCONCLUSIVE, 2 for anything that is no verdict, with one sentence, 130 for an i
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from validators.interrupt import quiet
+
+    quiet("evals")
+
 import argparse
 import importlib
 import sys

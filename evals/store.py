@@ -187,7 +187,7 @@ def _write_all(handle: int, data: bytes) -> None:
 
 
 def _unwritable(path: Path, error: OSError) -> EvalError:
-    return EvalError(f"cannot write to {path} ({error.strerror or error}); what was recorded before stays")
+    return EvalError(f"cannot write to {path} ({error.strerror or error})")
 
 
 def _settle_header(path: Path, header: Header) -> None:

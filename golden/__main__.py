@@ -7,6 +7,11 @@ Bad input is one sentence on stderr, never a traceback.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from validators.interrupt import quiet
+
+    quiet("golden")
+
 import argparse
 import contextlib
 import shlex

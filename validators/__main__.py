@@ -7,6 +7,11 @@ where nothing failed; 130 interrupted. Bad input is one sentence on stderr, neve
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from validators.interrupt import quiet
+
+    quiet("validators")
+
 import argparse
 import dataclasses
 import json

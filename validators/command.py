@@ -61,6 +61,10 @@ def guarded(
         _settle(sys.stderr)
 
 
+last_command = False
+"""Set in a process that ends with this command: an interrupt that was answered is not answered again."""
+
+
 @contextlib.contextmanager
 def _deaf() -> Iterator[None]:
     """A second Ctrl-C while the first one is answered would be a traceback after all."""
@@ -70,7 +74,8 @@ def _deaf() -> Iterator[None]:
         yield
         return
     yield
-    signal.signal(signal.SIGINT, before)
+    if not last_command:
+        signal.signal(signal.SIGINT, before)
 
 
 def _exit_code_of(body: Callable[[], int]) -> int:

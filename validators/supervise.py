@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from validators import doing
+from validators import command, doing
 from validators.command import INTERRUPTED, NO_RESULT, say
 
 CALL_LIMIT_S = 600.0
@@ -54,10 +54,8 @@ def supervised(who: str, body: Callable[[], int]) -> int:
         doing.report_to(words.fileno())
         os.close(ours)  # ``theirs`` stays open until this process ends, which is how the parent learns of it
         threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
-        code = body()
-        if code == INTERRUPTED:  # answered; the parent may still pass the same interrupt on
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-        return code
+        command.last_command = True
+        return body()
     os.close(theirs)
     return _Watch(who, child, shared, ours, words.fileno()).wait()
 
@@ -99,6 +97,7 @@ class _Watch:
         self.who, self.child, self.shared, self.pipe, self.words = who, child, shared, pipe, words
         self.interrupts = 0
         self.interrupted_at = 0.0
+        self.told = False
 
     def wait(self) -> int:
         """The exit code for the caller."""
@@ -134,7 +133,8 @@ class _Watch:
             waited = now - self.interrupted_at
             if self.interrupts > 1 or waited > GRACE_S:
                 self._pass_on(signal.SIGKILL)
-            elif waited > 0.5:
+            elif waited > 0.5 and not self.told:
+                self.told = True
                 self._pass_on(signal.SIGINT)
             return
         start, limit, _ = _HEAD.unpack_from(self.shared, 0)

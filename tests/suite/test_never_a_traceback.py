@@ -30,7 +30,7 @@ from tests.suite.walk import (
     with_option,
     words_of,
 )  # fmt: skip
-from validators import command
+from validators import command, interrupt
 
 
 @pytest.fixture(scope="module")
@@ -179,3 +179,20 @@ def test_a_command_whose_reader_goes_away() -> None:
     line = f'"{sys.executable}" -m validators list cases | head -1; exit ${{PIPESTATUS[1]}}'
     done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr, done.stdout.count("\n")) == (0, "", 1)
+
+
+def test_an_interrupt_before_the_command_begins(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Importing takes tenths of a second, and Ctrl-C comes then too."""
+    others: list[type[BaseException]] = []
+    monkeypatch.setattr(sys, "excepthook", lambda kind, *_: others.append(kind))
+    interrupt.quiet("golden")
+    sys.excepthook(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert capsys.readouterr().err == "golden: interrupted before it began.\n"
+    sys.excepthook(ValueError, ValueError(), None)
+    assert others == [ValueError]
+    for group in ("validators", "golden", "evals"):
+        after = (ROOT / group / "__main__.py").read_text().split("from __future__ import annotations\n\n")[1]
+        first = f'if __name__ == "__main__":\n    from validators.interrupt import quiet\n\n    quiet("{group}")'
+        assert after.startswith(first)
