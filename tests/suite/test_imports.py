@@ -73,7 +73,8 @@ def _forbidden(path: str, name: str, top: bool) -> str:
         return "evals never imports reference"
     if folder == "evals" and root == "validators":
         allowed = tuple(
-            f"validators.{name}" for name in ("kernels", "records", "cases", "store", "files", "command", "supervise")
+            f"validators.{name}"
+            for name in ("kernels", "records", "cases", "store", "files", "command", "supervise", "interrupt")
         )
         if not any(_inside(name, package) for package in allowed):
             return "evals uses validators.kernels and the records, nothing that judges"
