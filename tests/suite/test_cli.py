@@ -308,8 +308,9 @@ def test_report_command_shows_a_bounded_number(tmp_path: Path, capsys: pytest.Ca
 def test_signoff_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _recorded(tmp_path / "in", *lanes_passed())
     assert main(["signoff", str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 0
-    assert capsys.readouterr().out.startswith("SIGNED\n")
-    assert json.loads((tmp_path / "out" / "signoff.json").read_text())["decision"] == "SIGNED"
+    decision = "SIGNED on 5 chosen cases only"
+    assert capsys.readouterr().out.startswith(f"{decision}\n")
+    assert json.loads((tmp_path / "out" / "signoff.json").read_text())["decision"] == decision
     _recorded(tmp_path / "in", failed(lane="random"))
     assert main(["signoff", str(tmp_path / "in")]) == 1
     out = capsys.readouterr().out
