@@ -7,6 +7,7 @@ or FMA rounds (numerics.md 3a). That holds for every K up to ``EXACT_K``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -213,6 +214,21 @@ def gemm_truth(
     low = torch.stack([s[0] for s in sets]).amin(dim=0)
     high = torch.stack([s[1] for s in sets]).amax(dim=0)
     return GemmTruth(accumulator, magnitude, value, low, high, error_out, scales.abs())
+
+
+def says_nothing(truth: GemmTruth, k: int) -> torch.Tensor:
+    """Elements whose admissible set is as wide as an output, bool [m, n]: the contract says nothing about the output.
+
+    A set of half-width err that is as wide as the output v, 2 err >= |v|, admits v/2 as well as 3v/2: half of the sum
+    may be lost, or come twice, unseen. v alone is the wrong yardstick where a sum happens to cancel, for an error as
+    large as an ordinary output is seen there too; so the set must also be as wide as an output whose products have
+    independent signs. That one has the root mean square sqrt(sum (a*b)^2) >= sum|a*b| / sqrt(K) (Cauchy-Schwarz).
+    K terms of any signs: from K = 8,900 on, ``unknown`` says nothing about most outputs of zero-mean data (its bound
+    grows with K, outputs with sqrt(K)), and all about integers that it proves exact. fp32 gets there beyond K = 40,000.
+    """
+    product = truth.accumulator.abs() * truth.scales
+    ordinary = truth.magnitude * truth.scales / math.sqrt(max(k, 1))
+    return (truth.low < truth.high) & (2 * truth.error >= torch.maximum(product, ordinary))
 
 
 Accumulate = Callable[[torch.Tensor, torch.Tensor, FloatFormat, GemmContract], torch.Tensor]

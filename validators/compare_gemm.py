@@ -17,11 +17,13 @@ from reference.ptpc_gemm import (
     gemm_truth,
     is_emulated,
     operand,
+    says_nothing,
 )
 from validators.cases.tensors import GemmInputs, GemmOutputs
 from validators.records import Comparison, Element
 from validators.statistics import BiasResult, rounding_bias
 from validators.tally import Tally
+from validators.wording import WIDE
 
 BLOCK_ELEMENTS = {"cpu": 2**22, "cuda": 2**26}
 """float64 elements of one operand block, so that memory stays flat: 32 MB on a CPU, 512 MB on a GPU, where a block
@@ -91,7 +93,7 @@ def judge_gemm(
                 else:
                     truth = gemm_truth(a, b, *part)
                 got = outputs.out[r : r + rows, c : c + cols].double()
-                judged = _judge_block(tally, r, c, got, truth, out_format.name, known)
+                judged = _judge_block(tally, r, c, got, truth, out_format.name, None if known else k)
                 scales = sa[r : r + rows].double()[:, None].abs() * sb[c : c + cols].double()[None, :].abs()
                 if inputs.bias is None:
                     bias_sums.add(got, truth, judged & got.isfinite(), k, scales)
@@ -99,16 +101,16 @@ def judge_gemm(
 
 
 def _judge_block(
-    tally: Tally, first_row: int, first_col: int, got: torch.Tensor, truth: GemmTruth, out_name: str, known: bool
+    tally: Tally, first_row: int, first_col: int, got: torch.Tensor, truth: GemmTruth, out_name: str, k: int | None
 ) -> torch.Tensor:
-    """Judge one block; returns which elements were judged with finite truth, bool [m, n]."""
-    fmt = FORMATS[out_name]
+    """Judge one block; returns which elements have a finite truth, bool [m, n]. k: products, None for a known unit.
+
+    An element inside a set that is as wide as an output is not judged: ``reference.ptpc_gemm.says_nothing``.
+    """
+    fmt, known = FORMATS[out_name], k is None
     expected_nan = truth.value.isnan()
     # Beyond T's largest value a kernel may store Inf or saturate: reported only.
     spilled = (truth.high.isinf() | truth.low.isinf()) & ~expected_nan
-    judged = ~spilled
-    tally.judged += int(judged.sum())
-    tally.unspecified += int(spilled.sum())
     if bool(spilled.any()):
         seen = got[spilled]
         tally.note(
@@ -116,11 +118,17 @@ def _judge_block(
         )
     inside = (got >= truth.low) & (got <= truth.high)
     inside = torch.where(expected_nan, got.isnan(), inside)
-    finite = judged & ~expected_nan
+    regular = ~spilled & ~expected_nan
+    judged = ~spilled
+    if k is not None:
+        wide = regular & inside & says_nothing(truth, k)
+        if bool(wide.any()):
+            tally.note(WIDE, 0)
+            judged &= ~wide
+    tally.judged += int(judged.sum())
+    tally.unspecified += int((~judged).sum())
+    finite = judged & regular
     tally.ambiguous += int((finite & (truth.low < truth.high)).sum())
-    # A budget above 1/64 of sum|a*b| lets whole K slices go missing on zero-mean data.
-    if not known:
-        tally.vacuous += int((finite & (truth.error > truth.magnitude * truth.scales / 64)).sum())
     bad = judged & ~inside
     nearest = truth.low if known else round_to(truth.value, fmt)
     steps = (key_of(got, fmt) - key_of(nearest, fmt)).round()
@@ -147,7 +155,7 @@ def _judge_block(
             )  # fmt: skip
 
         tally.candidates((steps.abs() if known else use)[row, col], err[row, col], make)
-    return finite
+    return regular
 
 
 def bits_of(value: float, name: str) -> str:

@@ -18,6 +18,7 @@ from reference.ptpc_gemm import (
     is_emulated,
     largest_exponent,
     operand,
+    says_nothing,
 )
 from reference.quantize import is_power_of_two
 from validators.cases.tensors import GemmInputs, GemmOutputs
@@ -62,7 +63,8 @@ def explain_out(
         }
         text.add("bias", f"{with_bits(float(bias), out_format.name)}, added {where[contract.bias]}",
                  f"{number(float(truth.value))} with the exact value")  # fmt: skip
-    _verdict(text, float(outputs.out[row, col].double()), truth, out_format.name)
+    wide = not known and bool(says_nothing(truth, inputs.a.shape[1]))
+    _verdict(text, float(outputs.out[row, col].double()), truth, out_format.name, wide)
 
 
 def _product_lines(text: Text, a: torch.Tensor, b: torch.Tensor, products: torch.Tensor, truth: GemmTruth) -> None:
@@ -109,7 +111,7 @@ def _unit_lines(
         text.add("epilogue" if i == 0 else "", f"{with_bits(float(scaled), 'fp32')} = {name}")
 
 
-def _verdict(text: Text, got: float, truth: GemmTruth, name: str) -> None:
+def _verdict(text: Text, got: float, truth: GemmTruth, name: str, wide: bool) -> None:
     low, high, value = float(truth.low), float(truth.high), float(truth.value)
     fmt = FORMATS[name]
     if value == value:
@@ -122,6 +124,8 @@ def _verdict(text: Text, got: float, truth: GemmTruth, name: str) -> None:
         text.verdict(got != got, "a NaN among the operands makes the output NaN")
     elif abs(low) == torch.inf or abs(high) == torch.inf:
         text.verdict(None, f"the exact value lies beyond the range of {name}")
+    elif low <= got <= high and wide:
+        text.verdict(None, "inside a set that is as wide as an output, which says nothing about it")
     elif low <= got <= high:
         text.verdict(True, "the only admissible value" if low == high else "inside the admissible set")
     elif got != got:

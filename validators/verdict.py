@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from validators.records import Check, Comparison, Status
-from validators.wording import worst
+from validators.wording import WIDE, worst
 
 MISTRUSTED_SHARE = 0.5
 """A pass is no evidence where more than half of an output's judged elements had a vacuous budget, or more than half of
@@ -31,6 +31,8 @@ def decide(comparisons: Sequence[Comparison], checks: Sequence[Check]) -> tuple[
     if not comparisons:
         return Status.MISTRUSTED, ("no output was compared",)
     if all(c.judged == 0 for c in comparisons):
+        if wide := [c for c in comparisons if WIDE in c.observed]:
+            return Status.MISTRUSTED, tuple(f"{c.output}: {WIDE}, so that no element could be judged" for c in wide)
         seen = "; ".join(f"{c.output}: {c.observed}" for c in comparisons if c.observed)
         return Status.UNSUPPORTED, (
             f"the contract leaves every row of this case unspecified; seen: {seen or 'nothing'}",
@@ -56,7 +58,7 @@ def mistrust(c: Comparison) -> str | None:
     if c.judged == 0 and c.unspecified == 0:
         return f"{c.output}: no element was judged"
     if c.vacuous > MISTRUSTED_SHARE * c.judged:
-        return f"{c.output}: the budget of {c.vacuous:,} of {c.judged:,} elements exceeds 1/64 of sum|a*b|"
+        return f"{c.output}: the sets of {c.vacuous:,} of {c.judged:,} elements say nothing about the output"
     if c.output == "codes" and c.judged - c.single > MISTRUSTED_SHARE * c.judged:
         return f"{c.output}: {c.judged - c.single:,} of {c.judged:,} elements had more than one admissible code"
     return None

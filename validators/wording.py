@@ -13,6 +13,8 @@ from validators.records import Comparison
 MOST = 0.95
 """A hypothesis is offered as *the* explanation if it meets this share of the violations; some elements near a rounding
 boundary go either way under any hypothesis. Wording only: no verdict depends on it."""
+WIDE = "sets as wide as an output"
+"""What is noted of elements that are not judged because their set says nothing (``reference.ptpc_gemm``)."""
 LEAST = 0.3
 """A defect that would explain less than this share of the violations is not named."""
 BEYOND = 1e6

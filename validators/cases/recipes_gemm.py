@@ -145,11 +145,19 @@ def _outlier_channels(block: Block, side: str) -> torch.Tensor:
     return _quantized(g, block)
 
 
+LONG_K = 8192
+"""Beyond it the bound of an unknown matrix unit, which grows with K, passes an ordinary output, which grows with its
+root."""
+
+
 def _cancellation(block: Block, side: str) -> torch.Tensor:
     """The second half of k undoes the first: the prefix grows to sum|a*b|/2 and comes back to almost nothing.
 
     a repeats its first half; b repeats it with the sign turned, except for about one code in 64 that is one step
     larger, so that |y| is about 2^-11 of the sum of magnitudes. An odd last column takes part in no pair.
+
+    Beyond ``LONG_K`` odd rows of a are 1 at every fourth k of each half and 0 elsewhere: few enough bits for a matrix
+    unit of unknown width, whose sets of the other rows are wider than the outputs there.
     """
     half = block.width // 2
     code = nearest_codes((1.0 + block.gaussian(side) * 0.25) * 64.0, block.case.fp8)
@@ -157,6 +165,9 @@ def _cancellation(block: Block, side: str) -> torch.Tensor:
         off = (block.integers("off", 64) == 0).to(torch.uint8)[:, half : 2 * half]
         code[:, half : 2 * half] = (code[:, :half] + off) | 0x80
     else:
+        if block.case.k > LONG_K:
+            few = torch.where(block.cols[:, :half] % 4 == 0, integer_codes(block.case.fp8, 1.0)[0], 0).to(torch.uint8)
+            code[:, :half] = torch.where(block.rows % 2 == 1, few, code[:, :half])
         code[:, half : 2 * half] = code[:, :half]
     return code
 
