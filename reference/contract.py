@@ -9,6 +9,7 @@ most ``2u`` relative); ``1.0`` always means "correctly rounded".
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -103,7 +104,21 @@ class NormQuantContract:
     deterministic: bool = True
     batch_invariant: bool = True
     source: str = ""
-    """Where the declaration comes from, for reports."""
+    """Where the declaration comes from, for reports; ``reference.evidence`` has it field by field."""
+    unsettled: tuple[tuple[str, tuple[object, ...]], ...] = ()
+    """Fields that the sources leave open, each with its possible values, the field's own one first. One call of a
+    kernel follows one choice of them in all its rows (``members``): which one may depend on the build or the shape,
+    but not on the row. A field that is changed is settled by that."""
+
+    def __post_init__(self) -> None:
+        kept = tuple((name, values) for name, values in self.unsettled if values[0] == getattr(self, name))
+        object.__setattr__(self, "unsettled", kept)
+
+    def members(self) -> tuple[NormQuantContract, ...]:
+        """The contracts with every field settled that this one stands for, its own values first."""
+        names = [name for name, _ in self.unsettled]
+        chosen = itertools.product(*(values for _, values in self.unsettled))
+        return tuple(self.replace(unsettled=(), **dict(zip(names, values, strict=True))) for values in chosen)
 
     def qmax(self, fp8: str) -> float:
         """Value that a row's largest element is scaled to, for format ``"e4m3fn"`` or ``"e4m3fnuz"``."""
@@ -242,6 +257,8 @@ NORM_QUANT_CONTRACTS: dict[str, NormQuantContract] = {
             denormals="either",
             nonfinite="unspecified",
             source="aiter ops/triton rmsnorm.py, _quant_fused_add_rmsnorm_kernel",
+            # The source has no clamp; whether the conversion saturates is up to the compiler's mode register.
+            unsettled=(("overflow", ("nan", "saturate")),),
         ),
         _VLLM,
         # The engine's Python code, eager. Its own compiler fuses it into another arithmetic: see "torch-compile".
@@ -305,6 +322,8 @@ NORM_QUANT_CONTRACTS: dict[str, NormQuantContract] = {
             denormals="either",
             nonfinite="unspecified",
             source="aiter add_rmsnorm then per_token_quant_hip, the path before SGLang #21403",
+            # Two norm kernels serve that path, and the quantizer's maximum started at 1e-10 before it started at 0.
+            unsettled=(("norm_input", ("unrounded", "stored")), ("amax_floor", (0.0, 1e-10))),
         ),
     )
 }

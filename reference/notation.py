@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 C = TypeVar("C")
 
 FIXED = frozenset({
-    "name", "source", "deterministic", "batch_invariant",
+    "name", "source", "deterministic", "batch_invariant", "unsettled",
     # Allowances for errors: widening one would make a tolerance of it.
     "reduction", "mean_u", "rsqrt_u", "scale_u", "reciprocal_u",
     # Another unit or order of k is another preset.

@@ -210,11 +210,10 @@ def _list_cases(parsed: argparse.Namespace) -> Iterator[str]:
 
 
 def _list_contracts(parsed: argparse.Namespace) -> Iterator[str]:
-    from reference.contract import GEMM_CONTRACTS, NORM_QUANT_CONTRACTS
+    from validators.contracts_page import brief
 
     for op in [parsed.op] if parsed.op else ops():
-        for contract in (GEMM_CONTRACTS if op == "ptpc_gemm" else NORM_QUANT_CONTRACTS).values():
-            yield f"{op}  {contract.name}: {contract.source}"
+        yield from brief(op)
 
 
 # ---- run

@@ -8,6 +8,7 @@ Row chunks keep extra memory flat.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import torch
@@ -67,6 +68,9 @@ def compare(
             return compare_gemm(inputs, outputs, contract)
         if isinstance(contract, GemmContract):
             raise CompareError(f"contract {contract.name!r} belongs to op ptpc_gemm only")
+        members = contract.members()
+        if len(members) > 1:
+            return _unsettled(inputs, outputs, contract, survey)
         if isinstance(inputs, NormQuantInputs) and isinstance(outputs, NormQuantOutputs):
             return compare_norm_quant(inputs, outputs, contract, survey)
         if isinstance(inputs, QuantInputs) and isinstance(outputs, QuantOutputs):
@@ -74,11 +78,42 @@ def compare(
         raise CompareError(f"outputs of type {type(outputs).__name__} do not belong to {type(inputs).__name__}")
 
 
+def settled(inputs: Inputs, outputs: Outputs, contract: NormQuantContract) -> NormQuantContract:
+    """The one of the contract's ``members`` that the outputs follow: the first that admits them all, or else the one
+    with the fewest violations."""
+    members = contract.members()
+    if len(members) == 1:
+        return contract
+    counts = [sum(c.violations for c in compare(inputs, outputs, member)) for member in members]
+    return members[counts.index(min(counts))]
+
+
+def _unsettled(
+    inputs: Inputs, outputs: Outputs, contract: NormQuantContract, survey: Surveyor | None
+) -> list[Comparison]:
+    """The comparisons under the member that ``settled`` names. All outputs of a call are held against one member: the
+    set is the union of the members' sets of whole outputs, and a mixture of two members lies outside of it."""
+    members = contract.members()
+    found = [compare(inputs, outputs, member, survey=survey) for member in members]
+    counts = [sum(c.violations for c in comparisons) for comparisons in found]
+    best = counts.index(min(counts))
+    if counts.count(0) < len(members):
+        follows = ", ".join(f"{name}={getattr(members[best], name)}" for name, _ in contract.unsettled)
+        words = f"of what {contract.name} leaves unsettled, judged by {follows}"
+        last = found[best][-1]
+        observed = f"{last.observed}; {words}" if last.observed else words
+        return [*found[best][:-1], dataclasses.replace(last, observed=observed)]
+    return found[best]
+
+
 def open_rows(inputs: Inputs, contract: NormQuantContract | GemmContract) -> torch.Tensor:
-    """Rows whose scale and codes the contract leaves open, bool [m] on the CPU, m counted over flattened inputs."""
+    """Rows whose scale and codes the contract, or one of its members, leaves open, bool [m] on the CPU; m is counted
+    over flattened inputs."""
     if isinstance(inputs, GemmInputs):
         return torch.zeros(inputs.a.shape[0], dtype=torch.bool)
     assert isinstance(contract, NormQuantContract)
+    if contract.unsettled:
+        return torch.stack([open_rows(inputs, member) for member in contract.members()]).any(dim=0)
     n, fp8 = inputs.x.shape[-1], format_of(inputs.fp8_dtype).name
     x, found = inputs.x.reshape(-1, n), []
     step = rows_per_chunk(n, x.device)

@@ -35,6 +35,7 @@ from validators.cases.tensors import (
     QuantInputs,
     QuantOutputs,
 )
+from validators.compare import settled
 from validators.compare_gemm import bits_of
 
 _LABEL = 14
@@ -100,6 +101,7 @@ def element_report(
             explain_out(text, inputs, outputs, contract, row, col)
         else:
             assert isinstance(contract, NormQuantContract)
+            contract = settled(inputs, outputs, contract)
             _explain_row(text, inputs, outputs, contract, row, col, chosen)  # type: ignore[arg-type]
     return "\n".join(text.lines)
 

@@ -16,6 +16,7 @@ import torch
 from reference.contract import NORM_QUANT_CONTRACTS, GemmContract, NormQuantContract
 from validators import explain_scene, nearby
 from validators.cases.tensors import GemmInputs, GemmOutputs, Inputs, NormQuantInputs, Outputs, QuantInputs
+from validators.compare import settled
 from validators.explain_bits import observations
 from validators.explain_gemm import explain_gemm
 from validators.explain_norm import HYPOTHESES
@@ -67,6 +68,7 @@ def diagnose(
             found = Diagnosis(*explain_gemm(inputs, outputs, contract))
         else:
             assert isinstance(contract, NormQuantContract)
+            contract = settled(inputs, outputs, contract)
             found = _explain_norm(inputs, outputs, contract, failing, comparisons)
     return Diagnosis(first + found.sentences + last, None if first else found.near)
 

@@ -15,7 +15,7 @@ from validators.cases.case import Case
 from validators.cases.inputs import build
 from validators.cases.recipes import ADD, QUANT
 from validators.cases.tensors import Inputs, NormQuantInputs, NormQuantOutputs, Outputs, QuantInputs
-from validators.compare import compare, open_rows
+from validators.compare import compare, open_rows, settled
 from validators.integrity import POISONS, make_buffers
 from validators.invariance import batch_invariance
 from validators.kernels import emulated
@@ -258,3 +258,39 @@ def test_between_batches_any_nan_equals_any_nan_and_open_rows_are_not_judged(fp8
     assert kernel(open_, nan, (0, 1)).ok is True
     assert kernel(closed, (0x08, 0x10), payloads).ok is False
     assert kernel(open_, (0x08, 0x10), (7, 7), row=3).ok is False
+
+
+# --- fields that are sets of values
+
+
+UNSETTLED = [name for name, c in NORM_QUANT_CONTRACTS.items() if c.unsettled]
+
+
+@pytest.mark.parametrize("name", UNSETTLED)
+@pytest.mark.parametrize("op", [ADD, QUANT])
+@pytest.mark.parametrize("recipe", ["gaussian", "zero_rows", "magnitude_ladder", "midpoints"])
+def test_every_member_of_an_unsettled_contract_is_admitted(name: str, op: str, recipe: str) -> None:
+    contract = NORM_QUANT_CONTRACTS[name]
+    for member in contract.members():
+        inputs, outputs = made(op, recipe, member)
+        assert sum(violations(inputs, outputs, contract).values()) == 0
+        assert sum(violations(inputs, outputs, settled(inputs, outputs, contract)).values()) == 0
+
+
+def test_a_call_follows_one_member_in_all_its_rows() -> None:
+    """Either norm input is admitted; one in half of the rows and the other in the rest is not, nor is any third."""
+    contract = NORM_QUANT_CONTRACTS["unfused"]
+    members = contract.members()
+    inputs, first = made(ADD, "gaussian", members[0])
+    _, second = made(ADD, "gaussian", members[2])
+    for outputs, norm_input in ((first, "unrounded"), (second, "stored")):
+        [codes] = [c for c in compare(inputs, outputs, contract) if c.output == "codes"]
+        assert codes.violations == 0
+        assert f"leaves unsettled, judged by norm_input={norm_input}, amax_floor=0.0" in codes.observed
+    mixed = emulated.make(members[0])(inputs)
+    assert isinstance(mixed, NormQuantOutputs)
+    for ours, theirs in ((mixed.codes.view(torch.uint8), second.codes.view(torch.uint8)), (mixed.scale, second.scale)):
+        ours[16:] = theirs[16:]
+    assert sum(violations(inputs, mixed, contract).values()) > 0
+    _, other = made(ADD, "gaussian", members[0].replace(round_after_weight=False))
+    assert sum(violations(inputs, other, contract).values()) > 0

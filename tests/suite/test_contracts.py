@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from reference.contract import (
     Reduction,
     get_contract,
 )
+from reference.evidence import EVIDENCE, INHERITS, KINDS, OPEN, contract_of, declared, evidence_of
+from validators import contracts_page
 
 presets = pytest.mark.parametrize("contract", list(NORM_QUANT_CONTRACTS.values()), ids=lambda c: c.name)
 
@@ -33,6 +36,44 @@ def test_presets_differ_in_arithmetic_and_not_in_name_alone() -> None:
     for table in (NORM_QUANT_CONTRACTS, GEMM_CONTRACTS):
         arithmetic = [dataclasses.replace(c, name="", source="") for c in table.values()]  # type: ignore[type-var]
         assert len(set(arithmetic)) == len(table)
+
+
+@pytest.mark.parametrize("name", [*NORM_QUANT_CONTRACTS, *GEMM_CONTRACTS])
+def test_every_declared_field_has_evidence_of_a_closed_kind(name: str) -> None:
+    contract, found = contract_of(name), evidence_of(name)
+    fields = {f.name for f in dataclasses.fields(contract)}
+    assert set(declared(contract)) <= set(found) <= fields - {"name", "source", "unsettled"}
+    assert all(e.kind in KINDS and e.where for e in found.values())
+
+
+def test_the_evidence_is_of_the_presets_there_are() -> None:
+    known = {*NORM_QUANT_CONTRACTS, *GEMM_CONTRACTS}
+    assert set(EVIDENCE) == known
+    assert set(OPEN) <= known
+    for child, parent in INHERITS.items():
+        # An inherited field has the parent's value; where it differs, the evidence is the child's own.
+        ours, theirs = contract_of(child), contract_of(parent)
+        changed = {f for f in declared(ours) if getattr(ours, f) != getattr(theirs, f)}
+        assert changed <= set(EVIDENCE[child])
+
+
+def test_the_page_of_contracts_is_what_the_code_says() -> None:
+    assert (Path(__file__).parents[2] / "docs/contracts.md").read_text() == contracts_page.page()
+    lines = list(contracts_page.brief("per_token_quant"))
+    assert "    unsettled: overflow nan or saturate" in lines
+    assert sum(line.startswith("per_token_quant  ") for line in lines) == len(NORM_QUANT_CONTRACTS)
+
+
+def test_a_contract_with_unsettled_fields_stands_for_its_members() -> None:
+    unfused = NORM_QUANT_CONTRACTS["unfused"]
+    members = unfused.members()
+    assert [(m.norm_input, m.amax_floor) for m in members] == [
+        ("unrounded", 0.0), ("unrounded", 1e-10), ("stored", 0.0), ("stored", 1e-10),
+    ]  # fmt: skip
+    assert all(m.members() == (m,) and m.name == "unfused" for m in members)
+    assert unfused.replace(norm_input="stored").unsettled == (("amax_floor", (0.0, 1e-10)),)
+    assert unfused.replace(unsettled=()).members() == (members[0],)
+    assert NORM_QUANT_CONTRACTS["vllm"].members() == (NORM_QUANT_CONTRACTS["vllm"],)
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
