@@ -178,37 +178,34 @@ def _origin(records: Sequence[Record]) -> str:
 # ---- which kernel it was
 
 
-def identity_of(record: Record) -> str:
-    """Digest of the source, or of a kernel that a library brings the versions of the libraries, or ""."""
-    if digest := source_of(record):
-        return digest[:12]
-    versions = record.provenance.get("kernel_versions")
-    if ":" in record.kernel or not isinstance(versions, dict):
-        return ""
-    return ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
-
-
 def two_kernels(kernel: str, records: Sequence[Record]) -> str | None:
-    """A sentence where records of one name come from several sources or versions, or None.
+    """A sentence where records of one name come from several sources, or versions of the library, or None.
 
     Only what ran the kernel itself counts: a trace and a served evaluation are about an engine, whose kernel they
-    cannot look into.
+    cannot look into. Versions clash where two records give one library two; a record that was made before the library
+    was loaded may not name it.
     """
-    found: Counter[str] = Counter()
-    for r in records:
-        if r.status is not Status.UNTESTED and (r.op in OPS or source_of(r)):
-            found[identity_of(r)] += 1
-    if ":" not in kernel:
-        del found[""]
-    if len(found) < 2:
+    ran = [r for r in records if r.status is not Status.UNTESTED and (r.op in OPS or source_of(r))]
+    sources = Counter(source_of(r)[:12] for r in ran)
+    if ":" in kernel or any(sources.keys()):
+        return _clash(kernel, "of its source", sources, "--source DIGEST") if len(sources) > 1 else None
+    by_library: dict[str, Counter[str]] = {}
+    for r in ran:
+        versions = r.provenance.get("kernel_versions")
+        for library, version in versions.items() if isinstance(versions, dict) else ():
+            by_library.setdefault(str(library), Counter())[str(version)] += 1
+    several = {library: found for library, found in by_library.items() if len(found) > 1}
+    if not several:
         return None
-    digests = any(map(source_of, records)) or ":" in kernel
-    parts = "; ".join(f"{count} of {identity or 'an unrecorded one'}" for identity, count in found.items())
-    which = "--source DIGEST" if digests else "--version LIBRARY=PATTERN"
+    library, found = next(iter(several.items()))
+    return _clash(kernel, f"of {library}", found, f"--version {library}=PATTERN")
+
+
+def _clash(kernel: str, what: str, found: Counter[str], which: str) -> str:
+    parts = "; ".join(f"{count} of {name or 'an unrecorded one'}" for name, count in found.items())
     return (
-        f"The records of {kernel} come from {len(found)} versions of its {'source' if digests else 'libraries'} "
-        f"({parts}): these are {len(found)} kernels under one name. Sign from records of one run, or say which with "
-        f"{which}."
+        f"The records of {kernel} come from {len(found)} versions {what} ({parts}): these are {len(found)} kernels "
+        f"under one name. Sign from records of one run, or say which with {which}."
     )
 
 

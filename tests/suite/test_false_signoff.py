@@ -228,8 +228,19 @@ def test_a_kernel_of_two_versions_of_its_library_is_two_kernels() -> None:
 
     ruling = ruled([of(r) if r.op == NORM else r for r in strong()])
     assert ruling.decision == "NOT SIGNED"
-    assert "come from 2 versions of its libraries" in ruling.reasons[0]
-    assert "aiter 0.1.5" in ruling.reasons[0]
+    assert "come from 2 versions of aiter (" in ruling.reasons[0]
+    assert "of 0.1.5; " in ruling.reasons[0]
+    assert "--version aiter=PATTERN" in ruling.reasons[0]
+
+
+def test_a_record_from_before_the_library_was_loaded_is_no_other_kernel() -> None:
+    """An adapter may learn a version when its library is imported, which the first case may come before."""
+
+    def of(r: Record) -> Record:
+        versions = {"torch": "2.13.0"} if r.lane == "model" else {"torch": "2.13.0", "aiter commit": "abc"}
+        return dataclasses.replace(r, provenance={**r.provenance, "kernel_versions": versions})
+
+    assert ruled([of(r) if r.op == NORM else r for r in strong()]).decision == "SIGNED"
 
 
 def test_records_of_another_kernel_that_were_given_this_name() -> None:

@@ -16,9 +16,9 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-SUFFIXES = (".cu", ".cuh", ".cpp", ".cc", ".c", ".h", ".hpp", ".hip", ".co", ".hsaco", ".cubin", ".ptx", ".so", ".s",
-            ".ll", ".json", ".pt", ".bin", ".py", ".pyd", ".mlir", ".ttir")  # fmt: skip
-"""Files that count when a string of the source names them."""
+SUFFIXES = (".cu", ".cuh", ".cpp", ".cc", ".c", ".h", ".hpp", ".hip", ".s", ".ll", ".mlir", ".ttir", ".ptx", ".py",
+            ".co", ".hsaco", ".cubin", ".so", ".pyd")  # fmt: skip
+"""Files that count when a string of the source names them: sources, and machine code that was built from some."""
 EXTENSIONS = (".so", ".pyd")
 LIBRARIES = ("torch", "triton", "numpy")
 """Their versions are in every record."""
