@@ -39,7 +39,7 @@ def label(record: Record) -> str:
     other bits on a CPU that is not the recorded one, and one whose kernel is not here, say nothing: UNTESTED.
     """
     state = golden_state(record)
-    if state in ("UNTESTED", "MISSING"):
+    if state in ("UNTESTED", "MISSING") and record.status in (Status.PASSED, Status.UNTESTED):
         return Status.UNTESTED.value
     if record.status is Status.PASSED and state in (DRIFTED, UNCHANGED):
         return state
@@ -176,6 +176,14 @@ def _origin(records: Sequence[Record]) -> str:
 
 
 # ---- which kernel it was
+
+
+def same_function(record: Record, others: Sequence[Record]) -> bool:
+    """Whether the record is of the function and source of one of ``others``, whatever path was typed for its file."""
+    name, digest = record.kernel.rpartition(":")[2], source_of(record)
+    if ":" not in record.kernel or not digest:
+        return False
+    return any((r.kernel.rpartition(":")[2], r.op, source_of(r)) == (name, record.op, digest) for r in others)
 
 
 def two_kernels(kernel: str, records: Sequence[Record]) -> str | None:

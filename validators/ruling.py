@@ -73,6 +73,12 @@ class Ruling:
 def rule(target: Target, policy: Policy, records: Sequence[Record], records_dir: str = "") -> Ruling:
     """Decide. ``records``: all there are, doubles excluded. Raises ClaimError where claim and policy do not fit."""
     mine, excluded = _counting(target, records)
+    own = [r for r in mine if ":" in r.kernel]
+    mine += [
+        r for r in records
+        if own and judged.in_the_way(r) and r.arch in (target.arch, "", "unknown") and not target.names(r)
+        and target.refuses(r) is None and judged.same_function(r, own)
+    ]  # fmt: skip
     cells: list[Cell] = []
     for requirement in policy.require:
         if requirement.concerns(target.arch):

@@ -211,6 +211,22 @@ def test_five_lanes_of_one_version_and_the_sixth_of_another() -> None:
     assert rule(named, chosen, [*before, *(sourced(r, "a") for r in every)], "records").decision == "SIGNED"
 
 
+def test_a_failure_under_another_path_to_the_same_file_counts() -> None:
+    target = dataclasses.replace(TARGET, kernels={NORM: (OWN,)})
+    chosen = Policy("smoke", "", (Requirement("ops", depth="smoke"),))
+    every = [sourced(r, "a") for r in own(ops())]
+    bad = dataclasses.replace(every[0], kernel=f"./{OWN}", status=Status.FAILED, reasons=("scale: wrong",))
+    ruling = rule(target, chosen, [*every, bad], "records")
+    assert ruling.decision == "NOT SIGNED"
+    assert f"add_rmsnorm_quant of ./{OWN}: FAILED in 1 of 1 cases" in ruling.reasons[0]
+    assert rule(target, chosen, [*every, sourced(bad, "b")], "records").decision == "SIGNED"
+
+
+def test_a_golden_that_failed_does_not_become_untested_by_its_state() -> None:
+    lied = dataclasses.replace(golden(1, "UNTESTED"), status=Status.FAILED, reasons=("codes: wrong",))
+    assert ruled([*strong(), lied]).decision == "NOT SIGNED"
+
+
 def test_some_records_without_a_digest_are_another_version_and_all_without_are_told() -> None:
     target = dataclasses.replace(TARGET, kernels={NORM: (OWN,)})
     chosen = Policy("smoke", "", (Requirement("ops", depth="smoke"),))
