@@ -153,15 +153,17 @@ Exact = Callable[..., float]
 
 def _wrong(got: Tensor, exact: list[float]) -> int:
     """How many elements of ``got`` are not the exact value (a zero of either sign is zero)."""
-    want = torch.tensor(exact, dtype=torch.float64)
-    return int((got.double() != want).sum())
+    want = torch.tensor(exact, dtype=torch.float64, device="cpu")
+    return int((got.cpu().double() != want).sum())
 
 
 def _check(run: Callable[..., Tensor], exact: Exact, *operands: Tensor) -> int:
-    """Wrong values of ``run`` on whole tensors, on a single element, and where an odd tail is left over by SIMD."""
+    """Wrong values of ``run`` on whole tensors, on a single element, and where an odd tail is left over by SIMD; on the
+    default device of the moment."""
     count = min(len(x) for x in operands)
     operands = tuple(x[:count] for x in operands)
     want = [exact(*map(Fraction, values)) for values in zip(*(x.tolist() for x in operands), strict=True)]
+    operands = tuple(x.to(torch.get_default_device()) for x in operands)
     found = _wrong(run(*operands), want)
     for start, stop in ((0, 1), (5, 12), (100, 131)):
         found += _wrong(run(*(x[start:stop].clone() for x in operands)), want[start:stop])
@@ -239,8 +241,8 @@ def _matrix_product() -> int:
     """Integers as FP8 values are in units of 2**-9: float64 holds every partial sum, so any order gives the sum."""
     draw = np.random.default_rng(9)
     a, b = draw.integers(-448, 449, (9, 4096)), draw.integers(-448, 449, (7, 4096))
-    got = torch.from_numpy(a).double() @ torch.from_numpy(b).double().t()
-    return int((got != torch.from_numpy(a @ b.T).double()).sum())
+    left, right = (torch.from_numpy(x).double().to(torch.get_default_device()) for x in (a, b))
+    return int(((left @ right.t()).cpu() != torch.from_numpy(a @ b.T).double()).sum())
 
 
 PRIMITIVES = list(primitives())
@@ -250,6 +252,15 @@ PRIMITIVES = list(primitives())
 def test_primitive_is_rounded_right_on_this_machine(name: str) -> None:
     wrong = primitives()[name]()
     assert wrong == 0, f"{name} is not correctly rounded on this machine: {wrong:,} values are wrong"
+
+
+@pytest.mark.gpu
+def test_primitives_are_rounded_right_on_this_gpu() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("PyTorch sees no GPU, whose operations this holds against exact values")
+    with torch.device("cuda"):
+        wrong = {name: count() for name, count in primitives().items()}
+    assert {name: count for name, count in wrong.items() if count} == {}
 
 
 # ---- the test can fail
