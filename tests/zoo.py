@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from reference.contract import GEMM_CONTRACTS, NORM_QUANT_CONTRACTS
-from validators.cases.case import Case
-from validators.cases.tensors import GemmInputs, Inputs, Outputs
+from validators.cases.case import FP8_FORMATS, Case
+from validators.cases.suite import cases_for
+from validators.cases.tensors import OPS, GemmInputs, Inputs, Outputs
 from validators.kernels import emulated, emulated_gemm
 from validators.kernels.base import Kernel
 
@@ -161,6 +162,42 @@ _GUARDS: dict[str, tuple[Callable[[_Shape, int], bool], Callable[[_Shape], _Shap
 GUARDS = tuple(_GUARDS)
 BLOCK = 128
 
+VECTOR_WIDTH, VECTOR_FIRST = 5120, 616
+# Limits of shapes. A defect behind one of them shows on shapes that few cases have, so it is tried on those that the
+# default suite has, and not on its own. Name: (ops, does the defect show for (m, n, k)?)
+_SHAPE_GUARDS: dict[str, tuple[tuple[str, ...], Callable[[_Shape], bool]]] = {
+    "n>6144": (("add_rmsnorm_quant", "per_token_quant"), lambda s: s[1] > 6144),
+    "n>10240": (("add_rmsnorm_quant", "per_token_quant"), lambda s: s[1] > 10240),
+    "m>65535": (OPS, lambda s: s[0] > 65535),
+    "m=1": (OPS, lambda s: s[0] == 1),
+    # Only rows whose largest input lies in one vector of 8 columns, at the model's hidden width.
+    "one vector": (("add_rmsnorm_quant", "per_token_quant"), lambda s: s[1] == VECTOR_WIDTH),
+    "model's decode": (("ptpc_gemm",), lambda s: s[0] == 1 and s[1] >= 1792 and s[2] >= 1536),
+    "model's prefill": (("ptpc_gemm",), lambda s: s[0] > 16 and s[1] >= 1792 and s[2] >= 1536),
+}
+SHAPE_GUARDS = tuple(_SHAPE_GUARDS)
+
+
+def _one_vector(inputs: Inputs, clean: Outputs, wrong: Outputs) -> None:
+    """Rows of ``wrong`` into ``clean`` where the largest of |x + residual| lies in the columns of one vector."""
+    assert not isinstance(inputs, GemmInputs)
+    total = inputs.x.float()
+    residual = getattr(inputs, "residual", None)
+    total = total if residual is None else total + residual.float()
+    peak = total.reshape(-1, total.shape[-1]).abs().nan_to_num(0.0, posinf=0.0).argmax(dim=1)
+    rows = (peak >= VECTOR_FIRST) & (peak < VECTOR_FIRST + 8)
+    for field in dataclasses.fields(clean):
+        right, bad = getattr(clean, field.name), getattr(wrong, field.name)
+        if right is not None:
+            size = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[right.element_size()]
+            right.view(size).view(len(rows), -1)[rows] = bad.view(size).view(len(rows), -1)[rows]
+
+
+def _suite_cases(op: str, shows: Callable[[_Shape], bool]) -> tuple[str, ...]:
+    """Ids of the default suite's cases with such a shape, in the other FP8 format as well; the smallest first."""
+    found = {c.id: c for fp8 in FP8_FORMATS for c in cases_for(op, fp8=fp8) if shows((c.m, c.n, c.k))}
+    return tuple(sorted(found, key=lambda text: found[text].m * found[text].n * max(1, found[text].k)))
+
 
 def _one_block(clean: Outputs, wrong: Outputs) -> None:
     """Columns of the second block of 128, or of the first where there is no second, of ``wrong`` into ``clean``."""
@@ -173,41 +210,54 @@ def _one_block(clean: Outputs, wrong: Outputs) -> None:
 
 
 def guarded(defect: Defect, guard: str) -> Defect:
-    """``defect`` behind a condition, as real bugs are: elsewhere the kernel is clean. Guards: ``GUARDS``.
+    """``defect`` behind a condition of ``GUARDS`` or ``SHAPE_GUARDS``, as real bugs are: elsewhere the kernel is clean.
 
-    The cases that reveal it get the nearest shape that satisfies the guard. "second call" counts the calls
-    of the returned kernel, so ask for a new one for each trial. Raises ZooError for an unknown guard.
+    The cases that reveal it get the nearest shape that satisfies one of ``GUARDS``; behind one of ``SHAPE_GUARDS`` they
+    are those of the default suite. "second call" counts the calls of the returned kernel, so ask for a new one for each
+    trial. Raises ZooError for an unknown guard, or for one that does not concern the defect's op.
     """
-    if guard not in _GUARDS:
-        raise ZooError(f"unknown guard {guard!r}; known: {', '.join(GUARDS)}")
-    if guard == "k%128" and defect.op != "ptpc_gemm":
-        raise ZooError(f"guard {guard!r} belongs to ptpc_gemm; {defect.id} is a defect of {defect.op}")
-    shows, reshape = _GUARDS[guard]
+    if guard not in _GUARDS and guard not in _SHAPE_GUARDS:
+        raise ZooError(f"unknown guard {guard!r}; known: {', '.join((*GUARDS, *SHAPE_GUARDS))}")
+    if not concerns(guard, defect.op):
+        raise ZooError(f"guard {guard!r} does not concern {defect.op}, the op of {defect.id}")
     clean = clean_kernel(defect.op)
+    shows = _GUARDS[guard][0] if guard in _GUARDS else lambda shape, calls: _SHAPE_GUARDS[guard][1](shape)
+    mixed: Callable[[Inputs, Outputs, Outputs], None] | None = None
+    if guard in ("one block", "one vector"):
+        mixed = _one_vector if guard == "one vector" else lambda inputs, right, wrong: _one_block(right, wrong)
     calls = 0
 
     def call(inputs: Inputs, buffers: Outputs) -> Outputs:
         nonlocal calls
         calls += 1
-        if guard == "one block":
+        shown = shows(_shape(inputs), calls - 1)
+        if mixed is not None and shown:
             values = {f.name: getattr(buffers, f.name) for f in dataclasses.fields(buffers)}
             own = {name: None if held is None else held.clone() for name, held in values.items()}
             wrong = defect.kernel.call(inputs, type(buffers)(**own))
             right = clean.call(inputs, buffers)
-            _one_block(right, wrong)
+            mixed(inputs, right, wrong)
             return right
-        chosen = defect.kernel if shows(_shape(inputs), calls - 1) else clean
+        chosen = defect.kernel if shown else clean
         return chosen.call(inputs, buffers)
 
-    reveals = []
-    for text in defect.reveals:
-        case = Case.parse(text)
-        m, n, k = reshape((case.m, case.n, case.k))
-        reveals.append(dataclasses.replace(case, m=m, n=n, k=k).id)
+    if guard in _SHAPE_GUARDS:
+        reveals = _suite_cases(defect.op, _SHAPE_GUARDS[guard][1])
+    else:
+        cases = [Case.parse(text) for text in defect.reveals]
+        shaped = [(case, _GUARDS[guard][1]((case.m, case.n, case.k))) for case in cases]
+        reveals = tuple(dataclasses.replace(case, m=m, n=n, k=k).id for case, (m, n, k) in shaped)
     slug = f"{defect.name}-when-{guard.replace('%8', '-ragged').replace('>', '-above-').replace(' ', '-')}"
     kernel = dataclasses.replace(defect.kernel, name=f"defect/{defect.id}-{slug}", call=call)
     summary = f"{defect.summary} Only when: {guard}."
-    return dataclasses.replace(defect, name=slug, kernel=kernel, reveals=tuple(reveals), summary=summary)
+    return dataclasses.replace(defect, name=slug, kernel=kernel, reveals=reveals, summary=summary)
+
+
+def concerns(guard: str, op: str) -> bool:
+    """Whether the guard's condition can hold for ``op``."""
+    if guard in _SHAPE_GUARDS:
+        return op in _SHAPE_GUARDS[guard][0]
+    return guard != "k%128" or op == "ptpc_gemm"
 
 
 def all_defects() -> list[Defect]:

@@ -58,7 +58,7 @@ def batch_invariance(
     flat, wanted = flatten_inputs(inputs), flatten_outputs(outputs)
     m = _row_count(flat)
     if m < 2:
-        return Check(name, None, "the case has one row, so there is no other batch", kind)
+        return Check(name, None, f"the case has {'one row' if m else 'no row'}, so there is no other batch", kind)
     sampled = sorted({round(i * (m - 1) / max(1, rows - 1)) for i in range(rows)})
     batches = [("alone", [row]) for row in sampled]
     batches.append(("in a batch of every other row, reversed", list(range(0, m, 2))[::-1]))

@@ -25,6 +25,9 @@ DECLARED, MACHINE, IMPOSSIBLE = "declared", "machine", "impossible"
 """Who says that a case is UNSUPPORTED: the kernel; this machine (its memory); the recipe. Kept as ``limit`` in the
 provenance of a record."""
 
+# How the reason of an entry of ``supports`` begins (``kernels.plugin``); the feature's name says the same.
+_SUPPORTS = 'the kernel does not offer "'
+
 _RUN = (Status.PASSED, Status.FAILED, Status.MISTRUSTED, Status.NONDETERMINISTIC, Status.ERROR)
 
 # Name of a feature in sentences, and whether a case has it. The native types are bf16 and, of FP8, the device's own.
@@ -79,23 +82,20 @@ class Limits:
     machine: int = 0
 
     def sentences(self) -> list[str]:
-        """At most four: how much is declared away and why, the features left out, the model's shapes, the machine."""
+        """At most three: what is not offered, the model's shapes that this leaves out, what the machine cannot hold."""
         found = []
         if self.declared:
-            reasons = [f"{limit.cases} because {limit.reason.rstrip('.')}" for limit in self.limits[:MOST_NAMED]]
-            more = len(self.limits) - MOST_NAMED
-            found.append(
-                f"{self.kernel} declares away {self.declared} of {self.cases} cases of {self.op}: {'; '.join(reasons)}"
-                + (f"; and {more} more reason{'s' if more > 1 else ''}" if more > 0 else "")
-            )
-        if self.features:
-            named = ", ".join(f"{name} ({count} case{'s' if count > 1 else ''})" for name, count in self.features)
-            found.append(f"no case was judged with: {named}")
+            parts = [f"{name} ({count})" for name, count in self.features]
+            own = [limit for limit in self.limits if not (self.features and limit.reason.startswith(_SUPPORTS))]
+            parts += [f"{limit.reason.rstrip('.')} ({limit.cases})" for limit in own[:MOST_NAMED]]
+            parts += [f"{len(own) - MOST_NAMED} more reasons"] if len(own) > MOST_NAMED else []
+            what = f"{self.declared} of {self.cases} cases of {self.op}"
+            found.append(f"{self.kernel} does not offer {what}: {'; '.join(parts)}")
         if self.hidden:
             what = "widths" if self.op != "ptpc_gemm" else "GEMM shapes"
             examples = "; ".join(self.hidden[:MOST_NAMED]) + ("; ..." if len(self.hidden) > MOST_NAMED else "")
             found.append(
-                f"its limits hide {len(self.hidden)} of the {self.model_shapes} {what} of {shapes.MODEL}: {examples}"
+                f"that leaves out {len(self.hidden)} of the {self.model_shapes} {what} of {shapes.MODEL}: {examples}"
             )
         if self.machine:
             noun = "cases need" if self.machine > 1 else "case needs"

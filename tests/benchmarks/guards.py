@@ -1,5 +1,7 @@
 """Every defect behind every guard: real bugs hide behind a condition, and must be caught there too.
 
+Behind a limit of shapes (``zoo.SHAPE_GUARDS``) a defect is tried on the cases of the default suite that lie beyond it.
+
 ``python -m tests.benchmarks.guards --write FILE`` validates each pair on the defect's own cases, with the nearest shape
 that meets the guard, and appends one JSON line a pair; pairs that FILE holds already are not tried again, so a run that
 is cut goes on where it was. A pair whose outputs equal the clean kernel's on every one of its cases is no defect there
@@ -75,16 +77,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; 1 if a pair that is a defect was missed."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.guards", description=__doc__)
     parser.add_argument("--write", type=Path, metavar="FILE", help="append one JSON line a pair; go on where it ends")
-    parser.add_argument("--guard", action="append", choices=zoo.GUARDS, help="only these; repeatable")
+    parser.add_argument(
+        "--guard", action="append", choices=(*zoo.GUARDS, *zoo.SHAPE_GUARDS), help="only these; repeatable"
+    )
     options = parser.parse_args(arguments)
     done: dict[tuple[str, str], dict[str, object]] = {}
     if options.write and options.write.exists():
         for line in options.write.read_text(encoding="utf-8").splitlines():
             entry = json.loads(line)
             done[entry["defect"], entry["guard"]] = entry
-    for guard in options.guard or zoo.GUARDS:
+    for guard in options.guard or (*zoo.GUARDS, *zoo.SHAPE_GUARDS):
         for defect in zoo.all_defects():
-            if (defect.id, guard) in done or (guard == "k%128" and defect.op != "ptpc_gemm"):
+            if (defect.id, guard) in done or not zoo.concerns(guard, defect.op):
                 continue
             entry = attempt(defect.id, guard)
             done[defect.id, guard] = entry

@@ -53,8 +53,8 @@ def test_a_model_width_that_limits_hide_is_named() -> None:
     assert [(limit.cases, limit.reason) for limit in found.limits] == [(3, "n must be at most 5120, not 8192")]
     assert found.limits[0].examples[0] == quant(8192).id
     assert found.sentences() == [
-        "mine.py:fused declares away 3 of 10 cases of per_token_quant: 3 because n must be at most 5120, not 8192",
-        "its limits hide 2 of the 8 widths of GLM-4.7: n = 12288; n = 6144",
+        "mine.py:fused does not offer 3 of 10 cases of per_token_quant: n must be at most 5120, not 8192 (3)",
+        "that leaves out 2 of the 8 widths of GLM-4.7: n = 12288; n = 6144",
     ]
 
 
@@ -63,24 +63,30 @@ def test_a_width_that_some_case_was_judged_at_is_not_hidden() -> None:
     (found,) = declared_limits(records)
     assert found.hidden == ()
     assert dict(found.features) == {"fp16": 1, "zero rows": 1}
-    assert "no case was judged with: fp16 (1 case), zero rows (1 case)" in found.sentences()
+    assert found.sentences() == [
+        "mine.py:fused does not offer 2 of 3 cases of per_token_quant: fp16 (1); zero rows (1); no (2)"
+    ]
 
 
 def test_a_gemm_shape_is_hidden_by_its_pair() -> None:
     records = [record(Case(GEMM, 16, 5120, "model", k=192)), away(Case(GEMM, 16, 5120, "model", k=1536))]
     (found,) = declared_limits(records)
     assert found.hidden == ("n = 5120, k = 1536",)
-    assert "hide 1 of the 18 GEMM shapes of GLM-4.7" in found.sentences()[-1]
+    assert "leaves out 1 of the 18 GEMM shapes of GLM-4.7" in found.sentences()[-1]
 
 
 def test_features_are_named_and_reasons_are_grouped_without_their_numbers() -> None:
     plain = [record(Case(ADD, 4, 5120, "gaussian")), record(Case(ADD, 4, 1024, "gaussian"))]
-    layouts = [away(Case(ADD, 4, n, "gaussian", layout="3d"), 'does not offer "3d"') for n in (64, 512, 1024)]
+    reason = 'the kernel does not offer "3d" (its attribute supports, or the default)'
+    layouts = [away(Case(ADD, 4, n, "gaussian", layout="3d"), reason) for n in (64, 512, 1024)]
     widths = [away(Case(ADD, 4, n, "gaussian"), f"n = {n} is odd") for n in (769, 1001)]
     (found,) = declared_limits([*plain, *layouts, *widths])
     assert [limit.cases for limit in found.limits] == [3, 2]
     assert (found.cases, found.declared) == (7, 5)
     assert dict(found.features) == {"three dimensions": 3}
+    assert found.sentences() == [
+        "mine.py:fused does not offer 5 of 7 cases of add_rmsnorm_quant: three dimensions (3); n = 769 is odd (2)"
+    ]
 
 
 def test_what_is_not_the_kernels_own_limit_is_not_counted() -> None:

@@ -22,12 +22,15 @@ from tests.suite.case_inputs import (
     quant_case,
     total,
 )
-from validators.cases.case import DTYPES, FP8_FORMATS
+from validators.cases import shapes
+from validators.cases.case import DTYPES, FP8_FORMATS, Case
 from validators.cases.codes import QMAX, midpoints, nearest_codes, positive_values
+from validators.cases.generator import Block
 from validators.cases.inputs import build
-from validators.cases.recipes_gemm import integer_limit
+from validators.cases.recipes_gemm import integer_limit, unit_limit
+from validators.cases.recipes_shapes import VECTOR, peak_column
 from validators.cases.recipes_special import nonfinite_row_numbers, zero_row_numbers
-from validators.cases.tensors import NormQuantInputs
+from validators.cases.tensors import NormQuantInputs, QuantInputs
 
 
 @pytest.mark.parametrize("fp8", FP8_FORMATS)
@@ -329,3 +332,79 @@ def test_reciprocals_of_qmax_round_back_to_one() -> None:
     for q in (448, 240, 224):
         off = Fraction(float(np.float32(1) / np.float32(q))) * q - 1
         assert abs(off) < Fraction(1, 1 << 24)
+
+
+# What deployments reach ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [*shapes.model_widths(QUANT), 1002, 8192])
+def test_vector_peaks_peak_in_every_vector_once(n: int) -> None:
+    """ceil(n / 8) rows: each vector of 8 columns holds one row's maximum, far above everything else in the row."""
+    vectors = -(-n // VECTOR)
+    block = Block(Case(QUANT, vectors, n, "vector_peaks"), 0, vectors, n)
+    column = peak_column(block).flatten()
+    assert sorted((column // VECTOR).tolist()) == list(range(vectors))
+    if n % VECTOR == 0:
+        counts = torch.bincount(column % VECTOR, minlength=VECTOR)
+        assert counts.min().item() >= min(1, vectors // 64), "every lane of a vector has its turn"
+
+
+@pytest.mark.parametrize("op", [ADD, QUANT])
+def test_vector_peaks_leave_no_doubt_about_the_maximum(op: str) -> None:
+    built = build(Case(op, 65, 520, "vector_peaks"))
+    assert isinstance(built, NormQuantInputs | QuantInputs)
+    x = built.x.float()
+    peak = x.abs().argmax(dim=1)
+    assert sorted((peak // VECTOR).tolist()) == list(range(65))
+    assert torch.equal(x.gather(1, peak[:, None]).flatten(), 1.0 - 2.0 * (torch.arange(65) % 2).float())
+    assert x.abs().topk(2, dim=1).values[:, 1].max().item() < 1 / 16
+
+
+@pytest.mark.parametrize("n", [520, 5120])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("gemma", [False, True])
+def test_checkpoint_gain_has_rows_above_the_bound_that_engines_put_on_a_scale(n: int, dtype: str, gemma: bool) -> None:
+    built = norm_case("checkpoint_gain", 24, n, dtype=dtype, gemma=gemma)
+    gain = built.weight.double() + gemma
+    assert gain.max().item() == 63.25
+    assert {15.8125, 31.625, 63.25} <= set(gain.tolist()) or n == 520
+    z = total(built)
+    y = z * (z.square().mean(dim=1, keepdim=True) + 1e-5).rsqrt() * gain
+    amax = y.abs().amax(dim=1)
+    assert amax[1::2].min().item() > 1200
+    assert amax[::2].max().item() < 400
+
+
+@pytest.mark.parametrize("op", [ADD, QUANT])
+def test_degenerate_rows(op: str) -> None:
+    built = build(Case(op, 24, 520, "degenerate_rows"))
+    assert isinstance(built, NormQuantInputs | QuantInputs)
+    x = built.x.float() if isinstance(built, QuantInputs) else total(built)
+    assert (x[::3] != 0).sum(dim=1).unique().tolist() == [1]
+    flat = x[1::3]
+    assert flat.abs().unique().numel() == 1
+    assert bool((flat > 0).any(dim=1).all())
+    assert bool((flat < 0).any(dim=1).all())
+    assert x[2::3].abs().unique().numel() > 100
+
+
+@pytest.mark.parametrize("k", [16, 512, 1056, 5120, 16384])
+@pytest.mark.parametrize("fp8", FP8_FORMATS)
+def test_cancelling_integers_stay_within_twenty_bits_and_all_but_cancel(k: int, fp8: str) -> None:
+    limit = unit_limit(k, fp8)
+    assert k * limit**2 + 512 <= 2**20
+    built = gemm_case("cancelling_integers", 16, 32, k, fp8=fp8, bias=True)
+    a, b = decode(built.a, fp8), decode(built.b, fp8)
+    assert bool((a == a.round()).all())
+    assert a.min().item() >= 1
+    magnitude, result = a @ b.abs().T, a @ b.T
+    assert magnitude.max().item() <= 2**20
+    assert torch.equal(result[:, ::2], magnitude[:, ::2])
+    if k >= 512:
+        assert (result.abs() / magnitude)[:, 1::2].median().item() < 0.1
+    if k == 5120:
+        assert limit == 14
+    assert built.bias is not None
+    steps = built.bias.double() / (built.a_scale.min() * built.b_scale.flatten()).double()
+    assert bool((steps == steps.round()).all())
+    assert steps.abs().max().item() <= 512

@@ -7,9 +7,16 @@ from validators.cases.recipe import ADD, GEMM, QUANT, GemmRecipe, NormRecipe, Re
 from validators.cases.recipes_gemm import RECIPES as _GEMM_RECIPES
 from validators.cases.recipes_norm import RECIPES as _NORM_RECIPES
 from validators.cases.recipes_rounding import RECIPES as _ROUNDING_RECIPES
+from validators.cases.recipes_shapes import RECIPES as _SHAPES_RECIPES
 from validators.cases.recipes_special import RECIPES as _SPECIAL_RECIPES
 
-_ALL: tuple[RecipeInfo, ...] = (*_NORM_RECIPES, *_ROUNDING_RECIPES, *_SPECIAL_RECIPES, *_GEMM_RECIPES)
+_ALL: tuple[RecipeInfo, ...] = (
+    *_NORM_RECIPES,
+    *_ROUNDING_RECIPES,
+    *_SPECIAL_RECIPES,
+    *_SHAPES_RECIPES,
+    *_GEMM_RECIPES,
+)
 _BY_KEY: dict[tuple[str, str], RecipeInfo] = {(recipe.name, op): recipe for recipe in _ALL for op in recipe.ops}
 
 

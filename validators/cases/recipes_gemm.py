@@ -87,6 +87,31 @@ def _small_integers(block: Block, side: str) -> torch.Tensor:
     return code | (negative.to(torch.uint8) << 7)
 
 
+def unit_limit(k: int, fp8: str) -> float:
+    """Largest integer code value A with k * A^2 + 512 <= 2^20: 44 for k = 512, 14 for 5120, 7 for 16384.
+
+    So sum |a*b| stays within 2^20 units, which a matrix unit of unpublished width that keeps 23 fraction bits of the
+    largest product adds without rounding: the output has one admissible value under every contract of the closed list.
+    """
+    fitting = [v for v in positive_values(fp8) if v == int(v) and k * v * v + 8 * _BIAS_STEPS <= 1 << 20]
+    return max(fitting)
+
+
+def _cancelling_integers(block: Block, side: str) -> torch.Tensor:
+    """Positive integers up to ``unit_limit``; odd rows of b are negative in the second half of k.
+
+    Where a row of a meets an even row of b nothing cancels. With an odd row the halves all but cancel, so that partial
+    sums kept in 16 bits are wrong by as much as the result.
+    """
+    case = block.case
+    table = integer_codes(case.fp8, unit_limit(case.k, case.fp8))
+    code = torch.tensor(table, dtype=torch.uint8, device=block.device)[block.integers(side, len(table))]
+    if side == "a":
+        return code
+    negative = (block.rows % 2 == 1) & (block.cols >= block.width // 2)
+    return code | (negative.to(torch.uint8) << 7)
+
+
 def _tiny_integers(block: Block, side: str) -> torch.Tensor:
     """-1, 0 and 1 with equal chance."""
     one = integer_codes(block.case.fp8, 1.0)[0]
@@ -268,6 +293,10 @@ def _no_integers(case: Case) -> str | None:
     return "small_integers needs k < 2^24 - 512" if case.k >= (1 << 24) - 8 * _BIAS_STEPS else None
 
 
+def _no_unit_integers(case: Case) -> str | None:
+    return "cancelling_integers needs k <= 2^20 - 512" if case.k > (1 << 20) - 8 * _BIAS_STEPS else None
+
+
 def _too_long(case: Case) -> str | None:
     return "tiny_integers needs k <= 16384, so that no prefix passes 2^14" if case.k > 1 << 14 else None
 
@@ -297,6 +326,16 @@ RECIPES = (
         "layout, index and scale-row mistakes, on matrix units of any width: no prefix passes 2^14",
         _too_long,
         codes=_tiny_integers,
+        scales=_exact_scales,
+        bias=_exact_bias,
+    ),
+    GemmRecipe(
+        "cancelling_integers",
+        "exact",
+        _GEMM,
+        "partial sums of split-K in 16 bits, products lost at the end of k, on matrix units of unknown width too",
+        _no_unit_integers,
+        codes=_cancelling_integers,
         scales=_exact_scales,
         bias=_exact_bias,
     ),

@@ -36,6 +36,19 @@ def _sides(switch: int) -> tuple[int, ...]:
 BOUNDARY_N = tuple(sorted({8, 64, HIDDEN, *ODD_TAILS, *(n for switch in SWITCHES for n in _sides(switch))}))
 """Row widths for the norm and quantization ops."""
 
+WIDE_N = (8192, 12288, 16384)
+"""Rows wider than the limits that kernels are known to have: 6,144 and 8,192 elements a block, 10,240, and the 12,288
+floats of 48 KiB."""
+
+MANY_ROWS = 65_600
+"""Rows past 65,535, the most blocks of a grid's second axis."""
+
+PAST_INT32_ROWS = 419_584
+"""Rows of HIDDEN elements that are more than 2^31 together."""
+
+PAST_INT32_GEMM = (131_136, 16_384)
+"""Rows and columns of a GEMM's output that are more than 2^31 elements together."""
+
 GEMM_BOUNDARY_N = (16, 17, 32, 48, 100, 127, 128, 129, 136, 144, 160, 255, 256, 272)
 """Output widths at both sides of tiles of 16, 128 and 256."""
 
@@ -87,6 +100,15 @@ def glm_gemm_shapes(tp: int) -> tuple[GemmShape, ...]:
         GemmShape("shared_gate_up", 3072 // tp, HIDDEN),
         GemmShape("shared_down", HIDDEN, 1536 // tp),
     )
+
+
+MODEL_GEMMS = tuple(dict.fromkeys((s.n, s.k) for s in glm_gemm_shapes(8) if s.layer != "gate_up"))
+"""(n, k) of the model's linears at tensor parallel 8, without gate_up, each once."""
+
+
+def model_inner() -> tuple[int, ...]:
+    """Every k of the model's linears at any tensor-parallel degree, the largest first."""
+    return tuple(sorted({k for _, k in model_shapes("ptpc_gemm")}, reverse=True))
 
 
 def boundary_rows(count: int) -> tuple[int, ...]:

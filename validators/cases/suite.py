@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
-from validators.cases import shapes
+from validators.cases import shapes, suite_shapes
 from validators.cases.case import DTYPES, FP8_FORMATS, LANES, Case, CaseError
 from validators.cases.recipes import ADD, GEMM, lane_of, reasons_impossible, recipe_info, recipe_names
 from validators.cases.tensors import OPS
@@ -44,7 +44,8 @@ _QUANT_OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("midpoints", {"layout": "strided"}),
     ("zero_rows", {"layout": "3d"}),
 )
-_SMOKE_OPTIONS = {ADD: 5, "per_token_quant": 2}
+# The norm's sixth is its gemma case.
+_SMOKE_OPTIONS = {ADD: 6, "per_token_quant": 2}
 
 # Recipes whose power lies in the last columns, and widths where kernels lose them.
 _TAIL_RECIPES = ("spike_walk", "energy_walk", "midpoints")
@@ -116,7 +117,15 @@ def _recipes(op: str, lanes: tuple[str, ...] = ("exact", "random", "adversarial"
 
 
 def _norm_smoke(op: str, dtype: str, fp8: str) -> Iterator[Case]:
-    skipped = ("outlier_channels", "cancellation", "uniform_bytes", "scale_underflow", "overflow_sum", "subnormal_rows")
+    skipped = (
+        "outlier_channels",
+        "cancellation",
+        "uniform_bytes",
+        "scale_underflow",
+        "overflow_sum",
+        "subnormal_rows",
+        "degenerate_rows",
+    )
     for name in _recipes(op):
         if name not in skipped:
             yield Case(op, 24, 520, name, dtype=dtype, fp8=fp8)
@@ -125,7 +134,7 @@ def _norm_smoke(op: str, dtype: str, fp8: str) -> Iterator[Case]:
     yield Case(op, 37, 1002, "shape_walk", dtype=dtype, fp8=fp8)
     # An odd width: rows whose last bytes share a word with the next row.
     yield Case(op, 9, 769, "shape_walk", dtype=dtype, fp8=fp8)
-    yield Case(op, 4, shapes.HIDDEN, "model", dtype=dtype, fp8=fp8)
+    yield from (Case(op, m, shapes.HIDDEN, "model", dtype=dtype, fp8=fp8) for m in (4, 1))
 
 
 def _norm_default(op: str, dtype: str, fp8: str) -> Iterator[Case]:
@@ -150,6 +159,7 @@ def _norm_default(op: str, dtype: str, fp8: str) -> Iterator[Case]:
         residual = op != ADD or index % 4 != 3
         yield case("shape_walk", m, n, residual=residual)
     yield from (case("model", m, shapes.HIDDEN) for m in (1, 16, 128))
+    yield from suite_shapes.norm_default(op, names, dtype, fp8)
 
 
 def _norm_deep(op: str, dtype: str, fp8: str) -> Iterator[Case]:
@@ -167,6 +177,7 @@ def _norm_deep(op: str, dtype: str, fp8: str) -> Iterator[Case]:
         yield Case(op, m, shapes.HIDDEN, "model", dtype=dtype, fp8=fp8)
     if op == ADD:
         yield Case(op, 512, shapes.HIDDEN, "model", dtype=dtype, fp8=fp8, residual=False)
+    yield from suite_shapes.norm_deep(op, dtype, fp8)
 
 
 # GEMM -------------------------------------------------------------------------------------------
@@ -180,7 +191,7 @@ def _gemm_smoke(op: str, dtype: str, fp8: str) -> Iterator[Case]:
     # The other storage type: fp16 shows what passes through bf16, and split-K sums that change order.
     yield Case(op, 32, 64, "random_bytes", k=512, dtype=_other(dtype, DTYPES), fp8=fp8)
     yield Case(op, 37, 136, "shape_walk", k=144, dtype=dtype, fp8=fp8)
-    yield Case(op, 4, 384, "model", k=shapes.HIDDEN, dtype=dtype, fp8=fp8)
+    yield from (Case(op, m, 384, "model", k=shapes.HIDDEN, dtype=dtype, fp8=fp8) for m in (4, 1))
 
 
 def _gemm_default(op: str, dtype: str, fp8: str) -> Iterator[Case]:
@@ -214,6 +225,7 @@ def _gemm_default(op: str, dtype: str, fp8: str) -> Iterator[Case]:
         # gate_up alone has as many weights as the others together: the deep suite's.
         if layer.layer != "gate_up":
             yield case("model", 16, layer.n, layer.k, bias=layer.layer == "qkv")
+    yield from suite_shapes.gemm_default(op, _recipes(op), dtype, fp8)
 
 
 def _gemm_deep(op: str, dtype: str, fp8: str) -> Iterator[Case]:
@@ -232,3 +244,4 @@ def _gemm_deep(op: str, dtype: str, fp8: str) -> Iterator[Case]:
             yield Case(op, 128, layer.n, "model", k=layer.k, dtype=dtype, fp8=fp8, bias=bias)
             if tp == 8:
                 yield Case(op, 4096, layer.n, "model", k=layer.k, dtype=dtype, fp8=fp8, bias=bias)
+    yield from suite_shapes.gemm_deep(op, dtype, fp8)
