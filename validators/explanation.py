@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 
 from reference.contract import NORM_QUANT_CONTRACTS, GemmContract, NormQuantContract
+from reference.formats import format_of
 from validators import explain_scene, nearby
 from validators.cases.tensors import GemmInputs, GemmOutputs, Inputs, NormQuantInputs, Outputs, QuantInputs
 from validators.compare import settled
@@ -89,7 +90,7 @@ def _explain_norm(
     inputs: NormQuantInputs | QuantInputs, outputs: Outputs, contract: NormQuantContract, failing: list[str],
     comparisons: Sequence[Comparison],
 ) -> Diagnosis:  # fmt: skip
-    n = inputs.x.shape[-1]
+    n, storage = inputs.x.shape[-1], format_of(inputs.x.dtype).name
     count = inputs.x.numel() // n
     rows = violating_rows(comparisons, count, n)
     scenes = [nearby.scene_of(inputs, outputs, rows)]
@@ -97,7 +98,7 @@ def _explain_norm(
     single = nearby.first_admitting(scenes, [contract], least=judged, most_fields=1)
     presets = [c for name, c in NORM_QUANT_CONTRACTS.items() if name != contract.name]
     if single:
-        sentences = [change_sentence(c, contract) for c in single[:2]]
+        sentences = [change_sentence(c, contract, storage) for c in single[:2]]
         return Diagnosis((*sentences, *_followed(scenes, contract, presets)), nearby.title(single[0].contract))
     scored = _defects(inputs, outputs, contract, failing, rows, comparisons)
     # A changed field is asked by the judgement itself below; here it may only explain a part.
@@ -107,15 +108,21 @@ def _explain_norm(
         return Diagnosis(tuple([*whole, *part][:MOST_DEFECTS]))
     several = nearby.first_admitting(scenes, [contract], least=judged) or nearby.first_admitting(scenes, [contract])
     near = nearby.title(several[0].contract) if several else None
-    sentences = [change_sentence(c, contract) for c in several[:2]]
+    sentences = [change_sentence(c, contract, storage) for c in several[:2]]
     follows = _followed(scenes, contract, presets)
     bits = () if several or follows else observations([s.whole for s in scenes], contract)
     shown = tuple(f"the bits show: {sentence}" for sentence in bits)
     return Diagnosis((*sentences, *follows, *part[:MOST_DEFECTS], *shown), near)
 
 
-def change_sentence(change: nearby.Change, contract: NormQuantContract) -> str:
-    """``no-amax-floor: every violation vanishes if amax has no floor (contract eager+amax_floor=0)``."""
+def change_sentence(change: nearby.Change, contract: NormQuantContract, storage: str) -> str:
+    """``no-amax-floor: every violation vanishes if amax has no floor (contract eager+amax_floor=0)``.
+
+    storage: the type of x, bf16 or fp16.
+    """
+    note = f" (contract {change.contract.name})"
+    if change.fields == {"round_quotient": True}:
+        return vanishes(f"codes-through-{storage}", f"y/s is rounded to {storage} before FP8", note=note)
     for hypothesis in HYPOTHESES:
         differs = {f: v for f, v in hypothesis.contract.items() if getattr(contract, f) != v}
         if not hypothesis.stages and differs == change.fields:
@@ -125,7 +132,7 @@ def change_sentence(change: nearby.Change, contract: NormQuantContract) -> str:
         slug = "+".join(f"{field}={nearby.notation.text_of(value)}" for field, value in change.fields.items())
         words = " and ".join(nearby.field_words(f, v) for f, v in change.fields.items())
         sentence = f"the contract has {words}"
-    return vanishes(slug, sentence, note=f" (contract {change.contract.name})")
+    return vanishes(slug, sentence, note=note)
 
 
 def _followed(

@@ -235,13 +235,16 @@ def first_admitting(
 
 
 def _unusual(change: Change) -> tuple[int, int]:
-    """(fields with a value that no preset has, the place of the last of them).
+    """(fields with a number that no preset has, the place of the last of them).
 
     Of two descriptions of one arithmetic the usual one is better, and a floor of amax better than one of the scale.
     """
     table: Mapping[str, Any] = GEMM_CONTRACTS if isinstance(change.contract, GemmContract) else NORM_QUANT_CONTRACTS
-    order = notation.changeable(change.contract)
-    unusual = [order.index(f) for f, v in change.fields.items() if all(getattr(c, f) != v for c in table.values())]
+    order, listed = notation.changeable(change.contract), notation.literals
+    unusual = [
+        order.index(f) for f, v in change.fields.items()
+        if v not in listed(change.contract, f) and all(getattr(c, f) != v for c in table.values())
+    ]  # fmt: skip
     return len(unusual), max(unusual, default=0)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from reference.contract import NORM_QUANT_CONTRACTS
+from reference.contract import NORM_QUANT_CONTRACTS, NormQuantContract, get_contract
 from validators import nearby, wording
 from validators.cases.case import Case
 from validators.cases.recipes import ADD, GEMM, QUANT
@@ -121,6 +121,17 @@ def test_a_floor_that_no_preset_has_is_read_off_the_outputs(floor: float) -> Non
         return x / scale, scale
 
     assert identify(quantizer(rule, None)).best == f"eager+amax_floor={floor:g}"
+
+
+def test_a_scale_in_the_storage_type_is_a_changed_field() -> None:
+    best = identify(quantizer(scale_in_bf16, None)).best
+    assert best is not None
+    contract = get_contract(QUANT, best)
+    assert isinstance(contract, NormQuantContract)
+    assert (contract.round_scale, contract.amax_floor) == (True, 1e-12)
+    record = validate(quantizer(scale_in_bf16), Case(QUANT, 24, 520, "gaussian"))
+    assert record.reasons[0] == "the outputs follow eager, but for a scale rounded to the storage type"
+    assert "(contract eager+round_scale=true)" in record.explanations[0]
 
 
 def test_two_changed_fields_come_after_one_and_before_another_contract() -> None:
