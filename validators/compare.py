@@ -84,7 +84,11 @@ def settled(inputs: Inputs, outputs: Outputs, contract: NormQuantContract) -> No
     members = contract.members()
     if len(members) == 1:
         return contract
-    counts = [sum(c.violations for c in compare(inputs, outputs, member)) for member in members]
+    counts = []
+    for member in members:
+        counts.append(sum(c.violations for c in compare(inputs, outputs, member)))
+        if not counts[-1]:
+            break
     return members[counts.index(min(counts))]
 
 
@@ -93,17 +97,19 @@ def _unsettled(
 ) -> list[Comparison]:
     """The comparisons under the member that ``settled`` names. All outputs of a call are held against one member: the
     set is the union of the members' sets of whole outputs, and a mixture of two members lies outside of it."""
-    members = contract.members()
-    found = [compare(inputs, outputs, member, survey=survey) for member in members]
-    counts = [sum(c.violations for c in comparisons) for comparisons in found]
+    members, found, counts = contract.members(), [], []
+    for member in members:
+        found.append(compare(inputs, outputs, member, survey=survey))
+        counts.append(sum(c.violations for c in found[-1]))
+        # Later members cost another judgement each, and could not admit more.
+        if not counts[-1]:
+            break
     best = counts.index(min(counts))
-    if counts.count(0) < len(members):
-        follows = ", ".join(f"{name}={getattr(members[best], name)}" for name, _ in contract.unsettled)
-        words = f"of what {contract.name} leaves unsettled, judged by {follows}"
-        last = found[best][-1]
-        observed = f"{last.observed}; {words}" if last.observed else words
-        return [*found[best][:-1], dataclasses.replace(last, observed=observed)]
-    return found[best]
+    follows = ", ".join(f"{name}={getattr(members[best], name)}" for name, _ in contract.unsettled)
+    words = f"of what {contract.name} leaves unsettled, judged by {follows}"
+    last = found[best][-1]
+    observed = f"{last.observed}; {words}" if last.observed else words
+    return [*found[best][:-1], dataclasses.replace(last, observed=observed)]
 
 
 def open_rows(inputs: Inputs, contract: NormQuantContract | GemmContract) -> torch.Tensor:
