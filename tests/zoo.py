@@ -219,7 +219,8 @@ def guarded(defect: Defect, guard: str) -> Defect:
     if guard not in _GUARDS and guard not in _SHAPE_GUARDS:
         raise ZooError(f"unknown guard {guard!r}; known: {', '.join((*GUARDS, *SHAPE_GUARDS))}")
     if not concerns(guard, defect.op):
-        raise ZooError(f"guard {guard!r} does not concern {defect.op}, the op of {defect.id}")
+        ops = " and ".join(_SHAPE_GUARDS[guard][0]) if guard in _SHAPE_GUARDS else "ptpc_gemm"
+        raise ZooError(f"guard {guard!r} belongs to {ops}; {defect.id} is a defect of {defect.op}")
     clean = clean_kernel(defect.op)
     shows = _GUARDS[guard][0] if guard in _GUARDS else lambda shape, calls: _SHAPE_GUARDS[guard][1](shape)
     mixed: Callable[[Inputs, Outputs, Outputs], None] | None = None

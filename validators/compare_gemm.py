@@ -52,11 +52,26 @@ class Bias:
         self.weight += float(size.sum())
         # sa*sb may be one rounded fp32 number a row or column: a constant relative error of 2u, not a random one.
         self.floor += 2 * budgets.U * float(size.sum())
+        self.floor += store_bias(spacing, size)
         self.elements += int(judged.sum())
 
     def result(self) -> BiasResult:
         """The check's numbers."""
         return rounding_bias(self.signed, self.variance, self.weight, self.elements, self.floor)
+
+
+def store_bias(spacing: torch.Tensor, size: torch.Tensor) -> float:
+    """What rounding to nearest leaves on average over many values of a smooth density: sum of spacing^2 / (2 |y|).
+
+    Within one rounding interval of width s the mean error is f'/f * s^2/12, not zero (f: density of |y|); the interval
+    around a power of two has s/4 on one side and s/2 on the other, and a mean error of -s/8 over its 3/4 s. By
+    Euler-Maclaurin the sum over a binade is at most 3/32 s^2 max f (s: the binade's step). With N values in the binade
+    [p, 2p) the mean of f is N/p, and sum s^2 / (2|y|) is at least N s^2 / (4p): 8/3 times that bound with the mean in
+    place of the maximum. At 10^4 outputs in bf16 this adds 4 % to the bound. Measured: 2,148,532,224 outputs of an
+    fp32 GEMM on an H200 have a mean error of -2.7e-6 of their value, and the bound without this term was 0.9e-6.
+    """
+    parts = torch.minimum(spacing * spacing / (2 * size), spacing / 2)
+    return float(torch.where(size > 0, parts, torch.zeros_like(parts)).sum())
 
 
 def compare_gemm(inputs: GemmInputs, outputs: GemmOutputs, contract: GemmContract) -> list[Comparison]:

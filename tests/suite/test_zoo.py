@@ -18,6 +18,7 @@ from tests.benchmarks.power import (
     try_defect,
     well_explained,
 )
+from tests.benchmarks.strength import catches
 from validators.cases.case import Case
 from validators.cases.recipes import recipe_info
 from validators.records import Record, Status
@@ -66,6 +67,40 @@ def test_a_guarded_defect_is_caught(guard: str, identity: str) -> None:
         defect = zoo.guarded(zoo.find_defect(identity), guard)
         statuses.append(validate(defect.kernel, Case.parse(text)).status)
     assert any(status in CAUGHT for status in statuses), statuses
+
+
+# Behind a limit of shapes: a few defects that need no other recipe than those that the suite has beyond the limit.
+_BEYOND = {
+    "n>6144": ("N01", "N06", "Q01"),
+    "n>10240": ("N02", "Q01", "N18"),
+    "m=1": ("N01", "Q01", "G01"),
+    "one vector": ("N01", "Q01"),
+    "model's decode": ("G01", "G04"),
+    "model's prefill": ("G01", "G04"),
+    "m>65535": ("Q01", "G01"),
+}
+
+
+@pytest.mark.parametrize(
+    ("guard", "identity"), [(guard, identity) for guard, chosen in _BEYOND.items() for identity in chosen]
+)
+def test_a_defect_beyond_a_limit_of_shapes_is_caught_by_the_default_suite(guard: str, identity: str) -> None:
+    """No case that a defect names is used: the suite's own cases beyond the limit show it; elsewhere it is clean."""
+    defect = zoo.guarded(zoo.find_defect(identity), guard)
+    listed = {case.id for case in suite_cases(defect.op, "default")}
+    assert defect.reveals
+    assert set(defect.reveals) <= listed
+    assert any(catches(defect, Case.parse(text)) for text in defect.reveals)
+
+
+def test_beyond_every_limit_of_shapes_the_suite_has_cases() -> None:
+    assert set(_BEYOND) == set(zoo.SHAPE_GUARDS)
+    for guard in zoo.SHAPE_GUARDS:
+        for op in ("add_rmsnorm_quant", "per_token_quant", "ptpc_gemm"):
+            if not zoo.concerns(guard, op):
+                continue
+            defect = zoo.guarded(next(d for d in DEFECTS if d.op == op), guard)
+            assert len(defect.reveals) >= 2, (guard, op)
 
 
 @pytest.mark.parametrize("op", ["add_rmsnorm_quant", "per_token_quant", "ptpc_gemm"])

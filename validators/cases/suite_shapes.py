@@ -28,6 +28,9 @@ _PAIRS: tuple[tuple[str, int, int, dict[str, Any]], ...] = (
     ("shape_walk", 33, 1002, {"fp8": OTHER}),
     ("gaussian", 34, 1024, {"dtype": OTHER, "fp8": OTHER}),
     ("gaussian", 34, 1024, {"dtype": OTHER, "layout": "3d"}),
+    # Wide rows that are also padded, ragged, or of another weight: a path for wide rows has tails and strides too.
+    ("gaussian", 34, 12288, {"layout": "strided"}),
+    ("shape_walk", 17, 10250, {}),
 )
 _ADD_PAIRS: tuple[tuple[str, int, int, dict[str, Any]], ...] = (
     ("gaussian", 34, 1024, {"gemma": True, "residual": False}),
@@ -37,6 +40,7 @@ _ADD_PAIRS: tuple[tuple[str, int, int, dict[str, Any]], ...] = (
     ("checkpoint_gain", 34, 1024, {"dtype": OTHER}),
     ("gaussian_gain", 33, 1002, {"gamma": "fp32"}),
     ("gaussian", 17, shapes.HIDDEN, {"gemma": True}),
+    ("gaussian_gain", 34, 12288, {"gamma": "fp32"}),
     ("shape_walk", 33, 1002, {"residual": False, "layout": "3dstrided"}),
 )
 _WIDE_ROWS = 32

@@ -229,6 +229,8 @@ def _norm_unsupported(case: Case) -> str | None:
         return "aiter's kernel reads the weight in the type of x and takes no fp32 weight"
     if case.layout == "strided" and case.n % 8:
         return "aiter's kernel loads 16 bytes; a strided case with n % 8 != 0 is not offered"
+    if case.layout == "3dstrided":
+        return "aiter's kernel takes one row stride, and rows of a slice of three dimensions have none"
     return _wrong_format(case)
 
 
@@ -239,7 +241,7 @@ def _unfused_unsupported(case: Case) -> str | None:
 
 
 def _quant_unsupported(case: Case) -> str | None:
-    if case.layout == "strided":
+    if "strided" in case.layout:
         return "per_token_quant_hip takes contiguous input only"
     return _wrong_format(case)
 

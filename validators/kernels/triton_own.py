@@ -117,6 +117,8 @@ def _interpreted_unavailable(device: str) -> str | None:
 def _unsupported(case: Case) -> str | None:
     if case.n > _WIDEST:
         return f"this kernel holds a row in one block of at most {_WIDEST} elements, not {case.n}"
+    if case.layout == "3dstrided":
+        return "this kernel takes one row stride, and rows of a slice of three dimensions have none"
     return None
 
 
