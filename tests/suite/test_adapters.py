@@ -203,7 +203,8 @@ def test_inductor_compiles_and_never_falls_back(monkeypatch: pytest.MonkeyPatch)
 
 def test_strict_casts_keep_the_rounding_of_the_stored_sum_with_strided_rows() -> None:
     k = kernel(inductor, "inductor/add_rmsnorm_quant", "add_rmsnorm_quant")
-    if reason := k.unavailable("cpu"):
+    case = Case("add_rmsnorm_quant", 8, 40, "gaussian", layout="strided")
+    if reason := k.unavailable("cpu") or k.unsupported(case):
         pytest.skip(reason)
     inputs = norm_inputs(layout="strided")
     out = k.call(inputs, poisoned(inputs))

@@ -147,6 +147,10 @@ def _unavailable(device: str) -> str | None:
 
 
 def _unsupported(case: Case) -> str | None:
+    padded_sum = case.op == "add_rmsnorm_quant" and case.residual and case.layout.endswith("strided")
+    if padded_sum and torch.__version__.startswith("2.9.") and not torch.cuda.is_available():
+        # Measured with 2.9.1: the scale of every row follows the unrounded sum, which 2.11, 2.13 and 2.14 mend.
+        return "Inductor of torch 2.9 skips the rounding of a stored sum in padded rows on a CPU, strict casts or not"
     if case.fp8 == "e4m3fnuz" and torch.cuda.is_available() and not arch.is_rocm():
         return "Inductor's GPU back end, Triton, has no e4m3fnuz on NVIDIA"
     return None
