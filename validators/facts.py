@@ -200,5 +200,8 @@ def _caveats(records: Sequence[Record]) -> list[str]:
         found.append(f"The records come from {len(torches)} versions of torch: {', '.join(torches)}.")
     if any(r.emulated for r in ran):
         found.append("The kernel is emulated: nothing here was computed by a kernel that anybody ships.")
+    changed = dict.fromkeys(str(r.contract) for r in ran if r.op in OPS and "=" in str(r.contract))
+    if changed:
+        found.append(f"No source is known for {_some(list(changed))}: a preset with fields that a name has changed.")
     found += [f"{sentence[:1].upper()}{sentence[1:]}." for sentence in judged.never_judged_sentences(ran)]
     return found

@@ -11,7 +11,7 @@ from validators import doing, integrity, nearby
 from validators.cases.case import Case
 from validators.cases.inputs import build
 from validators.cases.recipes import reasons_impossible
-from validators.cases.tensors import GemmInputs, GemmOutputs
+from validators.cases.tensors import GemmInputs, GemmOutputs, Inputs, Outputs
 from validators.compare import compare
 from validators.explain_bits import observations
 from validators.identify_gemm import match_shares, sentences
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 MOST_NEAR = 3
 """Changed presets that are named where no preset fits; the first is the one that is used."""
+LARGEST_FLOOR = max(nearby.floor_of(contract) for contract in NORM_QUANT_CONTRACTS.values())
+"""Largest floor of amax that a preset declares, so that a source settles it: 1/512, vLLM's. Identification takes no
+larger one for a property. Whatever stores one scale for all rows fits a contract whose floor lies above them all."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ class IdentifyResult:
     """Where no preset admits every output: presets with one changed field that do, or with two, the strictest first."""
     bits: tuple[str, ...] = ()
     """Where nothing admits every output: what the bits show."""
+    refused: tuple[Candidate, ...] = ()
+    """Where ``near`` is empty: changed presets that admit every output by a floor above ``LARGEST_FLOOR``."""
     but_zeros: tuple[Candidate, ...] = ()
     """Where neither a preset nor ``near`` admits every output: presets that admit all but rows of zeros."""
 
@@ -75,6 +80,12 @@ class IdentifyResult:
         """Evidence in words, one line a contract."""
         out = [f"{c.title}: admits all {c.judged:,} values (contract {c.contract})" for c in self.near[:MOST_NEAR]]
         out += [
+            f"{c.title}: admits all {c.judged:,} values, and is not taken: no preset has a floor above "
+            f"{LARGEST_FLOOR:g}, and one that ordinary rows lie below hides what their scales should be (if it is "
+            f"meant, give --contract {c.contract})"
+            for c in self.refused[:1]
+        ]
+        out += [
             f"{c.contract}: admits all values but {c.total:,} in rows of zeros, which are judged by it all the same"
             for c in self.but_zeros[:MOST_NEAR]
         ]
@@ -86,6 +97,11 @@ class IdentifyResult:
                 parts = ", ".join(f"{v:,} {k}" for k, v in c.violations.items() if v)
                 out.append(f"{c.contract}: does not admit {c.total:,} of {c.judged:,} values ({parts})")
         return [*out, *self.units]
+
+
+def small_rows(op: str, *, rows: int, dtype: str, fp8: str, seed: int) -> Case:
+    """Rows of every size, asked of changed presets alone: they tell a floor from a rule for rows of zeros."""
+    return Case(op, rows, 512, "magnitude_ladder", dtype=dtype, fp8=fp8, seed=seed)
 
 
 def identification_cases(op: str, *, rows: int, dtype: str, fp8: str, seed: int) -> list[Case]:
@@ -105,7 +121,7 @@ def identify(
     kernel: Kernel, *, device: str = "cpu", rows: int = 64, seed: int = 0, dtype: str = "bf16", fp8: str = "e4m3fn"
 ) -> IdentifyResult:
     """Judge the kernel's outputs under every preset of its op. Raises ``run.KernelFault`` if the kernel fails."""
-    from validators.run import KernelFault, call
+    from validators.run import KernelFault
 
     table: Mapping[str, AnyContract] = GEMM_CONTRACTS if kernel.op == "ptpc_gemm" else NORM_QUANT_CONTRACTS
     scenes: list[nearby.Scene] = []
@@ -114,13 +130,7 @@ def identify(
     for case in identification_cases(kernel.op, rows=rows, dtype=dtype, fp8=fp8, seed=seed):
         if reasons_impossible(case) or kernel.unsupported(case):
             continue
-        inputs = build(case, device=device)
-        with doing.during(f"it was run on {case.id} to find its contract"):
-            outputs, _, _ = call(kernel, inputs, 0x7F)
-        try:
-            integrity.check_outputs(inputs, outputs, kernel.op, strict=False)
-        except integrity.OutputError as error:
-            raise KernelFault(str(error)) from error
+        inputs, outputs = _run(kernel, case, device)
         used.append(case.id)
         if isinstance(inputs, GemmInputs) and case.recipe == "positive_mean":
             assert isinstance(outputs, GemmOutputs)
@@ -132,22 +142,44 @@ def identify(
     candidates = [_candidate(scenes, contract) for contract in table.values()]
     candidates.sort(key=lambda c: (c.total, -c.judged, c.open))
     near: list[Candidate] = []
+    refused: list[Candidate] = []
     but_zeros: list[Candidate] = []
     bits: tuple[str, ...] = ()
     order = [table[c.contract] for c in candidates]
     if candidates[0].total and isinstance(order[0], NormQuantContract):
-        most = max(c.judged for c in candidates)
-        found = nearby.first_admitting(scenes, order, least=most)
+        case = small_rows(kernel.op, rows=rows, dtype=dtype, fp8=fp8, seed=seed)
+        added = [] if kernel.unsupported(case) else [nearby.scene_of(*_run(kernel, case, device))]
+        every = [*scenes, *added]
+        most = max(c.judged + nearby.outcome([s.whole for s in added], table[c.contract]).judged for c in candidates)
+        found = nearby.first_admitting(every, order, least=most)
         if not found:
             # A contract that leaves rows of zeros open would admit them whatever they hold, NaN included.
             ordinary = [s for s, case in zip(scenes, used, strict=True) if Case.parse(case).recipe != "zero_rows"]
             names = {c.name for c in order if ordinary and nearby.admits(ordinary, c)}
             but_zeros = [c for c in candidates if c.contract in names]
         if not found and not but_zeros:
-            found = nearby.first_admitting(scenes, order)
-        near = [_candidate(scenes, change.contract) for change in found[:MOST_NEAR]]
-        bits = () if near or but_zeros else observations([scene.whole for scene in scenes], order[0])
-    return IdentifyResult(kernel.name, tuple(candidates), tuple(used), units, tuple(near), bits, tuple(but_zeros))
+            found = nearby.first_admitting(every, order)
+        small = [change for change in found if nearby.floor_of(change.contract) <= LARGEST_FLOOR]
+        near = [_candidate(scenes, change.contract) for change in small[:MOST_NEAR]]
+        refused = [_candidate(scenes, change.contract) for change in found[:MOST_NEAR]] if not small else []
+        bits = () if near or refused or but_zeros else observations([scene.whole for scene in scenes], order[0])
+    return IdentifyResult(
+        kernel.name, tuple(candidates), tuple(used), units, tuple(near), bits, tuple(refused), tuple(but_zeros)
+    )
+
+
+def _run(kernel: Kernel, case: Case, device: str) -> tuple[Inputs, Outputs]:
+    """One call of the kernel; raises ``run.KernelFault`` if it fails."""
+    from validators.run import KernelFault, call
+
+    inputs = build(case, device=device)
+    with doing.during(f"it was run on {case.id} to find its contract"):
+        outputs, _, _ = call(kernel, inputs, 0x7F)
+    try:
+        integrity.check_outputs(inputs, outputs, kernel.op, strict=False)
+    except integrity.OutputError as error:
+        raise KernelFault(str(error)) from error
+    return inputs, outputs
 
 
 def _candidate(scenes: Sequence[nearby.Scene], contract: AnyContract) -> Candidate:

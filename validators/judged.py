@@ -69,6 +69,12 @@ def counts_text(counts: Counter[str]) -> str:
     return ", ".join(f"{counts[name]} {'unchanged' if name == UNCHANGED else name}" for name in names) or "-"
 
 
+def empty_alone(records: Iterable[Record]) -> bool:
+    """Whether all that PASSED are cases without a row, which have no element to be wrong: no evidence of any value."""
+    passed = [r for r in records if r.status is Status.PASSED]
+    return bool(passed) and all(r.comparisons and not any(c.elements for c in r.comparisons) for r in passed)
+
+
 # ---- what stands in the way
 
 

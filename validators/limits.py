@@ -174,10 +174,11 @@ def _by_reason(left: Sequence[tuple[Case, Record]]) -> list[Limit]:
 
 
 def _left_out(judged: Sequence[Case], left: Sequence[Case]) -> list[tuple[str, int]]:
+    """A case without a row shows that zero rows are taken, and nothing of its types or of its options."""
     found = []
     for name, has in _FEATURES:
         count = sum(map(has, left))
-        if count and not any(map(has, judged)):
+        if count and not any(has(c) for c in judged if c.m or name == "zero rows"):
             found.append((name, count))
     return found
 

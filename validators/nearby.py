@@ -97,6 +97,14 @@ def preset_of(contract: Contract) -> Contract:
     return cast(Contract, table.get(notation.split(contract.name)[0], contract))
 
 
+def floor_of(contract: AnyContract) -> float:
+    """The amax below which the contract's scale is a constant; 0 without a floor."""
+    if not isinstance(contract, NormQuantContract):
+        return 0.0
+    divisor = contract.scale_floor_divisor
+    return max(contract.amax_floor, 1.0 / divisor if divisor else 0.0)
+
+
 def observed(scenes: Sequence[Scene], contract: AnyContract) -> dict[str, list[object]]:
     """Numbers that the outputs themselves show: what the scales of the smallest rows would come from."""
     if not isinstance(contract, NormQuantContract):

@@ -235,6 +235,8 @@ def _whole(
     elif not counts[Status.PASSED.value] + counts[judged.UNCHANGED]:
         first = next(iter(r.reasons[0] for r in records if r.status is Status.UNSUPPORTED), "")
         state, why = NO_EVIDENCE, (f"no case PASSED ({judged.counts_text(counts)}): {first}",)
+    elif judged.empty_alone(records):
+        state, why = NO_EVIDENCE, (f"only cases without a row PASSED ({judged.counts_text(counts)})",)
     elif counts[Status.UNTESTED.value] and stage != "goldens":
         left = sorted(r.case for r in records if r.status is Status.UNTESTED)
         state, why = UNTESTED, (f"{len(left)} cases UNTESTED, first {left[0]}",)

@@ -344,6 +344,8 @@ def _reasons(
             reasons.append(f"Lane {lane}: {judged.counts_text(cell)}; first {case}.")
         if _ran(cell) and not cell[Status.PASSED.value] + cell[judged.UNCHANGED] and not any(cell[s] for s in BAD):
             reasons.append(f"Lane {lane}: no case PASSED ({judged.counts_text(cell)}).")
+        if judged.empty_alone(here):
+            reasons.append(f"Lane {lane}: only cases without a row PASSED ({judged.counts_text(cell)}).")
         silent = sorted({r.case for r in here if r.status is Status.UNSUPPORTED and not any(map(str.strip, r.reasons))})
         if silent:
             reasons.append(f"Lane {lane}: {len(silent)} cases UNSUPPORTED without a reason, first {silent[0]}.")

@@ -32,6 +32,7 @@ DECLARED: Mapping[str, Mapping[str, object]] = {
     "N04": {"residual_store": "truncate"},
     "N15": {"round_after_normalize": True, "round_after_weight": True},
     "Q09": {"amax_floor": 0.0},
+    "Q17": {"round_quotient": True},
 }
 """Defects that are nothing but another arithmetic, by the fields that they change: under a contract that declares one
 of them they are no defects, wholly or in part, and are not counted."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
+import torch
 
 from reference.contract import GEMM_CONTRACTS, NORM_QUANT_CONTRACTS
 from tests import zoo
 from tests.benchmarks.identification import CONTRACTS, ROWS, ask
 from validators.cases.case import Case
-from validators.cases.recipes import ADD, GEMM
-from validators.identify import IdentifyResult, identification_cases, identify
+from validators.cases.recipes import ADD, GEMM, QUANT
+from validators.cases.tensors import QuantInputs, QuantOutputs
+from validators.identify import LARGEST_FLOOR, IdentifyResult, identification_cases, identify
 from validators.kernels import emulated, emulated_gemm
 from validators.kernels.base import Kernel
 from validators.records import Status
@@ -88,3 +92,42 @@ def test_the_best_is_the_first_that_admits_everything() -> None:
     assert {case.recipe for case in identification_cases(ADD, rows=4, dtype="bf16", fp8="e4m3fn", seed=1)} == {
         "gaussian", "zero_rows",
     }  # fmt: skip
+
+
+def _undeclared(call: Callable[[QuantInputs, object], QuantOutputs]) -> Kernel:
+    return Kernel("demo/undeclared", QUANT, None, call)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("floor", [0.5, 10.0, 1000.0])
+def test_a_floor_above_ordinary_rows_is_a_finding_and_no_property(floor: float) -> None:
+    """Whatever stores one scale for all rows, a static scale for one, fits a contract with a floor above them all."""
+    contract = NORM_QUANT_CONTRACTS["eager"].replace(amax_floor=floor)
+    kernel = Kernel("demo/floored", QUANT, None, emulated.make(contract), in_place=True)
+    result = identify(kernel, rows=16)
+    assert (result.best, result.near) == (None, ())
+    assert result.refused[0].contract.endswith(f"+amax_floor={floor:g}")
+    assert f"is not taken: no preset has a floor above {LARGEST_FLOOR:g}" in result.lines()[0]
+    record = validate(kernel, Case(QUANT, 16, 512, "gaussian"))
+    assert (record.status, record.contract) == (Status.FAILED, None)
+    # Meant all the same, it is declared by name, and the sign-off carries the name.
+    declared = validate(kernel, Case(QUANT, 16, 512, "gaussian"), contract=result.refused[0].contract)
+    assert declared.status is Status.PASSED
+
+
+def test_one_scale_for_all_rows_is_no_dynamic_quantizer() -> None:
+    def call(inputs: QuantInputs, buffers: object) -> QuantOutputs:
+        scale = torch.full((*inputs.x.shape[:-1], 1), 0.02)
+        codes = (inputs.x.float() / scale).clamp(-448.0, 448.0).to(inputs.fp8_dtype)
+        return QuantOutputs(codes, scale)
+
+    assert identify(_undeclared(call), rows=16).best is None
+
+
+def test_a_rule_for_zero_rows_and_a_floor_are_told_apart_by_small_rows() -> None:
+    for change, name in (
+        ({"amax_floor": 1e-5}, "torchao+amax_floor=1e-05"),
+        ({"zero_scale": 2.0**-20}, "torchao+zero_scale=9.5367431640625e-07"),
+    ):
+        contract = NORM_QUANT_CONTRACTS["torchao"].replace(**change)
+        result = identify(Kernel("demo/small", QUANT, None, emulated.make(contract), in_place=True), rows=16)
+        assert [c.contract for c in result.near] == [name]

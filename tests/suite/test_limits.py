@@ -89,6 +89,12 @@ def test_features_are_named_and_reasons_are_grouped_without_their_numbers() -> N
     ]
 
 
+def test_a_case_without_a_row_shows_no_type_and_no_option() -> None:
+    found = declared_limits([record(quant(5120, 0)), away(quant(5120))])
+    assert dict(found[0].features)["bf16"] == 1
+    assert "zero rows" not in dict(declared_limits([record(quant(5120, 0)), away(quant(5120, 0, seed=1))])[0].features)
+
+
 def test_what_is_not_the_kernels_own_limit_is_not_counted() -> None:
     open_rows = Comparison("codes", 4, 0, 4, 0, 0, 0.0, 0.0, "", 0, 0)
     by_contract = dataclasses.replace(away(quant(64)), comparisons=(open_rows,), provenance={})

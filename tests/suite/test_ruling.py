@@ -462,3 +462,36 @@ def test_the_parity_command_names_the_kernels_of_the_path() -> None:
         "python -m evals parity --baseline unfused,quant=demo/quant,gemm=demo/gemm "
         "--candidate fused,norm=demo/norm,quant=demo/quant,gemm=demo/gemm --device cpu --records records",
     )
+
+
+def test_a_case_without_a_row_fills_no_lane_alone() -> None:
+    """Limits may declare away all but m = 0; empty outputs are no evidence of any value."""
+    policy = Policy("shapes", "", (Requirement("ops", ops=(QUANT,), lanes=("shapes",), depth="default"),))
+    target = Target("one op", "cpu", {QUANT: KERNELS[QUANT]})
+    empty = tuple(dataclasses.replace(c, elements=0, judged=0, single=0) for c in made(QUANT, "", "shapes").comparisons)
+    cases = depths.lanes(QUANT, "default", "e4m3fn")["shapes"]
+    assert any("-m0-" in case for case in cases)
+
+    def records(*judged: str) -> list[Record]:
+        return [
+            made(QUANT, case, "shapes", comparisons=empty)
+            if "-m0-" in case
+            else made(QUANT, case, "shapes")
+            if case in judged
+            else made(QUANT, case, "shapes", Status.UNSUPPORTED, reasons=("no",), comparisons=(), checks=())
+            for case in cases
+        ]
+
+    found = rule(target, policy, records())
+    assert found.decision == "NOT SIGNED"
+    assert "only cases without a row PASSED" in found.cells[0].why[0]
+    assert rule(target, policy, records(cases[0])).outcome == "SIGNED"
+    reasons = signoff.decide(records()).claims[0].reasons
+    assert any(r.startswith("Lane shapes: only cases without a row PASSED (1 PASSED, ") for r in reasons), reasons
+    assert not any("without a row" in r for r in signoff.decide(records(cases[0])).claims[0].reasons)
+
+
+def test_a_contract_of_changed_fields_is_said_to_have_no_source() -> None:
+    words = "No source is known for eager+amax_floor=10: a preset with fields that a name has changed."
+    assert words in rule(TARGET, SMOKE, ops(contract="eager+amax_floor=10")).facts.caveats
+    assert not any("No source" in text for text in rule(TARGET, SMOKE, ops(contract="eager")).facts.caveats)
