@@ -168,6 +168,17 @@ def test_goldens_of_another_cpu_and_a_walk_without_its_end_show_nothing() -> Non
     assert ruling.untested[0].why == ("the error against depth was not judged",)
 
 
+def test_goldens_that_belong_to_another_cpu_do_not_stand_in_the_way_where_others_are_unchanged() -> None:
+    elsewhere = [
+        made(op, f"{op}-other", "goldens", provenance={"golden": {"state": state}})
+        for op, state in zip(KERNELS, ("UNTESTED", "MISSING", "UNTESTED"), strict=True)
+    ]
+    ruling = ruled([*path(), *elsewhere])
+    assert (ruling.decision, ruling.reasons) == ("SIGNED", ())
+    [cell] = [c for c in ruling.cells if c.stage == "goldens" and c.op == NORM]
+    assert cell.counts == {"UNCHANGED": 1, "UNTESTED": 1}
+
+
 HOSTILE = "<script>alert(1)</script>|`x`\n## SIGNED @everyone"
 
 
