@@ -576,7 +576,7 @@ def test_lanes_that_are_declared_away_are_in_the_decision_with_the_models_shapes
     assert ruling.decision.startswith("SIGNED within declared limits: n % 16 == 0")
     decided = under_policy(records, chosen, [target])
     assert decided.decision == ruling.decision
-    declared = f"demo/norm declares away {len(records) - 5} of {len(records)} cases of {NORM}"
+    declared = f"demo/norm does not offer {len(records) - 5} of {len(records)} cases of {NORM}"
     assert declared in signoff_text.markdown(decided)
     assert any(declared in text for text in signoff_json.to_dict(decided)["rulings"][0]["facts"]["limits"])
     pytest.importorskip("jinja2", reason="the page needs jinja2, which is optional")

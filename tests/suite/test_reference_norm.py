@@ -20,7 +20,7 @@ from validators.cases.case import DTYPES, FP8_FORMATS, Case
 from validators.cases.inputs import build
 from validators.cases.recipes import ADD, QUANT, reasons_impossible, recipe_names
 from validators.cases.tensors import Inputs, NormQuantInputs, NormQuantOutputs, Outputs, QuantInputs, QuantOutputs
-from validators.compare import compare
+from validators.compare import compare, settled
 from validators.kernels import emulated
 from validators.records import Comparison
 
@@ -197,6 +197,9 @@ def test_one_code_moved_by_one_step_is_caught_where_it_had_no_choice(name: str, 
     contract = NORM_QUANT_CONTRACTS[name]
     inputs = build(Case(op, 5, 136, "gaussian_gain", dtype=dtype, fp8=fp8))
     outputs = emulated.execute(inputs, None, contract)
+    # Of a contract that leaves something unsettled, the member that these outputs follow; moved codes may lie nearer to
+    # another.
+    contract = settled(inputs, outputs, contract)
     clean = violations(inputs, outputs, contract)["codes"]
     assert clean.violations == 0
     ambiguous = clean.judged - clean.single
