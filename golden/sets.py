@@ -162,7 +162,7 @@ def isa_of(kernel: str, arch: str) -> str | None:
     """Vector ISA that a CPU golden's bits may belong to, or None where they do not depend on it.
 
     The emulated kernels are made of operations that IEEE 754 rounds in one way, in an order of their own: the same bits
-    on every CPU (docs/machines.md). What ATen, Inductor, MKL and oneDNN vectorise may sum in another order on another
+    on every CPU. What ATen, Inductor, MKL and oneDNN vectorise may sum in another order on another
     CPU, and MKL's roots round otherwise there: bits that differ there, and are admissible, are not called drift.
     """
     if arch != CPU or kernel.startswith("emulated/"):

@@ -65,8 +65,8 @@ class IdentifyResult:
 
     @property
     def admitted(self) -> list[str]:
-        """Contracts that admit every output; presets, or else presets with changed fields."""
-        return [c.contract for c in (*self.candidates, *self.near) if c.total == 0]
+        """Contracts that admit every output: presets with changed fields where those are needed, then presets."""
+        return [c.contract for c in (*self.near, *self.candidates) if c.total == 0]
 
     @property
     def best(self) -> str | None:
@@ -146,23 +146,30 @@ def identify(
     but_zeros: list[Candidate] = []
     bits: tuple[str, ...] = ()
     order = [table[c.contract] for c in candidates]
-    if candidates[0].total and isinstance(order[0], NormQuantContract):
+    added: list[nearby.Scene] = []
+    # A preset without a rule for rows of zeros leaves them open, so that they cannot speak against it.
+    silent = not candidates[0].total and candidates[0].judged < max(c.judged for c in candidates)
+    if isinstance(order[0], NormQuantContract) and (candidates[0].total or silent):
         case = small_rows(kernel.op, rows=rows, dtype=dtype, fp8=fp8, seed=seed)
         added = [] if kernel.unsupported(case) else [nearby.scene_of(*_run(kernel, case, device))]
+        silent = silent and bool(added) and nearby.admits(added, order[0]) is None
+    if isinstance(order[0], NormQuantContract) and (candidates[0].total or silent):
         every = [*scenes, *added]
         most = max(c.judged + nearby.outcome([s.whole for s in added], table[c.contract]).judged for c in candidates)
         found = nearby.first_admitting(every, order, least=most)
-        if not found:
+        if not found and not silent:
             # A contract that leaves rows of zeros open would admit them whatever they hold, NaN included.
             ordinary = [s for s, case in zip(scenes, used, strict=True) if Case.parse(case).recipe != "zero_rows"]
             names = {c.name for c in order if ordinary and nearby.admits(ordinary, c)}
             but_zeros = [c for c in candidates if c.contract in names]
-        if not found and not but_zeros:
+        if not found and not but_zeros and not silent:
             found = nearby.first_admitting(every, order)
         small = [change for change in found if nearby.floor_of(change.contract) <= LARGEST_FLOOR]
         near = [_candidate(scenes, change.contract) for change in small[:MOST_NEAR]]
         refused = [_candidate(scenes, change.contract) for change in found[:MOST_NEAR]] if not small else []
-        bits = () if near or refused or but_zeros else observations([scene.whole for scene in scenes], order[0])
+        bits = (
+            () if near or refused or but_zeros or silent else observations([scene.whole for scene in scenes], order[0])
+        )
     return IdentifyResult(
         kernel.name, tuple(candidates), tuple(used), units, tuple(near), bits, tuple(refused), tuple(but_zeros)
     )

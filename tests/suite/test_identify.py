@@ -131,3 +131,11 @@ def test_a_rule_for_zero_rows_and_a_floor_are_told_apart_by_small_rows() -> None
         contract = NORM_QUANT_CONTRACTS["torchao"].replace(**change)
         result = identify(Kernel("demo/small", QUANT, None, emulated.make(contract), in_place=True), rows=16)
         assert [c.contract for c in result.near] == [name]
+
+
+def test_a_preset_that_leaves_rows_of_zeros_open_gives_way_to_a_floor_that_small_rows_show() -> None:
+    contract = NORM_QUANT_CONTRACTS["unfused"].replace(amax_floor=1e-6)
+    kernel = Kernel("demo/floor", QUANT, None, emulated.make(contract), in_place=True)
+    assert identify(kernel, rows=16).best == "unfused+amax_floor=1e-06"
+    plain = Kernel("demo/none", QUANT, None, emulated.make(NORM_QUANT_CONTRACTS["unfused"]), in_place=True)
+    assert identify(plain, rows=16).best == "unfused"
