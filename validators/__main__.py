@@ -243,6 +243,8 @@ def _run(parsed: argparse.Namespace) -> int:
         raise UsageError("no case ran.")
     print(report.summary_table(records))
     print(report.strength_sentence(records))
+    for sentence in judged.identified_sentences(records):
+        print(sentence)
     unjudged = judged.never_judged_sentences(records)
     for sentence in (*_defects_covered(records), *unjudged, *limits.sentences(records), *limits.hints(records)):
         print(sentence)

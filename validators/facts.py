@@ -20,9 +20,10 @@ from validators.report import LANES
 _MOST_LIMITS = 3
 _MOST_OF_A_LIMIT = 110  # characters
 _MOST_KERNELS = 3  # of one path
-_FEATURES = {"3d": "3-D input", "strided": "strided input", "3dstrided": "strided 3-D input", "fnuz": "e4m3fnuz",
-             "fp32_gamma": "fp32 weight", "gemma": "1 + weight", "residual_none": "form without residual"}  # fmt: skip
-"""Keys of ``supports`` in words."""
+_FEATURES = {"3d": "three dimensions", "strided": "padded rows", "3dstrided": "slices of three dimensions",
+             "fnuz": "e4m3fnuz", "fp32_gamma": "fp32 weight", "gemma": "gain 1 + weight",
+             "residual_none": "form without residual"}  # fmt: skip
+"""Keys of ``supports`` in the words of ``limits.sentences``."""
 _MOST_NAMES = 4
 
 
@@ -176,7 +177,7 @@ def _of_one(one: Limits) -> str:
     words = [f"no {', '.join(names)}"] if names else []
     words += reasons[:_MOST_LIMITS]
     more = len(reasons) - _MOST_LIMITS
-    return ", ".join(words) + (f" and {more} more" if more > 0 else "")
+    return "; ".join(words) + (f" and {more} more" if more > 0 else "")
 
 
 def _clipped(text: str) -> str:

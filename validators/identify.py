@@ -62,6 +62,8 @@ class IdentifyResult:
     """Where ``near`` is empty: changed presets that admit every output by a floor above ``LARGEST_FLOOR``."""
     but_zeros: tuple[Candidate, ...] = ()
     """Where neither a preset nor ``near`` admits every output: presets that admit all but rows of zeros."""
+    unstable: str = ""
+    """Where two runs on the same inputs differ: how. What is said of the outputs is then said of the first run."""
 
     @property
     def admitted(self) -> list[str]:
@@ -78,7 +80,8 @@ class IdentifyResult:
 
     def lines(self) -> list[str]:
         """Evidence in words, one line a contract."""
-        out = [f"{c.title}: admits all {c.judged:,} values (contract {c.contract})" for c in self.near[:MOST_NEAR]]
+        out = [f"two runs differ, and what follows is of the first: {self.unstable}"] if self.unstable else []
+        out += [f"{c.title}: admits all {c.judged:,} values (contract {c.contract})" for c in self.near[:MOST_NEAR]]
         out += [
             f"{c.title}: admits all {c.judged:,} values, and is not taken: no preset has a floor above "
             f"{LARGEST_FLOOR:g}, and one that ordinary rows lie below hides what their scales should be (if it is "
@@ -127,11 +130,13 @@ def identify(
     scenes: list[nearby.Scene] = []
     used: list[str] = []
     units: tuple[str, ...] = ()
+    unstable = ""
     for case in identification_cases(kernel.op, rows=rows, dtype=dtype, fp8=fp8, seed=seed):
         if reasons_impossible(case) or kernel.unsupported(case):
             continue
-        inputs, outputs = _run(kernel, case, device)
+        inputs, outputs, differing = _run(kernel, case, device)
         used.append(case.id)
+        unstable = unstable or differing
         if isinstance(inputs, GemmInputs) and case.recipe == "positive_mean":
             assert isinstance(outputs, GemmOutputs)
             # Positive data tells units apart best: on zero-mean data promoted partial sums are often exact.
@@ -151,7 +156,7 @@ def identify(
     silent = not candidates[0].total and candidates[0].judged < max(c.judged for c in candidates)
     if isinstance(order[0], NormQuantContract) and (candidates[0].total or silent):
         case = small_rows(kernel.op, rows=rows, dtype=dtype, fp8=fp8, seed=seed)
-        added = [] if kernel.unsupported(case) else [nearby.scene_of(*_run(kernel, case, device))]
+        added = [] if kernel.unsupported(case) else [nearby.scene_of(*_run(kernel, case, device)[:2])]
         silent = silent and bool(added) and nearby.admits(added, order[0]) is None
     if isinstance(order[0], NormQuantContract) and (candidates[0].total or silent):
         every = [*scenes, *added]
@@ -171,22 +176,26 @@ def identify(
             () if near or refused or but_zeros or silent else observations([scene.whole for scene in scenes], order[0])
         )
     return IdentifyResult(
-        kernel.name, tuple(candidates), tuple(used), units, tuple(near), bits, tuple(refused), tuple(but_zeros)
-    )
+        kernel.name, tuple(candidates), tuple(used), units, tuple(near), bits, tuple(refused), tuple(but_zeros),
+        unstable,
+    )  # fmt: skip
 
 
-def _run(kernel: Kernel, case: Case, device: str) -> tuple[Inputs, Outputs]:
-    """One call of the kernel; raises ``run.KernelFault`` if it fails."""
-    from validators.run import KernelFault, call
+def _run(kernel: Kernel, case: Case, device: str) -> tuple[Inputs, Outputs, str]:
+    """Inputs, outputs of the first of two calls, and where the second differs; raises ``run.KernelFault``."""
+    from validators.run import KernelFault, call, copy_outputs
 
     inputs = build(case, device=device)
     with doing.during(f"it was run on {case.id} to find its contract"):
-        outputs, _, _ = call(kernel, inputs, 0x7F)
+        first, _, _ = call(kernel, inputs, 0x7F)
+        outputs = copy_outputs(first)  # a static tensor would be written again by the second call
+        again, _, _ = call(kernel, inputs, 0x7F)
     try:
-        integrity.check_outputs(inputs, outputs, kernel.op, strict=False)
+        integrity.check_outputs(inputs, first, kernel.op, strict=False)
+        integrity.check_outputs(inputs, again, kernel.op, strict=False)
     except integrity.OutputError as error:
-        raise KernelFault(str(error)) from error
-    return inputs, outputs
+        raise KernelFault(f"{error}, on {case.id}, a case to find the contract by") from error
+    return inputs, outputs, integrity.describe_differences(integrity.same_bits(outputs, again))
 
 
 def _candidate(scenes: Sequence[nearby.Scene], contract: AnyContract) -> Candidate:

@@ -223,6 +223,21 @@ def _clash(kernel: str, what: str, found: Counter[str], which: str) -> str:
     )
 
 
+def identified_sentences(records: Sequence[Record]) -> list[str]:
+    """``K declares no contract; its outputs follow eager+amax_floor=1e-10, which they were judged by``.
+
+    One sentence for each kernel and op whose contract was found from its outputs.
+    """
+    found: dict[tuple[str, str], dict[str, None]] = {}
+    for r in records:
+        if r.op in OPS and r.contract and r.contract_from == "identified":
+            found.setdefault((r.kernel, r.op), {})[r.contract] = None
+    return [
+        f"{kernel} declares no contract; its outputs follow {' and '.join(names)}, which they were judged by"
+        for (kernel, _), names in found.items()
+    ]
+
+
 # ---- checks that nothing was held to
 
 
@@ -242,14 +257,19 @@ def never_judged(records: Sequence[Record]) -> dict[str, str]:
 def never_judged_sentences(records: Sequence[Record]) -> list[str]:
     """``batch invariance was judged in no case of OP by K (not judged, for row 0 alone: the kernel raised ...)``.
 
-    One sentence for each kernel. A contract may leave a check open; then it was made, and nothing was held to it.
+    One sentence for each kernel. A contract may leave a check open; then it was made, nothing was held to it, and the
+    reason names the contract.
     """
     found = []
     for op, kernel in dict.fromkeys((r.op, r.kernel) for r in records if r.op in OPS):
-        left = never_judged([r for r in records if (r.op, r.kernel) == (op, kernel)])
+        own = [r for r in records if (r.op, r.kernel) == (op, kernel)]
+        left = never_judged(own)
         if left:
             names = " and ".join(filter(None, [", ".join(list(left)[:-1]), list(left)[-1]]))
             why = next((text.rstrip(".") for text in left.values() if text.startswith("not judged")), "")
+            contracts = list(dict.fromkeys(r.contract for r in own if r.contract))
+            if not why and len(contracts) == 1:
+                why = f"contract {contracts[0]} does not promise it"
             verb = "were" if len(left) > 1 else "was"
             found.append(f"{names} {verb} judged in no case of {op} by {kernel}" + (f" ({why})" if why else ""))
     return found

@@ -239,10 +239,11 @@ def condition(errors: Sequence[Case], others: Sequence[Case]) -> str | None:
             return text
     for axis in ("n", "k", "m"):
         wrong, right = ([getattr(c, axis) for c in cases] for cases in (errors, others))
+        # The end that raised, not the first that did not: what lies between was tried by no case.
         if min(wrong) > max(right):
-            return f"case.{axis} > {max(right)}"
+            return f"case.{axis} >= {min(wrong)}"
         if max(wrong) < min(right):
-            return f"case.{axis} < {min(right)}"
+            return f"case.{axis} <= {max(wrong)}"
     return None
 
 

@@ -41,8 +41,9 @@ def failure_report(record: Record) -> str:
     if main is not None:
         lines += _comparison_lines(main)
     lines += _labelled("also failed", *_clip_list([_comparison_line(c) for c in failing[1:]], 3))
-    lines += _labelled("check failed", *_clip_list([f"{c.name}: {c.detail}" for c in _broken(record)], 3))
-    lines += _labelled("explained by", *_clip_list(record.explanations, 3))
+    failed = [f"{c.name}: {c.detail}" for c in _broken(record)]
+    lines += _labelled("check failed", *_clip_list(failed, 3))
+    lines += _labelled("explained by", *_clip_list([text for text in record.explanations if text not in failed], 3))
     lines += _labelled("identified", *_clip_list(record.identified, 2))
     printed = str(record.provenance.get("worker_output") or "").strip().splitlines()
     lines += _labelled("printed", *printed[-3:])
@@ -58,7 +59,8 @@ def headline(record: Record) -> str:
     """The verdict in one line that fits a pytest summary, without kernel and case."""
     failing = _failing(record)
     if record.status is Status.FAILED and failing:
-        return f"FAILED {_comparison_line(failing[0])}"
+        unstable = any(c.kind == "determinism" for c in _broken(record))
+        return f"FAILED {_comparison_line(failing[0])}" + ("; and two runs differ" if unstable else "")
     broken = _broken(record)
     if broken and record.status in (Status.FAILED, Status.NONDETERMINISTIC):
         return _clip(f"{record.status.value} {broken[0].name}: {broken[0].detail}", _HEADLINE)

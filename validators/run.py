@@ -153,7 +153,7 @@ def run_kernel(kernel: Kernel, case: Case, device: str) -> Claim:
     before = integrity.snapshot(inputs)
     first, guards1, seconds1 = call(kernel, inputs, integrity.POISONS[0])
     # A kernel may hand out the same static tensor again; judging that would compare the second call with itself.
-    kept = _copy(first) if not kernel.in_place else first
+    kept = copy_outputs(first) if not kernel.in_place else first
     second, guards2, seconds2 = call(kernel, inputs, integrity.POISONS[1])
     try:
         shape = integrity.check_outputs(inputs, first, kernel.op, strict=False)
@@ -171,14 +171,14 @@ def run_kernel(kernel: Kernel, case: Case, device: str) -> Claim:
     checks.append(
         Check(
             "run to run", not differing,
-            f"two runs on the same inputs differ: {differing}" if differing else "two runs gave the same bits",
+            f"two runs differ: {differing}" if differing else "two runs gave the same bits",
             "determinism",
         )
     )  # fmt: skip
     return Claim(inputs, first, tuple(checks), min(seconds1, seconds2))
 
 
-def _copy(outputs: Outputs) -> Outputs:
+def copy_outputs(outputs: Outputs) -> Outputs:
     """Copies of the output tensors; anything that is no outputs dataclass is left for ``check_outputs`` to name."""
     if not dataclasses.is_dataclass(outputs):
         return outputs

@@ -278,13 +278,18 @@ def _machine() -> dict[str, Any]:
     }
 
 
+_SOURCES = ("reference", "validators", "golden", "evals", "tests")
+
+
 def _git() -> tuple[str | None, bool | None]:
     root = Path(__file__).resolve().parent.parent
     command = ["git", "-C", str(root)]
     try:
         head = subprocess.run([*command, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
-        # Sources only: a record file or a report beside them changes no verdict.
-        status = [*command, "status", "--porcelain", "--", "*.py", "*.toml"]
+        # Sources of the suite only: records, reports and kernels of one's own may lie in the checkout. A kernel's own
+        # source is told by its digest.
+        status = [*command, "status", "--porcelain", "--", *(f"{folder}/*.py" for folder in _SOURCES)]
+        status += [f"{folder}/*.toml" for folder in _SOURCES]
         state = subprocess.run(status, capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
         return None, None

@@ -173,7 +173,7 @@ class Strength:
         these shapes (1 to 512 rows, n 32 to 8,192); not covered: ...``."""
         total = len(self.caught) + len(self.missed)
         if not self.passed:
-            return f"{', '.join(self.kernels)}: no case of {self.op} passed, which would have caught no known defect"
+            return f"{', '.join(self.kernels)}: no case of {self.op} passed, so none shows what would have been caught"
         text = f"the cases that passed would have caught {len(self.caught)} of {total} known defects of {self.op}"
         text += f" where they show at these shapes ({self.shapes})" if self.shapes else ""
         if self.missed:
@@ -181,8 +181,10 @@ class Strength:
             more = len(self.missed) - len(named)
             text += f"; not covered: {', '.join(named)}" + (f" and {more} more" if more else "")
         if self.unmeasured:
-            used = self.passed - self.unmeasured
-            text += f"; counted from {used} of the {self.passed} cases: no defect was measured at any like the others"
+            text += (
+                f"; {self.unmeasured} of the {self.passed} cases count for nothing here, because no defect was "
+                "measured at a shape like theirs"
+            )
         return text
 
 

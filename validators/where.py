@@ -89,10 +89,14 @@ def _tile_words(flat: torch.Tensor, m: int, n: int) -> str:
 
 
 def _dominant(flat: torch.Tensor, count: int, rows: int, cols: int) -> str:
+    m, n = flat.shape
     for dim, noun in ((1, "row"), (0, "column")):
+        if flat.shape[1 - dim] == 1:
+            continue  # the only one holds everything
         per_line = flat.sum(dim)
         largest = int(per_line.max())
         if 2 * largest > count and count > 2:
             return f"{100 * largest / count:.1f} % in {noun} {int(per_line.argmax())}, the rest spread"
-    m, n = flat.shape
+    if n == 1:
+        return f"no pattern ({count:,} of {m:,} rows)"
     return f"no pattern ({count:,} elements in {rows:,} of {m:,} rows and {cols:,} of {n:,} columns)"

@@ -222,6 +222,7 @@ BAD_INPUT = [
     ("identify --kernel nobody/nothing", "unknown kernel"),
     ("identify --kernel demo/fused --rows 0", "--rows must be at least 1"),
     ("report", "the following arguments are required: DIR"),
+    ("run --op per_token_quant --kernel mine.py", "'mine.py' is a file; name the function in it: mine.py:FUNCTION"),
     ("report absent", "absent is not a directory of records"),
     ("report .", "holds no records"),
     ("signoff absent", "absent is not a directory of records"),

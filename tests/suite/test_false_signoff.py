@@ -604,8 +604,8 @@ def test_features_that_are_not_offered_are_named_in_short() -> None:
     ]  # fmt: skip
     chosen = Policy("merge", "", (Requirement("ops"),))
     ruling = rule(dataclasses.replace(TARGET, kernels={NORM: KERNELS[NORM]}), chosen, records, "records")
-    assert ruling.decision == "SIGNED within declared limits: no fp16, 1 + weight"
-    assert decide(records).decision == "SIGNED at default depth, within declared limits: no fp16, 1 + weight"
+    assert ruling.decision == "SIGNED within declared limits: no fp16, gain 1 + weight"
+    assert decide(records).decision == "SIGNED at default depth, within declared limits: no fp16, gain 1 + weight"
 
 
 def test_an_own_kernel_is_signed_by_doing_what_the_sign_off_says(

@@ -15,7 +15,7 @@ from validators.cases.recipes import ADD, GEMM, QUANT
 from validators.cases.tensors import QuantInputs, QuantOutputs
 from validators.identify import LARGEST_FLOOR, IdentifyResult, identification_cases, identify
 from validators.kernels import emulated, emulated_gemm
-from validators.kernels.base import Kernel
+from validators.kernels.base import Kernel, find_kernel
 from validators.records import Status
 from validators.run import KernelFault, validate
 
@@ -139,3 +139,32 @@ def test_a_preset_that_leaves_rows_of_zeros_open_gives_way_to_a_floor_that_small
     assert identify(kernel, rows=16).best == "unfused+amax_floor=1e-06"
     plain = Kernel("demo/none", QUANT, None, emulated.make(NORM_QUANT_CONTRACTS["unfused"]), in_place=True)
     assert identify(plain, rows=16).best == "unfused"
+
+
+def test_a_kernel_that_differs_from_itself_is_said_first() -> None:
+    calls = [0]
+
+    def call(inputs: QuantInputs, buffers: QuantOutputs) -> QuantOutputs:
+        outputs = honest.call(inputs, buffers)
+        assert isinstance(outputs, QuantOutputs)
+        calls[0] += 1
+        if calls[0] % 2:
+            outputs.scale[0] *= 2
+        return outputs
+
+    honest = find_kernel("emulated/eager", QUANT)
+    found = identify(Kernel("demo/random", QUANT, None, call, in_place=True))  # type: ignore[arg-type]
+    assert found.lines()[0].startswith("two runs differ, and what follows is of the first: 1 of 64 elements of scale")
+    assert not identify(honest).unstable
+
+
+def test_outputs_that_are_none_name_the_case_that_was_used() -> None:
+    honest = find_kernel("emulated/eager", QUANT)
+
+    def call(inputs: QuantInputs, buffers: QuantOutputs) -> QuantOutputs:
+        outputs = honest.call(inputs, buffers)
+        assert isinstance(outputs, QuantOutputs)
+        return QuantOutputs(outputs.codes, outputs.scale.squeeze(-1))
+
+    with pytest.raises(KernelFault, match=r"expected \[64, 1\], on per_token_quant-m64-n5120-.* to find the contract"):
+        identify(Kernel("demo/flat", QUANT, None, call))  # type: ignore[arg-type]

@@ -269,6 +269,7 @@ NO_PATTERN = "no pattern (4 elements in 4 of 64 rows and 4 of 64 columns)"
         (_mask(600, 600, ([1, 3], [4, 90]), ([400, 403], [4, 90])), "2 128x128 tiles, at (0, 0), (384, 0)"),
         (_mask(64, 64, (slice(3, 7), slice(8, 12))), "rows 3 to 6, columns 8 to 11"),
         (_mask(64, 64, (9, slice(0, 63, 2)), ([1, 50], [4, 9])), "94.1 % in row 9, the rest spread"),
+        (_mask(24, 1, ([1, 5, 6, 20], ALL)), "no pattern (4 of 24 rows)"),
         (
             _mask(64, 64, ([1, 9, 50, 51], [3, 60, 9, 22])),
             NO_PATTERN,

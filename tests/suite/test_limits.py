@@ -134,7 +134,7 @@ def error(case: Case) -> Record:
     [
         ((quant(1002), quant(769)), (quant(64), quant(1024)), "case.n % 4"),
         ((quant(264), quant(520)), (quant(64), quant(1024)), "case.n % 16"),
-        ((quant(6144), quant(8192)), (quant(5120), quant(64)), "case.n > 5120"),
+        ((quant(6144), quant(8192)), (quant(5120), quant(64)), "case.n >= 6144"),
         ((quant(64, m=1), quant(512, m=1)), (quant(64), quant(512)), "case.m == 1"),
         ((quant(64, dtype="fp16"), quant(512, dtype="fp16")), (quant(64), quant(512)), 'case.dtype == "fp16"'),
         (
@@ -142,7 +142,7 @@ def error(case: Case) -> Record:
             (Case(GEMM, 16, 64, "gaussian", k=64), Case(GEMM, 17, 32, "gaussian", k=32)),
             "case.n % 8 or case.k % 8",
         ),
-        ((quant(64), quant(512)), (quant(64, m=5), quant(512, m=9)), "case.m < 5"),
+        ((quant(64), quant(512)), (quant(64, m=5), quant(512, m=9)), "case.m <= 4"),
         ((quant(64),), (quant(512),), None),
         ((quant(64), quant(512)), (), None),
         ((quant(64), quant(512)), (quant(64, seed=1), quant(512, seed=1)), None),

@@ -210,6 +210,7 @@ def test_every_mistake_in_the_name_is_one_sentence(tmp_path: Path) -> None:
         "torch:": "names no kernel; expected path/to/file.py:function or module:function",
         ":f": "names no kernel",
         "torch:not_there": "torch has no function 'not_there'",
+        write(tmp_path, "def fused(x): ...").replace(":f", ":fast"): "has no function 'fast'; it has fused",
     }.items():
         with pytest.raises(KernelError) as caught:
             plugin.load(spec)

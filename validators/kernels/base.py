@@ -106,6 +106,8 @@ def find_kernel(name: str, op: str | None = None) -> Kernel:
         from validators.kernels import plugin
 
         return watched(plugin.load(name, op))
+    if name.endswith(".py"):
+        raise KernelError(f"{name!r} is a file; name the function in it: {name}:FUNCTION")
     kernels = all_kernels()
     matches = [k for k in kernels if k.name == name and op in (None, k.op)]
     if not matches:

@@ -80,6 +80,10 @@ _PROTOCOLS = (
 )
 
 
+_MOST_NAMED = 6
+"""Functions of a file that a sentence names."""
+
+
 def load(spec: str, op: str | None = None) -> Kernel:
     """The kernel that ``spec`` names, under the name ``spec``.
 
@@ -92,7 +96,9 @@ def load(spec: str, op: str | None = None) -> Kernel:
     module = _from_file(spec, where) if where.endswith(".py") else _from_module(spec, where)
     function = getattr(module, name, None)
     if function is None:
-        raise KernelError(f"{where} has no function {name!r}")
+        own = [k for k, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__]
+        has = f"; it has {', '.join(own[:_MOST_NAMED])}{', ...' if len(own) > _MOST_NAMED else ''}" if own else ""
+        raise KernelError(f"{where} has no function {name!r}{has}")
     if not callable(function):
         raise KernelError(f"{spec} is a {type(function).__name__}, not a function")
     protocol = _protocol(spec, function, op)
