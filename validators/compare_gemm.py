@@ -124,7 +124,7 @@ def _judge_block(
     """
     fmt, known = FORMATS[out_name], k is None
     expected_nan = truth.value.isnan()
-    # Beyond T's largest value a kernel may store Inf or saturate: reported only.
+    # Beyond T's largest value a kernel may store Inf or saturate: reported only, where it does one of the two.
     spilled = (truth.high.isinf() | truth.low.isinf()) & ~expected_nan
     if bool(spilled.any()):
         seen = got[spilled]
@@ -134,7 +134,7 @@ def _judge_block(
     inside = (got >= truth.low) & (got <= truth.high)
     inside = torch.where(expected_nan, got.isnan(), inside)
     regular = ~spilled & ~expected_nan
-    judged = ~spilled
+    judged = ~(spilled & _beyond(got, truth, fmt))
     if k is not None:
         wide = regular & inside & says_nothing(truth, k)
         if bool(wide.any()):
@@ -169,8 +169,19 @@ def _judge_block(
                 float(steps[r, c]), {"accumulate and scales": float(truth.error[r, c]), "store": spacing},
             )  # fmt: skip
 
-        tally.candidates((steps.abs() if known else use)[row, col], err[row, col], make)
+        # Where the exact value lies beyond T's range, differences from it are no numbers.
+        sizes = (steps.abs() if known else use)[row, col].nan_to_num(nan=math.inf)
+        tally.candidates(sizes, err[row, col].nan_to_num(nan=math.inf), make)
     return regular
+
+
+def _beyond(got: torch.Tensor, truth: GemmTruth, fmt: FloatFormat) -> torch.Tensor:
+    """Which outputs a set that reaches beyond T's range allows, bool [m, n]: a value of the set, Inf with its sign, or
+    T's largest value where the whole set lies beyond it. A zero, a NaN or the other sign are none of these."""
+    most = fmt.max
+    low = torch.where(truth.low == math.inf, torch.full_like(got, most), truth.low)
+    high = torch.where(truth.high == -math.inf, torch.full_like(got, -most), truth.high)
+    return (got >= low) & (got <= high)
 
 
 def bits_of(value: float, name: str) -> str:
