@@ -19,9 +19,9 @@ FLOAT64_SLACK = 2.0**-40
 """Relative allowance for our own float64 evaluation, added to every bound, so that it cannot cause a false alarm.
 It also pays for the three library functions that the reference uses on purpose, whose bits belong to a CPU, a number
 of threads or a version:
-- a sum of n squares in whatever order: (n - 1) 2**-53 relative, for rms half of it. For n <= 2**13 that is 2**-40 of
-  the sum, 2**-41 of rms (numerics.md 5). Libraries add at least 4 partial sums (SIMD lanes of float64), which keeps
-  rows of 2**15 within it.
+- a sum of n squares in whatever order: (n - 1) 2**-53 relative, and half of that for rms, which is all that a sum is
+  used for (numerics.md 5). Rows of 2**14 - 2**5 elements stay within 2**-40 in the worst order, one after another; a
+  library that adds two or more partial sums halves it again, so 16,384, the widest norm in use, has a factor of 2 left.
 - ``torch.sqrt`` in float64, which is MKL's on a CPU: below 1 ulp = 2**-52 (its documented limit; measured: wrong by one
   ulp in 0.8 % of the values on its Intel path, 1.2 % on the other), where IEEE 754 says half of one.
 - ``linalg.vector_norm``: the same sum and one such root; squared again, 2**-51 more.

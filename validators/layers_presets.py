@@ -88,6 +88,11 @@ class Synthetic:
         scale = rows[:, None] * (gain / (inner**0.5 * _CODE_DEVIATION))
         return Linear(codes.view(out, inner).view(torch.float8_e4m3fn), scale)
 
+    def _gate(self, name: str) -> Tensor:
+        wide = self._gaussian(name, self.config.experts, self.config.hidden)
+        # By a tensor: CUDA multiplies by the reciprocal of a number, which gives other bits than a CPU's division.
+        return (wide / torch.full_like(wide, self.config.hidden**0.5)).bfloat16()
+
     def _gain(self, name: str, count: int) -> Tensor:
         return (1.0 + 0.1 * self._gaussian(name, count)).bfloat16()
 
@@ -116,7 +121,7 @@ class Synthetic:
             mlp = self._mlp(f"{p}.mlp", c.intermediate, gain)
         else:
             mlp = Moe(
-                (self._gaussian(f"{p}.gate", c.experts, c.hidden) / c.hidden**0.5).bfloat16(),
+                self._gate(f"{p}.gate"),
                 0.02 * self._gaussian(f"{p}.correction", c.experts),
                 lambda e: self._gate_up(f"{p}.expert{e}", c.moe_intermediate),
                 lambda e: self._down(f"{p}.expert{e}", c.moe_intermediate, gain),

@@ -139,7 +139,8 @@ def _double_rounding(block: Block) -> Pair:
     side = 1.0 - 2.0 * (draw >> 1 & 1).double()
     offset = torch.tensor(_OFFSETS, dtype=torch.float64, device=block.device)[draw >> 2]
     exact = not _has_residual(block)
-    value = middle * amax / QMAX[fp8] * sign * (1.0 if exact else 1.0 + side * offset)
+    # By a tensor: CUDA multiplies by the reciprocal of a number.
+    value = middle * amax / torch.full_like(amax, QMAX[fp8]) * sign * (1.0 if exact else 1.0 + side * offset)
     value = torch.where(block.cols == walk_column(block), amax, value)
     if block.case.op == ADD:
         value = value * power_of_two(block.cols % 3)

@@ -279,7 +279,7 @@ def _scale(w: Work) -> None:
     c, q = w.contract, constant(w.qmax, w.amax)
     factor = 1.0 / q
     if w.variant.scale != "nearest":
-        exact = w.amax.double() * factor.double() if c.scale_rule == "multiply" else w.amax.double() / w.qmax
+        exact = w.amax.double() * factor.double() if c.scale_rule == "multiply" else w.amax.double() / q.double()
         w.scale = directed(exact, w.variant.scale, w.amax > 0)
     else:
         w.scale = w.amax * factor if c.scale_rule == "multiply" else w.amax / q
