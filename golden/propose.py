@@ -58,7 +58,8 @@ def propose(out: str | Path, *, device: str, kernels: Sequence[str] = (), say: S
         known = dict.fromkeys(m.kernel.name for m in marked if m.kernel)
         for name in kernels:
             if name not in known:
-                raise GoldenError(f"no golden kernel {name!r} on {arch}; known: {', '.join(known)}")
+                own = ": bits of a kernel of one's own are not kept here" if ":" in name else ""
+                raise GoldenError(f"no golden kernel {name!r} on {arch}{own}; known: {', '.join(known)}")
         marked = [m for m in marked if m.kernel and m.kernel.name in kernels]
     elif arch == "cpu":
         marked = [*marked, *marked_truth()]

@@ -203,6 +203,6 @@ def _caveats(records: Sequence[Record]) -> list[str]:
         found.append("The kernel is emulated: nothing here was computed by a kernel that anybody ships.")
     changed = dict.fromkeys(str(r.contract) for r in ran if r.op in OPS and "=" in str(r.contract))
     if changed:
-        found.append(f"No source is known for {_some(list(changed))}: a preset with fields that a name has changed.")
+        found.append(f"No source is known for {_some(list(changed))}: a preset but for the fields that are named.")
     found += [f"{sentence[:1].upper()}{sentence[1:]}." for sentence in judged.never_judged_sentences(ran)]
     return found

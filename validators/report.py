@@ -45,14 +45,24 @@ def failure_report(record: Record) -> str:
     lines += _labelled("check failed", *_clip_list(failed, 3))
     lines += _labelled("explained by", *_clip_list([text for text in record.explanations if text not in failed], 3))
     lines += _labelled("identified", *_clip_list(record.identified, 2))
-    printed = str(record.provenance.get("worker_output") or "").strip().splitlines()
-    lines += _labelled("printed", *printed[-3:])
+    lines += _labelled("printed", *_last_words(str(record.provenance.get("worker_output") or "")))
     if main is None:
         lines += _labelled("strength", strength_sentence([record]))
     lines += _labelled("provenance", *provenance_lines(record))
     # Never clipped: this line is there to be copied.
     lines.append("  " + "reproduce".ljust(_LABEL) + reproduce_line(record))
     return "\n".join(lines)
+
+
+_STACK = "Current thread "
+"""How Python's fault handler begins the calls of the thread that died, the innermost first."""
+
+
+def _last_words(printed: str) -> list[str]:
+    """At most three lines of what a worker printed before it died: where it was, or else the last ones."""
+    lines = printed.strip().splitlines()
+    begin = next((i for i, line in enumerate(lines) if line.startswith(_STACK)), None)
+    return lines[-3:] if begin is None else [line.strip() for line in lines[begin + 1 : begin + 4]]
 
 
 def headline(record: Record) -> str:

@@ -10,6 +10,7 @@ import pytest
 
 from validators.cases import shapes
 from validators.cases.case import Case
+from validators.judged import identified_sentences, never_judged_sentences
 from validators.limits import (
     DECLARED,
     IMPOSSIBLE,
@@ -21,7 +22,7 @@ from validators.limits import (
     is_declared,
     sentences,
 )
-from validators.records import Comparison, Record, Status
+from validators.records import Check, Comparison, Record, Status
 
 ADD, QUANT, GEMM = "add_rmsnorm_quant", "per_token_quant", "ptpc_gemm"
 
@@ -176,3 +177,18 @@ def test_advice_about_other_errors_is_given_once() -> None:
 def test_limits_need_no_torch() -> None:
     code = "import sys; import validators.limits; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_check_that_the_contract_leaves_open_names_the_contract() -> None:
+    open_check = Check("batch invariance", None, "row 0 alone: 3 elements differ", "invariance")
+    records = [dataclasses.replace(record(quant(n)), checks=(open_check,), contract="fp32") for n in (64, 512)]
+    (sentence,) = never_judged_sentences(records)
+    assert sentence.endswith(" by mine.py:fused (contract fp32 does not promise it)")
+
+
+def test_a_contract_that_was_identified_is_said_once_for_each_kernel() -> None:
+    found = [dataclasses.replace(record(quant(n)), contract="eager", contract_from="identified") for n in (64, 512)]
+    assert identified_sentences(found) == [
+        "mine.py:fused declares no contract; its outputs follow eager, which they were judged by"
+    ]
+    assert identified_sentences([dataclasses.replace(r, contract_from="given") for r in found]) == []

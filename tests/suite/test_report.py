@@ -90,6 +90,31 @@ def test_what_a_dying_worker_printed_is_shown() -> None:
     assert text.count("line ") == 3
 
 
+def test_a_stack_is_shown_by_its_innermost_calls() -> None:
+    stack = [f'  File "mine.py", line {i} in call_{i}' for i in range(9)]
+    printed = [
+        "Fatal Python error: Floating point exception",
+        "",
+        "Current thread 0x1 (most recent call first):",
+        *stack,
+    ]
+    printed += ["", "Extension modules: numpy (total: 1)"]
+    text = report.failure_report(
+        record(Status.ERROR, reasons=("died",), provenance={"worker_output": "\n".join(printed)})
+    )
+    assert '  printed       File "mine.py", line 0 in call_0' in text.split("\n")
+    assert "call_2" in text
+    assert not any(words in text for words in ("call_3", "Extension"))
+
+
+def test_two_runs_that_differ_are_in_the_headline_of_a_failure() -> None:
+    unstable = Check("run to run", False, "two runs differ: 1 of 4 elements of scale differ", "determinism")
+    varying = Check("batch invariance", False, "row 0 alone", "invariance")
+    bad = dataclasses.replace(failed(), checks=(unstable, varying), explanations=("batch invariance: row 0 alone",))
+    assert report.headline(bad).endswith("; and two runs differ")
+    assert report.failure_report(bad).count("batch invariance: row 0 alone") == 1
+
+
 def test_report_is_bounded_and_one_record_cannot_break_its_layout() -> None:
     many = tuple(f"reason {i}\x1b[2J\nFAILED fake line" for i in range(50))
     checks = tuple(Check(f"check {i}", False, "x" * 1000) for i in range(50))

@@ -503,6 +503,6 @@ def test_a_case_without_a_row_fills_no_lane_alone() -> None:
 
 
 def test_a_contract_of_changed_fields_is_said_to_have_no_source() -> None:
-    words = "No source is known for eager+amax_floor=10: a preset with fields that a name has changed."
+    words = "No source is known for eager+amax_floor=10: a preset but for the fields that are named."
     assert words in rule(TARGET, SMOKE, ops(contract="eager+amax_floor=10")).facts.caveats
     assert not any("No source" in text for text in rule(TARGET, SMOKE, ops(contract="eager")).facts.caveats)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import multiprocessing
@@ -201,6 +202,21 @@ def test_provenance_names_where_a_record_comes_from(monkeypatch: pytest.MonkeyPa
     assert found["arguments"] == ["run", "--all-available"]
     assert found["gpu"] is None
     assert from_json(to_json(record(provenance=found))).provenance == found
+
+
+def test_kernels_of_ones_own_are_no_changed_sources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A checkout with a file of the suite that changed is dirty; one with a kernel of the user's in it is not."""
+    run = functools.partial(subprocess.run, cwd=tmp_path, check=True, capture_output=True)
+    (tmp_path / "validators").mkdir()
+    (tmp_path / "validators" / "run.py").write_text("")
+    who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for words in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "x"]):
+        run(["git", *words])
+    monkeypatch.setattr(store, "__file__", str(tmp_path / "validators" / "store.py"))
+    (tmp_path / "mine.py").write_text("def f(x): ...")
+    assert store._git()[1] is False
+    (tmp_path / "validators" / "run.py").write_text("changed")
+    assert store._git()[1] is True
 
 
 def test_provenance_without_git(monkeypatch: pytest.MonkeyPatch) -> None:
