@@ -241,14 +241,27 @@ def identified_sentences(records: Sequence[Record]) -> list[str]:
 # ---- checks that nothing was held to
 
 
+_NOT_RUN, _NOTHING = "not judged", "so there is no other"
+"""How ``invariance`` begins the reason of a check that could not be made, and what it says where nothing is to be
+compared; any other detail of a check without a verdict is one that the contract leaves open."""
+
+
+def _says(detail: str) -> int:
+    return 0 if detail.startswith(_NOT_RUN) else 2 if _NOTHING in detail else 1
+
+
 def never_judged(records: Sequence[Record]) -> dict[str, str]:
-    """Checks that were made and judged in no case: name -> why, by the first record that says so."""
+    """Checks that were made and judged in no case: name -> why.
+
+    Of several reasons the first that says the most: a kernel that could not be run again, a contract that leaves the
+    check open, cases that have nothing to compare with.
+    """
     seen: dict[str, str] = {}
     judged: set[str] = set()
     for r in records:
         for check in r.checks if r.lane in LANES else ():
             if check.ok is None:
-                seen.setdefault(check.name, check.detail)
+                seen[check.name] = min(seen.get(check.name, check.detail), check.detail, key=_says)
             else:
                 judged.add(check.name)
     return {name: why for name, why in seen.items() if name not in judged}
@@ -266,10 +279,10 @@ def never_judged_sentences(records: Sequence[Record]) -> list[str]:
         left = never_judged(own)
         if left:
             names = " and ".join(filter(None, [", ".join(list(left)[:-1]), list(left)[-1]]))
-            why = next((text.rstrip(".") for text in left.values() if text.startswith("not judged")), "")
+            why = min(left.values(), key=_says).rstrip(".")
             contracts = list(dict.fromkeys(r.contract for r in own if r.contract))
-            if not why and len(contracts) == 1:
-                why = f"contract {contracts[0]} does not promise it"
+            if _says(why) == 1:
+                why = f"contract {contracts[0]} does not promise it" if len(contracts) == 1 else ""
             verb = "were" if len(left) > 1 else "was"
             found.append(f"{names} {verb} judged in no case of {op} by {kernel}" + (f" ({why})" if why else ""))
     return found

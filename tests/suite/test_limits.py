@@ -184,6 +184,15 @@ def test_a_check_that_the_contract_leaves_open_names_the_contract() -> None:
     records = [dataclasses.replace(record(quant(n)), checks=(open_check,), contract="fp32") for n in (64, 512)]
     (sentence,) = never_judged_sentences(records)
     assert sentence.endswith(" by mine.py:fused (contract fp32 does not promise it)")
+    alone = Check("batch invariance", None, "the case has one row, so there is no other batch", "invariance")
+    one_row = dataclasses.replace(records[0], checks=(alone,))
+    assert never_judged_sentences([one_row, *records]) == [sentence]
+    assert never_judged_sentences([one_row])[0].endswith("(the case has one row, so there is no other batch)")
+    raised = Check("batch invariance", None, "not judged, for row 0 alone: the kernel raised", "invariance")
+    raising = dataclasses.replace(records[0], checks=(raised,))
+    assert never_judged_sentences([one_row, *records, raising])[0].endswith(
+        "(not judged, for row 0 alone: the kernel raised)"
+    )
 
 
 def test_a_contract_that_was_identified_is_said_once_for_each_kernel() -> None:
