@@ -182,7 +182,7 @@ class Strength:
             text += f"; not covered: {', '.join(named)}" + (f" and {more} more" if more else "")
         if self.unmeasured:
             text += (
-                f"; {self.unmeasured} of the {self.passed} cases count for nothing here, because no defect was "
+                f"; {self.unmeasured} of the {self.passed} cases add nothing to this, because no defect was "
                 "measured at a shape like theirs"
             )
         return text

@@ -168,7 +168,7 @@ def test_a_case_like_none_that_was_measured_is_said() -> None:
     far = record(Case(ADD, 3, 8, "gaussian"))
     (found,) = measure([far, *passed(ADD)])
     assert found.unmeasured == 1
-    words = "count for nothing here, because no defect was measured at a shape like theirs"
+    words = "add nothing to this, because no defect was measured at a shape like theirs"
     assert found.sentence().endswith(f"; 1 of the {found.passed} cases {words}")
     assert caught_by([Case(ADD, 3, 8, "gaussian")], TABLE) == frozenset()
 
