@@ -31,6 +31,8 @@ _PAIRS: tuple[tuple[str, int, int, dict[str, Any]], ...] = (
     # Wide rows that are also padded, ragged, or of another weight: a path for wide rows has tails and strides too.
     ("gaussian", 34, 12288, {"layout": "strided"}),
     ("shape_walk", 17, 10250, {}),
+    ("shape_walk", 9, 10251, {}),
+    ("shape_walk", 1, 1002, {}),
 )
 _ADD_PAIRS: tuple[tuple[str, int, int, dict[str, Any]], ...] = (
     ("gaussian", 34, 1024, {"gemma": True, "residual": False}),
@@ -41,6 +43,7 @@ _ADD_PAIRS: tuple[tuple[str, int, int, dict[str, Any]], ...] = (
     ("gaussian_gain", 33, 1002, {"gamma": "fp32"}),
     ("gaussian", 17, shapes.HIDDEN, {"gemma": True}),
     ("gaussian_gain", 34, 12288, {"gamma": "fp32"}),
+    ("gaussian_gain", 1, 1024, {"gamma": "fp32"}),
     ("shape_walk", 33, 1002, {"residual": False, "layout": "3dstrided"}),
 )
 _WIDE_ROWS = 32
@@ -88,6 +91,8 @@ def gemm_default(op: str, recipes: Sequence[str], dtype: str, fp8: str) -> Itera
 
     yield case("shape_walk", 0, 384, shapes.HIDDEN)
     yield from (case(name, 1, 144, 528) for name in recipes)
+    yield case("random_bytes", 1, 144, 528, dtype=OTHER)
+    yield case("gaussian", 1, 144, 528, layout="strided", bias=True)
     yield case("shape_walk", shapes.MANY_ROWS, 16, 16)
     for k in shapes.model_inner():
         yield case("cancelling_integers", 16, 64, k)

@@ -401,7 +401,9 @@ def execute(
             assert out.residual_out is not None
             out_residual = _rows(out.residual_out, "residual_out")
     qmax = contract.qmax(fp8)
-    step = len(x) if stages else max(1, (_CHUNK_ELEMENTS if x.device.type == "cpu" else _GPU_CHUNK_ELEMENTS) // n)
+    step = (
+        max(1, len(x)) if stages else max(1, (_CHUNK_ELEMENTS if x.device.type == "cpu" else _GPU_CHUNK_ELEMENTS) // n)
+    )
     for start in range(0, len(x), step):
         part = slice(start, start + step)
         work = Work(
