@@ -171,7 +171,7 @@ _SHAPE_GUARDS: dict[str, tuple[tuple[str, ...], Callable[[_Shape], bool]]] = {
     "m>65535": (OPS, lambda s: s[0] > 65535),
     "m=1": (OPS, lambda s: s[0] == 1),
     # Only rows whose largest input lies in one vector of 8 columns, at the model's hidden width.
-    "one vector": (("add_rmsnorm_quant", "per_token_quant"), lambda s: s[1] == VECTOR_WIDTH),
+    "one vector": (("add_rmsnorm_quant", "per_token_quant"), lambda s: s[0] > 0 and s[1] == VECTOR_WIDTH),
     "model's decode": (("ptpc_gemm",), lambda s: s[0] == 1 and s[1] >= 1792 and s[2] >= 1536),
     "model's prefill": (("ptpc_gemm",), lambda s: s[0] > 16 and s[1] >= 1792 and s[2] >= 1536),
 }
