@@ -331,7 +331,7 @@ def _identify(parsed: argparse.Namespace) -> int:
         raise UsageError(str(fault)) from None
     for line in result.lines():
         print(line)
-    return 0 if result.admitted else 1
+    return 0 if result.admitted and not result.unstable else 1
 
 
 def _probe(parsed: argparse.Namespace) -> int:

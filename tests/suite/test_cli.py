@@ -252,7 +252,7 @@ def test_identify_prints_and_returns(
     world: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked: dict[str, Any] = {}
-    result = SimpleNamespace(lines=lambda: ["vllm: 0 violations"], admitted=["vllm"])
+    result = SimpleNamespace(lines=lambda: ["vllm: 0 violations"], admitted=["vllm"], unstable="")
 
     def fake(kernel: Kernel, **options: Any) -> SimpleNamespace:
         asked.update(options, name=kernel.name)
@@ -264,7 +264,9 @@ def test_identify_prints_and_returns(
     assert main(["identify", "--op", "add_rmsnorm_quant", "--kernel", "demo/fused", "--rows", "8"]) == 0
     assert capsys.readouterr().out == "vllm: 0 violations\n"
     assert asked == {"name": "demo/fused", "device": "cpu", "rows": 8, "seed": 0, "dtype": "bf16", "fp8": "e4m3fn"}
-    result.admitted = []
+    result.unstable = "1 of 4 elements of scale differ"
+    assert main(["identify", "--kernel", "demo/fused"]) == 1
+    result.unstable, result.admitted = "", []
     assert main(["identify", "--kernel", "demo/fused"]) == 1
 
 
