@@ -206,7 +206,7 @@ def _surveyed(
     """Judge scales and codes of a chunk whose residual is right bit for bit and whose rows are all NORMAL, with what
     one pass saw; False, and nothing judged, where it is not such a chunk."""
     qmax, n, storage = contract.qmax(fp8.name), x.shape[-1], format_of(x.dtype)
-    rules = rules_of(contract, n, qmax, inputs.eps, gemma=inputs.gemma)
+    rules = rules_of(contract, n, qmax, inputs.eps, gemma=inputs.gemma, storage=storage.name)
     table = survey_tables(fp8, contract, qmax, inputs.gemma, x.device)
     seen = survey(x, residual, inputs.weight, codes, stored, scale, table, rules)
     if seen is None:

@@ -32,6 +32,7 @@ from validators.cases.tensors import (
     QuantOutputs,
 )
 from validators.kernels.base import Kernel, find_kernel
+from validators.run import settle
 
 QUANTIZERS = ("vllm/dynamic_per_token_scaled_fp8_quant", "sgl_kernel/sgl_per_token_quant_fp8")
 GEMMS = ("vllm/cutlass_scaled_mm", "sgl_kernel/fp8_scaled_mm")
@@ -203,8 +204,7 @@ def _first_rows(inputs: Inputs, m: int) -> Inputs:
 
 def _settle(device: str) -> None:
     """A GPU's faults come to light here and not at the call."""
-    if device != "cpu":
-        torch.cuda.synchronize()
+    settle(torch.device(device))
 
 
 def _first_line(error: Exception) -> str:

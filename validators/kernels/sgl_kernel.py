@@ -82,6 +82,9 @@ def _scaled_mm(inputs: Inputs, buffers: Outputs) -> GemmOutputs:
 
 
 def _quant_unsupported(case: Case) -> str | None:
+    if case.m == 0:
+        # Measured on an H200 (0.4.5): the call returns, and the next launch of anything raises "invalid argument".
+        return "sgl_per_token_quant_fp8 returns on no rows (m = 0) and leaves a CUDA error behind"
     if case.n % 4:
         return f"sgl_per_token_quant_fp8 wants N in multiples of 4, not N={case.n}"
     if "strided" in case.layout:
