@@ -28,7 +28,7 @@ from validators.cases.tensors import (
     QuantInputs,
     QuantOutputs,
 )
-from validators.compare import compare
+from validators.compare import admits_all, compare
 from validators.invariance import flatten_inputs, flatten_outputs, select_rows, take_rows
 
 Contract = TypeVar("Contract", NormQuantContract, GemmContract)
@@ -85,7 +85,7 @@ def outcome(scenes: Iterable[tuple[Inputs, Outputs]], contract: AnyContract) -> 
 def admits(scenes: Sequence[Scene], contract: AnyContract) -> Outcome | None:
     """The outcome over all rows, or None if the contract does not admit every judged element."""
     for scene in scenes:
-        if outcome([scene.few], contract).violations:
+        if not admits_all(*scene.few, contract):
             return None
     found = outcome([scene.whole for scene in scenes], contract)
     return found if found.judged and not found.violations else None

@@ -20,7 +20,7 @@ from validators.cases.case import Case
 from validators.cases.inputs import build
 from validators.cases.recipes import ADD, QUANT
 from validators.cases.tensors import GemmOutputs, NormQuantOutputs, Outputs, QuantOutputs
-from validators.compare import CompareError, compare, screen_tables
+from validators.compare import CompareError, admits_all, compare, screen_tables
 from validators.integrity import make_buffers
 from validators.kernels import emulated
 from validators.records import Comparison
@@ -70,6 +70,21 @@ def test_the_screen_changes_no_judgement(
         for screened, full in zip(with_screen, resolved, strict=True):
             assert screened.worst_use == full.worst_use or not screened.violations
             assert screened.worst_use_passing <= full.worst_use_passing
+
+
+@pytest.mark.parametrize("op", [ADD, QUANT])
+@pytest.mark.parametrize("followed", ["eager", "vllm", "unfused", "aiter-hip-gfx942"])
+def test_the_question_whether_a_contract_admits_all_is_answered_as_the_comparison_does(op: str, followed: str) -> None:
+    answers = []
+    for recipe in ("gaussian_gain", "zero_rows", "nonfinite"):
+        inputs = build(Case(op, 8, 136, recipe))
+        right = emulated.execute(inputs, None, NORM_QUANT_CONTRACTS[followed])
+        for outputs in (right, damaged(emulated.execute(inputs, None, NORM_QUANT_CONTRACTS[followed]))):
+            for contract in NORM_QUANT_CONTRACTS.values():
+                violations = sum(c.violations for c in compare(inputs, outputs, contract))
+                answers.append(admits_all(inputs, outputs, contract))
+                assert answers[-1] == (violations == 0), (recipe, contract.name)
+    assert {True, False} == set(answers)
 
 
 @pytest.mark.parametrize("op", [ADD, QUANT])
