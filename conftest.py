@@ -18,9 +18,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 if TYPE_CHECKING:
     from validators.cases.case import Case
-    from validators.kernels.base import Kernel
-    from validators.records import Record
-    from validators.store import Sink
+    from validators.kernels.kernel import Kernel
+    from validators.records.record import Record
+    from validators.records.store import Sink
 
 KERNEL_TESTS = "tests/kernels/"
 DEPTHS = ("smoke", "default", "deep")
@@ -75,7 +75,7 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"unknown depth {option.depth!r}; known: {', '.join(DEPTHS)}")
     _check_names(option)
     if option.device:
-        from validators.plan import UsageError, devices
+        from validators.commands.plan import UsageError, devices
 
         try:
             devices(option.device)
@@ -84,7 +84,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if option.kernel or option.contract:
         config.stash[_CASES] = _kernel_cases(config)
     if option.records:
-        from validators.store import Sink, StoreError
+        from validators.records.store import Sink, StoreError
 
         try:
             config.stash[_SINK] = Sink(option.records)
@@ -127,7 +127,7 @@ def _device(config: pytest.Config) -> str:
 
 def _kernels(config: pytest.Config) -> list[tuple[str, Kernel]]:
     """(spec as given, kernel); the same name may serve several ops."""
-    from validators.kernels.base import KernelError, all_kernels, find_kernel
+    from validators.kernels.kernel import KernelError, all_kernels, find_kernel
 
     if not config.option.kernel:
         return [("", kernel) for kernel in all_kernels()]
@@ -148,7 +148,7 @@ def _kernel_cases(config: pytest.Config) -> list[KernelCase]:
     """What tests/kernels runs, in a fixed order that every xdist worker finds alike."""
     from reference.contract import get_contract
     from validators.cases.suite import cases_for
-    from validators.plan import native_fp8
+    from validators.commands.plan import native_fp8
 
     option, device = config.option, _device(config)
     fp8 = option.fp8 or native_fp8(device)
@@ -180,9 +180,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def judge(pytestconfig: pytest.Config) -> Iterator[Judge]:
     """judge(kernel_case) -> Record, written to --records; a user's own kernel runs in a worker process."""
     from validators.isolate import Worker
-    from validators.kernels.base import KernelError
+    from validators.kernels.kernel import KernelError
+    from validators.records.store import StoreError
     from validators.run import validate
-    from validators.store import StoreError
 
     workers: dict[tuple[str, str], Worker] = {}
     contract, device = pytestconfig.option.contract, _device(pytestconfig)

@@ -4,7 +4,7 @@ INCONCLUSIVE, 2 for anything that is no verdict, with one sentence, 130 for an i
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from validators.interrupt import quiet
+    from validators.process.interrupt import quiet
 
     quiet("evals")
 
@@ -15,15 +15,15 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from evals.errors import EvalError
-from validators.command import guarded
-from validators.supervise import supervised
+from validators.commands.cli import guarded
+from validators.process.supervise import supervised
 
 COMMANDS = {
-    "gsm8k run": ("evals.runner", "ask an OpenAI-compatible server the questions, resumably"),
-    "gsm8k compare": ("evals.compare", "the verdict on two runs, or on two totals"),
-    "import": ("evals.import_command", "another harness's samples as a run"),
-    "parity": ("evals.embedded", "the embedded model on two kernels: run both arms and judge"),
-    "tokens": ("evals.token_command", "gold solutions through a model on several kernels, token by token"),
+    "gsm8k run": ("evals.gsm8k.runner", "ask an OpenAI-compatible server the questions, resumably"),
+    "gsm8k compare": ("evals.commands.compare", "the verdict on two runs, or on two totals"),
+    "import": ("evals.commands.importing", "another harness's samples as a run"),
+    "parity": ("evals.commands.parity", "the embedded model on two kernels: run both arms and judge"),
+    "tokens": ("evals.commands.tokens", "gold solutions through a model on several kernels, token by token"),
 }
 IN_PROCESS = ("parity", "tokens")
 """Commands that call kernels in their own process; they run in a child that is watched."""
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _speaks(error: Exception) -> bool:
-    from validators.store import StoreError
+    from validators.records.store import StoreError
 
     return isinstance(error, EvalError | StoreError)
 

@@ -8,7 +8,7 @@ Bad input is one sentence on stderr, never a traceback.
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from validators.interrupt import quiet
+    from validators.process.interrupt import quiet
 
     quiet("golden")
 
@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from golden.store import GoldenError
-from validators.command import guarded, say
-from validators.files import append_whole, check_file
-from validators.store import Sink, StoreError, provenance
-from validators.supervise import supervised
+from validators.commands.cli import guarded, say
+from validators.process.supervise import supervised
+from validators.records.files import append_whole, check_file
+from validators.records.store import Sink, StoreError, provenance
 
 _STORE = Path(__file__).resolve().parent / "data"
 IN_PROCESS = ("check", "propose")

@@ -10,12 +10,12 @@ from pathlib import Path
 from golden import kernel, sets, truth
 from golden.outcome import Outcome, State
 from golden.store import GoldenError, Row, Store, Tensor, read
+from validators.arch import ArchError, architecture
 from validators.cases.case import Case, CaseError
 from validators.cases.inputs import build, digest
 from validators.cases.recipes import reasons_impossible
-from validators.kernels.arch import ArchError, architecture
-from validators.records import Check, Record, Status
-from validators.store import provenance
+from validators.records.record import Check, Record, Status
+from validators.records.store import provenance
 
 DATA = Path(__file__).resolve().parent / "data"
 """The repository's own store."""

@@ -14,16 +14,17 @@ from golden.sets import elsewhere
 from golden.store import GoldenError, Row, Tensor
 from golden.tensors import Drift, drift_of, from_stored, stored_outputs
 from reference.contract import GemmContract, NormQuantContract, get_contract
+from validators import arch
 from validators.cases.case import Case
 from validators.cases.inputs import build, digest
 from validators.cases.tensors import GemmOutputs, NormQuantOutputs, Outputs, QuantOutputs
-from validators.kernels import arch, base
-from validators.kernels.base import Kernel
-from validators.records import Check, Comparison, Record
-from validators.records import Status as Verdict
+from validators.judge.verdict import decide, strength
+from validators.kernels import kernel as base
+from validators.kernels.kernel import Kernel
+from validators.records.record import Check, Comparison, Record
+from validators.records.record import Status as Verdict
+from validators.records.store import provenance
 from validators.run import Claim, KernelFault, judge, run_kernel
-from validators.store import provenance
-from validators.verdict import decide, strength
 
 LANE = "goldens"
 """Lane of a golden's record: it says that bits are as accepted, and cannot stand for a case of the suite's lanes."""

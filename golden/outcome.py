@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from golden.tensors import Drift
-    from validators.records import Record
+    from validators.records.record import Record
 
 
 class State(str, Enum):

@@ -21,13 +21,13 @@ from golden.sets import Marked, isa_of, library_of, marked_kernels, marked_truth
 from golden.store import MANIFEST, GoldenError, Row, Tensor, read
 from golden.tensors import from_stored, sample
 from reference.contract import get_contract
+from validators.arch import ArchError, architecture
 from validators.cases.case import Case
 from validators.cases.inputs import build, digest
-from validators.files import check_folder
-from validators.kernels.arch import ArchError, architecture
-from validators.records import Status as Verdict
+from validators.records.files import check_folder
+from validators.records.record import Status as Verdict
+from validators.records.store import provenance
 from validators.run import KernelFault
-from validators.store import provenance
 
 Say = Callable[[str], None]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from golden.outcome import Outcome, State, exit_code
 from golden.store import Row
-from validators.files import append_whole
+from validators.records.files import append_whole
 
 _COLUMNS = tuple(State)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from validators.kernels.base import Kernel
+    from validators.kernels.kernel import Kernel
 
 CPU = "cpu"
 CPU_KERNELS = (
@@ -115,7 +115,7 @@ def kernel_cases(op: str, fp8: str) -> list[str]:
 
 def format_for(kernel: str, arch: str) -> str:
     """FP8 format that a kernel is recorded in: the architecture's own; an emulated one's is what it stands for."""
-    from validators.kernels.arch import native_fp8
+    from validators.arch import native_fp8
 
     return native_fp8("gfx942" if kernel == "emulated/aiter-hip-gfx942" else arch)
 
@@ -126,7 +126,7 @@ def marked_kernels(arch: str, recorded: set[tuple[str, str]] | None = None) -> l
     Cases that a kernel does not offer are left out.
     """
     from validators.cases.case import Case
-    from validators.kernels.base import all_kernels
+    from validators.kernels.kernel import all_kernels
 
     found = []
     for kernel in all_kernels():

@@ -11,7 +11,7 @@ import torch
 from golden.store import GoldenError, Output, Tensor
 from reference.formats import FORMATS, bytes_of, decode, format_of, key_of, order_key
 from validators.cases.tensors import Outputs
-from validators.tally import STEP_LIMIT, where_in_words
+from validators.judge.tally import STEP_LIMIT, where_in_words
 
 WHOLE_BYTES = 2**16
 """Larger outputs are stored as ``SAMPLED_ROWS`` rows beside the digest of the whole."""

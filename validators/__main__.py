@@ -8,7 +8,7 @@ where nothing failed; 130 interrupted. Bad input is one sentence on stderr, neve
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from validators.interrupt import quiet
+    from validators.process.interrupt import quiet
 
     quiet("validators")
 
@@ -20,12 +20,10 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NoReturn
 
-from validators import judged, limits, machine, report, signoff, signoff_command, store, trace
-from validators.claims import ClaimError
-from validators.command import guarded, say
-from validators.depths import DepthError
-from validators.files import check_file, new_folder, write_whole
-from validators.plan import (
+from validators.commands import machine
+from validators.commands import signoff as signoff_command
+from validators.commands.cli import guarded, say
+from validators.commands.plan import (
     Planned,
     UsageError,
     cases_of,
@@ -36,9 +34,17 @@ from validators.plan import (
     one_kernel,
     ops,
 )
-from validators.records import Record, Status
-from validators.supervise import supervised
-from validators.trace_names import TraceError
+from validators.process.supervise import supervised
+from validators.records import store
+from validators.records import text as report
+from validators.records.files import check_file, new_folder, write_whole
+from validators.records.record import Record, Status
+from validators.signoff import decision as signoff
+from validators.signoff import judged, limits
+from validators.signoff.claims import ClaimError
+from validators.signoff.depths import DepthError
+from validators.trace import judge as trace
+from validators.trace.names import TraceError
 
 MOST_REPORTS = 20
 IN_PROCESS = ("identify", "probe", "explain", "layers")
@@ -64,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(arguments: list[str]) -> int:
     if arguments[:1] == ["layers"]:
         # Imports torch, which report and signoff do without.
-        from validators import layers
+        from validators.layers import build as layers
 
         return layers.main(arguments[1:])
     parsed = _parser().parse_args(arguments)
@@ -78,10 +84,10 @@ def _speaks(error: Exception) -> bool:
     if isinstance(error, UsageError | store.StoreError | signoff.SignoffError | TraceError | ClaimError | DepthError):
         return True
     # Asked late: these classes need torch.
+    from validators.arch import ArchError
     from validators.cases.case import CaseError
-    from validators.element import ElementError
-    from validators.kernels.arch import ArchError
-    from validators.kernels.base import KernelError
+    from validators.explain.element import ElementError
+    from validators.kernels.kernel import KernelError
     from validators.run import KernelFault
 
     return isinstance(error, CaseError | ElementError | KernelError | KernelFault | ArchError)
@@ -191,7 +197,7 @@ def _list(parsed: argparse.Namespace) -> int:
 
 
 def _list_kernels(parsed: argparse.Namespace) -> Iterator[str]:
-    from validators.kernels.base import all_kernels
+    from validators.kernels.kernel import all_kernels
 
     for kernel in all_kernels():
         if parsed.op in (None, kernel.op):
@@ -210,7 +216,7 @@ def _list_cases(parsed: argparse.Namespace) -> Iterator[str]:
 
 
 def _list_contracts(parsed: argparse.Namespace) -> Iterator[str]:
-    from validators.contracts_page import brief
+    from validators.commands.contracts import brief
 
     for op in [parsed.op] if parsed.op else ops():
         yield from brief(op)
@@ -254,7 +260,7 @@ def _run(parsed: argparse.Namespace) -> int:
 
 
 def _defects_covered(records: Sequence[Record]) -> list[str]:
-    from validators import strength
+    from validators.signoff import strength
 
     try:
         return strength.sentences(records)
@@ -316,7 +322,7 @@ class _Progress:
 
 
 def _identify(parsed: argparse.Namespace) -> int:
-    from validators.identify import identify
+    from validators.explain.identify import identify
     from validators.run import KernelFault
 
     check_options(parsed)
@@ -335,7 +341,7 @@ def _identify(parsed: argparse.Namespace) -> int:
 
 
 def _probe(parsed: argparse.Namespace) -> int:
-    from validators import probe
+    from validators.explain import probe
 
     parsed.dtype, parsed.case = None, []
     check_options(parsed)
@@ -367,7 +373,7 @@ def _add_explain_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _explain(parsed: argparse.Namespace) -> int:
-    from validators.element import command
+    from validators.explain.element import command
 
     return command(parsed)
 

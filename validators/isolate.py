@@ -23,11 +23,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from validators import doing
 from validators.cases.case import Case
-from validators.command import say
-from validators.kernels.base import KernelError, find_kernel
-from validators.records import Record, Status
+from validators.commands.cli import say
+from validators.kernels.kernel import KernelError, find_kernel
+from validators.process import doing
+from validators.records.record import Record, Status
 
 LOAD_LIMIT_S = 1800.0
 """Time for a worker to import torch and load its kernel; a library may compile when it is imported."""
@@ -51,7 +51,7 @@ def run_isolated(
 ) -> Iterator[Record]:
     """One record a case, in the cases' order, from ``validators.run.validate`` in a worker process.
 
-    kernel_name, op: as for ``validators.kernels.base.find_kernel``. A case that takes longer than ``time_limit_s``
+    kernel_name, op: as for ``validators.kernels.kernel.find_kernel``. A case that takes longer than ``time_limit_s``
     seconds, or that kills the worker, gives a record with status ERROR and the next case starts in a new worker.
     Raises KernelError if the kernel cannot be loaded. The worker is killed when the generator is closed.
     """
@@ -297,8 +297,11 @@ def _serve(descriptor: int, words: int) -> None:
             "emulated": kernel.emulated,
             "fake": kernel.fake,
             "compiles": kernel.compiles,
-            "arch": importlib.import_module("validators.kernels.arch").architecture(device),
-            "provenance": {**importlib.import_module("validators.store").provenance(device), **kernel.identity()},
+            "arch": importlib.import_module("validators.arch").architecture(device),
+            "provenance": {
+                **importlib.import_module("validators.records.store").provenance(device),
+                **kernel.identity(),
+            },
         }
     except KernelError as error:
         pipe.send(("unloadable", str(error)))

@@ -14,24 +14,24 @@ from typing import TYPE_CHECKING
 import torch
 
 from reference.contract import GemmContract, NormQuantContract, get_contract
-from validators import integrity, invariance
-from validators.accumulate import accumulate_on
+from validators.calls import integrity, invariance
 from validators.cases.case import Case
 from validators.cases.inputs import build
+from validators.cases.memory import beyond_memory
 from validators.cases.recipes import lane_of, reasons_impossible
 from validators.cases.tensors import GemmInputs, GemmOutputs, Inputs, Outputs
-from validators.compare import compare, open_rows
-from validators.compare_gemm import judge_gemm
-from validators.kernels.base import Kernel, KernelError
-from validators.limits import DECLARED, IMPOSSIBLE, MACHINE, how_to_declare
-from validators.memory import beyond_memory
-from validators.records import Check, Comparison, Record, Status
-from validators.statistics import FALSE_ALARM, BiasResult
-from validators.survey import survey_on
-from validators.verdict import decide, strength
+from validators.judge.compare import compare, open_rows
+from validators.judge.gemm import judge_gemm
+from validators.judge.gpu.accumulate import accumulate_on
+from validators.judge.gpu.survey import survey_on
+from validators.judge.statistics import FALSE_ALARM, BiasResult
+from validators.judge.verdict import decide, strength
+from validators.kernels.kernel import Kernel, KernelError
+from validators.records.record import Check, Comparison, Record, Status
+from validators.signoff.limits import DECLARED, IMPOSSIBLE, MACHINE, how_to_declare
 
 if TYPE_CHECKING:
-    from validators.identify import IdentifyResult
+    from validators.explain.identify import IdentifyResult
 
 INVARIANCE_ELEMENTS = 2**22
 """Batch invariance calls the kernel six more times; on larger cases the smaller ones of the same lane speak for it."""
@@ -103,7 +103,7 @@ def validate(kernel: Kernel, case: Case, *, contract: str | None = None, device:
         reasons = (f"the outputs fit no contract of the closed list; nearest is {judged_by.name}", *reasons)
     explanations: tuple[str, ...] = ()
     if status is Status.FAILED:
-        from validators.explanation import diagnose
+        from validators.explain.explanation import diagnose
 
         explanations, near = diagnose(claim.inputs, claim.outputs, judged_by, comparisons, checks)
         if near and chosen is not None:
@@ -127,7 +127,7 @@ def choose_contract(
         return get_contract(kernel.op, str(given)), "given", ()
     if given is None and kernel.contract is not None:
         return get_contract(kernel.op, kernel.contract), "declared", ()
-    from validators.identify import identify
+    from validators.explain.identify import identify
 
     # Once a process and type: identification calls the kernel on cases of its own and judges every preset.
     key = _identity(kernel, case, device)
@@ -287,8 +287,8 @@ class _Frame:
         limit: str = "",
         **fields: object,
     ) -> Record:
-        from validators.kernels.arch import architecture
-        from validators.store import provenance
+        from validators.arch import architecture
+        from validators.records.store import provenance
 
         kernel, case = self.kernel, self.case
         flags = "" if origin == "declared" else f" --contract {contract or 'identify'}"

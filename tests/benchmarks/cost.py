@@ -21,11 +21,11 @@ from validators.cases.case import Case
 from validators.cases.inputs import build
 from validators.cases.recipes import ADD
 from validators.cases.tensors import NormQuantInputs, NormQuantOutputs
-from validators.compare import compare
+from validators.judge.compare import compare
+from validators.judge.gpu.survey import survey_on
 from validators.kernels import emulated
-from validators.kernels.base import Kernel
+from validators.kernels.kernel import Kernel
 from validators.run import validate
-from validators.survey import survey_on
 
 SHAPE = (4096, 5120)
 

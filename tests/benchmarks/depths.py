@@ -1,6 +1,6 @@
 """The cases of each depth as a table that a sign-off can read without torch.
 
-``python -m tests.benchmarks.depths --write`` writes ``validators/data/depths.json``: op -> depth -> lane -> the ids of
+``python -m tests.benchmarks.depths --write`` writes ``validators/signoff/data/depths.json``: op -> depth -> lane -> the ids of
 its bf16 cases. ``{fp8}`` stands for the format of the machine and ``{other}`` for the one it does not have.
 """
 
@@ -13,7 +13,7 @@ from validators.cases.case import FP8_FORMATS
 from validators.cases.recipes import lane_of
 from validators.cases.suite import DEPTHS, cases_for
 from validators.cases.tensors import OPS
-from validators.depths import SCHEMA, TABLE
+from validators.signoff.depths import SCHEMA, TABLE
 
 
 def table(native: str = "e4m3fn") -> dict[str, object]:

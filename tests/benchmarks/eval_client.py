@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from evals import store
+from evals.gsm8k import store
 
 ROOT = Path(__file__).resolve().parents[2]
 FLOOR = 200.0
@@ -45,7 +45,7 @@ def measure(questions: int, concurrency: int, folder: Path) -> tuple[float, floa
     with data.open("w") as out:
         for i in range(questions):
             out.write(json.dumps({"question": f"How much is {i}?", "answer": f"It is.\n#### {i}"}) + "\n")
-    serve = [sys.executable, "-m", "tests.evals.server"]
+    serve = [sys.executable, "-m", "tests.support.eval_server"]
     server = subprocess.Popen(serve, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     run = folder / "run"

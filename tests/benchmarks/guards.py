@@ -23,7 +23,7 @@ import torch
 
 from tests import zoo
 from tests.benchmarks.power import CAUGHT
-from validators import integrity
+from validators.calls import integrity
 from validators.cases.case import Case
 from validators.cases.inputs import build
 from validators.run import validate

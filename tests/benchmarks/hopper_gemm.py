@@ -18,10 +18,10 @@ import torch
 
 from reference.contract import GEMM_CONTRACTS
 from reference.formats import E4M3FN
-from validators.accumulate import checked_fast
 from validators.cases.case import Case
 from validators.cases.inputs import build
 from validators.cases.tensors import GemmInputs
+from validators.judge.gpu.accumulate import checked_fast
 
 SHAPES = {  # name: (N, K), kernels.md section 3
     "qkv": (14336, 5120),

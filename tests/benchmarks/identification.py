@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reference.contract import NORM_QUANT_CONTRACTS
-from tests.variants import legitimate_variants
+from tests.support.variants import legitimate_variants
 from validators.cases.recipes import ADD
-from validators.identify import IdentifyResult, identify
+from validators.explain.identify import IdentifyResult, identify
 from validators.kernels import emulated
-from validators.kernels.base import Kernel
+from validators.kernels.kernel import Kernel
 
 CONTRACTS = ("aiter-hip-gfx942", "aiter-hip-gfx950", "aiter-triton", "vllm", "unfused")
 ROWS = 64

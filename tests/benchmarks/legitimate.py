@@ -1,7 +1,7 @@
 """False alarms: every legitimate execution of every contract must be admitted, over as many elements as asked for.
 
 ``python -m tests.benchmarks.legitimate --elements 1e8`` draws inputs (recipe, shape, types, seed in turn), runs every
-(contract, variant) pair of ``tests.variants``, every variant of the emulated GEMMs and the kernels that torch itself
+(contract, variant) pair of ``tests.support.variants``, every variant of the emulated GEMMs and the kernels that torch itself
 brings on them, and counts violations. The elements counted are judged codes and GEMM outputs.
 """
 
@@ -19,14 +19,14 @@ from pathlib import Path
 import torch
 
 from reference.contract import GEMM_CONTRACTS, NORM_QUANT_CONTRACTS, GemmContract, NormQuantContract
-from tests.variants import legitimate_variants
+from tests.support.variants import legitimate_variants
 from validators.cases.case import DTYPES, FP8_FORMATS, Case
 from validators.cases.inputs import build
 from validators.cases.recipes import ADD, GEMM, QUANT, reasons_impossible, recipe_names
 from validators.cases.tensors import Inputs, Outputs
-from validators.compare import compare
+from validators.judge.compare import compare
 from validators.kernels import emulated, emulated_gemm
-from validators.kernels.base import all_kernels
+from validators.kernels.kernel import all_kernels
 
 # Rows x columns: model width, the widest, both sides of a vector and of a block, one column more than a block.
 NORM_SHAPES = ((8, 5120), (33, 769), (64, 512), (4, 8192), (20, 1002), (1, 2048), (72, 264), (7, 4104))

@@ -14,11 +14,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from evals import embedded, logit_gates
-from evals.arms import make_arm
-from evals.parity import Verdict, find_policy
-from evals.policy import verdict_of
-from evals.tokens import gates as token_gates
+from evals.commands import parity as embedded
+from evals.model.arms import make_arm
+from evals.stats import logit_gates
+from evals.stats.parity import Verdict, find_policy
+from evals.stats.policy import verdict_of
+from evals.stats.tokens import gates as token_gates
 from tests.evals.defects import DEFECTS, arm
 
 

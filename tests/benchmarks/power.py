@@ -19,7 +19,7 @@ from tests import zoo
 from validators.cases.case import FP8_FORMATS, LANES, Case
 from validators.cases.recipes import lane_of
 from validators.cases.suite import DEPTHS, cases_for
-from validators.records import Record, Status
+from validators.records.record import Record, Status
 from validators.run import validate
 
 CAUGHT = (Status.FAILED, Status.NONDETERMINISTIC)

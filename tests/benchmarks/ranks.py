@@ -35,7 +35,7 @@ def run(command: Sequence[str], seconds: float, threads: str = "1") -> str:
 
 def digests(directory: Path) -> Mapping[str, Any]:
     """What the walk recorded: provenance of its trajectory."""
-    from validators import store
+    from validators.records import store
 
     return store.load(directory)[-1].provenance
 

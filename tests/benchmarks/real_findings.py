@@ -31,7 +31,7 @@ from validators.cases.tensors import (
     QuantInputs,
     QuantOutputs,
 )
-from validators.kernels.base import Kernel, find_kernel
+from validators.kernels.kernel import Kernel, find_kernel
 from validators.run import settle
 
 QUANTIZERS = ("vllm/dynamic_per_token_scaled_fp8_quant", "sgl_kernel/sgl_per_token_quant_fp8")

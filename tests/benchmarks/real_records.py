@@ -26,8 +26,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from validators.records import Record, Status
-from validators.store import load
+from validators.records.record import Record, Status
+from validators.records.store import load
 
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = ROOT / "docs" / "records"

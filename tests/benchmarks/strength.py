@@ -1,7 +1,7 @@
 """The table behind the strength sentence: which defects of the zoo each representative case catches.
 
 ``python -m tests.benchmarks.strength --write`` runs every defect on every case of ``representatives`` and writes
-``validators/data/strength.json``; ``--op`` and ``--recipe`` measure a part and print it. The cases are those of the
+``validators/signoff/data/strength.json``; ``--op`` and ``--recipe`` measure a part and print it. The cases are those of the
 smoke suite in both FP8 formats, their recipes once more at a shape without ragged ends, and the options of the default
 suite at that small size: what a case of the default or deep suite is at least worth.
 """
@@ -17,14 +17,14 @@ from collections.abc import Iterable, Sequence
 from reference.contract import get_contract
 from tests import zoo
 from tests.benchmarks.power import CAUGHT
-from validators import invariance
+from validators.calls import invariance
 from validators.cases.case import FP8_FORMATS, Case
 from validators.cases.recipes import reasons_impossible
 from validators.cases.suite import cases_for
 from validators.cases.tensors import OPS
+from validators.judge.verdict import decide
 from validators.run import KernelFault, judge, run_kernel
-from validators.strength import SCHEMA, TABLE
-from validators.verdict import decide
+from validators.signoff.strength import SCHEMA, TABLE
 
 LARGE_GRID = 512
 """Outputs larger than this on both sides are measured as they are: a defect of large grids shows nowhere else."""

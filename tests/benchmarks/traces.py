@@ -21,10 +21,12 @@ from torch import Tensor
 
 from reference import glm4_moe as glm
 from reference.glm4_moe import Config, Layer, Mlp
-from validators import layers, layers_presets, trace
-from validators.layers_path import Path, stored
-from validators.trace_file import load
-from validators.trace_names import TraceError
+from validators.layers import build as layers
+from validators.layers import presets as layers_presets
+from validators.layers.path import Path, stored
+from validators.trace import judge as trace
+from validators.trace.file import load
+from validators.trace.names import TraceError
 
 STEPS = 2
 FALLS_BACK = 1

@@ -18,12 +18,12 @@ from golden.propose import accept, propose
 from golden.store import GoldenError, Row, Store, read
 from golden.tensors import WHOLE_BYTES, drift_of, rows_of, sample
 from reference.contract import NORM_QUANT_CONTRACTS
-from tests.variants import legitimate_variants
+from tests.support.variants import legitimate_variants
 from tests.zoo import emulated
 from validators.cases.tensors import Inputs, NormQuantOutputs, Outputs, QuantOutputs
-from validators.kernels import base
-from validators.kernels.base import Kernel
-from validators.records import Status
+from validators.kernels import kernel as base
+from validators.kernels.kernel import Kernel
+from validators.records.record import Status
 
 NAME = "emulated/aiter-triton"
 CONTRACT = NORM_QUANT_CONTRACTS["aiter-triton"]

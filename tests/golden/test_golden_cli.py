@@ -18,9 +18,9 @@ from golden.commit import Entry, commit
 from golden.outcome import Outcome, State
 from golden.report import details, headline, markdown, table
 from golden.store import MANIFEST, Row, encode_manifest, read
-from tests.golden.made import entry, made
-from validators.records import Status
-from validators.store import load as load_records
+from tests.support.golden_made import entry, made
+from validators.records.record import Status
+from validators.records.store import load as load_records
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKENS = "per_token_quant-m24-n528-bf16-e4m3fn-gaussian-s0@emulated/aiter-triton@cpu"

@@ -16,7 +16,7 @@ import pytest
 import golden.store
 from golden.commit import commit
 from golden.store import MANIFEST, TEMPORARY, GoldenError, locked, read
-from tests.golden.made import NEW, entry, made
+from tests.support.golden_made import NEW, entry, made
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -84,7 +84,7 @@ def test_a_process_killed_for_good_leaves_the_old_goldens(tmp_path: Path, n: int
 import os, signal
 from pathlib import Path
 from golden.commit import commit
-from tests.golden.made import NEW
+from tests.support.golden_made import NEW
 replace, calls = os.replace, iter(range(100))
 def killed(*args):
     if next(calls) == {n}:
@@ -156,7 +156,7 @@ def test_two_processes_that_accept_at_once_lose_nothing(tmp_path: Path) -> None:
     code = """
 from pathlib import Path
 from golden.commit import commit
-from tests.golden.made import entry
+from tests.support.golden_made import entry
 for seed in range(15):
     commit(Path({root!r}), [entry(f"per_token_quant-m2-n16-bf16-e4m3fn-gaussian-s{{seed}}", kernel={kernel!r})])
 """
@@ -175,7 +175,7 @@ def test_a_reader_never_sees_a_store_between_two_states(tmp_path: Path) -> None:
     code = f"""
 from pathlib import Path
 from golden.commit import commit
-from tests.golden.made import CASES, entry
+from tests.support.golden_made import CASES, entry
 for fill in range(40):
     commit(Path({str(tmp_path)!r}), [entry(case, fill=fill) for case in CASES])
 """

@@ -22,7 +22,7 @@ from golden.store import (
     encode_manifest,
     read,
 )
-from tests.golden.made import CASES, entry, made
+from tests.support.golden_made import CASES, entry, made
 
 
 @pytest.fixture

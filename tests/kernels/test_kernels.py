@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from validators.records import Status
-from validators.report import failure_report
+from validators.records.record import Status
+from validators.records.text import failure_report
 
 if TYPE_CHECKING:
     from conftest import Judge, KernelCase

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, fields
 from typing import Literal, cast
 
-from validators.cases.ops import OPS
+from validators.words import OPS
 
 LANES = ("exact", "random", "adversarial", "special", "shapes", "model")
 DTYPES = ("bf16", "fp16")

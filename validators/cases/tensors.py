@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from validators.cases.ops import OPS as OPS
+from validators.words import OPS as OPS
 
 
 @dataclass(frozen=True)

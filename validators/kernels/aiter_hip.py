@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from validators import arch, toolchain
 from validators.cases.case import Case
 from validators.cases.tensors import (
     GemmInputs,
@@ -30,8 +31,7 @@ from validators.cases.tensors import (
     QuantInputs,
     QuantOutputs,
 )
-from validators.kernels import arch, toolchain
-from validators.kernels.base import Kernel, KernelError
+from validators.kernels.kernel import Kernel, KernelError
 
 # add_rmsnorm_quant_kernel has no instance for wider rows; its loads and stores move pairs of elements.
 _WIDEST = 8192

@@ -27,10 +27,10 @@ from typing import Any
 
 import torch
 
+from validators import arch, toolchain
 from validators.cases.case import Case
 from validators.cases.tensors import Inputs, NormQuantInputs, NormQuantOutputs, Outputs
-from validators.kernels import arch, toolchain
-from validators.kernels.base import Kernel, KernelError
+from validators.kernels.kernel import Kernel, KernelError
 
 PATH_VARIABLE = "AITER_TRITON_PATH"
 _WITH_RESIDUAL = "_quant_fused_add_rmsnorm_kernel"

@@ -12,10 +12,10 @@ import importlib.util
 
 import torch
 
+from validators import arch
 from validators.cases.case import Case
 from validators.cases.tensors import Inputs, Outputs, QuantInputs, QuantOutputs
-from validators.kernels import arch
-from validators.kernels.base import Kernel
+from validators.kernels.kernel import Kernel
 
 
 def _unavailable(device: str) -> str | None:

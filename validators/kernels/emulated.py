@@ -2,7 +2,7 @@
 
 They stand in for hardware on a machine that has none, and they are the clean kernels from which the
 zoo of defects is made. Their bits depend on no machine: every operation is a comparison, an integer operation, or one
-that IEEE 754 rounds in one way only, and sums run in an order of their own (``tests/suite/test_primitives.py``).
+that IEEE 754 rounds in one way only, and sums run in an order of their own (``tests/suite/reference/test_primitives.py``).
 Nothing here is shared with the float64 reference but the contract itself: the roundings, the FP8 encoder and the order
 of every operation are written a second time, so that one mistake cannot hide in both paths.
 
@@ -22,7 +22,6 @@ from torch import Tensor
 
 from reference.contract import NORM_QUANT_CONTRACTS, NormQuantContract
 from validators.cases.tensors import Inputs, NormQuantInputs, NormQuantOutputs, Outputs, QuantInputs, QuantOutputs
-from validators.kernels.base import Kernel
 from validators.kernels.emulated_rounding import (
     MIN_NORMAL,
     constant,
@@ -33,6 +32,7 @@ from validators.kernels.emulated_rounding import (
     square_root,
     truncate_to,
 )
+from validators.kernels.kernel import Kernel
 
 FP8_NAMES = {torch.float8_e4m3fn: "e4m3fn", torch.float8_e4m3fnuz: "e4m3fnuz"}
 # A chunk's fp32 temporaries stay in the second-level cache of a core. A GPU wants few and large launches: a 135M model

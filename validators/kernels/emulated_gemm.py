@@ -16,9 +16,9 @@ from torch import Tensor
 
 from reference.contract import GEMM_CONTRACTS, GemmContract
 from validators.cases.tensors import GemmInputs, GemmOutputs, Inputs, Outputs
-from validators.kernels.base import Kernel
 from validators.kernels.emulated import FP8_NAMES, EmulatedError, versions
 from validators.kernels.emulated_rounding import round_to
+from validators.kernels.kernel import Kernel
 
 UNIT_GROUP = 32
 # Output elements of a tile: bounds the float64 accumulators and the decoded weight slice.

@@ -28,7 +28,7 @@ from pathlib import Path
 
 import torch
 
-from validators.kernels import arch
+from validators import arch
 
 _SHARED_OBJECT = b"\x7fELF"
 
@@ -211,7 +211,7 @@ def _search(path: str, changed: int, pattern: bytes) -> bytes | None:
 
 @functools.cache
 def _description(path: str, size: int, changed: int) -> str:
-    """``sha256 0123456789abcdef, built with CUDA 13``, and what it was slimmed from (validators/wheel.py)."""
+    """``sha256 0123456789abcdef, built with CUDA 13``, and what it was slimmed from (validators/commands/wheel.py)."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):

@@ -33,6 +33,7 @@ from typing import Any, cast
 
 import torch
 
+from validators import arch
 from validators.cases.case import Case
 from validators.cases.tensors import (
     Inputs,
@@ -42,8 +43,7 @@ from validators.cases.tensors import (
     QuantInputs,
     QuantOutputs,
 )
-from validators.kernels import arch
-from validators.kernels.base import Kernel
+from validators.kernels.kernel import Kernel
 
 _AMAX_FLOOR = 1e-12
 _STRICT_CASTS = "emulate_precision_casts"

@@ -32,6 +32,7 @@ from typing import Any
 import torch
 
 from reference.contract import get_contract
+from validators import arch
 from validators.cases.case import Case
 from validators.cases.tensors import (
     GemmInputs,
@@ -43,8 +44,8 @@ from validators.cases.tensors import (
     QuantInputs,
     QuantOutputs,
 )
-from validators.kernels import arch, source
-from validators.kernels.base import Kernel, KernelError
+from validators.kernels import source
+from validators.kernels.kernel import Kernel, KernelError
 from validators.kernels.plugin_words import COPY_RESIDUAL, clipped, in_residual, result_words, what_to_wrap
 
 DEFAULT_SUPPORTS: dict[str, bool] = {

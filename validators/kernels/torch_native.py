@@ -10,6 +10,7 @@ import functools
 
 import torch
 
+from validators import arch
 from validators.cases.case import Case
 from validators.cases.tensors import (
     GemmInputs,
@@ -21,8 +22,7 @@ from validators.cases.tensors import (
     QuantInputs,
     QuantOutputs,
 )
-from validators.kernels import arch
-from validators.kernels.base import Kernel
+from validators.kernels.kernel import Kernel
 
 # CUDA and HIP rowwise GEMMs load 16 bytes at a time; torch refuses other sizes.
 _GPU_ALIGNMENT = 16

@@ -10,9 +10,9 @@ from __future__ import annotations
 import functools
 import importlib.util
 
+from validators import arch
 from validators.cases.tensors import Inputs, Outputs, QuantInputs, QuantOutputs
-from validators.kernels import arch
-from validators.kernels.base import Kernel
+from validators.kernels.kernel import Kernel
 
 
 def _unavailable(device: str) -> str | None:

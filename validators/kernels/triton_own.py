@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
+from validators import arch
 from validators.cases.case import Case
 from validators.cases.tensors import Inputs, NormQuantInputs, NormQuantOutputs, Outputs
-from validators.kernels import arch
-from validators.kernels.base import Kernel
+from validators.kernels.kernel import Kernel
 
 # 8 warps of 32 threads hold 128 elements each: as many as the contract's reduction allows in sequence.
 _WIDEST = 32768

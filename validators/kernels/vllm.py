@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from validators import arch
 from validators.cases.case import Case
 from validators.cases.tensors import (
     GemmInputs,
@@ -29,8 +30,8 @@ from validators.cases.tensors import (
     QuantInputs,
     QuantOutputs,
 )
-from validators.kernels import arch, extension
-from validators.kernels.base import Kernel, KernelError
+from validators.kernels import extension
+from validators.kernels.kernel import Kernel, KernelError
 
 
 def _patterns() -> tuple[tuple[str, ...], ...]:

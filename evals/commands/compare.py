@@ -1,0 +1,187 @@
+"""``gsm8k compare``: the verdict on two recorded runs, or on two totals."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import re
+import shlex
+import sys
+from pathlib import Path
+
+from evals.commands import places, report
+from evals.errors import EvalError
+from evals.gsm8k import store
+from evals.gsm8k.answers import find_extractor
+from evals.gsm8k.samples import TokenPair
+from evals.stats import tokens as token_level
+from evals.stats.pairing import check_headers
+from evals.stats.parity import POLICIES, Parity, Policy, Verdict, decide, decide_totals, find_policy
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="run directories: baseline, candidate")
+    parser.add_argument(
+        "--totals", nargs=2, metavar="RIGHT/ALL", help="two totals in place of runs: 1250/1319 1244/1319"
+    )
+    parser.add_argument("--discordance", type=float, metavar="SHARE", help="with --totals: share of changed questions")
+    parser.add_argument("--again", metavar="RUN", help="the baseline's own re-run, the noise floor")
+    parser.add_argument("--yardstick", metavar="RUN", help="a higher-precision arm, for the token level")
+    parser.add_argument("--any-model", action="store_true", help="the arms may serve models of different names")
+    parser.add_argument("--aa", action="store_true", help="the two runs are the same arm twice, on purpose")
+    parser.add_argument("--early-stop", action="store_true", help="judge unfinished runs by betting")
+    parser.add_argument("--records", metavar="DIR", help="write a record for the sign-off into this directory")
+    parser.add_argument("--kernel", metavar="NAME", help="with --records: whose claim it is (default: from the run)")
+    add_policy_options(parser)
+
+
+def add_policy_options(parser: argparse.ArgumentParser) -> None:
+    """Options of every command that ends in a verdict; ``policy_of`` reads them."""
+    default = Policy()
+    parser.add_argument("--policy", default="non-inferiority", metavar="NAME", help=f"{', '.join(POLICIES)}")
+    parser.add_argument(
+        "--margin", type=float, default=100 * default.margin, metavar="POINTS",
+        help=f"loss of accuracy that would be accepted (default: {100 * default.margin:g} points)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--alpha", type=float, default=default.alpha, help=f"one-sided error (default: {default.alpha:g})"
+    )
+    parser.add_argument(
+        "--extractor", default="", metavar="NAME", help="how answers are found (default: the profile's)"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the verdict as JSON too; - is standard output alone")
+
+
+def policy_of(options: argparse.Namespace) -> Policy:
+    """The policy that the options state; EvalError where they state none."""
+    if not 0 < options.margin < 100:
+        raise EvalError(f"--margin {options.margin:g} is no loss between 0 and 100 points")
+    if not 0 < options.alpha < 0.5:
+        raise EvalError(f"--alpha {options.alpha:g} is no error probability between 0 and 0.5")
+    if options.extractor:
+        find_extractor(options.extractor)
+    return dataclasses.replace(
+        find_policy(options.policy), margin=options.margin / 100, alpha=options.alpha, extractor=options.extractor,
+        early_stop=getattr(options, "early_stop", False), any_model=getattr(options, "any_model", False),
+        aa=getattr(options, "aa", False),
+    )  # fmt: skip
+
+
+def command(options: argparse.Namespace) -> int:
+    """0 for PARITY, 1 for REGRESSION and INCONCLUSIVE; EvalError where there can be no verdict."""
+    policy = policy_of(options)
+    if options.json and options.json != "-":
+        places.check_file(options.json)
+    if options.records:
+        places.check_folder(options.records)
+    if options.totals:
+        if options.runs or options.again or options.yardstick or options.records:
+            raise EvalError("--totals stands alone: totals hold no answers to compare or to record")
+        return show(_totals(options, policy), options.json)
+    if options.discordance is not None:
+        raise EvalError("--discordance belongs to --totals: of runs it is counted")
+    if len(options.runs) != 2:
+        raise EvalError("name two run directories, baseline and candidate, or two --totals")
+    _check_paths(options)
+    a, b = (store.read(run) for run in options.runs)
+    again = store.read(options.again) if options.again else None
+    ruler = store.read(options.yardstick) if options.yardstick else None
+    for run in (a, b, again, ruler):
+        if run is not None:
+            _check_scores(run, policy)
+    if again is not None:
+        check_headers(a.header, again.header, any_model=policy.any_model, same_arm=True)
+    verdict = decide(
+        a.everything, b.everything, again=again.everything if again else None, tokens=_pairs(a, b, "candidate"),
+        noise=_pairs(a, again, "re-run"), yardstick=_yardstick(ruler, a, b), policy=policy,
+        headers=(a.header, b.header),
+    )  # fmt: skip
+    if options.records:
+        _record(verdict, a, b, options)
+    return show(verdict, options.json)
+
+
+def show(parity: Parity, json_file: str | None) -> int:
+    """Prints the verdict; returns the exit code."""
+    if json_file == "-":
+        sys.stdout.write(report.as_json(parity))
+    else:
+        sys.stdout.write(report.text(parity))
+        if json_file:
+            places.write_file(json_file, report.as_json(parity))
+    return 0 if parity.verdict is Verdict.PARITY else 1
+
+
+def _check_paths(options: argparse.Namespace) -> None:
+    """EvalError where one directory stands for two runs, which would agree with itself."""
+    named = [("baseline", options.runs[0]), ("re-run", options.again), ("yardstick", options.yardstick)]
+    named += [] if options.aa else [("candidate", options.runs[1])]
+    seen: dict[Path, str] = {}
+    for name, run in named:
+        if run is None:
+            continue
+        if (other := seen.setdefault(Path(run).resolve(), name)) != name:
+            also = " (--aa does that on purpose)" if name == "candidate" and other == "baseline" else ""
+            raise EvalError(f"{other} and {name} are the same run directory, {run}{also}")
+
+
+def _check_scores(run: store.Run, policy: Policy) -> None:
+    """EvalError if scores of gold solutions were asked for and are not all there: two arms could lack the same ones."""
+    if run.unscored:
+        first = run.unscored[0]
+        raise EvalError(
+            f"{len(run.unscored)} gold solutions of {run.path} could not be scored, so there is no verdict (first "
+            f"{first.question}: {first.error}); run it again to finish them"
+        )
+    asked, found = run.header.questions, len(run.tokens)
+    if run.header.settings.get("prompt_logprobs") and found != asked and not policy.early_stop:
+        raise EvalError(
+            f"{run.path} has the scores of {found:,} of {asked:,} gold solutions, so there is no verdict; run it again "
+            "to finish it"
+        )
+
+
+def _pairs(a: store.Run, b: store.Run | None, name: str) -> list[TokenPair] | None:
+    if b is None or not (a.tokens or b.tokens):
+        return None
+    if not a.tokens or not b.tokens:
+        raise EvalError(f"only the {'baseline' if a.tokens else name} has token scores: score both, or neither")
+    return token_level.pairs(a.tokens, b.tokens)
+
+
+def _yardstick(ruler: store.Run | None, a: store.Run, b: store.Run) -> token_level.Yardstick | None:
+    if ruler is None or _pairs(a, ruler, "yardstick") is None:
+        return None
+    return token_level.Yardstick(*(token_level.pairs(ruler.tokens, arm.tokens) for arm in (a, b)))
+
+
+def _totals(options: argparse.Namespace, policy: Policy) -> Parity:
+    found = [re.fullmatch(r"(\d+)/(\d+)", t) for t in options.totals]
+    if not found[0] or not found[1]:
+        raise EvalError(f"totals are written RIGHT/ALL, as in 1250/1319, and not {' '.join(options.totals)}")
+    (a, n), (b, m) = ((int(f[1]), int(f[2])) for f in found if f)
+    if n != m:
+        raise EvalError(f"the totals are over {n} and {m} questions: not the same questions, so nothing is paired")
+    if options.discordance is None or not math.isfinite(options.discordance):
+        raise EvalError(
+            f"totals do not say how many questions changed, and the verdict depends on it: state a --discordance, at "
+            f"least {abs(a - b) / max(n, 1):.4f} here and usually 0.02 to 0.05, or compare the runs"
+        )
+    return decide_totals(a, b, n, options.discordance, policy)
+
+
+def _record(parity: Parity, a: store.Run, b: store.Run, options: argparse.Namespace) -> None:
+    from evals.commands.record import record, write
+
+    kernel = options.kernel or b.header.kernels.get("add_rmsnorm_quant")
+    if not kernel:
+        raise EvalError("the candidate's run names no kernel of add_rmsnorm_quant: say with --kernel whose claim it is")
+    about = b.header.provenance
+    line = f"python -m evals gsm8k compare {shlex.join([str(a.path), str(b.path)])} --margin {options.margin:g}"
+    made = record(
+        parity, kernel=kernel, model=b.header.model, seed=b.header.seed, device=str(about.get("device", "unknown")),
+        arch=str(about.get("arch", "unknown")), emulated=bool(about.get("emulated", False)), reproduce=line,
+        provenance={"arms": [a.header.arm, b.header.arm], "profile": b.header.profile}, kernels=b.header.kernels,
+    )  # fmt: skip
+    write(made, options.records)

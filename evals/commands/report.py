@@ -1,0 +1,47 @@
+"""A parity verdict in text and in JSON; pure functions of the verdict."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+from evals.stats.gate import Gate
+from evals.stats.parity import Parity
+
+_WIDTH = 24
+
+
+def text(parity: Parity) -> str:
+    """The quotable sentence, then every gate: yes, no, open, or a dash for what is reported and not judged."""
+    lines = [parity.sentence, ""]
+    lines += [f"  {_mark(g):5} {g.name:{_WIDTH}} {g.sentence}" for g in parity.gates]
+    p = parity.policy
+    rule = f"policy {p.name}, margin {100 * p.margin:g} points, alpha {p.alpha:g} one-sided"
+    lines += ["", f"  {rule}, extractor {parity.extractor}, {parity.questions:,} questions"]
+    return "\n".join(lines) + "\n"
+
+
+def _mark(gate: Gate) -> str:
+    if not gate.decides:
+        return "-"
+    return {True: "yes", False: "NO", None: "open"}[gate.ok]
+
+
+def as_json(parity: Parity) -> str:
+    """The same as JSON, one object; numbers that are not finite are text."""
+    value = dataclasses.asdict(parity)
+    value["verdict"] = parity.verdict.value
+    value["table"]["count"] = parity.table.count
+    return json.dumps(_plain(value), indent=1, allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value

@@ -1,0 +1,1 @@
+"""GSM8K: questions, prompts, servers, answers and run directories."""

@@ -1,0 +1,151 @@
+"""Prompt profiles: how public harnesses ask GSM8K, as named, versioned, pure functions.
+
+A profile fixes the bytes of a prompt, where its shots come from, where generation stops and how the answer is found.
+The same model moves by 3 to 60 points for such reasons alone, so two arms are compared under one profile, and a profile
+whose bytes change gets a new version. Read from the public sources named in ``note``; own code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from evals.errors import EvalError
+from evals.gsm8k.data import Problem, draws
+
+SHOTS_FROM = ("none", "test-head", "train-head", "train-drawn")
+LM_EVAL_SEED = 1234
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One way to ask.
+
+    kind: ``completion`` (raw text) or ``chat`` (one user message). shots_from: ``test-head`` are the first lines of the
+    test file, ``train-head`` those of the train file, ``train-drawn`` a draw from train for each question.
+    exclude_shots: lines that serve as shots are not asked. extractor: of ``evals.gsm8k.answers``.
+    """
+
+    name: str
+    version: int
+    kind: str
+    shots: int
+    shots_from: str
+    exclude_shots: bool
+    stop: tuple[str, ...]
+    max_tokens: int
+    extractor: str
+    note: str
+    instruction: str = ""
+
+    @property
+    def id(self) -> str:
+        """``sglang-5shot/1``, as it stands in headers."""
+        return f"{self.name}/{self.version}"
+
+    def settings(self) -> dict[str, object]:
+        """What an arm's header states of it; two arms must agree in every entry."""
+        return {
+            "kind": self.kind, "shots": self.shots, "shots_from": self.shots_from, "stop": list(self.stop),
+            "max_tokens": self.max_tokens, "temperature": 0.0, "extractor": self.extractor,
+        }  # fmt: skip
+
+
+_SGLANG_STOP = ("Question", "Assistant:", "<|separator|>")
+PROFILES = {
+    p.name: p
+    for p in (
+        Profile(
+            "sglang-5shot", 1, "completion", 5, "test-head", False, _SGLANG_STOP, 512, "sglang",
+            "SGLang's benchmark/gsm8k/bench_sglang.py and few_shot_gsm8k.py. The shots are the first 5 lines of the "
+            "test file, which are asked as well: 5 questions are in their own prompt with the answer.",
+        ),
+        Profile(
+            "sglang-5shot-clean", 1, "completion", 5, "test-head", True, _SGLANG_STOP, 512, "last-number",
+            "SGLang's simple_eval_gsm8k.py with api=completion: same prompt, the 5 shot lines not asked (N = 1314).",
+        ),
+        Profile(
+            "lm-eval-gsm8k", 1, "completion", 5, "train-drawn", False, ("Question:", "</s>", "<|im_end|>"), 256,
+            "flexible",
+            "lm-eval's task gsm8k: 5 shots drawn from train anew for each question in file order with seed 1234, "
+            "256 new tokens (the default of its API models); strict and flexible read the same text.",
+        ),
+        Profile(
+            "vllm-ci", 1, "completion", 5, "train-head", False, _SGLANG_STOP, 256, "sglang",
+            "vLLM's tests/evals/gsm8k/gsm8k_eval.py: SGLang's prompt and extractor, shots from train, 256 new tokens.",
+        ),
+        Profile(
+            "boxed-chat", 1, "chat", 0, "none", False, (), 2048, "boxed",
+            "sgl-eval's gsm8k (NeMo-Skills): zero shots, one user message, the answer in a box.",
+            "Solve the following math problem. Make sure to put the answer (and only answer) inside \\boxed{}.",
+        ),
+        Profile(
+            "plain", 1, "completion", 0, "none", False, ("Question",), 512, "strict",
+            "Zero shots, for models trained on this very form (the embedded tiny model) and for gold solutions.",
+        ),
+    )
+}  # fmt: skip
+
+
+def find_profile(name: str) -> Profile:
+    """The profile ``name`` or ``name/version``; EvalError for one that is not known."""
+    stem, _, version = name.partition("/")
+    found = PROFILES.get(stem)
+    if found is None:
+        raise EvalError(f"unknown prompt profile {name!r}; known: {', '.join(PROFILES)}")
+    if version and version != str(found.version):
+        raise EvalError(f"prompt profile {stem} is at version {found.version} here, not {version}")
+    return found
+
+
+def asked(profile: Profile, problems: Sequence[Problem]) -> list[Problem]:
+    """The test questions that the profile asks, in file order: all, or all but its shots."""
+    skip = profile.shots if profile.shots_from == "test-head" and profile.exclude_shots else 0
+    if skip >= len(problems) > 0:
+        raise EvalError(f"profile {profile.id} takes {skip} questions as shots, and there are {len(problems)}")
+    return list(problems[skip:])
+
+
+def prompts(profile: Profile, problems: Sequence[Problem], train: Sequence[Problem] = ()) -> dict[str, str]:
+    """question id -> prompt text of every question that is asked; for chat profiles the text of the user message.
+
+    problems: the whole test set in file order (its head may serve as shots). train: needed where shots come from there.
+    """
+    return {
+        problem.id: prompt(profile, problem, shots)
+        for problem, shots in zip(asked(profile, problems), _shots(profile, problems, train), strict=True)
+    }
+
+
+def _shots(profile: Profile, problems: Sequence[Problem], train: Sequence[Problem]) -> list[Sequence[Problem]]:
+    count, take = len(asked(profile, problems)), profile.shots
+    if profile.shots_from == "none":
+        return [()] * count
+    source = problems if profile.shots_from == "test-head" else train
+    if len(source) < take:
+        raise EvalError(
+            f"profile {profile.id} takes {take} shots from the {profile.shots_from.split('-')[0]} file, which has "
+            f"{len(source)} questions here"
+        )
+    if profile.shots_from == "train-drawn":
+        return [[source[i] for i in drawn] for drawn in draws(len(source), take, count, LM_EVAL_SEED)]
+    return [source[:take]] * count
+
+
+def prompt(profile: Profile, problem: Problem, shots: Sequence[Problem] = ()) -> str:
+    """The bytes that are sent for one question."""
+    if profile.instruction:
+        return f"{profile.instruction}\n\n{problem.question}"
+    solved = "".join(f"Question: {s.question}\nAnswer: {s.solution}\n\n" for s in shots)
+    return f"{solved}Question: {problem.question}\nAnswer:"
+
+
+def messages(text: str) -> list[dict[str, str]]:
+    """A chat profile's prompt as the chat endpoint takes it."""
+    return [{"role": "user", "content": text}]
+
+
+def prompt_sha256(text: str) -> str:
+    """Digest of a prompt's UTF-8 bytes, as it stands in a sample."""
+    return hashlib.sha256(text.encode()).hexdigest()

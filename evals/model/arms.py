@@ -1,0 +1,173 @@
+"""An arm: which kernels compute the norms and linears of an in-process model.
+
+Presets: ``unfused``: the norm stored as bf16, then the per-token quantizer, then the PTPC linear. ``fused``: one kernel
+adds, normalises and quantizes, and hands (codes, scale) to the linear (SGLang PR #21403); before a router, whose input
+must stay bf16, both take the bf16 norm. Two more are yardsticks of the model's own quantisation noise: ``bf16-norms``
+quantizes no activation that comes from a norm under test, ``bf16`` none at all.
+``fused,norm=FILE.py:FUNCTION,gemm=NAME`` replaces single kernels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from evals.errors import EvalError
+from evals.model.decoder import Decoder, Linear, Stream
+from validators.cases.tensors import (
+    GemmInputs,
+    GemmOutputs,
+    Inputs,
+    NormQuantInputs,
+    NormQuantOutputs,
+    Outputs,
+    QuantInputs,
+    QuantOutputs,
+)
+from validators.kernels.kernel import Kernel, KernelError, find_kernel
+
+PRESETS = ("unfused", "fused", "bf16-norms", "bf16")
+OPS = {"norm": "add_rmsnorm_quant", "quant": "per_token_quant", "gemm": "ptpc_gemm"}
+FP8 = torch.float8_e4m3fn
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A named way through the model. preset: one of ``PRESETS``, which says what kernels there are.
+
+    calls: how often each op was called, by op; proof that a kernel was on.
+    """
+
+    name: str
+    preset: str
+    norm: Kernel | None = None
+    quant: Kernel | None = None
+    gemm: Kernel | None = None
+    calls: dict[str, int] = field(default_factory=dict, compare=False)
+
+    @property
+    def kernels(self) -> dict[str, str]:
+        """op -> kernel name."""
+        chosen = {"add_rmsnorm_quant": self.norm, "per_token_quant": self.quant, "ptpc_gemm": self.gemm}
+        return {op: kernel.name for op, kernel in chosen.items() if kernel is not None}
+
+    @property
+    def emulated(self) -> bool:
+        """Whether a kernel of this arm is a stand-in that nobody ships."""
+        return any(kernel.emulated for kernel in (self.norm, self.quant, self.gemm) if kernel is not None)
+
+    # ---- what the forward pass asks for
+
+    def norm_linear(self, model: Decoder, stream: Stream, weight: Tensor, hidden: Tensor, what: Linear) -> Tensor:
+        """Add, normalise, quantize, multiply; by the fused kernel where the arm has one."""
+        if self.norm is None:
+            x = self.plain_norm(model, stream, weight, hidden)
+            return self._unquantized(model, x, what) if self.preset == "bf16-norms" else self.linear(model, x, what)
+        inputs = NormQuantInputs(hidden.contiguous(), stream.residual, weight, model.shape.eps, FP8)
+        out = self._run(self.norm, inputs)
+        assert isinstance(out, NormQuantOutputs)
+        stream.residual = hidden if stream.residual is None else out.residual_out
+        return self._gemm(model, out.codes, out.scale, what)
+
+    def plain_norm(self, model: Decoder, stream: Stream, weight: Tensor, hidden: Tensor) -> Tensor:
+        """The norm without quantization, rounded once to storage: sum and statistics in ``wide``, not rounded."""
+        total = hidden.to(model.wide)
+        if stream.residual is not None:
+            total = total + stream.residual.to(model.wide)
+        stream.residual = model.stored(total)
+        rms = (total.square().mean(-1, keepdim=True) + model.shape.eps).rsqrt()
+        return model.stored(total * rms * weight.to(model.wide))
+
+    def linear(self, model: Decoder, x: Tensor, what: Linear) -> Tensor:
+        """Quantize x and multiply; without a quantizer, x times the dequantized weight."""
+        if self.quant is None:
+            return self._unquantized(model, x, what)
+        made = self._run(self.quant, QuantInputs(x.contiguous(), FP8))
+        assert isinstance(made, QuantOutputs)
+        return self._gemm(model, made.codes, made.scale, what)
+
+    def _unquantized(self, model: Decoder, x: Tensor, what: Linear) -> Tensor:
+        out = model.stored(x.to(model.wide) @ what.wide.t())
+        return out if what.bias is None else model.stored(out.to(model.wide) + what.bias.to(model.wide))
+
+    def _gemm(self, model: Decoder, codes: Tensor, scale: Tensor, what: Linear) -> Tensor:
+        assert self.gemm is not None
+        made = self._run(self.gemm, GemmInputs(codes, scale, what.codes, what.scale, None, model.storage))
+        assert isinstance(made, GemmOutputs)
+        # Engines add the bias of a quantized linear after the store: one more rounding.
+        return made.out if what.bias is None else model.stored(made.out.to(model.wide) + what.bias.to(model.wide))
+
+    def _run(self, kernel: Kernel, inputs: Inputs) -> Outputs:
+        """One call; EvalError with one sentence if the kernel raises or returns something of another shape."""
+        self.calls[kernel.op] = self.calls.get(kernel.op, 0) + 1
+        buffers = _buffers(inputs)
+        try:
+            outputs = kernel.call(inputs, buffers)
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise EvalError(
+                f"kernel {kernel.name} of arm {self.name} raised {type(error).__name__}: {reason}"
+            ) from error
+        if type(outputs) is not type(buffers):
+            raise EvalError(f"kernel {kernel.name} of arm {self.name} returned no {type(buffers).__name__}")
+        for part, wanted in vars(buffers).items():
+            given = getattr(outputs, part)
+            if wanted is not None and (given is None or given.shape != wanted.shape or given.dtype != wanted.dtype):
+                found = "nothing" if given is None else f"{given.dtype} {list(given.shape)}"
+                raise EvalError(
+                    f"kernel {kernel.name} of arm {self.name} returned {found} as {part}, "
+                    f"expected {wanted.dtype} {list(wanted.shape)}"
+                )
+        return outputs
+
+
+def _buffers(inputs: Inputs) -> Outputs:
+    """Uninitialised outputs for kernels that write in place."""
+    if isinstance(inputs, GemmInputs):
+        size = (len(inputs.a), len(inputs.b))
+        return GemmOutputs(torch.empty(size, dtype=inputs.out_dtype, device=inputs.a.device))
+    x = inputs.x
+    codes = torch.empty(x.shape, dtype=torch.uint8, device=x.device).view(inputs.fp8_dtype)
+    scale = torch.empty((len(x), 1), dtype=torch.float32, device=x.device)
+    if isinstance(inputs, QuantInputs):
+        return QuantOutputs(codes, scale)
+    return NormQuantOutputs(codes, scale, None if inputs.residual is None else torch.empty_like(x))
+
+
+def default_kernels(device: str) -> dict[str, str]:
+    """Names of the kernels that the presets take on a device: emulated norms, and torch's own GEMM there."""
+    gemm = "torch_native/eager"
+    if device.startswith("cuda"):
+        names = ("torch_native/scaled_mm_hopper", "torch_native/scaled_mm_gpu")
+        found = [name for name in names if find_kernel(name, "ptpc_gemm").unavailable(device) is None]
+        gemm = found[0] if found else gemm
+    return {"norm": "emulated/aiter-hip-gfx950", "quant": "emulated/aiter-hip-gfx950", "gemm": gemm}
+
+
+def make_arm(spec: str, device: str = "cpu", name: str = "") -> Arm:
+    """The arm of ``preset[,norm=KERNEL][,quant=KERNEL][,gemm=KERNEL]``; EvalError with one sentence."""
+    preset, *changes = spec.split(",")
+    if preset not in PRESETS:
+        raise EvalError(f"unknown arm {preset!r}; known: {', '.join(PRESETS)}, each with ,norm= ,quant= ,gemm=KERNEL")
+    wanted = {} if preset == "bf16" else default_kernels(device)
+    if preset in ("unfused", "bf16-norms"):
+        wanted.pop("norm")
+    for change in changes:
+        part, equals, kernel_name = change.partition("=")
+        if not equals or part not in OPS:
+            raise EvalError(f"{change!r} in arm {spec!r} is not norm=KERNEL, quant=KERNEL or gemm=KERNEL")
+        if part not in wanted:
+            raise EvalError(f"an arm {preset!r} has no {part} kernel to replace")
+        wanted[part] = kernel_name
+    found: dict[str, Kernel] = {}
+    for part, kernel_name in wanted.items():
+        try:
+            kernel = find_kernel(kernel_name, OPS[part])
+        except KernelError as error:
+            raise EvalError(str(error)) from None
+        if reason := kernel.unavailable(device):
+            raise EvalError(f"kernel {kernel.name} is not available on {device}: {reason}")
+        found[part] = kernel
+    return Arm(name or spec, preset, found.get("norm"), found.get("quant"), found.get("gemm"))

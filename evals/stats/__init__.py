@@ -1,0 +1,1 @@
+"""The statistics of two runs, and the verdict on them. Needs no kernel."""

@@ -1,0 +1,114 @@
+"""A crash says what was being done, and a random kernel is called random before it is called dependent on its batch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from validators.cases.case import Case
+from validators.cases.recipes import ADD, QUANT
+from validators.cases.tensors import NormQuantInputs, NormQuantOutputs
+from validators.isolate import run_isolated
+from validators.judge.verdict import decide
+from validators.kernels import emulated
+from validators.kernels.kernel import Kernel
+from validators.process import doing
+from validators.records.record import Check, Status
+from validators.run import validate
+
+ROOT = Path(__file__).resolve().parents[3]
+CRASHES = """
+import os, signal
+import torch
+
+def few_rows(x, fp8_dtype):
+    if x.shape[0] {condition}:
+        os.kill(os.getpid(), signal.SIGFPE)
+    scale = x.float().abs().amax(-1, keepdim=True).clamp(min=1e-10) * (1.0 / 448)
+    return (x.float() * (1.0 / scale)).clamp(-448, 448).to(fp8_dtype), scale
+"""
+
+
+@pytest.mark.parametrize(
+    ("condition", "words"),
+    [
+        ("== 1", "worker died with signal 8 (SIGFPE) while row 0 was run alone (batch invariance)"),
+        (
+            "== 4",
+            "worker died with signal 8 (SIGFPE) while 4 rows were run in a batch of every other row, reversed "
+            "(batch invariance)",
+        ),
+        ("== 8", "worker died with signal 8 (SIGFPE)"),
+    ],
+)
+def test_a_crash_says_what_was_being_done(tmp_path: Path, condition: str, words: str) -> None:
+    file = tmp_path / "crashes.py"
+    file.write_text(CRASHES.format(condition=condition))
+    case = Case(QUANT, 8, 64, "gaussian")
+    [record] = run_isolated(f"{file}:few_rows", QUANT, [case], contract="aiter-hip-gfx950")
+    assert (record.status, record.reasons) == (Status.ERROR, (words,))
+
+
+def test_identify_says_which_kernel_died_on_what(tmp_path: Path) -> None:
+    file = tmp_path / "crashes.py"
+    file.write_text(CRASHES.format(condition="> 1"))
+    command = [sys.executable, "-m", "validators", "identify", "--op", QUANT, "--device", "cpu"]
+    done = subprocess.run([*command, "--kernel", f"{file}:few_rows"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2
+    assert "died with signal 8 (SIGFPE) while it was run on per_token_quant-m64-n5120-" in done.stderr
+    assert "to find its contract" in done.stderr
+
+
+def test_words_hold_for_their_block_and_need_no_reader() -> None:
+    with doing.during("nobody listens"):
+        pass
+    with tempfile.TemporaryFile() as file:
+        doing.report_to(file.fileno())
+        try:
+            with doing.during("row 1 was run alone" + " very" * 100):
+                assert doing.last(file.fileno()).startswith(" while row 1 was run alone very")
+                assert len(doing.last(file.fileno())) <= doing.LENGTH + len(" while ")
+            assert doing.last(file.fileno()) == ""
+        finally:
+            doing._file = None
+            os.fstat(file.fileno())
+
+
+def random_scale() -> Kernel:
+    """The scale is one ulp up in every second call; both values are admissible under the contract's norm."""
+    honest, calls = emulated.make(emulated.NORM_QUANT_CONTRACTS["aiter-triton"]), [0]
+
+    def call(inputs: NormQuantInputs, buffers: NormQuantOutputs) -> NormQuantOutputs:
+        outputs = honest(inputs, buffers)
+        assert isinstance(outputs, NormQuantOutputs)
+        calls[0] += 1
+        if calls[0] % 2:
+            outputs.scale.copy_(torch.nextafter(outputs.scale, torch.full_like(outputs.scale, float("inf"))))
+        return outputs
+
+    return Kernel("demo/random", ADD, "aiter-triton", call, in_place=True)  # type: ignore[arg-type]
+
+
+def test_a_random_scale_is_nondeterministic_and_not_dependent_on_its_batch() -> None:
+    record = validate(random_scale(), Case(ADD, 8, 264, "gaussian"))
+    assert record.status is Status.NONDETERMINISTIC, record.reasons
+    assert record.reasons[0].startswith("run to run: two runs differ: ")
+
+
+def test_the_order_of_reasons() -> None:
+    unstable = Check("run to run", False, "differs", "determinism")
+    varying = Check("batch invariance", False, "row 0 alone", "invariance")
+    broken = Check("guards", False, "overwritten", "integrity")
+    assert decide([], [varying, unstable]) == (
+        Status.NONDETERMINISTIC, ("run to run: differs", "batch invariance: row 0 alone"),
+    )  # fmt: skip
+    assert decide([], [varying])[0] is Status.FAILED
+    assert decide([], [varying, unstable, broken]) == (
+        Status.FAILED, ("guards: overwritten", "run to run: differs", "batch invariance: row 0 alone"),
+    )  # fmt: skip

@@ -1,0 +1,103 @@
+"""The pytest options: bad names are usage errors of one sentence, and nothing passes by not running."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import conftest
+from validators.records.record import Status
+
+ROOT = Path(__file__).resolve().parents[3]
+HOSTILE = Path(__file__).with_name("hostile.py")
+
+
+def _pytest(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "COV_"))}
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "tests/kernels", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--kernel", "emulated/nonsense"], "unknown kernel 'emulated/nonsense'"),
+        (["--lane", "easy"], "unknown lane 'easy'; known: exact, random"),
+        (["--kernel", "emulated/vllm", "--contract", "strict"], "unknown contract 'strict'"),
+        (["--depth", "bottomless"], "unknown depth 'bottomless'"),
+        (["--fp8", "e5m2"], "unknown FP8 format 'e5m2'"),
+    ],
+)
+def test_a_bad_name_is_a_usage_error(arguments: list[str], sentence: str) -> None:
+    done = _pytest(*arguments)
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+    assert len(errors) == 1
+    assert sentence in errors[0]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_run_without_a_kernel_case_fails(workers: str) -> None:
+    done = _pytest("--kernel", "aiter_hip/add_rmsnorm_quant", "--device", "cpu", "-n", workers)
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED
+    assert "ERROR: no kernel case ran" in done.stdout
+    assert "1 skipped" in done.stdout
+
+
+def test_records_are_written_and_a_users_kernel_is_isolated(tmp_path: Path) -> None:
+    from validators.records.store import load
+
+    arguments = ("--device", "cpu", "--lane", "shapes", "-n", "2", "--records", str(tmp_path))
+    done = _pytest("--kernel", f"{HOSTILE}:exits_at_once", *arguments)
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED
+    records = load(tmp_path)
+    assert len(records) > 1
+    assert {record.status for record in records} <= {Status.ERROR, Status.UNSUPPORTED}
+    assert any("worker died with exit code 7" in record.reasons for record in records)
+    assert "worker died with exit code 7" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+class _Options:
+    """What ``pytest_addoption`` adds, by name: the metavar and the default of each."""
+
+    def __init__(self) -> None:
+        self.added: dict[str, dict[str, object]] = {}
+
+    def getgroup(self, *_: str) -> _Options:
+        return self
+
+    def addoption(self, name: str, **settings: object) -> None:
+        self.added[name.removeprefix("--")] = settings
+
+
+BAD = {
+    "kernel": ["nobody/nothing"], "contract": "law", "lane": ["fast"], "depth": "abyss", "dtype": "bf15", "fp8": "e5m2",
+    "records": "/dev/null/x", "device": "tpu",
+}  # fmt: skip
+
+
+def _options() -> dict[str, dict[str, object]]:
+    found = _Options()
+    conftest.pytest_addoption(found)  # type: ignore[arg-type]
+    return found.added
+
+
+@pytest.mark.parametrize("name", list(_options()))
+def test_a_value_that_cannot_be_right_is_a_usage_error(name: str) -> None:
+    """Every option that is added, so that a new one is walked as soon as it is there."""
+    assert name in BAD, f"write into BAD what cannot be a value of --{name}"
+    values = {key: settings.get("default") for key, settings in _options().items()}
+    config = SimpleNamespace(
+        option=SimpleNamespace(**{**values, name: BAD[name]}, log_level="WARNING", collectonly=False),
+        stash=pytest.Stash(), getini=lambda _: "",
+    )  # fmt: skip
+    with pytest.raises(pytest.UsageError) as caught:
+        conftest.pytest_configure(config)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,404 @@
+"""The documentation is run: commands, their outputs, samples, tables of constants, links and examples.
+
+Every line ``$ command`` of a ``console`` or ``bash`` block is run, in order, in a folder of the document's own that
+links to the checkout. What a block shows below a command must be what it prints; ``...`` stands for anything. What is
+too dear or has no place here is replaced or left out by the tables below, each entry with its reason.
+"""
+
+from __future__ import annotations
+
+import doctest
+import os
+import re
+import shlex
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from reference import budgets
+from reference.contract import GEMM_CONTRACTS, NORM_QUANT_CONTRACTS
+from validators.__main__ import main as validators_main
+from validators.judge.statistics import FALSE_ALARM, azuma_lambda
+from validators.records.record import Status
+
+ROOT = Path(__file__).resolve().parents[3]
+OURS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "docs/reading-a-verdict.md",
+    "docs/derivations.md",
+    "docs/your-kernel.md",
+    "docs/rocm.md",
+    "docs/parity.md",
+    "docs/sign-off.md",
+    "docs/layers.md",
+    "docs/evals-server.md",
+    "docs/tiny-glm.md",
+    "docs/nightly.md",
+    "docs/real-kernels.md",
+)
+NEW_ENVIRONMENT = "makes an environment from a package index"
+REPLACED = {
+    # The stages of an AMD GPU cannot run here; records of another path must leave the claim UNTESTED.
+    "python -m validators machine --claim docs/examples/claims/glm47-aiter-gfx950.toml --out signoff/gfx950": (
+        "python -m validators run --kernel emulated/aiter-hip-gfx942 --op add_rmsnorm_quant --fp8 e4m3fnuz "
+        "--lane shapes --depth smoke --records signoff/gfx950/records"
+    ),
+    # The same records, instead of those of every kernel.
+    "python -m validators run --all-available --depth smoke --records records/rocm": (
+        "mkdir -p records/rocm && cp signoff/gfx950/records/*.jsonl records/rocm"
+    ),
+    # Two questions decide nothing, and say so: the whole takes minutes, and `make signoff` runs it.
+    "python -m evals parity --baseline unfused --candidate fused": (
+        "python -m evals parity --baseline unfused --candidate fused --questions 2 --token-questions 2 --seed 264"
+    ),
+    "python -m evals parity --candidate fused,norm=docs/examples/my_kernel.py:fused --records records/parity": (
+        "python -m evals parity --candidate fused,norm=docs/examples/my_kernel.py:fused --records records/parity "
+        "--questions 2 --token-questions 2 --seed 264"
+    ),
+}
+SKIPPED = {
+    "pytest -m golden": "runs beside this test in CI",
+    "python -m golden check": "tests/golden/test_goldens.py checks each of them; with --device cuda it needs a GPU",
+    "python -m golden propose --device cuda": "needs a GPU",
+    "python -m golden accept": "follows a proposal of a GPU, and needs a person",
+    "make test": "runs this very test; CI runs it as .ci/run",
+    "make signoff": f"{NEW_ENVIRONMENT} and takes minutes; CI runs it",
+    "make lint": f"{NEW_ENVIRONMENT}; CI runs it as .ci/run",
+    ". .venv/bin/activate": "the test runs in its own environment",
+    "python3 .ci/environment.py .venv test report": NEW_ENVIRONMENT,
+    "docker run": "needs docker and an AMD GPU",
+    "export SGLANG_USE_AITER=1": "for the server below",
+    "python3 -m sglang": "needs a serving engine, its model and AMD GPUs",
+    "find signoff/gfx950/trace": "needs the trace of that server",
+    "exit": "leaves the container",
+    "python -m validators probe --kernel aiter_hip": "needs an AMD GPU; the same command is run on a CPU below it",
+    "python -m validators trace trace.json.gz": "needs a trace of a serving engine; tests/suite/trace/test_trace.py has them",
+    "gh pr comment": "needs a pull request",
+    "pip download": "needs a package index, and 662 MB",
+    "python -m zipfile -e .wheels": "needs a wheel; tests/suite/commands/test_wheel.py has made ones",
+    "python -m validators.commands.wheel": "needs a wheel; tests/suite/commands/test_wheel.py has made ones",
+    "python3 -m zipfile -e": "needs a slimmed wheel; tests/suite/commands/test_wheel.py has made ones",
+    "export VLLM_PATH": "lasts for one command here",
+    "for kernel in vllm/": "needs the libraries of other projects, and a GPU",
+    "python3 -m validators signoff records/real": "needs the records of the command before it",
+    "python -m tests.benchmarks.real_records records/real": "needs records of a GPU; tests/suite/records/test_real_records.py",
+    "python -m pytest -q tests/suite": "other tests of the suite; run beside this one, and held to exist below",
+}
+EXIT_CODES = {
+    # The broken example and what follows from it; the sample of one lane leaves the other lanes UNTESTED.
+    "--kernel docs/examples/broken_kernel.py:fused --contract": 1,
+    "validators report records/broken": 1,
+    "validators signoff records/rocm": 1,
+    # The seed case: neither parity nor a regression is shown at one point.
+    "--discordance 0.03 --margin 1": 1,
+    "python -m evals parity": 1,
+    "signoff signoff/gfx950/records --claim": 2,
+    "python -m validators explain": 1,
+    "validators signoff --claim docs/examples/claims/glm47-aiter-gfx950.toml": 2,
+    "validators signoff records/eager": 2,
+    # No library of theirs and no GPU here.
+    "python -m tests.benchmarks.real_findings": 2,
+}
+TIME_LIMIT_S = 600
+# Lines of a failure report that neither the machine nor the order of a CPU's sum changes.
+STABLE = (
+    "FAILED", "kernel", "lane", "non-finite", "where", "index", "also failed", "explained by", "reproduce",
+)  # fmt: skip
+MARKETING = ("seamless", "robust", "powerful", "blazing", "cutting-edge", "leverage", "comprehensive", "effortless")
+
+
+@dataclass(frozen=True)
+class Command:
+    """One documented command, continuation lines joined, with the output shown below it."""
+
+    text: str
+    shown: str
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def blocks(text: str, *languages: str) -> Iterator[str]:
+    """Contents of the fenced blocks in one of the languages."""
+    for found in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        if found[1] in languages:
+            yield found[2]
+
+
+def commands(text: str) -> list[Command]:
+    """Every ``$ command`` of the console and bash blocks, in order."""
+    found = []
+    for block in blocks(text, "console", "bash"):
+        for part in re.split(r"^\$ ", block.replace("\\\n", " "), flags=re.MULTILINE)[1:]:
+            line, _, shown = part.partition("\n")
+            found.append(Command(" ".join(line.split()), shown))
+    return found
+
+
+def skip_reason(command: str) -> str | None:
+    return next((reason for start, reason in SKIPPED.items() if command.startswith(start)), None)
+
+
+def expected_code(command: str) -> int:
+    """The exit code that the documentation implies."""
+    return next((code for part, code in EXIT_CODES.items() if part in command), 0)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An empty folder in which the checkout's files appear and records can be written."""
+    for entry in ROOT.iterdir():
+        if not entry.name.startswith((".git", ".venv")) and entry.name not in ("records", "signoff"):
+            (tmp_path / entry.name).symlink_to(entry)
+    return tmp_path
+
+
+def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """``command`` in a shell whose python is this one, on the CPU, as it is where no terminal is attached."""
+    hidden = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "ROCR_VISIBLE_DEVICES": ""}
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "COV"))}
+    git = {"GIT_CONFIG_GLOBAL": str(folder / "gitconfig")}
+    environment = {**inherited, **hidden, **git, "OMP_NUM_THREADS": "1"}
+    words = shlex.split(command)
+    if words[:3] == ["python", "-m", "validators"] and not re.search(r"[|&;<>$]", command):
+        return _forked(words[3:], folder, environment)
+    line = re.sub(r"^python3?(?= )", lambda _: f'"{sys.executable}"', command)
+    return subprocess.run(
+        ["bash", "-c", line], cwd=folder, env=environment, capture_output=True, text=True, timeout=TIME_LIMIT_S
+    )
+
+
+def _forked(arguments: list[str], folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """``python -m validators`` in a process that has imported torch already: half of what the short commands cost."""
+    command = [sys.executable, "-m", "validators", *arguments]
+    if torch.cuda.is_available():  # a forked process cannot use the GPU of its parent, nor hide it
+        return subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=TIME_LIMIT_S
+        )
+    shown, said = folder / ".stdout", folder / ".stderr"
+    child = os.fork()
+    if child == 0:
+        code = 70
+        try:
+            for path, descriptor in ((shown, 1), (said, 2)):
+                os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+            sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+            os.chdir(folder)
+            os.environ.clear()
+            os.environ.update(environment)
+            sys.argv = ["validators", *arguments]
+            torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
+            code = validators_main(arguments)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    return subprocess.CompletedProcess(
+        command, os.waitstatus_to_exitcode(status), shown.read_text(encoding="utf-8"), said.read_text(encoding="utf-8")
+    )
+
+
+def test_a_forked_command_is_the_command(folder: Path) -> None:
+    arguments = ["list", "kernels", "--op", "nonsense"]
+    forked = _forked(arguments, folder, dict(os.environ))
+    done = subprocess.run(
+        [sys.executable, "-m", "validators", *arguments], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert (forked.returncode, forked.stdout, forked.stderr) == (done.returncode, done.stdout, done.stderr)
+    assert forked.returncode == 2
+
+
+def differences(shown: str, printed: str) -> str:
+    """How what is shown differs from what was printed, or nothing."""
+    checker, flags = doctest.OutputChecker(), doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    if not shown.strip() or checker.check_output(shown, printed, flags):
+        return ""
+    return checker.output_difference(doctest.Example("", shown), printed, flags)
+
+
+def labelled(report: str) -> dict[str, str]:
+    """Stable lines of a failure report by label; of element rows index, exact value and admissible set."""
+    found = {}
+    for number, line in enumerate(report.strip().splitlines()):
+        label = next((s for s in STABLE if line.strip().startswith(s)), None)
+        row = re.match(r"\s*(\(\d+, \d+\))\s+(\S+)\s+(\[.*?\]|\S+)", line)
+        if row:
+            found[row[1]] = f"{row[2]} {row[3]}"
+        elif label is not None:
+            found[f"{number} {label}"] = line.strip() if label != "index" else " ".join(line.split()[:4])
+    return found
+
+
+def samples(text: str) -> Iterator[tuple[str, str]]:
+    """(command, text block) of every sample that is marked as a command's output."""
+    yield from re.findall(r"<!-- sample of: (.*?) -->\n```text\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("name", [name for name in OURS if commands(read(name))])
+def test_every_command_runs_and_prints_what_is_shown(name: str, folder: Path) -> None:
+    wanted, ran, wrong = dict(samples(read(name))), 0, []
+    for command in commands(read(name)):
+        if skip_reason(command.text):
+            continue
+        done = run(REPLACED.get(command.text, command.text), folder)
+        ran += 1
+        code = expected_code(command.text)
+        if done.returncode != code:
+            wrong.append(f"{command.text}\nexit code {done.returncode}, not {code}\n{done.stdout}{done.stderr}")
+        if command.text not in REPLACED and (words := differences(command.shown, done.stdout)):
+            wrong.append(f"{command.text}\n{words}")
+        if command.text in wanted:
+            printed = labelled(done.stdout.split("\n\n")[0])
+            assert len(printed) > len(STABLE), done.stdout
+            assert labelled(wanted.pop(command.text)) == printed, done.stdout
+    assert not wrong, "\n\n".join(wrong)
+    assert not wanted, f"samples of commands that the page does not run: {list(wanted)}"
+    assert ran or all(skip_reason(c.text) for c in commands(read(name)))
+
+
+def test_the_tables_hold_nothing_that_no_document_needs() -> None:
+    every = [command.text for name in OURS for command in commands(read(name))]
+    assert not [text for text in REPLACED if text not in every]
+    assert not [start for start in SKIPPED if not any(text.startswith(start) for text in every)]
+    assert not [part for part in EXIT_CODES if not any(part in text for text in every)]
+
+
+def test_what_is_skipped_names_targets_and_files_that_exist() -> None:
+    makefile = read("Makefile")
+    named = 0
+    for name in OURS:
+        for command in commands(read(name)):
+            if command.text.startswith("make "):
+                assert re.search(rf"^{command.text.split()[1]}:", makefile, re.MULTILINE), command.text
+                named += 1
+            elif skip_reason(command.text):
+                for path in re.findall(r"(?:tests|\.ci)/\S+\.py", command.text):
+                    assert (ROOT / path).is_file(), command.text
+                    named += 1
+    assert named > 5
+
+
+def test_a_wrong_output_and_a_wrong_sample_are_seen() -> None:
+    assert differences("20 records: ...\n", "20 records: 20 PASSED\n") == ""
+    assert "19 PASSED" in differences("20 records: 19 PASSED\n", "20 records: 20 PASSED\n")
+    [(_, sample)] = samples(read("README.md"))
+    for old, new in (
+        ("tail-not-in-amax", "rows-swapped"),
+        ("2 of 37 rows (", "3 of 37 rows ("),
+        ("[0.0761030", "[0.07"),
+    ):
+        assert old in sample
+        assert labelled(sample) != labelled(sample.replace(old, new))
+    assert labelled(sample) == labelled(re.sub(r"provenance .*", "provenance  another machine", sample))
+
+
+def test_the_readme_shows_the_example_as_it_is() -> None:
+    [shown] = blocks(read("README.md"), "python")
+    source = read("docs/examples/my_kernel.py")
+    assert source.split('"""\n', 1)[1].strip() == shown.strip()
+    changed = set(read("docs/examples/broken_kernel.py").splitlines()) - set(source.splitlines())
+    # The module's docstring, the count of whole vectors, and the maximum over them: one defect.
+    assert len(changed) == 3, changed
+
+
+def slug(heading: str) -> str:
+    """A heading's anchor as GitHub forms it."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_relative_links_and_paths_in_code_exist(name: str) -> None:
+    text = re.sub(r"^```.*?^```$", "", read(name), flags=re.MULTILINE | re.DOTALL)
+    here = (ROOT / name).parent
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (here / path).resolve() if path else ROOT / name
+        assert file.exists(), f"{name} links to {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in map(slug, headings), f"{name} links to {target}"
+    for path in re.findall(r"`((?:reference|validators|tests|golden|docs|\.ci|\.github)/[\w./-]+\.\w+)`", text):
+        assert (ROOT / path).exists(), f"{name} speaks of {path}"
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_plain_words(name: str) -> None:
+    text = read(name)
+    assert "\u2014" not in text, "an em dash; two sentences read better"
+    assert not [word for word in MARKETING if word in text.lower()]
+    assert not re.search(r"/work\b|/tmp/|https?://", text), "a path of some machine, or a host"
+
+
+def test_the_readme_fits_and_says_what_is_not_tested() -> None:
+    text = read("README.md")
+    assert len(text.splitlines()) <= 250
+    for status in Status:
+        assert f"| {status.value} |" in text
+    assert "No kernel has been run on AMD hardware yet" in text
+
+
+def test_every_contract_is_in_the_guide() -> None:
+    listed = read("docs/your-kernel.md").split("## Contracts")[1]
+    for name in (*NORM_QUANT_CONTRACTS, *GEMM_CONTRACTS):
+        assert f"`{name}`" in listed, name
+
+
+def test_the_supports_table_is_the_protocol() -> None:
+    from validators.kernels.plugin import DEFAULT_SUPPORTS
+
+    rows = re.findall(r"^\| `(\w+)` \| (True|False)\b", read("docs/your-kernel.md"), re.MULTILINE)
+    assert rows == [(key, str(value)) for key, value in DEFAULT_SUPPORTS.items()]
+
+
+def test_the_stated_policies_are_those_of_the_code() -> None:
+    from evals.stats import logit_gates, tokens
+    from validators.judge import verdict
+    from validators.layers import verdict as layers_verdict
+    from validators.signoff import stages
+
+    text = read("docs/derivations.md")
+    for name, value in (
+        ("`MISTRUSTED_SHARE`", verdict.MISTRUSTED_SHARE), ("`FALSE_ALARM`", FALSE_ALARM),
+        ("`MARGIN` of layers", layers_verdict.MARGIN), ("`CONFIDENCE` of layers", layers_verdict.CONFIDENCE),
+        ("`NOISE_LIMIT`", tokens.NOISE_LIMIT), ("`MEAN_NOISE_LIMIT`", tokens.MEAN_NOISE_LIMIT),
+        ("`REBATCH_FACTOR`", logit_gates.REBATCH_FACTOR), ("`MEAN_MARGIN`", tokens.MEAN_MARGIN),
+    ):  # fmt: skip
+        assert f"| {name} | {value:g} |" in text
+    assert f"A sign-off walks {stages.LAYERS_TOKENS} tokens" in text
+
+
+def test_the_constants_of_the_derivations_are_those_of_the_code() -> None:
+    text = read("docs/derivations.md")
+    for c in NORM_QUANT_CONTRACTS.values():
+        rms = budgets.rms_budget(c, 5120)
+        rounded = c.round_after_normalize or c.round_after_weight
+        scale = rms + budgets.multiply_budget(c, gemma=False) + budgets.scale_step_budget(c, c.qmax("e4m3fn"))
+        last = "by the grid of T" if rounded else f"{scale.total_u:g}"
+        assert f"| `{c.name}` | {c.reduction.depth(5120)} | {rms.total_u:g} | {last} |" in text
+        codes = [budgets.code_budget(c, c.qmax(fp8), gemma=False).total_u for fp8 in ("e4m3fn", "e4m3fnuz")]
+        row = f"| `{c.name}` | {codes[0]:g} | {codes[1]:g} |"
+        assert (row in text) != rounded, row
+    for k in (512, 5120, 12288):
+        alpha, beta = budgets.unknown_unit_budget(k)
+        assert f"| {k} | {budgets.fp32_sum_budget(k):.2e} | {alpha:.2e} | {beta:.2e} |" in text
+    assert f"> {budgets.UNKNOWN_ASSUMPTION}" in text
+    assert f"The false-alarm probability is {FALSE_ALARM:g}, so λ = {azuma_lambda():.2f}" in text
+
+
+def test_the_guide_explains_the_first_line_of_the_sample() -> None:
+    [(_, sample)] = samples(read("README.md"))
+    assert f"`{sample.splitlines()[0]}`" in read("docs/reading-a-verdict.md")

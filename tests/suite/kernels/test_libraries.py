@@ -1,0 +1,109 @@
+"""torchao and compressed-tensors judged by themselves, where they are installed (extra ``libraries``)."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import torch
+
+from validators.cases.case import Case
+from validators.cases.recipes import QUANT
+from validators.cases.tensors import Inputs, Outputs, QuantInputs, QuantOutputs
+from validators.explain.identify import identify
+from validators.kernels import compressed_tensors, emulated, torchao
+from validators.kernels.kernel import Kernel, find_kernel
+from validators.records.record import Status
+from validators.run import validate
+
+LIBRARIES = {"torchao": torchao, "compressed_tensors": compressed_tensors}
+CONTRACTS = {"torchao": "torchao", "compressed_tensors": "compressed-tensors"}
+# Ties of codes and of scales, a maximum in every column, tiny and huge rows, each storage type, 3-D and strided rows.
+CASES = (
+    "m64-n5120-bf16-e4m3fn-gaussian-s0", "m64-n5120-fp16-e4m3fn-gaussian-s0", "m64-n1024-bf16-e4m3fn-midpoints-s0",
+    "m64-n1024-fp16-e4m3fn-midpoints-s0", "m48-n512-bf16-e4m3fn-magnitude_ladder-s0",
+    "m48-n512-fp16-e4m3fn-magnitude_ladder-s0", "m24-n272-bf16-e4m3fn-crest_ladder-s0",
+    "m24-n272-bf16-e4m3fn-spike_walk-s0", "m32-n520-bf16-e4m3fn-nonfinite-s0", "m32-n520-bf16-e4m3fn-gaussian-3d-s0",
+    "m32-n520-bf16-e4m3fn-gaussian-strided-s0",
+)  # fmt: skip
+
+
+def installed(name: str) -> Kernel:
+    """The library's adapter; skips with its own sentence where it cannot run."""
+    kernel = find_kernel(f"{name}/per_token_quant", QUANT)
+    reason = kernel.unavailable("cpu")
+    if reason:
+        pytest.skip(reason)
+    return kernel
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_an_adapter_declares_the_preset_of_its_library(name: str) -> None:
+    [kernel] = LIBRARIES[name].kernels()
+    assert (kernel.name, kernel.op, kernel.contract) == (f"{name}/per_token_quant", QUANT, CONTRACTS[name])
+    assert not kernel.emulated
+    fnuz = kernel.unsupported(Case.parse(f"{QUANT}-m4-n64-bf16-e4m3fnuz-gaussian-s0"))
+    assert fnuz == ("compressed-tensors quantizes to e4m3fn only" if name == "compressed_tensors" else None)
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_a_library_that_is_not_installed_says_so(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
+    [kernel] = LIBRARIES[name].kernels()
+    assert kernel.unavailable("cpu") == f"{name.replace('_', '-')} is not installed"
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+@pytest.mark.parametrize("case", CASES)
+def test_a_library_follows_its_preset(name: str, case: str) -> None:
+    record = validate(installed(name), Case.parse(f"{QUANT}-{case}"))
+    assert record.status is Status.PASSED, (record.status, record.reasons)
+    assert all(c.single == c.judged for c in record.comparisons)
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_a_library_is_identified_by_its_outputs(name: str, dtype: str) -> None:
+    result = identify(installed(name), dtype=dtype)
+    assert result.best == CONTRACTS[name], result.lines()
+    assert result.admitted == ([] if name == "torchao" else ["compressed-tensors"])
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_zero_rows_of_compressed_tensors_are_right(dtype: str) -> None:
+    record = validate(installed("compressed_tensors"), Case.parse(f"{QUANT}-m32-n512-{dtype}-e4m3fn-zero_rows-s0"))
+    assert record.status is Status.PASSED, record.reasons
+
+
+@pytest.mark.parametrize("contract", [None, "identify"])
+def test_zero_rows_of_torchao_hold_nan(contract: str | None) -> None:
+    """A finding: the scale of an all-zero row is 0, and its codes are NaN. It is so whether declared or identified."""
+    kernel = installed("torchao")
+    record = validate(kernel, Case.parse(f"{QUANT}-m32-n512-bf16-e4m3fn-zero_rows-s0"), contract=contract)
+    assert (record.status, record.contract) == (Status.FAILED, "torchao")
+    [codes] = [c for c in record.comparisons if c.output == "codes"]
+    assert 0 < codes.violations == codes.nonfinite["got_nan"]
+    assert codes.violations % 512 == 0
+    assert not any(c.violations for c in record.comparisons if c.output == "scale")
+
+
+@pytest.mark.parametrize("fp8", ["e4m3fn", "e4m3fnuz"])
+def test_only_rows_of_zeros_stand_against_a_contract(fp8: str) -> None:
+    """A stand-in for torchao: identified by its ordinary rows, judged by that contract, and its zero rows FAILED."""
+
+    def call(inputs: Inputs, buffers: Outputs) -> Outputs:
+        assert isinstance(inputs, QuantInputs)
+        outputs = emulated.make(emulated.NORM_QUANT_CONTRACTS["torchao"])(inputs)
+        assert isinstance(outputs, QuantOutputs)
+        nan = 0xFF if inputs.fp8_dtype == torch.float8_e4m3fn else 0x80
+        outputs.codes.view(torch.uint8)[outputs.scale.flatten() == 0] = nan
+        return outputs
+
+    kernel = Kernel(f"demo/nan-zeros-{fp8}", QUANT, None, call)
+    result = identify(kernel, fp8=fp8)
+    assert (result.admitted, result.best) == ([], "torchao")
+    assert result.lines()[0].startswith("torchao: admits all values but ")
+    assert "in rows of zeros, which are judged by it all the same" in result.lines()[0]
+    record = validate(kernel, Case.parse(f"{QUANT}-m32-n512-bf16-{fp8}-zero_rows-s0"))
+    assert (record.status, record.contract, record.contract_from) == (Status.FAILED, "torchao", "identified")
+    assert validate(kernel, Case.parse(f"{QUANT}-m32-n512-bf16-{fp8}-gaussian-s0")).status is Status.PASSED

@@ -1,0 +1,1 @@
+"""The commands of ``python -m validators``, one file per command."""

@@ -1,0 +1,91 @@
+"""The presets, their fields and their evidence: lines for ``list contracts``, and docs/contracts.md.
+
+``python -m validators.commands.contracts`` prints the page; a test holds the kept page against it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator
+
+from reference.contract import GEMM_CONTRACTS, NORM_QUANT_CONTRACTS, GemmContract, NormQuantContract, Reduction
+from reference.evidence import INHERITS, KINDS, OPEN, contract_of, declared, evidence_of
+from reference.notation import text_of
+
+_INTRODUCTION = (
+    "A contract is the declared arithmetic of a kernel; [reference/contract.py](../reference/contract.py) says what "
+    "each field means. This page is made by `python -m validators.commands.contracts` from "
+    "[reference/evidence.py](../reference/evidence.py), and a test holds one against the other. Fields with the "
+    "default of their dataclass are left out where nothing is said of them."
+)
+_SETS = (
+    "A field that the sources do not settle is a set of values. The contract then stands for several, one for each "
+    "choice of values, and one call of a kernel has to follow one of them in all its rows and outputs: which one may "
+    "depend on the build or on the shape, but not on the row. Where they differ, the record says which one was "
+    'followed. Such a field has its values below with "or" between them.'
+)
+
+
+def text(value: object) -> str:
+    """A field's value in a few characters."""
+    if isinstance(value, Reduction):
+        return value.kind if value.kind == "any" else f"{value.kind} {value.count}"
+    return text_of(value)
+
+
+def _values(contract: NormQuantContract | GemmContract, field: str) -> str:
+    sets = dict(contract.unsettled) if isinstance(contract, NormQuantContract) else {}
+    return " or ".join(f"`{text(v)}`" for v in sets.get(field, (getattr(contract, field),)))
+
+
+def brief(op: str) -> Iterator[str]:
+    """Two or three lines a preset of ``op``: its source, the evidence for its fields, and sets of values."""
+    for contract in (GEMM_CONTRACTS if op == "ptpc_gemm" else NORM_QUANT_CONTRACTS).values():
+        yield f"{op}  {contract.name}: {contract.source}"
+        kinds = Counter(e.kind for e in evidence_of(contract.name).values())
+        if kinds:
+            yield "    evidence: " + ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
+        if isinstance(contract, NormQuantContract) and contract.unsettled:
+            sets = "; ".join(f"{f} {' or '.join(text(v) for v in values)}" for f, values in contract.unsettled)
+            yield f"    unsettled: {sets}"
+
+
+def _section(name: str) -> Iterator[str]:
+    contract, evidence = contract_of(name), evidence_of(name)
+    yield f"### `{name}`"
+    yield ""
+    parent = f" As `{INHERITS[name]}`, but for the fields that differ." if name in INHERITS else ""
+    yield f"{contract.source}.{parent}"
+    yield ""
+    said = {*declared(contract), *evidence}
+    if isinstance(contract, NormQuantContract):
+        said |= {field for field, _ in contract.unsettled}
+    fields = [f.name for f in dataclasses.fields(contract) if f.name in said]
+    if fields:
+        yield "| field | value | evidence |"
+        yield "|---|---|---|"
+        for field in fields:
+            found = evidence.get(field)
+            words = f"{found.kind}: {found.where}" if found else "unsettled"
+            yield f"| `{field}` | {_values(contract, field)} | {words.replace('|', chr(92) + '|')} |"
+        yield ""
+    for sentence in OPEN.get(name, ()):
+        yield f"Unsettled: {sentence}"
+        yield ""
+
+
+def page() -> str:
+    """The text of docs/contracts.md."""
+    lines = ["# Contracts: fields, evidence, and what is unsettled", "", _INTRODUCTION, ""]
+    lines += ["Each field of a preset has evidence of one of these kinds:", "", "| kind | what it is |", "|---|---|"]
+    lines += [*(f"| {kind} | {meaning} |" for kind, meaning in KINDS.items()), "", _SETS, ""]
+    for title, table in (("Norm and quantizer", NORM_QUANT_CONTRACTS), ("GEMM", GEMM_CONTRACTS)):
+        lines += [f"## {title}", ""]
+        for name in table:
+            lines += _section(name)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+if __name__ == "__main__":
+    print(page(), end="")

@@ -1,0 +1,176 @@
+"""``python -m validators machine``: run every stage that this machine can run, then sign off. ``make signoff`` is this.
+
+Each stage is a process of its own, so that one that dies costs no other. What cannot run here is left out with a
+sentence, and the sign-off shows it as UNTESTED with the command that would test it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import os
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from validators.commands import plan
+from validators.commands.cli import say
+from validators.commands.signoff import lines
+from validators.records import store
+from validators.records.files import check_folder, new_folder
+from validators.signoff import claims, policy, stages
+from validators.signoff import decision as signoff
+from validators.signoff.claims import OPS, ClaimError, Target
+from validators.signoff.ruling import rule
+
+PATHS = (
+    ("aiter_hip/add_rmsnorm_quant", "aiter_hip/per_token_quant_hip", "aiter_hip/gemm_a8w8_bpreshuffle"),
+    ("aiter_triton/add_rmsnorm_quant", "torch_native/eager", "torch_native/scaled_mm_hopper"),
+    ("triton/add_rmsnorm_quant", "torch_native/eager", "torch_native/eager"),
+    ("emulated/aiter-hip-gfx950", "emulated/aiter-hip-gfx950", "emulated/unknown"),
+)
+"""Norm, quantizer and GEMM of the walk through the layers: the first three that this machine has all of."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Something to run here. command: the words after the interpreter; () where ``left_out`` says why it cannot run."""
+
+    title: str
+    command: tuple[str, ...]
+    left_out: str = ""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    parser.add_argument("--claim", metavar="FILE", help="only what this claim needs (default: every kernel)")
+    parser.add_argument("--policy", metavar="NAME|FILE", help="what is needed (default: machine; with a claim: merge)")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
+    parser.add_argument("--out", default="signoff", help="where records and pages go (default: signoff)")
+
+
+def command(parsed: argparse.Namespace) -> int:
+    """Run, sign off, print; returns the sign-off's exit code."""
+    chosen = policy.load(parsed.policy or ("merge" if parsed.claim else "machine"))
+    target = claims.from_file(parsed.claim) if parsed.claim else None
+    device = plan.devices(parsed.device)[0]
+    # Stages take minutes, so a place that cannot be written is found before them.
+    records = new_folder(Path(parsed.out) / "records")
+    try:
+        check_folder(parsed.out)
+        planned = of_claim(target, chosen, device, str(records)) if target else of_machine(chosen, device, str(records))
+    except BaseException:
+        records.rmdir()
+        raise
+    start = time.monotonic()
+    for number, stage in enumerate(planned, start=1):
+        _run(stage, f"[{number}/{len(planned)}]", start)
+    if not store.record_files(records):
+        raise ClaimError("no stage wrote a record, so there is nothing to sign.")
+    decided = signoff.signoff_directory(
+        records, warn=_warn, policy=chosen, target=(lambda _: [target]) if target else None
+    )  # fmt: skip
+    print()
+    for line in lines(decided):
+        print(line)
+    # After the decision, which a page that cannot be written must not cost.
+    paths = signoff.write(decided, parsed.out, warn=_warn)
+    page = paths[-1].resolve()
+    print(f"{decided.decision} after {_clock(time.monotonic() - start)}; the report is {page}")
+    return decided.exit_code
+
+
+def of_claim(target: Target, chosen: policy.Policy, device: str, records: str) -> list[Stage]:
+    """What the claim needs, as far as it can run on this machine."""
+    arch = _architecture(device)
+    if arch != target.arch:
+        wanted = stages.machine(target.arch)
+        raise ClaimError(f"claim {target.name!r} is about {target.arch} ({wanted}), and {device} here is {arch}.")
+    planned = []
+    for step in rule(target, chosen, [], records).steps:
+        words = [shlex.split(text) for text in step.commands]
+        kept = [w[1:] for w in words if "propose" not in w and "accept" not in w]
+        if step.covers == "trace":
+            planned.append(Stage(step.covers, (), "needs a trace of the serving engine"))
+        elif step.note:
+            planned.append(Stage(step.covers, (), step.note))
+        elif step.covers == "parity":
+            planned.append(_parity(tuple(kept[0])))
+        else:
+            planned += [Stage(step.covers, tuple(own)) for own in kept]
+    return planned
+
+
+def of_machine(chosen: policy.Policy, device: str, records: str) -> list[Stage]:
+    """Every stage of the policy, with every kernel of this machine."""
+    from validators.kernels.kernel import find_kernel
+
+    wanted = {r.stage: r for r in chosen.require}
+    where = ("--records", records)
+    planned = []
+    if "ops" in wanted:
+        depth = ("--depth", wanted["ops"].depth)
+        planned.append(Stage("ops of every kernel", ("-m", "validators", "run", "--all-available", *depth, *where)))
+    kind = device.split(":")[0]
+
+    def here(path: tuple[str, ...]) -> bool:
+        return all(find_kernel(n, op).unavailable(kind) is None for n, op in zip(path, OPS, strict=True))
+
+    # The emulated path runs on any machine, on the CPU.
+    path = next((p for p in PATHS if here(p)), PATHS[-1])
+    arch = "cpu" if path is PATHS[-1] else _architecture(device)
+    target = Target("", arch, {op: (name,) for op, name in zip(OPS, path, strict=True)})
+    if "layers" in wanted:
+        (text,) = stages.layers_step(target, records).commands
+        planned.append(Stage(f"layers of glm-tiny by {path[0]}", tuple(shlex.split(text)[1:])))
+    if "goldens" in wanted:
+        planned.append(Stage("goldens", ("-m", "golden", "check", "--device", device, *where)))
+    if "parity" in wanted:
+        # On a CPU the evaluation's own default kernels: it knows which of them are fast enough there.
+        (text,) = stages.parity_step(dataclasses.replace(target, one_path=arch != "cpu"), records).commands
+        planned.append(_parity(tuple(shlex.split(text)[1:])))
+    return planned
+
+
+def _parity(words: tuple[str, ...]) -> Stage:
+    if importlib.util.find_spec("evals.__main__") is None:
+        return Stage("parity", (), "this checkout has no command 'evals'")
+    return Stage("parity", words)
+
+
+def _run(stage: Stage, number: str, start: float) -> None:
+    if stage.left_out:
+        print(f"{number} {stage.title}: left out. {stage.left_out}", flush=True)
+        return
+    print(f"{number} {stage.title}: python {shlex.join(stage.command)}", flush=True)
+    begun = time.monotonic()
+    environment = dict(os.environ)
+    if stage.title != "parity" and not any(word.startswith("cuda") for word in stage.command):
+        # The cases are small: with one thread all kernels of a CPU took 2:19 on two idle cores, with two 2:54; and a
+        # second thread that waits for a busy core costs many times that.
+        environment.setdefault("OMP_NUM_THREADS", "1")
+    done = subprocess.run([sys.executable, *stage.command], check=False, env=environment)
+    state = {0: "done", 1: "done, and something is wrong"}.get(done.returncode, f"ended with code {done.returncode}")
+    print(f"{number} {stage.title}: {state}, {_clock(time.monotonic() - begun)} of {_clock(time.monotonic() - start)}",
+          flush=True)  # fmt: skip
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def _architecture(device: str) -> str:
+    from validators.arch import ArchError, architecture
+
+    try:
+        return architecture(device)
+    except ArchError as error:
+        raise ClaimError(str(error)) from None
+
+
+def _warn(sentence: str) -> None:
+    say("validators", sentence)

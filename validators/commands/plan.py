@@ -1,0 +1,168 @@
+"""What a command line asks to run: kernels, their devices and their cases. Asking for nothing is an error.
+
+The functions take the parsed options (``op, kernel, all_available, contract, case, lane, device, dtype,
+fp8, depth``) and raise UsageError, KernelError or CaseError, each with one sentence.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from validators.cases.case import Case
+    from validators.kernels.kernel import Kernel
+
+
+DEPTHS = ("smoke", "default", "deep")
+
+
+class UsageError(ValueError):
+    """A command line that asks for nothing that can be done; its message is one sentence."""
+
+
+class Planned(NamedTuple):
+    """Cases for one kernel on one device. name: as the user gave it, which is how a worker finds it again."""
+
+    name: str
+    op: str
+    device: str
+    cases: list[Case]
+
+
+def make_plan(parsed: argparse.Namespace) -> list[Planned]:
+    """Everything to run, in the registry's order; raises UsageError rather than plan nothing."""
+    check_options(parsed)
+    if parsed.all_available == bool(parsed.kernel):
+        raise UsageError("say which kernel with --kernel, or --all-available for every one; not both.")
+    if parsed.all_available:
+        if parsed.case or parsed.contract not in (None, "identify"):
+            raise UsageError("--case and a named --contract belong to one kernel, so they need --kernel.")
+        chosen = _available(parsed)
+    else:
+        chosen = [one_kernel(parsed)]
+    plan = []
+    for name, kernel, device in chosen:
+        fp8 = parsed.fp8 or native_fp8(device)
+        cases = _named_cases(parsed, kernel.op) if parsed.case else cases_of(parsed, kernel.op, fp8)
+        if cases:
+            plan.append(Planned(name, kernel.op, device, cases))
+    if not plan:
+        raise UsageError("no case has all the properties asked for; 'list cases' shows what there is.")
+    return plan
+
+
+def check_options(parsed: argparse.Namespace) -> None:
+    """Raise UsageError for a value that is none of those known; before any kernel is looked for."""
+    from validators.cases.case import DTYPES, FP8_FORMATS, LANES
+
+    given = [("op", parsed.op, ops()), ("dtype", parsed.dtype, DTYPES), ("FP8 format", parsed.fp8, FP8_FORMATS)]
+    given += [("lane", lane, LANES) for lane in getattr(parsed, "lane", [])]
+    given.append(("depth", getattr(parsed, "depth", None), DEPTHS))
+    for what, value, known in given:
+        if value is not None and value not in known:
+            raise UsageError(f"unknown {what} {value!r}; known: {', '.join(known)}")
+    if getattr(parsed, "device", None) is not None:
+        devices(parsed.device)
+
+
+def _available(parsed: argparse.Namespace) -> list[tuple[str, Kernel, str]]:
+    from validators.kernels.kernel import all_kernels
+
+    chosen = []
+    for kernel in all_kernels():
+        if parsed.op in (None, kernel.op):
+            device = next((d for d in devices(parsed.device) if kernel.unavailable(d) is None), None)
+            if device is not None:
+                chosen.append((kernel.name, kernel, device))
+    if not chosen:
+        on = f" on {parsed.device}" if parsed.device else ""
+        raise UsageError(f"this machine can run none of the kernels{on}; 'list kernels' says why.")
+    return chosen
+
+
+def one_kernel(parsed: argparse.Namespace) -> tuple[str, Kernel, str]:
+    """(name as given, kernel, device) of ``--kernel``, its contract option checked."""
+    from validators.cases.case import Case
+    from validators.kernels.kernel import all_kernels, find_kernel
+
+    op = parsed.op or (Case.parse(parsed.case[0]).op if parsed.case else None)
+    kernel = find_kernel(parsed.kernel, op)
+    several = [k.op for k in all_kernels() if k.name == parsed.kernel]
+    if op is None and len(several) > 1:
+        raise UsageError(f"kernel {parsed.kernel} computes {' and '.join(several)}; say which with --op.")
+    contract = getattr(parsed, "contract", None)
+    if contract not in (None, "identify"):
+        from reference.contract import get_contract
+
+        try:
+            get_contract(kernel.op, contract)
+        except KeyError as error:
+            known = ", identify" if "; known: " in error.args[0] and "+" not in contract else ""
+            raise UsageError(f"{error.args[0]}{known}") from None
+    return parsed.kernel, kernel, _device_for(kernel, parsed.device)
+
+
+def _device_for(kernel: Kernel, wanted: str | None) -> str:
+    """``wanted``, or the first device that the kernel can use; raises UsageError with the kernel's reason."""
+    reasons = []
+    for device in devices(wanted):
+        reason = kernel.unavailable(device)
+        if reason is None:
+            return device
+        reasons.append(reason)
+    raise UsageError(f"kernel {kernel.name} cannot run on {devices(wanted)[0]} here: {reasons[0]}")
+
+
+def devices(wanted: str | None = None) -> list[str]:
+    """Devices to try, the preferred one first."""
+    import torch
+
+    if wanted is None:
+        return ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", wanted):
+        raise UsageError(f"unknown device {wanted!r}; known: cpu, cuda, cuda:N")
+    if wanted != "cpu" and not torch.cuda.is_available():
+        raise UsageError(f"device {wanted} was asked for, and this torch finds no GPU.")
+    count = torch.cuda.device_count() if ":" in wanted else 0
+    if ":" in wanted and int(wanted.split(":")[1]) >= count:
+        raise UsageError(f"device {wanted} was asked for, and this torch finds {count} GPUs.")
+    return [wanted]
+
+
+def native_fp8(device: str) -> str:
+    """gfx94x computes in e4m3fnuz, everything else in e4m3fn."""
+    if device == "cpu":
+        return "e4m3fn"
+    import torch
+
+    name = str(getattr(torch.cuda.get_device_properties(device), "gcnArchName", "")) if torch.version.hip else ""
+    return "e4m3fnuz" if name.startswith("gfx94") else "e4m3fn"
+
+
+def cases_of(parsed: argparse.Namespace, op: str, fp8: str) -> list[Case]:
+    """The suite's cases of ``op`` for the lanes, depth and dtype asked for."""
+    from validators.cases.suite import cases_for
+
+    depth, dtype = parsed.depth or "default", parsed.dtype or "bf16"
+    return list(cases_for(op, depth=depth, lanes=parsed.lane or None, dtype=dtype, fp8=fp8))
+
+
+def _named_cases(parsed: argparse.Namespace, op: str) -> list[Case]:
+    from validators.cases.suite import find
+
+    if parsed.lane or parsed.dtype or parsed.fp8 or parsed.depth:
+        raise UsageError("a case id fixes lane and types, so --case goes without --lane, --dtype, --fp8 and --depth.")
+    cases = list(find(parsed.case))
+    for case in cases:
+        if case.op != op:
+            raise UsageError(f"case {case.id} is of op {case.op}, and kernel {parsed.kernel} computes {op}.")
+    return cases
+
+
+def ops() -> tuple[str, ...]:
+    """Every op; a function because the table lives beside tensors, and importing torch takes seconds."""
+    from validators.cases.tensors import OPS
+
+    return OPS

@@ -1,0 +1,106 @@
+"""``python -m validators signoff``: read records, decide, write the pages, print the decision."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from validators.commands.cli import say
+from validators.records.record import Record
+from validators.signoff import claims, policy
+from validators.signoff import decision as signoff
+from validators.signoff.claims import ClaimError, Target
+from validators.signoff.ruling import Ruling
+
+DEFAULT_POLICY = "merge"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    parser.add_argument("records", metavar="DIR", nargs="*", help="directories of records, one or several machines'")
+    # fmt: off
+    parser.add_argument("--claim", metavar="NAME|FILE", help="what is to be signed: a claim's file, or a kernel's name")
+    parser.add_argument("--policy", metavar="NAME|FILE",
+                        help=f"what it needs: smoke, merge, nightly, machine or a file (claims: {DEFAULT_POLICY})")
+    parser.add_argument("--arch", help="architecture of a claim that is a kernel's name (default: the records')")
+    parser.add_argument("--contract", help="contract of a claim that is a kernel's name (default: any)")
+    parser.add_argument("--source", metavar="DIGEST", help="only records of this version of a claimed kernel's source")
+    parser.add_argument("--version", action="append", default=[], metavar="LIBRARY=PATTERN",
+                        help="only records made with this version count, e.g. torch=2.13.* (may be repeated)")
+    # fmt: on
+    parser.add_argument("--out", help="where signoff.json, .md and .html go (default: the first DIR)")
+
+
+def command(parsed: argparse.Namespace) -> int:
+    """Decide, write and print; returns the exit code."""
+    _check(parsed)
+    chosen = policy.load(parsed.policy or DEFAULT_POLICY) if parsed.policy or parsed.claim else None
+    decided = signoff.signoff_directory(
+        parsed.records, warn=_warn, policy=chosen, target=lambda records: _targets(parsed, records)
+    )
+    out = parsed.out or (parsed.records[0] if parsed.records else None)
+    # The decision first: a page that cannot be written must not cost it.
+    for line in lines(decided):
+        print(line)
+    paths = signoff.write(decided, out, warn=_warn) if out else []
+    if paths:
+        print(f"written: {', '.join(map(str, paths))}")
+    return decided.exit_code
+
+
+def _warn(sentence: str) -> None:
+    say("validators", sentence)
+
+
+def _check(parsed: argparse.Namespace) -> None:
+    if not parsed.records and not parsed.claim:
+        raise ClaimError("name a directory of records, or a claim with --claim to see what it needs.")
+    is_file = parsed.claim and Path(parsed.claim).is_file()
+    if (parsed.arch or parsed.contract or parsed.source) and (is_file or not parsed.claim):
+        raise ClaimError(
+            "--arch and --contract belong to a claim that is a kernel's name, and so does --source; a file says them."
+        )
+    if parsed.version and (is_file or not (parsed.claim or parsed.policy)):
+        raise ClaimError("--version belongs to a claim or a policy, and a claim's file says it itself.")
+
+
+def _targets(parsed: argparse.Namespace, records: Sequence[Record]) -> list[Target]:
+    versions = {}
+    for text in parsed.version:
+        library, equals, pattern = text.partition("=")
+        if not (library and equals and pattern):
+            raise ClaimError(f"--version {text!r} is not LIBRARY=PATTERN.")
+        versions[library] = pattern
+    if parsed.claim is None:
+        return claims.of_machines(records, versions)
+    looks_like_a_file = parsed.claim.endswith(".toml")
+    if Path(parsed.claim).is_file() or looks_like_a_file:
+        return [claims.from_file(parsed.claim)]
+    return [
+        claims.of_kernel(parsed.claim, records, arch=parsed.arch, contract=parsed.contract, versions=versions,
+                         source=parsed.source)
+    ]  # fmt: skip
+
+
+def lines(decided: signoff.Signoff) -> list[str]:
+    """What is printed: the decision, then each claim with reasons and commands."""
+    found = [decided.decision]
+    for ruling in decided.rulings:
+        found += _ruling_lines(ruling)
+    if not decided.rulings:
+        for c in decided.claims:
+            found.append(f"  {c.decision}: {c.kernel}, contract {c.contract}, {c.arch}")
+            found += [f"    {text}" for text in (*c.reasons, *c.caveats)]
+            found += [f"      {text}" for _, text in c.untested]
+    return [*found, *decided.ignored]
+
+
+def _ruling_lines(ruling: Ruling) -> list[str]:
+    target = ruling.target
+    found = [f"  {ruling.decision}: {target.name} ({target.arch}), policy {ruling.policy.words}"]
+    found += [f"    {text}" for text in (*ruling.reasons, *ruling.waived, *ruling.facts.caveats)]
+    for step in ruling.steps:
+        found.append(f"    to test {step.covers}, on {step.machine}:" + (f" {step.note}" if step.note else ""))
+        found += [f"      {text}" for text in step.commands]
+    return found

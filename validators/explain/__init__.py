@@ -1,0 +1,1 @@
+"""After the verdict: which contract, which defect, and the arithmetic of one element."""

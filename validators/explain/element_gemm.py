@@ -1,0 +1,136 @@
+"""The arithmetic of one output of ``ptpc_gemm``, for ``validators.explain.element``."""
+
+from __future__ import annotations
+
+import torch
+
+from reference import budgets
+from reference.accumulators import get_unit
+from reference.contract import GemmContract
+from reference.formats import FORMATS, bytes_of, decode, format_of, key_of
+from reference.ptpc_gemm import (
+    GemmTruth,
+    accumulator_error,
+    emulate,
+    emulated_truth,
+    epilogues,
+    gemm_truth,
+    is_emulated,
+    largest_exponent,
+    operand,
+    says_nothing,
+)
+from reference.quantize import is_power_of_two
+from validators.cases.tensors import GemmInputs, GemmOutputs
+from validators.explain.element import Text, interval, number, with_bits
+from validators.judge.gemm import bits_of
+
+_LARGEST = 3
+
+
+def explain_out(
+    text: Text, inputs: GemmInputs, outputs: GemmOutputs, contract: GemmContract, row: int, col: int
+) -> None:
+    """Adds the lines of out[row, col]: products, accumulator, scales, bias, admissible outputs, got."""
+    fmt, out_format = format_of(inputs.a.dtype), format_of(outputs.out.dtype)
+    a, b = bytes_of(inputs.a)[row : row + 1].cpu(), bytes_of(inputs.b)[col : col + 1].cpu()
+    sa, sb = inputs.a_scale.reshape(-1)[row : row + 1].cpu(), inputs.b_scale.reshape(-1)[col : col + 1].cpu()
+    bias = None if inputs.bias is None else inputs.bias[col : col + 1].cpu()
+    products = decode(a, fmt)[0] * decode(b, fmt)[0]
+    known = is_emulated(contract)
+    if known:
+        truth = emulated_truth(a, b, fmt, sa, sb, bias, out_format, contract)
+    else:
+        truth = gemm_truth(operand(a, fmt), operand(b, fmt), sa, sb, bias, out_format, contract)
+    _product_lines(text, a, b, products, truth)
+    text.add("scales", f"token {with_bits(float(sa), 'fp32')}", f"channel {with_bits(float(sb), 'fp32')}")
+    if known:
+        _unit_lines(text, emulate(a, b, fmt, contract), truth, sa, sb, contract)
+    else:
+        free = is_power_of_two(sa.double())[:, None] & is_power_of_two(sb.double())[None, :]
+        values = operand(a, fmt), operand(b, fmt)
+        error = accumulator_error(contract, *values, truth.magnitude, free if contract.scaling == "operands" else None)
+        _bound_lines(text, float(error), float(largest_exponent(*values)), inputs.a.shape[1], contract)
+    exact = float(truth.accumulator) * float(sa) * float(sb)
+    text.add("exact", f"{number(exact)} = sum * token * channel")
+    if not known:
+        text.add("", f"off by at most {number(float(truth.error))} before the store")
+    if bias is not None:
+        where = {
+            "epilogue": "before the store",
+            "after_store": "after the store",
+            "either": "before or after the store",
+        }
+        text.add("bias", f"{with_bits(float(bias), out_format.name)}, added {where[contract.bias]}",
+                 f"{number(float(truth.value))} with the exact value")  # fmt: skip
+    wide = not known and bool(says_nothing(truth, inputs.a.shape[1]))
+    _verdict(text, float(outputs.out[row, col].double()), truth, out_format.name, wide)
+
+
+def _product_lines(text: Text, a: torch.Tensor, b: torch.Tensor, products: torch.Tensor, truth: GemmTruth) -> None:
+    k = products.numel()
+    text.add("sum", f"{number(float(truth.accumulator))} of {k} products, exact")
+    nonzero = int((products != 0).sum())
+    text.add("", f"sum|a*b| {number(float(products.abs().sum()))}, {nonzero} products are not zero")
+    for index in products.abs().nan_to_num(nan=torch.inf).topk(min(_LARGEST, max(nonzero, 1))).indices.tolist():
+        text.add(
+            "", f"k {index}: 0x{int(a[0, index]):02x} * 0x{int(b[0, index]):02x} = {number(float(products[index]))}"
+        )
+
+
+def _bound_lines(text: Text, error: float, top: float, k: int, contract: GemmContract) -> None:
+    if contract.accumulator == "fp32":
+        operands = contract.scaling == "operands"
+        factor = budgets.dequantized_sum_budget(k) if operands else budgets.fp32_sum_budget(k)
+        text.add("accumulator", f"fp32, any order: off by at most {number(factor)} * sum|a*b|"
+                 + (", on operands scaled first" if operands else ""))  # fmt: skip
+    else:
+        alpha, beta = budgets.unknown_unit_budget(k)
+        text.add("accumulator", f"unknown unit: off by at most {number(alpha)} * sum|a*b| + {number(beta)} * E",
+                 f"E = {number(top)} = 2^(largest exponent in a + largest exponent in b)",
+                 budgets.UNKNOWN_ASSUMPTION)  # fmt: skip
+    text.add("", f"that is {number(error)} here" if error else "here nothing rounds, in any order: the sum is exact")
+
+
+def _unit_lines(
+    text: Text,
+    accumulator: torch.Tensor,
+    truth: GemmTruth,
+    sa: torch.Tensor,
+    sb: torch.Tensor,
+    contract: GemmContract,
+) -> None:
+    unit = get_unit(contract.accumulator)
+    value = float(accumulator)
+    text.add("accumulator", f"{with_bits(value, 'fp32')}, unit {unit.name} bit for bit",
+             f"{number(value - float(truth.accumulator))} from the exact sum")  # fmt: skip
+    names = ("(acc * token) * channel", "(acc * channel) * token", "acc * (token * channel)")
+    order = ("token_first", "channel_first", "scales_first")
+    shown = [n for n, o in zip(names, order, strict=True) if contract.scale_order in ("any", o)]
+    for i, (name, scaled) in enumerate(zip(shown, epilogues(accumulator, sa, sb, contract), strict=True)):
+        text.add("epilogue" if i == 0 else "", f"{with_bits(float(scaled), 'fp32')} = {name}")
+
+
+def _verdict(text: Text, got: float, truth: GemmTruth, name: str, wide: bool) -> None:
+    low, high, value = float(truth.low), float(truth.high), float(truth.value)
+    fmt = FORMATS[name]
+    if value == value:
+        ends = key_of(torch.tensor([low, high], dtype=torch.float64), fmt)
+        count = round(float(ends[1] - ends[0])) + 1 if abs(low) + abs(high) < torch.inf else 0
+        words = f", {count} value{'s' if count > 1 else ''} of {name}" if count else ""
+        text.add("admissible", interval(low, high) + words)
+    text.add("got", f"{number(got)}  {bits_of(got, name)} {name}")
+    if value != value:
+        text.verdict(got != got, "a NaN among the operands makes the output NaN")
+    elif abs(low) == torch.inf or abs(high) == torch.inf:
+        text.verdict(None, f"the exact value lies beyond the range of {name}")
+    elif low <= got <= high and wide:
+        text.verdict(None, "inside a set that is as wide as an output, which says nothing about it")
+    elif low <= got <= high:
+        text.verdict(True, "the only admissible value" if low == high else "inside the admissible set")
+    elif got != got:
+        text.verdict(False, "got NaN where the exact value is a number")
+    else:
+        end = low if got < low else high
+        keys = key_of(torch.tensor([got, end], dtype=torch.float64), fmt)
+        text.verdict(False, f"{abs(round(float(keys[0] - keys[1])))} steps of {name} outside the admissible set")

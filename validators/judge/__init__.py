@@ -1,0 +1,1 @@
+"""What a kernel's values are: comparison with admissible sets, statistics, the verdict. Knows no kernel."""

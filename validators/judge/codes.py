@@ -1,0 +1,315 @@
+"""Compare FP8 codes with their admissible sets: a screen in fp32, and the exact judgement of what it cannot prove.
+
+The screen proves, with a margin for its own rounding, that an element's code is the only admissible one; the few
+elements that it cannot prove are resolved in float64. Rows of zeros and of NaN or Inf are judged as whole rows.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+
+from reference import budgets
+from reference.add_rmsnorm_quant import NormTruth, code_t_bounds, order, rounded_y
+from reference.contract import NormQuantContract
+from reference.formats import FloatFormat, Overflow, code_preimages, decode, encode, order_key
+from reference.quantize import Row, t_bounds
+from validators.judge.tally import Tally
+from validators.records.record import Element
+
+SCREEN_SLACK_U = 5.0
+"""The screen's own fp32 rounding in units of u: product z*w, factor Q/amax (or 1/s), their product, and twice the
+rounding of a table entry to fp32; 4u in all, one more for second order."""
+RESOLVE_ON_CPU = 2**13
+"""Elements up to which the CPU resolves what a GPU screened. Speed only: no verdict depends on it."""
+
+
+def _division_bound(contract: NormQuantContract, storage: FloatFormat | None = None) -> float:
+    """Relative bound of the division stage alone, for the screen with the kernel's own scale."""
+    return budgets.division_budget(contract, storage).bound
+
+
+@lru_cache(maxsize=64)
+def screen_tables(
+    fmt: FloatFormat, overflow: Overflow, bound: float, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inner ends of each code's preimage for a nominal fp32 t: low, high fp32 [256].
+
+    If low[c] <= t32 <= high[c], then every t within ``bound`` of the exact t rounds to c: the ends are moved
+    inwards by bound + SCREEN_SLACK_U * u and rounded inwards to fp32.
+    """
+    low, high = code_preimages(fmt, overflow, "cpu")
+    shrink = bound + SCREEN_SLACK_U * budgets.U
+    inner_low, inner_high = low + shrink * low.abs(), high - shrink * high.abs()
+    inner_low = torch.where(low.isfinite(), inner_low, low)
+    inner_high = torch.where(high.isfinite(), inner_high, high)
+    inf = torch.tensor(math.inf)
+    low32, high32 = inner_low.float(), inner_high.float()
+    low32 = torch.where(low32.double() < inner_low, torch.nextafter(low32, inf), low32)
+    high32 = torch.where(high32.double() > inner_high, torch.nextafter(high32, -inf), high32)
+    return low32.to(device), high32.to(device)
+
+
+@lru_cache(maxsize=64)
+def survey_tables(
+    fmt: FloatFormat, contract: NormQuantContract, qmax: float, gemma: bool, device: torch.device
+) -> torch.Tensor:
+    """Inner ends of each code's preimage for a t known in float64: float64 [3, 2, 256], low and high of three screens.
+
+    The admissible t of an element are those within a relative bound b of a nominal t (or of the two t that y's ends
+    give). With L, H a code's preimage, moved inwards by shares c of themselves:
+
+    0. The code is the only admissible one if both t lie inside for c = b/(1 - b): t >= L(1 + c) gives t(1 - b) >= L.
+    1. It surely is not the only one if a t lies outside for c = b/(1 + b): t > H(1 - c) gives t(1 + b) > H, and
+       t < L(1 + c) gives t(1 - b) < L.
+    2. It holds the nominal t, so that its error is 0, if that lies inside for c = 0 (``resolve``).
+
+    budgets.FLOAT64_SLACK makes the first two safe against the handful of float64 operations that form t, and is what
+    the third is wider by. Where y is rounded to T, t is y/s with the kernel's own s, and b is the division's alone.
+    Where every operation of the division is correctly rounded, both t are known to the bit: c = 0 decides the first
+    two, and the nominal t moves by at most b. Where its reciprocal is not, the product still rounds by u, in the worst
+    case back, so that b of the second screen is u less than the reciprocal's; and that screen is not valid for an s
+    that is a power of two, whose reciprocal is exact (``reference.quantize.t_bounds``).
+    """
+    slack = budgets.FLOAT64_SLACK
+    if not contract.rounds_y:
+        b = budgets.code_budget(contract, qmax, gemma=gemma).bound
+        shares = (b / (1 - b) + slack, b / (1 + b) - slack, -slack)
+    else:
+        b = _division_bound(contract)
+        if contract.reciprocal_u <= 1.0:
+            shares = (0.0, 0.0, b / (1 - b) + slack)
+        else:
+            shares = (b / (1 - b) + slack, (contract.reciprocal_u - 1.0) * budgets.U - slack, -slack)
+    ends = code_preimages(fmt, contract.overflow, "cpu")
+    tables = [
+        torch.where(v.isfinite(), v + side * share * v.abs(), v)
+        for share in shares
+        for v, side in zip(ends, (1.0, -1.0), strict=True)
+    ]
+    return torch.stack(tables).view(3, 2, 256).to(device)
+
+
+def _screen(
+    y: torch.Tensor,
+    factor: torch.Tensor,
+    codes: torch.Tensor,
+    bound: float,
+    fmt: FloatFormat,
+    contract: NormQuantContract,
+) -> torch.Tensor:
+    """Which codes are proven to be the single admissible one, bool [m, n]; y fp32 [m, n], factor fp32 [m]."""
+    low, high = screen_tables(fmt, contract.overflow, bound, y.device)
+    index = codes.to(torch.int32).flatten()
+    t = y * factor.to(y.device)[:, None]
+    proven = t >= torch.index_select(low, 0, index).view_as(t)
+    proven &= t <= torch.index_select(high, 0, index).view_as(t)
+    return proven
+
+
+def norm_codes(
+    tally: Tally,
+    first: int,
+    codes: torch.Tensor,
+    own: torch.Tensor,
+    truth: NormTruth,
+    contract: NormQuantContract,
+    qmax: float,
+    fp8: FloatFormat,
+    storage: FloatFormat,
+    gemma: bool,
+) -> None:
+    """Screen, then resolve, the codes of a chunk of ``add_rmsnorm_quant``; codes uint8 [m, n], own float64 [m]: the
+    scale that the codes are judged with."""
+    if contract.rounds_y:
+        proven = _screen_rounded(codes, own, truth, contract, fp8, storage, gemma)
+    elif contract.cancels and not contract.round_quotient:
+        factor = (qmax / truth.p_max).float()
+        proven = _screen(truth.z * truth.weight, factor, codes, truth.code_bound, fp8, contract)
+    else:
+        # Nothing cancels, or t is rounded to T: no preset has that with a y in fp32, so every code is resolved.
+        proven = torch.zeros(codes.shape, dtype=torch.bool, device=codes.device)
+    row, col = _suspects(tally, first, proven, codes, truth.scale.kind, fp8, contract)
+    scales = own.to(_resolve_on(row))[row.to(_resolve_on(row))]
+    bounds = code_t_bounds(truth, row, col, scales, contract, qmax, storage, gemma=gemma)
+    resolve(tally, first, row, col, codes[row, col], bounds, fp8, contract)
+
+
+def quant_codes(
+    tally: Tally,
+    first: int,
+    codes: torch.Tensor,
+    own: torch.Tensor,
+    x: torch.Tensor,
+    kind: torch.Tensor,
+    contract: NormQuantContract,
+    fp8: FloatFormat,
+    storage: FloatFormat,
+) -> None:
+    """Screen, then resolve, the codes of a chunk of ``per_token_quant``; x fp32 [m, n], values of storage, own float64
+    [m]: the scale that the codes are judged with, kind [m] of the rows, codes uint8 [m, n]."""
+    proven = _screen(x, (1.0 / own).float(), codes, _division_bound(contract, storage), fp8, contract)
+    row, col = _suspects(tally, first, proven, codes, kind, fp8, contract)
+    place = _resolve_on(row)
+    y = x[row, col].double().to(place)
+    scales = own.to(place)[row.to(place)]
+    sign = torch.where(torch.signbit(y), -1.0, 1.0).double()
+    low, high = t_bounds(y.abs(), y.abs(), scales, scales, contract, storage)
+    nominal = torch.minimum(torch.maximum(y.abs() / scales, low), high)
+    resolve(tally, first, row, col, codes[row, col], order(nominal, low, high, sign), fp8, contract)
+
+
+def _screen_rounded(
+    codes: torch.Tensor,
+    own: torch.Tensor,
+    truth: NormTruth,
+    contract: NormQuantContract,
+    fp8: FloatFormat,
+    storage: FloatFormat,
+    gemma: bool,
+) -> torch.Tensor:
+    """The screen where y is rounded to T: proven only where both ends of the rms interval round to one y."""
+    ends = [
+        rounded_y(truth.z, truth.weight, rms[:, None].to(codes.device), contract, storage, direction, gemma)
+        for rms, direction in ((truth.rms_low, -1.0), (truth.rms_high, 1.0))
+    ]
+    y = torch.copysign(ends[0], truth.z)
+    y = torch.where(torch.signbit(truth.weight), -y, y)
+    proven = _screen(y, (1.0 / own).float(), codes, _division_bound(contract, storage), fp8, contract)
+    proven &= ends[0] == ends[1]
+    return proven
+
+
+def _suspects(
+    tally: Tally,
+    first: int,
+    proven: torch.Tensor,
+    codes: torch.Tensor,
+    kind: torch.Tensor,
+    fmt: FloatFormat,
+    contract: NormQuantContract,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(row, col) of the elements to resolve. Rows of other kinds are settled here, whole rows at a time."""
+    regular = (kind == int(Row.NORMAL)) | (kind == int(Row.FLOORED))
+    tally.judged += int(regular.sum()) * codes.shape[1]
+    if bool((kind != int(Row.NORMAL)).any()):
+        proven = proven & (kind == int(Row.NORMAL)).to(codes.device)[:, None]
+        suspect = ~proven & regular.to(codes.device)[:, None]
+        for r in (~regular).nonzero().flatten().tolist():
+            _special_row(tally, first, r, codes[r].cpu(), Row(int(kind[r])), fmt, contract)
+    else:
+        suspect = ~proven
+    row, col = suspect.nonzero().unbind(1)
+    return row, col
+
+
+def _special_row(
+    tally: Tally, first: int, r: int, codes: torch.Tensor, kind: Row, fmt: FloatFormat, contract: NormQuantContract
+) -> None:
+    """A row of zeros must decode to zeros; a non-finite row must be NaN where the contract propagates."""
+    values = decode(codes, fmt)
+    if kind is Row.ZERO:
+        bad, expected = values != 0, 0.0
+    elif kind is Row.NONFINITE and contract.nonfinite == "propagate":
+        bad, expected = ~values.isnan(), math.nan
+    else:
+        tally.unspecified += codes.numel()
+        common = torch.bincount(codes.long(), minlength=256).topk(2)
+        words = ", ".join(f"0x{int(c):02x} x {int(k)}" for k, c in zip(*(v.tolist() for v in common), strict=True) if k)
+        tally.note(f"{kind.name.lower()} row: most frequent codes {words}")
+        return
+    tally.judged += codes.numel()
+    if bool(bad.any()):
+        col = bad.nonzero().flatten()
+        tally.violation_points(torch.full_like(col, r + first), col)
+        tally.count_nonfinite(values[col], torch.full_like(values[col], expected))
+
+        def make(i: int) -> Element:
+            c = int(col[i])
+            return Element(
+                r + first, c, expected, expected, expected, float(values[c]), f"0x{int(codes[c]):02x}",
+                abs(float(values[c]) - expected), 0.0, math.nan, {"zero row" if kind is Row.ZERO else "NaN row": 0.0},
+            )  # fmt: skip
+
+        tally.candidates(values[col].abs(), values[col], make)
+
+
+def _resolve_on(row: torch.Tensor) -> torch.device:
+    """Where to resolve: a few elements on the CPU, which a GPU's launches would outlast; many where they are."""
+    return row.device if row.numel() > RESOLVE_ON_CPU else torch.device("cpu")
+
+
+def resolve(
+    tally: Tally,
+    first: int,
+    row: torch.Tensor,
+    col: torch.Tensor,
+    code: torch.Tensor,
+    bounds: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    fmt: FloatFormat,
+    contract: NormQuantContract,
+) -> None:
+    """Judge gathered elements, code uint8 [e], in float64 by exact set membership."""
+    if row.numel() == 0:
+        return
+    nominal, low, high = bounds
+    place = nominal.device
+    code, row, col = code.to(place), row.to(place), col.to(place)
+    lowest, highest = code_preimages(fmt, contract.overflow, str(place))
+    index = code.int()
+    least, most = lowest.index_select(0, index), highest.index_select(0, index)
+    # A code that is the only admissible one has error 0 and step 0, and so has an admissible one that holds the exact
+    # t: there is no more to say of them. An exact t on a tie may be evaluated on either side of it, which is not the
+    # kernel's error. (A bound that is not a number proves nothing.)
+    single = int(((low >= least) & (high <= most)).sum())
+    slack = budgets.FLOAT64_SLACK * nominal.abs()
+    holds = (high >= least) & (low <= most) & (nominal + slack >= least) & (nominal - slack <= most)
+    off = (~holds).nonzero().flatten()
+    tally.ambiguous += row.numel() - single - off.numel()
+    if off.numel() == 0:
+        return
+    if off.numel() < row.numel():
+        nominal, low, high, least, most, row, col, code = (
+            v.index_select(0, off) for v in (nominal, low, high, least, most, row, col, code)
+        )
+    admissible = (high >= least) & (low <= most)
+    values = decode(code, fmt)
+    if contract.overflow == "nan":
+        admissible |= values.isnan() & (torch.maximum(high.abs(), low.abs()) > highest[fmt.max_code])
+    bad = ~admissible
+    violating = bool(bad.any())
+    tally.ambiguous += row.numel() - (int(bad.sum()) if violating else 0)
+    # err: how far the exact t lies outside the code's preimage; budget: how far the contract lets t move.
+    err = torch.maximum(least - nominal, nominal - most).clamp(min=0.0)
+    # Where y is rounded to T the nominal t is not rounded to fp32 like the ends are, hence the clamps.
+    budget = torch.where(nominal < least, high - nominal, nominal - low).clamp(min=0.0)
+    use = torch.where(err > 0, err / budget, 0.0)
+    use = torch.where(bad, use, use.nan_to_num(nan=0.0, posinf=1.0).clamp(max=1.0))
+    tally.use(use, bad if violating else None)
+    steps = order_key(code).double() - order_key(encode(nominal, fmt, contract.overflow)).double()
+    steps = torch.where(values.isnan(), math.nan, steps)
+    tally.step_counts(steps)
+    if not violating:
+        return
+    wrong = bad.nonzero().flatten()
+    row, col = row.long() + first, col.long()
+    # In row order, whatever the order in which the elements were gathered.
+    wrong = wrong[(row[wrong] * tally.cols + col[wrong]).argsort()]
+    tally.violation_points(row[wrong], col[wrong])
+    tally.count_nonfinite(values[wrong], nominal[wrong])
+
+    def make(i: int) -> Element:
+        e = int(wrong[i])
+        low_code, high_code = encode(torch.stack((low[e], high[e])), fmt, contract.overflow)
+        ends = sorted((float(decode(low_code, fmt)), float(decode(high_code, fmt))))
+        return Element(
+            int(row[e]), int(col[e]), float(nominal[e]), ends[0], ends[1], float(values[e]),
+            f"0x{int(code[e]):02x}", float(err[e]), float(budget[e]), float(steps[e]), {},
+        )  # fmt: skip
+
+    tally.candidates(use[wrong], err[wrong], make)
+
+
+__all__ = ["norm_codes", "quant_codes", "resolve", "screen_tables", "survey_tables"]

@@ -1,0 +1,97 @@
+"""Where the one-pass survey of a GPU may stand in for the elementwise judgement, and whether it can be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from reference import budgets
+from reference.add_rmsnorm_quant import end_factors
+from reference.contract import NormQuantContract
+from validators.records.record import Comparison
+
+if TYPE_CHECKING:
+    from validators.judge.gpu.survey_triton import Rules, Survey
+
+Surveyor = Callable[..., "Survey | None"]
+"""``validators.judge.gpu.survey_triton.survey``, handed in so that the judgement imports no kernel library."""
+
+LEAST = 2**22
+"""Elements below which compiling a kernel would cost more than it saves."""
+AGAIN = 64
+"""Every so many surveys of a kind, one is held against the judgement without it again. A policy: it costs a tenth."""
+
+_TRUSTED: dict[tuple[Any, ...], int] = {}
+
+
+class SurveyMismatch(RuntimeError):
+    """The survey and the judgement without it disagree; one sentence."""
+
+
+def survey_on(device: str) -> Surveyor | None:
+    """The survey on a GPU with triton; None elsewhere."""
+    if not device.startswith("cuda"):
+        return None
+    from validators import arch
+    from validators.judge.gpu import survey_triton
+
+    return None if arch.no_gpu(device) or arch.no_triton(interpreted=False) else survey_triton.survey
+
+
+def knows(contract: NormQuantContract, dtype: torch.dtype) -> bool:
+    """Whether the survey carries out this arithmetic on x of dtype: not a scale or a quotient that is rounded to T, nor
+    an fp16 residual stored by truncation. What it does not know is judged without it."""
+    return not (contract.round_scale or contract.round_quotient) and (
+        dtype == torch.bfloat16 or contract.store("fp16") == "rne"
+    )
+
+
+def fits(x: torch.Tensor, residual: torch.Tensor | None, contract: NormQuantContract) -> bool:
+    """Whether the survey knows this arithmetic and pays."""
+    return (
+        x.is_cuda
+        and x.dtype in (torch.bfloat16, torch.float16)
+        and x.stride(-1) == 1
+        and (residual is None or residual.stride(-1) == 1)
+        and knows(contract, x.dtype)
+        and x.numel() >= LEAST
+    )
+
+
+def rules_of(
+    contract: NormQuantContract, n: int, qmax: float, eps: float, *, gemma: bool, storage: str
+) -> Rules:  # fmt: skip
+    """The contract's arithmetic as the survey takes it, for rows of n elements of type ``storage`` (bf16, fp16)."""
+    from validators.judge.gpu.survey_triton import Rules
+
+    low, high = (end_factors(contract, direction, gemma) for direction in (-1.0, 1.0))
+    exact = contract.division if contract.reciprocal_u <= 1.0 else ""
+    return Rules(
+        qmax, eps, unrounded=contract.norm_input == "unrounded", truncated=contract.store(storage) == "truncate",
+        round_h=contract.round_after_normalize, round_y=contract.round_after_weight, gemma=gemma,
+        rms_bound=budgets.rms_budget(contract, n).bound, factors=(low[0], high[0]), weights=(low[1], high[1]),
+        exact=exact,
+    )  # fmt: skip
+
+
+def trusted(key: tuple[Any, ...]) -> bool:
+    """Whether this kind of survey was held against the judgement without it in this process, and need not be again."""
+    if key not in _TRUSTED:
+        return False
+    _TRUSTED[key] += 1
+    return _TRUSTED[key] % AGAIN != 0
+
+
+def trust(key: tuple[Any, ...], plain: Sequence[Comparison], fast: Sequence[Comparison]) -> None:
+    """Raises SurveyMismatch unless both count the same; then surveys of this kind stand alone for a while."""
+    for one, other in zip(plain, fast, strict=True):
+        counts = [(c.output, c.elements, c.judged, c.unspecified, c.violations, c.single) for c in (one, other)]
+        if counts[0] != counts[1]:
+            _TRUSTED.pop(key, None)
+            raise SurveyMismatch(
+                f"the one-pass survey counts {counts[1]} where the judgement without it counts {counts[0]}; "
+                "nothing was judged"
+            )
+    _TRUSTED.setdefault(key, 0)

@@ -1,0 +1,116 @@
+"""What a kernel under test is, and the registry of those that the suite brings along."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from validators.cases.case import Case
+from validators.cases.tensors import Inputs, Outputs
+from validators.process.supervise import watched
+
+
+class KernelError(RuntimeError):
+    """A kernel that cannot be found, loaded or called; its message is one sentence. hint: another, what to do."""
+
+    def __init__(self, sentence: str, hint: str = "") -> None:
+        super().__init__(sentence)
+        self.hint = hint
+
+
+def _no_versions() -> Mapping[str, str]:
+    return {}
+
+
+def _nothing_chosen(case: Case) -> Mapping[str, str]:
+    return {}
+
+
+def _no_source() -> Mapping[str, object]:
+    return {}
+
+
+def _supports_everything(case: Case) -> str | None:
+    return None
+
+
+def _available(device: str) -> str | None:
+    return None
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """An adapter under test.
+
+    name: ``provider/function``, e.g. ``aiter_hip/add_rmsnorm_quant``. op: one of ``OPS``. contract: name
+    of the declared preset, or None (then it is identified from the outputs). call(inputs, buffers):
+    computes the op. ``buffers`` has poisoned and guarded output tensors of the right shape and dtype; a
+    kernel that writes in place (in_place=True) fills and returns them, any other ignores them and
+    returns its own tensors. unavailable(device) -> one sentence why the kernel cannot run at all on
+    device "cpu" / "cuda" on this machine, or None. unsupported(case) -> one sentence why this case is
+    outside what the kernel offers, or None: the one place where its limits are stated. versions() -> library
+    versions for the record. source() -> {"sha256": of the kernel's own files together, "files": name -> sha256}, or {}
+    where that is not cheap to know.
+    emulated: True if this is a stand-in that shows the pipeline, not a kernel that anybody ships.
+    fake: True while its library is a test double; such records never count for a sign-off.
+    compiles: True if its library builds machine code at the first call, for minutes where nothing is prebuilt; that
+    call is then made once outside the time limits. chosen(case) -> what the library picks for this case (a GEMM
+    library, a kernel's name), for the record.
+    """
+
+    name: str
+    op: str
+    contract: str | None
+    call: Callable[[Inputs, Outputs], Outputs]
+    in_place: bool = False
+    unavailable: Callable[[str], str | None] = _available
+    unsupported: Callable[[Case], str | None] = _supports_everything
+    versions: Callable[[], Mapping[str, str]] = _no_versions
+    emulated: bool = False
+    fake: bool = False
+    compiles: bool = False
+    chosen: Callable[[Case], Mapping[str, str]] = _nothing_chosen
+    notes: str = ""
+    options: Mapping[str, object] = field(default_factory=dict)
+    source: Callable[[], Mapping[str, object]] = _no_source
+
+    def identity(self) -> dict[str, object]:
+        """What tells this kernel from another of its name, for a record's provenance: library versions, and where it
+        is known the digest of its source."""
+        source = dict(self.source())
+        return {"kernel_versions": dict(self.versions()), **({"kernel_source": source} if source else {})}
+
+
+# One provider a file; each has kernels() -> list[Kernel] that imports nothing heavy.
+PROVIDERS = (
+    "emulated", "torch_native", "inductor", "aiter_hip", "aiter_triton", "triton_own", "vllm", "sgl_kernel", "torchao",
+    "compressed_tensors",
+)  # fmt: skip
+
+
+def all_kernels() -> list[Kernel]:
+    """Every kernel that the suite brings along, available here or not, in a fixed order."""
+    found: list[Kernel] = []
+    for provider in PROVIDERS:
+        found.extend(map(watched, importlib.import_module(f"validators.kernels.{provider}").kernels()))
+    return found
+
+
+def find_kernel(name: str, op: str | None = None) -> Kernel:
+    """The kernel ``name``; a path ``file.py:function`` or ``module:function`` loads the user's own.
+
+    Raises KernelError with one sentence that lists the known names.
+    """
+    if ":" in name:
+        from validators.kernels import plugin
+
+        return watched(plugin.load(name, op))
+    if name.endswith(".py"):
+        raise KernelError(f"{name!r} is a file; name the function in it: {name}:FUNCTION")
+    kernels = all_kernels()
+    matches = [k for k in kernels if k.name == name and op in (None, k.op)]
+    if not matches:
+        known = ", ".join(k.name for k in kernels if op in (None, k.op))
+        raise KernelError(f"unknown kernel {name!r}{f' for op {op}' if op else ''}; known: {known}")
+    return matches[0]

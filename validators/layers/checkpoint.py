@@ -1,0 +1,378 @@
+"""FP8 checkpoints in the compressed-tensors layout, streamed layer by layer.
+
+A file of the safetensors format is a header (its length as 8 little-endian bytes, then JSON) and raw bytes. It is
+mapped and not read, so a model of any size is judged in the memory of one layer and of the experts that are routed
+to. Layout: ``X.weight`` float8_e4m3fn [out, in], ``X.weight_scale`` [out, 1] or [out]; everything that is no quantized
+Linear is bf16 or fp32. Source: the format's README (huggingface/safetensors) and the FP8_DYNAMIC preset of
+compressed-tensors.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import mmap
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reference.glm4_moe import Config, Glm4MoeError, Layer, Linear, Mlp, Moe, Source, values
+from validators.layers import checkpoint_check as contents
+from validators.layers.checkpoint_check import EMBEDDING, FP8, HEAD, NORM, Entry
+from validators.layers.checkpoint_scheme import CheckpointError as CheckpointError
+from validators.layers.checkpoint_scheme import not_ptpc, quant_format
+
+DTYPES = {
+    "F8_E4M3": torch.float8_e4m3fn, "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32,
+    "F64": torch.float64, "I64": torch.int64, "I32": torch.int32, "U8": torch.uint8,
+}  # fmt: skip
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+INDEX = "model.safetensors.index.json"
+HEAD_ROWS = 8192
+"""Rows of the head that are decoded at a time."""
+
+
+class Shard:
+    """One safetensors file, mapped. Tensors are views of the file; do not write to them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with path.open("rb") as file:
+                size = path.stat().st_size
+                length = int.from_bytes(file.read(8), "little") if size > 8 else 0
+                if not 2 <= length <= size - 8:
+                    raise CheckpointError(f"{path} is no safetensors file or is cut: its header does not fit into it")
+                header = json.loads(file.read(length))
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+        except ValueError as error:
+            if isinstance(error, CheckpointError):
+                raise
+            raise CheckpointError(f"{path} is no safetensors file: its header is no JSON") from error
+        if not isinstance(header, dict):
+            raise CheckpointError(f"{path} is no safetensors file: its header is no table of tensors")
+        self._first, self._size = 8 + length, size
+        self.entries: dict[str, Any] = {k: v for k, v in header.items() if k != "__metadata__"}
+
+    def entry(self, name: str) -> Entry:
+        """Type and shape of the tensor ``name``; raises CheckpointError if it is not there or described otherwise."""
+        if name not in self.entries:
+            raise CheckpointError(f"{self.path} holds no tensor {name!r}")
+        try:
+            return Entry(str(self.entries[name]["dtype"]), tuple(int(n) for n in self.entries[name]["shape"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._not_understood(name) from error
+
+    def _not_understood(self, name: str) -> CheckpointError:
+        text = str(self.entries[name])
+        return CheckpointError(f"{self.path} describes {name!r} in a way that is not understood: {text[:200]}")
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor ``name``; raises CheckpointError if it is not there or not all there."""
+        kind, shape = self.entry(name)
+        try:
+            start, stop = (int(n) for n in self.entries[name]["data_offsets"])
+            dtype = DTYPES[kind]
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._not_understood(name) from error
+        count = torch.Size(shape).numel()
+        if stop - start != count * dtype.itemsize or start < 0 or self._first + stop > self._size:
+            raise CheckpointError(f"{self.path} is cut: {name!r} does not lie inside it with its {count:,} elements")
+        if count == 0:
+            return torch.empty(shape, dtype=dtype)
+        raw = torch.frombuffer(self._map, dtype=torch.uint8, count=stop - start, offset=self._first + start)
+        # A header's length is free, so the data may lie at an odd address, which a view of wider elements must not.
+        raw = raw.clone() if raw.data_ptr() % dtype.itemsize else raw
+        return raw.view(dtype).view(shape)
+
+
+def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write ``tensors`` as one safetensors file."""
+    header: dict[str, Any] = {}
+    at = 0
+    for name, tensor in tensors.items():
+        size = tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            file.write(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+
+
+_WHOLE = {
+    "hidden_size": 1, "num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 1,
+    "intermediate_size": 1, "moe_intermediate_size": 1, "n_routed_experts": 1, "num_experts_per_tok": 1,
+    "n_shared_experts": 0, "first_k_dense_replace": 0, "vocab_size": 1, "n_group": 1, "topk_group": 1,
+}  # fmt: skip
+"""Settings that are numbers of something, and the least of each."""
+_NUMBERS = ("partial_rotary_factor", "rope_theta", "rms_norm_eps", "routed_scaling_factor")
+
+
+def model_config(config: Mapping[str, Any]) -> Config:
+    """config.json of a Glm4MoeForCausalLM as the float64 model's configuration; raises CheckpointError."""
+    if config.get("model_type") != "glm4_moe":
+        raise CheckpointError(f"model_type is {config.get('model_type')!r}; only glm4_moe is walked")
+    rope = config.get("rope_parameters") or {}
+    if not isinstance(rope, Mapping):
+        raise CheckpointError(f"config.json: rope_parameters is {rope!r}, and not a table")
+    for name, least in _WHOLE.items():
+        value = config.get(name, least)
+        if type(value) is not int or value < least:
+            raise CheckpointError(f"config.json: {name} is {value!r}, and not a whole number from {least} on")
+    for name in _NUMBERS:
+        value = config.get(name, rope.get(name, 1.0))
+        if type(value) not in (int, float) or not 0 < value < math.inf:
+            raise CheckpointError(f"config.json: {name} is {value!r}, and not a number above 0")
+    try:
+        return Config(
+            hidden=config["hidden_size"], layers=config["num_hidden_layers"], heads=config["num_attention_heads"],
+            kv_heads=config["num_key_value_heads"], head_dim=config["head_dim"],
+            intermediate=config["intermediate_size"], moe_intermediate=config["moe_intermediate_size"],
+            experts=config["n_routed_experts"], top_k=config["num_experts_per_tok"],
+            shared_experts=config["n_shared_experts"], first_dense=config["first_k_dense_replace"],
+            vocab=config["vocab_size"], routed_scaling=config["routed_scaling_factor"],
+            n_group=config.get("n_group", 1), topk_group=config.get("topk_group", 1),
+            norm_topk=config.get("norm_topk_prob", True), qk_norm=config.get("use_qk_norm", False),
+            attention_bias=config.get("attention_bias", False),
+            rotary=config.get("partial_rotary_factor", rope.get("partial_rotary_factor", 0.5)),
+            rope_theta=float(config.get("rope_theta", rope.get("rope_theta", 10000.0))), eps=config["rms_norm_eps"],
+        )  # fmt: skip
+    except KeyError as error:
+        raise CheckpointError(f"config.json does not give {error.args[0]}") from error
+    except (TypeError, Glm4MoeError) as error:
+        raise CheckpointError(f"config.json describes no model: {error}") from error
+
+
+class Checkpoint:
+    """A checkpoint directory as a source of weights. device: where a layer's tensors are put. tied: the head is the
+    embedding. not_ptpc: why the linears are not FP8 by channel and token, empty where they are."""
+
+    def __init__(self, directory: str | Path, device: str = "cpu") -> None:
+        self.directory, self.device = Path(directory), device
+        raw = _json(self.directory / "config.json")
+        self.quant_format, self.not_ptpc = quant_format(raw), not_ptpc(raw)
+        self.config = model_config(raw)
+        self.tied = raw.get("tie_word_embeddings") is True
+        index = self.directory / INDEX
+        if index.exists():
+            where = _json(index).get("weight_map")
+            if not isinstance(where, dict) or not all(isinstance(file, str) for file in where.values()):
+                raise CheckpointError(f"{index} has no weight_map from tensors to files")
+            self._where: dict[str, str] = where
+        else:
+            single = Shard(self.directory / "model.safetensors")
+            self._where = dict.fromkeys(single.entries, single.path.name)
+        self._shards: dict[str, Shard] = {}
+
+    def check(self, layers: int) -> list[str]:
+        """Hold index and headers against what a walk of the first ``layers`` layers reads, without reading weights.
+
+        Returns the linears that are not quantized, by name. Raises CheckpointError with one sentence.
+        """
+        absent = (name for name in contents.needed(self.config, layers, tied=self.tied) if name not in self._where)
+        if gone := list(itertools.islice(absent, contents.MOST_COUNTED + 1)):
+            raise contents.missing(f"{self.directory} holds no tensor", gone)
+        names = list(contents.needed(self.config, layers, tied=self.tied))
+        names += [f"{name}_scale" for name in names if f"{name}_scale" in self._where]
+        files = contents.grouped(self._where, names)
+        if lost := [file for file in files if not (self.directory / file).exists()]:
+            raise contents.missing(f"{self.directory} lacks a file that its index names:", lost)
+        entries: dict[str, Entry] = {}
+        for file, inside in files.items():
+            shard = Shard(self.directory / file)
+            entries |= {name: shard.entry(name) for name in inside}
+        return contents.check(self.config, entries, layers, tied=self.tied)
+
+    def _shard(self, name: str) -> Shard:
+        if name not in self._where:
+            raise CheckpointError(f"{self.directory} holds no tensor {name!r}")
+        file = self._where[name]
+        if file not in self._shards:
+            # Only the newest few stay mapped; a mapping costs address space, not memory.
+            if len(self._shards) >= 4:
+                self._shards.pop(next(iter(self._shards)))
+            self._shards[file] = Shard(self.directory / file)
+        return self._shards[file]
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor on the device; raises CheckpointError."""
+        return self._shard(name).tensor(name).to(self.device)
+
+    def _linear(self, prefix: str, which: str, bias: bool = False) -> Linear:
+        parts = [f"{prefix}.{name}_proj" for name in which.split()]
+        names = [f"{p}.weight" for p in parts]
+        names += [f"{name}_scale" for name in names if f"{name}_scale" in self._where]
+        quantized = contents.check_group(parts, {name: self._shard(name).entry(name) for name in names}) == FP8
+        weight = _joined([self._codes(f"{p}.weight") if quantized else self.tensor(f"{p}.weight") for p in parts])
+        scale = torch.cat([self._scale(f"{p}.weight_scale") for p in parts]) if quantized else None
+        return Linear(weight, scale, torch.cat([self.tensor(f"{p}.bias") for p in parts]) if bias else None)
+
+    def _codes(self, name: str) -> Tensor:
+        codes = self.tensor(name)
+        # 0x7F and 0xFF are the NaN of E4M3FN.
+        if bool(((codes.view(torch.uint8) & 0x7F) == 0x7F).any()):
+            raise CheckpointError(f"{name} holds NaN")
+        return codes
+
+    def _scale(self, name: str) -> Tensor:
+        """Scales fp32 [out, 1]; NaN or infinity would make whole channels of outputs so, of which nothing is shown."""
+        scale = self.tensor(name).float().view(-1, 1)
+        if not bool(scale.isfinite().all()):
+            row = int((~scale.isfinite()).flatten().nonzero()[0])
+            raise CheckpointError(f"{name} is {float(scale[row])} in channel {row}; a scale must be a number")
+        return scale
+
+    def _mlp(self, prefix: str) -> Mlp:
+        return Mlp(self._linear(prefix, "gate up"), self._linear(prefix, "down"))
+
+    def layer(self, index: int) -> Layer:
+        """The weights of layer ``index``; its experts are read when they are asked for."""
+        p, c = f"model.layers.{index}", self.config
+        q_norm, k_norm = (self.tensor(f"{p}.self_attn.{n}_norm.weight") if c.qk_norm else None for n in "qk")
+        mlp: Mlp | Moe
+        if index < c.first_dense:
+            mlp = self._mlp(f"{p}.mlp")
+        else:
+            mlp = Moe(
+                self.tensor(f"{p}.mlp.gate.weight"), self.tensor(f"{p}.mlp.gate.e_score_correction_bias"),
+                lambda e: self._linear(f"{p}.mlp.experts.{e}", "gate up"),
+                lambda e: self._linear(f"{p}.mlp.experts.{e}", "down"),
+                self._mlp(f"{p}.mlp.shared_experts") if c.shared_experts else None,
+            )  # fmt: skip
+        return Layer(
+            index, self.tensor(f"{p}.input_layernorm.weight"),
+            self._linear(f"{p}.self_attn", "q k v", c.attention_bias), self._linear(f"{p}.self_attn", "o"),
+            q_norm, k_norm, self.tensor(f"{p}.post_attention_layernorm.weight"), mlp,
+        )  # fmt: skip
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Embeddings [T, hidden] of int64 [T]."""
+        return self.tensor(EMBEDDING)[tokens.to(self.device)]
+
+    def final_norm(self) -> Tensor:
+        """The weight of the norm after the last layer."""
+        return self.tensor(NORM)
+
+    def head(self) -> Iterator[Tensor]:
+        """The head's rows, a slice at a time; those of an FP8 head as float64, decoded and scaled. Its activations are
+        not quantized: it is no linear under test."""
+        name = EMBEDDING if self.tied else HEAD
+        if self._shard(name).entry(name).dtype != FP8:
+            yield from self.tensor(name).split(HEAD_ROWS)
+            return
+        codes, scale = self._codes(name), self._scale(f"{name}_scale").double()
+        for part, own in zip(codes.split(HEAD_ROWS), scale.split(HEAD_ROWS), strict=True):
+            yield values(part) * own
+
+
+def _joined(tensors: list[Tensor]) -> Tensor:
+    if len(tensors) == 1:
+        return tensors[0]
+    if tensors[0].element_size() == 1:
+        # FP8 tensors cannot be joined on every backend; their bytes can.
+        return torch.cat([t.view(torch.uint8) for t in tensors]).view(tensors[0].dtype)
+    return torch.cat(tensors)
+
+
+def write_checkpoint(source: Source, directory: str | Path, *, vocab: int) -> Path:
+    """Write every layer of ``source`` as a sharded compressed-tensors FP8 checkpoint, one shard a layer; its
+    directory."""
+    out, c = Path(directory), source.config
+    out.mkdir(parents=True, exist_ok=True)
+    where: dict[str, str] = {}
+
+    def save(file: str, tensors: dict[str, Tensor]) -> None:
+        write_shard(out / file, tensors)
+        where.update(dict.fromkeys(tensors, file))
+
+    outer = {
+        "model.embed_tokens.weight": source.embed(torch.arange(vocab)), "model.norm.weight": source.final_norm(),
+        "lm_head.weight": torch.cat(list(source.head())),
+    }  # fmt: skip
+    save("model-outer.safetensors", outer)
+    for index in range(c.layers):
+        save(f"model-layer-{index:03d}.safetensors", dict(_layer_tensors(c, source.layer(index))))
+    (out / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": where}, indent=1))
+    (out / "config.json").write_text(json.dumps(config_json(c), indent=1))
+    return out
+
+
+def _layer_tensors(c: Config, layer: Layer) -> Iterator[tuple[str, Tensor]]:
+    p = f"model.layers.{layer.index}"
+
+    def linear(prefix: str, names: str, sizes: list[int], what: Linear) -> Iterator[tuple[str, Tensor]]:
+        start = 0
+        for name, size in zip(names.split(), sizes, strict=True):
+            part, own = slice(start, start + size), f"{p}.{prefix}.{name}_proj"
+            yield f"{own}.weight", what.weight[part]
+            if what.scale is not None:
+                yield f"{own}.weight_scale", what.scale[part]
+            if what.bias is not None:
+                yield f"{own}.bias", what.bias[part]
+            start += size
+
+    def mlp(prefix: str, what: Mlp) -> Iterator[tuple[str, Tensor]]:
+        yield from linear(prefix, "gate up", [len(what.gate_up.weight) // 2] * 2, what.gate_up)
+        yield from linear(prefix, "down", [c.hidden], what.down)
+
+    yield f"{p}.input_layernorm.weight", layer.input_norm
+    yield f"{p}.post_attention_layernorm.weight", layer.post_norm
+    yield from linear("self_attn", "q k v", list(c.qkv_sizes()), layer.qkv)
+    yield from linear("self_attn", "o", [c.hidden], layer.o)
+    for name, norm in (("q", layer.q_norm), ("k", layer.k_norm)):
+        if norm is not None:
+            yield f"{p}.self_attn.{name}_norm.weight", norm
+    if isinstance(layer.mlp, Mlp):
+        yield from mlp("mlp", layer.mlp)
+        return
+    yield f"{p}.mlp.gate.weight", layer.mlp.gate
+    yield f"{p}.mlp.gate.e_score_correction_bias", layer.mlp.correction
+    for number in range(c.experts):
+        yield from mlp(f"mlp.experts.{number}", layer.mlp.expert(number))
+    if layer.mlp.shared is not None:
+        yield from mlp("mlp.shared_experts", layer.mlp.shared)
+
+
+def config_json(c: Config) -> dict[str, Any]:
+    """config.json of a checkpoint that ``write_checkpoint`` writes."""
+    scheme = {"num_bits": 8, "type": "float", "symmetric": True}
+    group = {
+        "targets": ["Linear"], "weights": {**scheme, "strategy": "channel", "dynamic": False},
+        "input_activations": {**scheme, "strategy": "token", "dynamic": True},
+    }  # fmt: skip
+    return {
+        "architectures": ["Glm4MoeForCausalLM"], "model_type": "glm4_moe", "torch_dtype": "bfloat16",
+        "hidden_size": c.hidden, "num_hidden_layers": c.layers, "num_attention_heads": c.heads,
+        "num_key_value_heads": c.kv_heads, "head_dim": c.head_dim, "intermediate_size": c.intermediate,
+        "moe_intermediate_size": c.moe_intermediate, "n_routed_experts": c.experts, "num_experts_per_tok": c.top_k,
+        "n_shared_experts": c.shared_experts, "first_k_dense_replace": c.first_dense, "vocab_size": c.vocab,
+        "routed_scaling_factor": c.routed_scaling, "n_group": c.n_group, "topk_group": c.topk_group,
+        "norm_topk_prob": c.norm_topk, "use_qk_norm": c.qk_norm, "attention_bias": c.attention_bias,
+        "partial_rotary_factor": c.rotary, "rope_theta": c.rope_theta, "rms_norm_eps": c.eps,
+        "tie_word_embeddings": False, "num_nextn_predict_layers": 0,
+        "quantization_config": {
+            "quant_method": "compressed-tensors", "format": "float-quantized", "quantization_status": "compressed",
+            "config_groups": {"group_0": group}, "ignore": ["lm_head", "re:.*mlp.gate$"], "kv_cache_scheme": None,
+        },
+    }  # fmt: skip
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is no JSON") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} holds no JSON object")
+    return found

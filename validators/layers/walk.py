@@ -1,0 +1,462 @@
+"""The walk: one prompt through the layers on three paths, every op judged on the activations that it really saw.
+
+``truth`` is the float64 model; ``fused`` and ``unfused`` are two ``Path`` objects that run freely, each on its own
+activations. The walk holds its own view of what belongs where (which weights, which residual, which scale) and judges
+each step against that view, so a wiring mistake shows at the step that makes it. Weights of a layer, and each
+expert, are made once for all three.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NoReturn, TypeVar
+
+import torch
+from torch import Tensor
+
+from reference import glm4_moe as glm
+from reference.contract import GemmContract, NormQuantContract
+from reference.glm4_moe import Layer, Linear, Mlp, Moe, Routed, Source
+from validators.calls import integrity
+from validators.cases.tensors import (
+    GemmInputs,
+    GemmOutputs,
+    Inputs,
+    NormQuantInputs,
+    NormQuantOutputs,
+    Outputs,
+    QuantInputs,
+    QuantOutputs,
+)
+from validators.judge.verdict import decide
+from validators.layers.checkpoint_check import of_experts
+from validators.layers.checkpoint_scheme import CheckpointError
+from validators.layers.path import FP8, Path, stored, twin_contract
+from validators.layers.result import Contracts, Depth, Judged, Result
+from validators.layers.timing import Clock, TimedSource
+from validators.layers.tp import Group, column_shard, row_shard, rows_of
+from validators.layers.wiring import Memory, Suspects
+from validators.layers.wiring import explain as explain_wiring
+from validators.records.record import Check, Status
+from validators.run import Claim, judge
+
+ALONE = Group()
+_T = TypeVar("_T")
+ROWS = 16
+"""Rows of the smallest tile of FP8 matrix units: what the tokens of one expert are padded to."""
+MOST_EXPLAINED = 3
+"""Failures that are explained; what follows from the first ones needs no explanation of its own."""
+
+
+@dataclass
+class _Sent:
+    """What an arm sends to its experts. handed: codes and scale of the tokens; inner: of the rows of every expert."""
+
+    dispatch: glm.Dispatch
+    handed: tuple[Tensor, ...]
+    inner: tuple[Tensor, ...] = ()
+
+
+class StoppedError(RuntimeError):
+    """An arm cannot go on: a step raised or returned what is no output. The judged list says where."""
+
+
+@dataclass
+class Arm:
+    """One path under test with what the walk knows about it: its hidden state, and the residual that it must use
+    next."""
+
+    name: Literal["fused", "unfused"]
+    path: Path
+    hidden: Tensor
+    expected: Tensor | None = None
+    memory: Memory = field(default_factory=Memory)
+
+
+class Walk:
+    """A walk of ``tokens`` int64 [T] through ``source`` with a fused and an unfused path.
+
+    judge_unfused: also judge the linears of the unfused path, which runs the same GEMM kernel.
+    say: called with one line a layer. clock: where the time goes. unjudged: linears that are not quantized, as
+    ``Checkpoint.check`` names them; they run in bf16, their products in float64, and no kernel is judged on them.
+    """
+
+    def __init__(
+        self, source: Source, fused: Path, unfused: Path, contracts: Contracts, tokens: Tensor, *,
+        group: Group = ALONE, judge_unfused: bool = False, say: Callable[[str], None] = lambda line: None,
+        clock: Clock | None = None, unjudged: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        self.clock = clock or Clock()
+        self.source = TimedSource(source, self.clock) if self.clock.on else source
+        self.config, self.contracts, self.group = source.config, contracts, group
+        self.say, self.judge_unfused = say, judge_unfused
+        embedded = source.embed(tokens)
+        hidden = embedded.to(torch.bfloat16)
+        self.truth = hidden.double()
+        self.arms = [Arm("fused", fused, hidden), Arm("unfused", unfused, hidden.clone())]
+        self.result = Result(unjudged=tuple(unjudged))
+        self._explained = 0
+
+    def run(self, layers: int) -> Result:
+        """Walk layers 0 .. layers-1, and to the logits if that is all of them."""
+        start = time.perf_counter()
+        with torch.inference_mode():
+            try:
+                for index in range(layers):
+                    began = time.perf_counter()
+                    depth = self._layer(self.source.layer(index))
+                    self.result.depths.append(depth)
+                    self.say(self._line(depth, time.perf_counter() - began))
+                self.result.digest = {arm.name: _digest(arm) for arm in self.arms}
+                if layers == self.config.layers:
+                    self._logits()
+            except (StoppedError, CheckpointError) as stop:
+                # What was judged before a weight that cannot be used is kept.
+                self.result.stopped = str(stop)
+        self.result.seconds = time.perf_counter() - start
+        return self.result
+
+    def _line(self, depth: Depth, seconds: float) -> str:
+        here = [j for j in self.result.judged if j.layer == depth.layer]
+        bad = sum(j.status is not Status.PASSED for j in here)
+        errors = ", ".join(f"{arm} {float(e.median()):.3g}" for arm, e in depth.error.items())
+        return (
+            f"layer {depth.layer:3d}: {len(here)} ops judged, {bad} not passed; stream rms {depth.rms:.3g}, "
+            f"median error {errors}; {seconds:.1f} s"
+        )
+
+    # ---- one layer
+
+    def _layer(self, layer: Layer) -> Depth:
+        config = self.config
+        with self.clock.phase("float64 model"):
+            self.truth = glm.attention_block(config, layer, self.truth)
+        for arm in self.arms:
+            handed = self._norm(arm, layer, "input", layer.qkv)
+            qkv = self._columns(arm, layer, "qkv_proj", lambda w: w.qkv, config.qkv_sizes(), handed)
+            with self.clock.phase("attention of the paths"):
+                attended = glm.attention(config, layer, qkv.double(), stored).to(torch.bfloat16)
+            arm.hidden = self._rows(arm, layer, "o_proj", lambda w: w.o, attended)
+        x = glm.rms_norm(self.truth, layer.post_norm, config.eps)
+        rerouted: dict[str, int] = {}
+        if isinstance(layer.mlp, Mlp):
+            with self.clock.phase("float64 model"):
+                self.truth = self.truth + glm.mlp(layer.mlp, x)
+            for arm in self.arms:
+                handed = self._norm(arm, layer, "post", layer.mlp.gate_up)
+                arm.hidden = self._mlp(arm, layer, "", _dense, handed)
+        else:
+            rerouted = self._moe(layer, layer.mlp, x)
+        error: dict[str, Tensor] = {}
+        for arm in self.arms:
+            stream = arm.hidden.double() + (0.0 if arm.path.residual is None else arm.path.residual.double())
+            error[arm.name] = (stream - self.truth).norm(dim=-1) / self.truth.norm(dim=-1)
+        return Depth(layer.index, error, float(self.truth.square().mean().sqrt()), rerouted)
+
+    def _moe(self, layer: Layer, moe: Moe, x: Tensor) -> dict[str, int]:
+        """What the routed experts add to the stream is the environment: W8A8 products in float64, the same arithmetic
+        in both arms. The quantizer runs and is judged on every row that they take; the GEMM kernel runs beside them and
+        is judged on one expert a layer.
+        """
+        config = self.config
+        right = glm.router(config, moe, x)
+        rerouted: dict[str, int] = {}
+        batches, shared = [Routed(x, *right)], []
+        sent: list[_Sent] = []
+        for arm in self.arms:
+            normed, handed = self._plain_norm(arm, layer)
+            index, weight = glm.router(config, moe, normed.double())
+            changed = (index.sort(-1).values != right[0].sort(-1).values).any(-1)
+            rerouted[arm.name] = int(changed.sum())
+            # Quantized once before the tokens are sent to their experts, as fused MoE kernels do.
+            plain = self._plain_experts(layer, "gate/up_proj")
+            taken = normed.double() if plain else glm.values(handed[0]) * handed[1].double()
+            sent.append(_Sent(glm.Dispatch.of(config, index, weight), handed))
+            batches.append(Routed(taken, index, weight, self._feed(arm, layer, sent[-1]), stored))
+            if moe.shared is not None and moe.shared.gate_up.scale is None:
+                handed = (normed,)
+            shared.append(self._mlp(arm, layer, "shared.", _shared, handed) if moe.shared is not None else None)
+        with self.clock.phase("routed experts"):
+            truth, *outs = glm.experts(config, moe, batches)
+        for arm, own in zip(self.arms, sent, strict=True):
+            if arm.name == "fused" or self.judge_unfused:
+                self._sampled_expert(arm, layer, moe, own)
+        with self.clock.phase("float64 model"):
+            self.truth = self.truth + truth + (0.0 if moe.shared is None else glm.mlp(moe.shared, x))
+        for arm, out, extra in zip(self.arms, outs, shared, strict=True):
+            routed = out.float().to(torch.bfloat16)
+            arm.hidden = routed if extra is None else (routed.float() + extra.float()).to(torch.bfloat16)
+        return rerouted
+
+    def _plain_experts(self, layer: Layer, step: str) -> bool:
+        return bool(of_experts(self.result.unjudged, layer.index, step))
+
+    def _feed(self, arm: Arm, layer: Layer, sent: _Sent) -> Callable[[Tensor], Tensor]:
+        if self._plain_experts(layer, "down_proj"):
+            return stored
+
+        def feed(x: Tensor) -> Tensor:
+            sent.inner = self._quantized(arm, layer, "experts.down_proj", x.float().to(torch.bfloat16), 0)
+            return glm.values(sent.inner[0]) * sent.inner[1].double()
+
+        return feed
+
+    def _sampled_expert(self, arm: Arm, layer: Layer, moe: Moe, sent: _Sent) -> None:
+        """Run and judge both GEMMs of the expert with the most tokens (the first of equals) on what it really took.
+        What they return goes nowhere: the stream's experts are float64 in both arms, so that the arms stay alike.
+        That is also why a kernel that raises here is an ERROR of that op and does not stop the walk.
+
+        The tokens are padded to a multiple of 16 with zero codes of scale 1, as engines that group tokens by expert do:
+        some libraries take no other number. The padded rows are judged too; they must be zero.
+        """
+        spans = sent.dispatch.spans
+        number = max(spans, key=lambda e: (spans[e].stop - spans[e].start, -e))
+        span, step = spans[number], f"experts.{number}"
+        rows = sent.dispatch.row[span]
+        handed = [("gate_up_proj", moe.gate_up, (_rows_of(sent.handed[0], rows), sent.handed[1][rows]))]
+        if sent.inner:
+            handed.append(("down_proj", moe.down, (sent.inner[0][span], sent.inner[1][span])))
+        for name, make, (codes, scale) in handed:
+            weights = make(number)
+            if weights.scale is None:
+                continue
+            with contextlib.suppress(StoppedError):
+                self._linear(arm, layer, f"{step}.{name}", weights, weights, _padded(codes, scale), 0)
+
+    def _mlp(
+        self, arm: Arm, layer: Layer, prefix: str, of: Callable[[Layer], Mlp], handed: tuple[Tensor, ...]
+    ) -> Tensor:
+        width = len(of(layer).gate_up.weight) // 2
+        both = self._columns(arm, layer, f"{prefix}gate_up_proj", lambda w: of(w).gate_up, (width, width), handed)
+        inner = glm.gated(both.double()).float().to(torch.bfloat16)
+        return self._rows(arm, layer, f"{prefix}down_proj", lambda w: of(w).down, inner)
+
+    # ---- steps: claimed by the path, judged here
+
+    def _norm(self, arm: Arm, layer: Layer, which: Literal["input", "post"], following: Linear) -> tuple[Tensor, ...]:
+        step, began = f"{which if which == 'input' else 'post_attention'}_layernorm", time.perf_counter()
+        if following.scale is None:
+            return self._bf16_norm(arm, layer, step, which)
+        handed = self._try(arm, layer, step, "add_rmsnorm_quant", lambda: arm.path.prepare(layer, which, arm.hidden))
+        weight = layer.input_norm if which == "input" else layer.post_norm
+        contract = self.contracts.norm if arm.name == "fused" else twin_contract(self.contracts.quant)
+        self._judge_norm(arm, layer, step, weight, handed, contract, began)
+        return handed
+
+    def _bf16_norm(self, arm: Arm, layer: Layer, step: str, which: str) -> tuple[Tensor, ...]:
+        """The norm in front of a linear that is not quantized: no kernel's, and the same on both paths."""
+        own = arm.path.weights(layer)
+        weight = own.input_norm if which == "input" else own.post_norm
+        normed = self._try(arm, layer, step, "add_rmsnorm_quant", lambda: arm.path.add_rmsnorm(weight, arm.hidden))
+        kept = arm.path.residual
+        arm.expected = arm.hidden.clone() if kept is None else kept.clone()
+        return (normed,)
+
+    def _plain_norm(self, arm: Arm, layer: Layer) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The bf16 norm before a router, and its quantized form for the shared expert; judged as one op."""
+        step, op, began = "post_attention_layernorm", "add_rmsnorm_quant", time.perf_counter()
+        path = arm.path
+        normed = self._try(arm, layer, step, op, lambda: path.add_rmsnorm(path.weights(layer).post_norm, arm.hidden))
+        handed = self._try(arm, layer, step, op, lambda: path.quantize(normed))
+        self._judge_norm(arm, layer, step, layer.post_norm, handed, twin_contract(self.contracts.quant), began)
+        return normed, handed
+
+    def _judge_norm(
+        self, arm: Arm, layer: Layer, step: str, weight: Tensor, handed: tuple[Tensor, ...],
+        contract: NormQuantContract, began: float,
+    ) -> None:  # fmt: skip
+        first = arm.expected is None
+        inputs = NormQuantInputs(arm.hidden, arm.expected, weight, self.config.eps, FP8)
+        kept = arm.path.residual
+        outputs = NormQuantOutputs(handed[0], handed[1], None if first else _copy(kept))
+        checks = []
+        if first:
+            same = kept is not None and torch.equal(integrity.as_ints(kept), integrity.as_ints(arm.hidden))
+            words = "became the residual stream" if same else "is not what the path kept as the residual stream"
+            checks.append(Check("first residual", same, f"the first norm's input {words}", "integrity"))
+        self._judge(arm, layer, step, "add_rmsnorm_quant", inputs, outputs, contract, checks, began)
+        arm.memory.remember_norm(f"layer {layer.index}, {step}", inputs, handed[1])
+        arm.expected = arm.hidden.clone() if kept is None else kept.clone()
+
+    def _columns(
+        self, arm: Arm, layer: Layer, step: str, of: Callable[[Layer], Linear], sizes: Sequence[int],
+        handed: tuple[Tensor, ...],
+    ) -> Tensor:  # fmt: skip
+        """A column-parallel linear: each rank makes its share of the outputs, bf16 [T, out] of all of them."""
+        group, parts = self.group, []
+        right, used = of(layer), of(arm.path.weights(layer))
+        places = [rows_of(sizes, rank, group.size, arm.hidden.device) for rank in range(group.size)]
+        for rank in group.local:
+            alone = group.size == 1
+            own, claimed = (w if alone else column_shard(w, places[rank]) for w in (right, used))
+            parts.append(self._linear(arm, layer, step, own, claimed, handed, rank))
+        out = parts[0].new_empty(len(parts[0]), sum(sizes))
+        for place, part in zip(places, group.gather(parts), strict=True):
+            out[:, place] = part
+        return out
+
+    def _rows(self, arm: Arm, layer: Layer, step: str, of: Callable[[Layer], Linear], x: Tensor) -> Tensor:
+        """A row-parallel linear: each rank quantizes and multiplies its share of the inputs; then the all-reduce."""
+        group, parts = self.group, []
+        right, used = of(layer), of(arm.path.weights(layer))
+        for rank in group.local:
+            part, own = (slice(None), right) if group.size == 1 else row_shard(right, rank, group.size)
+            claimed = used if group.size == 1 else row_shard(used, rank, group.size)[1]
+            own_x = x[:, part].contiguous()
+            handed = (own_x,) if own.scale is None else self._quantized(arm, layer, step, own_x, rank)
+            parts.append(self._linear(arm, layer, step, own, claimed, handed, rank))
+        total = group.all_reduce(parts)
+        if group.size > 1 and not group.real:
+            arm.memory.partial = torch.stack([p.float() for p in parts]).sum(0)
+        return total
+
+    def _quantized(self, arm: Arm, layer: Layer, step: str, x: Tensor, rank: int) -> tuple[Tensor, ...]:
+        inputs, began = QuantInputs(x, FP8), time.perf_counter()
+        quantize = functools.partial(arm.path.quantize, inputs.x)
+        handed = self._try(arm, layer, step, "per_token_quant", quantize)
+        outputs = QuantOutputs(handed[0], handed[1])
+        self._judge(arm, layer, step, "per_token_quant", inputs, outputs, self.contracts.quant, [], began, rank)
+        arm.memory.token_scale = outputs.scale
+        return handed
+
+    def _linear(
+        self, arm: Arm, layer: Layer, step: str, right: Linear, claimed: Linear, handed: tuple[Tensor, ...], rank: int
+    ) -> Tensor:
+        began = time.perf_counter()
+        if right.scale is None:
+            # Not quantized in the checkpoint: a float64 product, stored once, the same on both paths.
+            with self.clock.phase("linears that are not quantized"):
+                return right.apply(handed[0].double()).to(torch.bfloat16)
+        out = self._try(arm, layer, step, "ptpc_gemm", lambda: arm.path.linear(layer, claimed, handed))
+        inputs = GemmInputs(handed[0], handed[1], right.weight, right.scale, right.bias, torch.bfloat16)
+        contract = self.contracts.gemm
+        if right.bias is not None:
+            contract = contract.replace(bias="after_store")
+        if arm.name == "fused" or self.judge_unfused:
+            self._judge(arm, layer, step, "ptpc_gemm", inputs, GemmOutputs(out), contract, [], began, rank)
+        arm.memory.weight_scale = inputs.b_scale
+        arm.memory.lengths.add(inputs.a.shape[1])
+        return out
+
+    def _judge(
+        self, arm: Arm, layer: Layer, step: str, op: str, inputs: Inputs, outputs: Outputs,
+        contract: NormQuantContract | GemmContract, checks: list[Check], began: float, rank: int = 0,
+    ) -> None:  # fmt: skip
+        with self.clock.phase(f"judging {op}"):
+            self._judge_untimed(arm, layer, step, op, inputs, outputs, contract, checks, began, rank)
+
+    def _judge_untimed(
+        self, arm: Arm, layer: Layer, step: str, op: str, inputs: Inputs, outputs: Outputs,
+        contract: NormQuantContract | GemmContract, checks: list[Check], began: float, rank: int,
+    ) -> None:  # fmt: skip
+        try:
+            shape = integrity.check_outputs(inputs, outputs, op, strict=False)
+        except integrity.OutputError as error:
+            self._stop(arm, layer, step, op, contract.name, str(error), rank)
+        comparisons, more = judge(Claim(inputs, outputs, (), 0.0), contract)
+        found = (shape, *checks, *more)
+        status, reasons = decide(comparisons, found)
+        explanations: tuple[str, ...] = ()
+        if status is Status.FAILED and self._explained < MOST_EXPLAINED:
+            from validators.explain.explanation import explain
+
+            self._explained += 1
+            wiring: tuple[str, ...] = ()
+            # A hypothesis runs the kernels on operands that they may refuse, and words are not worth the walk.
+            with contextlib.suppress(Exception):
+                wiring = explain_wiring(inputs, outputs, contract, arm.memory, self._suspects(arm, layer, step))
+            explanations = (*wiring, *explain(inputs, outputs, contract, comparisons, list(found)))
+        self.result.judged.append(
+            Judged(
+                arm.name, layer.index, step, op, contract.name, status, reasons, tuple(comparisons), found,
+                explanations, _shape(inputs), rank, time.perf_counter() - began,
+            )
+        )  # fmt: skip
+
+    def _suspects(self, arm: Arm, layer: Layer, step: str) -> Suspects:
+        """What the layer before has in the place of ``step``; its weights are made or read again for this."""
+        clean = Path(arm.path.kernels, self.config, "fp8_per_token")
+        if layer.index == 0 or self.group.size > 1:
+            return Suspects(clean, self.contracts.quant)
+        before = self.source.layer(layer.index - 1)
+        linears = {"qkv_proj": before.qkv, "o_proj": before.o}
+        if isinstance(before.mlp, Mlp):
+            linears |= {"gate_up_proj": before.mlp.gate_up, "down_proj": before.mlp.down}
+        elif before.mlp.shared is not None:
+            shared = before.mlp.shared
+            linears |= {"shared.gate_up_proj": shared.gate_up, "shared.down_proj": shared.down}
+        norms = {"input_layernorm": before.input_norm, "post_attention_layernorm": before.post_norm}
+        return Suspects(clean, self.contracts.quant, linears.get(step), norms.get(step))
+
+    def _try(self, arm: Arm, layer: Layer, step: str, op: str, action: Callable[[], _T]) -> _T:
+        try:
+            with self.clock.phase(f"kernels: {op}"):
+                return action()
+        except Exception as error:
+            names = {"add_rmsnorm_quant": self.contracts.norm, "per_token_quant": self.contracts.quant}
+            contract = names.get(op, self.contracts.gemm).name
+            text = " ".join(str(error).split())[:300] or "without a message"
+            self._stop(arm, layer, step, op, contract, f"the step raised {type(error).__name__}: {text}")
+
+    def _stop(self, arm: Arm, layer: Layer, step: str, op: str, contract: str, reason: str, rank: int = 0) -> NoReturn:
+        self.result.judged.append(
+            Judged(arm.name, layer.index, step, op, contract, Status.ERROR, (reason,), rank=rank)
+        )  # fmt: skip
+        raise StoppedError(f"layer {layer.index}, {step}, {arm.name} path: {reason}")
+
+    # ---- the end
+
+    def _logits(self) -> None:
+        weight = self.source.final_norm()
+        ends = {"truth": glm.rms_norm(self.truth, weight, self.config.eps)}
+        for arm in self.arms:
+            ends[arm.name] = arm.path.add_rmsnorm(weight, arm.hidden).double()
+        together = torch.cat(list(ends.values()))
+        every = glm.logits(self.source, together).split(len(self.truth))
+        self.result.logits = dict(zip(ends, every, strict=True))
+
+
+def _rows_of(codes: Tensor, rows: Tensor) -> Tensor:
+    # FP8 tensors have no index on every backend; their bytes do.
+    return codes.view(torch.uint8)[rows].view(codes.dtype)
+
+
+def _padded(codes: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    rows = -len(codes) % ROWS
+    raw = torch.nn.functional.pad(codes.view(torch.uint8), (0, 0, 0, rows))
+    return raw.view(codes.dtype), torch.nn.functional.pad(scale, (0, 0, 0, rows), value=1.0)
+
+
+def _dense(layer: Layer) -> Mlp:
+    assert isinstance(layer.mlp, Mlp)
+    return layer.mlp
+
+
+def _shared(layer: Layer) -> Mlp:
+    assert isinstance(layer.mlp, Moe)
+    assert layer.mlp.shared is not None
+    return layer.mlp.shared
+
+
+def _digest(arm: Arm) -> str:
+    total = hashlib.sha256()
+    for tensor in (arm.hidden, arm.path.residual):
+        if tensor is not None:
+            total.update(tensor.contiguous().cpu().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
+def _copy(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.clone()
+
+
+def _shape(inputs: Inputs) -> tuple[int, ...]:
+    """(m, n) of a norm or quantizer, (m, n, k) of a GEMM. No tensor is kept: a walk holds one layer's weights."""
+    if isinstance(inputs, GemmInputs):
+        return len(inputs.a), *inputs.b.shape
+    return tuple(inputs.x.shape)

@@ -1,0 +1,1 @@
+"""What is kept of a judgement: records, their files and their words. No torch, no case."""

@@ -1,0 +1,148 @@
+"""The stages of evidence, which stage a record belongs to, and the command that would fill a cell that is empty."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from validators.records.record import Record
+from validators.signoff.claims import Target
+
+GOLDENS = Path(__file__).resolve().parents[2] / "golden" / "data" / "manifest.json"
+_OTHERS = {
+    "add_rmsnorm_quant": "emulated/aiter-hip-gfx950", "per_token_quant": "emulated/aiter-hip-gfx950",
+    "ptpc_gemm": "emulated/unknown",
+}  # fmt: skip
+"""Kernels that complete a path for a claim about one op."""
+LAYERS_TOKENS = 256
+"""Tokens of the walk that a sign-off asks for: enough for the sign test on glm-tiny to decide, chosen once."""
+
+MACHINES = {
+    "cpu": "any machine",
+    "sm_80": "an A100",
+    "sm_89": "an L40S or RTX 4090",
+    "sm_90": "an H100 or H200",
+    "sm_100": "a B200",
+    "gfx942": "an MI300X or MI325X",
+    "gfx950": "an MI350X or MI355X",
+}
+"""What people call the machines with an architecture."""
+
+
+def stage_of(record: Record) -> str:
+    """``ops``, ``layers``, ``goldens``, ``parity`` or ``trace``."""
+    return record.lane if record.lane in ("layers", "goldens", "parity", "trace") else "ops"
+
+
+def may_have_goldens(kernel: str) -> bool:
+    """Whether bits of ``kernel`` can be accepted: not of a user's own, which nobody else could check."""
+    return ":" not in kernel
+
+
+def is_truth(record: Record) -> bool:
+    """Whether the record says that the reference or the inputs are as accepted; it concerns every claim."""
+    return record.op == "goldens"
+
+
+def machine(arch: str) -> str:
+    """``an MI350X or MI355X`` for ``gfx950``."""
+    return MACHINES.get(arch, f"a machine with {arch}")
+
+
+def device(arch: str) -> str:
+    """The device that a command names there; a ROCm build of torch calls its GPUs ``cuda`` too."""
+    return "cpu" if arch == "cpu" else "cuda"
+
+
+@dataclass(frozen=True)
+class Step:
+    """Something to run. covers: the empty cells that it would fill, in words. notes: what a person has to know."""
+
+    machine: str
+    covers: str
+    commands: tuple[str, ...]
+    note: str = ""
+
+
+def ops_step(
+    target: Target, op: str, kernel: str, lanes: Sequence[str], every: bool, depth: str, like: Record | None,
+    records_dir: str,
+) -> Step:  # fmt: skip
+    """Run the cases of one kernel: all lanes, or only those that are empty. like: a record to take options from."""
+    command = ["python", "-m", "validators", "run", "--op", op, "--kernel", kernel]
+    if not every:
+        command += [word for lane in lanes for word in ("--lane", lane)]
+    if depth != "default":
+        command += ["--depth", depth]
+    command += ["--device", device(target.arch)]
+    if like is not None and like.contract and like.contract_from == "given":
+        command += ["--contract", like.contract]
+    words = f"ops, {kernel}: {'every lane' if every else ', '.join(lanes)}"
+    return Step(machine(target.arch), words, (shlex.join([*command, "--records", records_dir]),))
+
+
+def layers_step(target: Target, records_dir: str, given: Mapping[str, str] | None = None) -> Step:
+    """The walk through a small model's layers by the claim's kernels; by emulated ones for the ops that it has none of.
+
+    given: op -> contract that the kernel was held to on the command line, which the walk would not know otherwise.
+    """
+    command = ["python", "-m", "validators", "layers", "--model", "glm-tiny", "--tokens", str(LAYERS_TOKENS)]
+    flags = {"add_rmsnorm_quant": "--kernel-norm", "per_token_quant": "--kernel-quant", "ptpc_gemm": "--kernel-gemm"}
+    for op, flag in flags.items():
+        names = target.kernels.get(op, ())
+        command += [flag, names[0] if names else _OTHERS[op]]
+    for op, contract in (given or {}).items():
+        command += ["--contract", f"{op}={contract}"]
+    if target.arch != "cpu":
+        command += ["--device", device(target.arch)]
+    return Step(machine(target.arch), "layers", (shlex.join([*command, "--records", records_dir]),))
+
+
+def goldens_step(target: Target, kernels: Sequence[str], records_dir: str) -> Step:
+    """Check the accepted bits; where none are recorded on the architecture, propose and accept them first."""
+    recorded = [k for k in kernels if (k, target.arch) in recorded_goldens()]
+    where = ["--device", device(target.arch)]
+    chosen = [word for name in kernels for word in ("--kernel", name)]
+    check = shlex.join(["python", "-m", "golden", "check", *where, *chosen, "--records", records_dir])
+    if recorded:
+        return Step(machine(target.arch), "goldens", (check,))
+    propose = shlex.join(["python", "-m", "golden", "propose", *where, *chosen, "--out", "proposal"])
+    accept = "python -m golden accept proposal --why 'first recorded set'"
+    note = f"No golden of {' or '.join(kernels)} is recorded on {target.arch}: propose them, and let a person accept."
+    return Step(machine(target.arch), "goldens", (propose, accept, check), note)
+
+
+def parity_step(target: Target, records_dir: str) -> Step:
+    """The embedded end-to-end evaluation of the claim's kernels; of its default ones where the claim has many."""
+    command = ["python", "-m", "evals", "parity"]
+    if target.one_path:
+        parts = {"norm": "add_rmsnorm_quant", "quant": "per_token_quant", "gemm": "ptpc_gemm"}
+        chosen = [f"{part}={target.kernels[op][0]}" for part, op in parts.items() if target.kernels.get(op)]
+        command += ["--baseline", ",".join(["unfused", *(x for x in chosen if not x.startswith("norm="))])]
+        command += ["--candidate", ",".join(["fused", *chosen])]
+    command += ["--device", device(target.arch), "--records", records_dir]
+    return Step(machine(target.arch), "parity", (shlex.join(command),))
+
+
+def trace_step(target: Target, records_dir: str) -> Step:
+    """Launch counts of the serving engine, from a profiler trace that somebody has to record."""
+    contract = target.contracts.get("add_rmsnorm_quant")
+    command = ["python", "-m", "validators", "trace", "trace.json.gz", "--layers", "92", "--kernel", target.norm]
+    command += ["--contract", contract] if contract else []
+    command += ["--arch", target.arch, "--records", records_dir]
+    note = "Record trace.json.gz with the serving engine's torch profiler while it decodes a few steps."
+    return Step(machine(target.arch), "trace", (shlex.join(command),), note)
+
+
+@cache
+def recorded_goldens() -> frozenset[tuple[str, str]]:
+    """(kernel, architecture) of every kernel golden in the repository's store; empty where it cannot be read."""
+    try:
+        rows = json.loads(GOLDENS.read_text(encoding="utf-8"))["goldens"]
+        return frozenset((row["kernel"], row["arch"]) for row in rows if row.get("kernel"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return frozenset()

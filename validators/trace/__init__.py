@@ -1,0 +1,1 @@
+"""Profiler traces: is the fusion really on?"""
