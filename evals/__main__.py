@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from evals.errors import EvalError
-from validators.commands.cli import guarded
+from validators.process.guard import guarded
 from validators.process.supervise import supervised
 
 COMMANDS = {

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from golden.store import GoldenError
-from validators.commands.cli import guarded, say
+from validators.process.guard import guarded, say
 from validators.process.supervise import supervised
 from validators.records.files import append_whole, check_file
 from validators.records.store import Sink, StoreError, provenance

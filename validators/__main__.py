@@ -22,7 +22,6 @@ from typing import NoReturn
 
 from validators.commands import machine
 from validators.commands import signoff as signoff_command
-from validators.commands.cli import guarded, say
 from validators.commands.plan import (
     Planned,
     UsageError,
@@ -34,6 +33,7 @@ from validators.commands.plan import (
     one_kernel,
     ops,
 )
+from validators.process.guard import guarded, say
 from validators.process.supervise import supervised
 from validators.records import store
 from validators.records import text as report

@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from validators.cases.case import Case
-from validators.commands.cli import say
 from validators.kernels.kernel import KernelError, find_kernel
 from validators.process import doing
+from validators.process.guard import say
 from validators.records.record import Record, Status
 
 LOAD_LIMIT_S = 1800.0

@@ -60,7 +60,9 @@ def record(
 
 
 def evidence(parity: Parity, kernels: Mapping[str, str] | None) -> dict[str, Any]:
-    """How much the verdict shows, for a policy to hold against what it asks; ``validators.signoff.evidence`` says the fields.
+    """How much the verdict shows, for a policy to hold against what it asks.
+
+    ``validators.signoff.evidence`` says the fields.
 
     rule: a ratio of scores in place of a bound has no error bar; a beginning that was looked at early has fewer
     questions, which are counted.

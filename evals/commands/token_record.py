@@ -1,7 +1,8 @@
 """The table of ``python -m evals tokens`` as a file: the rows, and what it takes to trust or repeat them.
 
 An object with ``schema`` and ``version``; the model's and the data's digests; every setting; where it ran
-(``validators.records.store.provenance``); the command that repeats it; and ``rows``, the re-run and the yardstick first.
+(``validators.records.store.provenance``); the command that repeats it; and ``rows``, the re-run and the yardstick
+first.
 """
 
 from __future__ import annotations

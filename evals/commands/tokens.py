@@ -28,7 +28,7 @@ SYNTHETIC, SYNTHETIC_NAME = "synthetic", "synthetic held-out problems"
 
 @dataclass(frozen=True)
 class Row:
-    """One arm against the baseline. stats: ``evals.stats.tokens.TokenStats``; gates: of the token level and of the logits.
+    """One arm against the baseline. stats: a ``TokenStats``; gates: of the token level and of the logits.
     noise: the arm's quantisation noise over the baseline's at a typical token, by KL; logits, bounds: by the variance
     of the logits' change. apart: KL between the arms over the baseline's noise."""
 

@@ -74,8 +74,8 @@ def rebatching(tokens: Tokens, seed: int) -> Gate:
 
 
 def change(tokens: Tokens, seed: int) -> Gate:
-    """The gate on the candidate's quantisation noise: as ``evals.stats.tokens`` on KL, here on the flat divergence, where
-    every token counts."""
+    """The gate on the candidate's quantisation noise: as ``evals.stats.tokens`` on KL, here on the flat divergence,
+    where every token counts."""
     noise = tokens.flat_noise
     value, low, high = _typical(noise["candidate"], noise["baseline"], seed)
     apart, _, _ = _typical(tokens.flat["candidate"], tokens.flat["yardstick"], seed)

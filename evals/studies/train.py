@@ -1,12 +1,12 @@
 """Trains the embedded model: a small GLM-4-MoE on synthetic problems, in minutes on one GPU, within a time limit.
 
-``python -m evals.studies.train --seconds 330 --out DIR --device cuda`` makes problems in worker processes (a deterministic
-stream: worker w makes every W-th chunk, and chunks are taken in turn), trains in bf16 with fp32 master weights and a
-cosine schedule over the time, and measures 512 held-out problems as it goes. The measure is cheap because a solution is
-a function of its question: greedy decoding gives the gold solution exactly if, teacher-forced, every token of it is the
-first choice. Snapshots are kept where that accuracy crosses the marks, and the last one that lies within the band is
-exported: the most settled model that is not saturated. One that is right everywhere has wide margins, and no defect
-shows on it.
+``python -m evals.studies.train --seconds 330 --out DIR --device cuda`` makes problems in worker processes (a
+deterministic stream: worker w makes every W-th chunk, and chunks are taken in turn), trains in bf16 with fp32 master
+weights and a cosine schedule over the time, and measures 512 held-out problems as it goes. The measure is cheap because
+a solution is a function of its question: greedy decoding gives the gold solution exactly if, teacher-forced, every
+token of it is the first choice. Snapshots are kept where that accuracy crosses the marks, and the last one that lies
+within the band is exported: the most settled model that is not saturated. One that is right everywhere has wide
+margins, and no defect shows on it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 from evals.commands import places
 from evals.errors import EvalError
 from evals.model import synthetic, tokenizer
-from validators.commands.cli import guarded
+from validators.process.guard import guarded
 
 CHUNK = 8192  # problems a worker makes at a time, sorted by length, so that batches have little padding
 MARKS = (0.82, 0.84, 0.86, 0.88, 0.89, 0.90, 0.91, 0.92, 0.93, 0.94, 0.95, 0.96)

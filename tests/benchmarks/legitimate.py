@@ -1,8 +1,8 @@
 """False alarms: every legitimate execution of every contract must be admitted, over as many elements as asked for.
 
 ``python -m tests.benchmarks.legitimate --elements 1e8`` draws inputs (recipe, shape, types, seed in turn), runs every
-(contract, variant) pair of ``tests.support.variants``, every variant of the emulated GEMMs and the kernels that torch itself
-brings on them, and counts violations. The elements counted are judged codes and GEMM outputs.
+(contract, variant) pair of ``tests.support.variants``, every variant of the emulated GEMMs and the kernels that torch
+itself brings on them, and counts violations. The elements counted are judged codes and GEMM outputs.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The table behind the strength sentence: which defects of the zoo each representative case catches.
 
 ``python -m tests.benchmarks.strength --write`` runs every defect on every case of ``representatives`` and writes
-``validators/signoff/data/strength.json``; ``--op`` and ``--recipe`` measure a part and print it. The cases are those of the
-smoke suite in both FP8 formats, their recipes once more at a shape without ragged ends, and the options of the default
-suite at that small size: what a case of the default or deep suite is at least worth.
+``validators/signoff/data/strength.json``; ``--op`` and ``--recipe`` measure a part and print it. The cases are those of
+the smoke suite in both FP8 formats, their recipes once more at a shape without ragged ends, and the options of the
+default suite at that small size: what a case of the default or deep suite is at least worth.
 """
 
 from __future__ import annotations

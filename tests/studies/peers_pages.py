@@ -128,8 +128,9 @@ Written by `python -m tests.studies.peers_run --write`; the numbers are measured
 
 ![share of defects told apart, by criterion](power.svg)
 
-Every defect of the zoo ([tests/zoo.py](../tests/zoo.py)) and eight correct kernels of each op run on two kinds of
-inputs, and the outputs are shown to each public acceptance criterion ([tests/studies/peers.py](../tests/studies/peers.py)).
+Every defect of the zoo ([tests/zoo](../tests/zoo)) and eight correct kernels of each op run on two kinds of
+inputs, and the outputs are shown to each public acceptance criterion
+([tests/studies/peers.py](../tests/studies/peers.py)).
 
 - **Own inputs**: random normal bf16, 64 x 512 and 64 x 5120 (GEMM: 64 x 64, K = 512), weights as in the column
   `data`, both FP8 formats. The criteria's own tests have more and larger shapes of this kind.

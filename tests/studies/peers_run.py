@@ -2,7 +2,8 @@
 
 ``python -m tests.studies.peers_run`` runs every defect and eight correct kernels of each op on (a) inputs as a
 criterion's own test draws them and (b) the smoke cases of this suite, shows the outputs to every criterion of
-``tests.studies.peers`` and to this suite, and prints the table; ``--write`` puts it into docs/power.md and docs/power.svg.
+``tests.studies.peers`` and to this suite, and prints the table; ``--write`` puts it into docs/power.md and
+docs/power.svg.
 """
 
 from __future__ import annotations

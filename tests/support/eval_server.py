@@ -1,7 +1,7 @@
 """A server for tests: OpenAI's, vLLM's and SGLang's routes over a deterministic answerer, with faults on order.
 
-HTTP/1.1 with kept connections on asyncio alone. ``python -m tests.support.eval_server --port 0 --fault 503:7`` prints its
-port. Answers depend on the prompt and the salt alone, so that a restarted server says the same.
+HTTP/1.1 with kept connections on asyncio alone. ``python -m tests.support.eval_server --port 0 --fault 503:7`` prints
+its port. Answers depend on the prompt and the salt alone, so that a restarted server says the same.
 """
 
 from __future__ import annotations

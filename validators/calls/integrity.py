@@ -3,8 +3,8 @@
 The kernel is called twice into buffers that hold two different byte patterns (the poison) and are surrounded by
 guard bytes. An element that still holds the poison after both calls was never written; a guard byte that changed was
 written past the end; an input whose bytes changed was overwritten. Everything is compared as bytes, so NaN payloads
-and the sign of zero count. Results are data (``validators.records.record.Check``); only outputs that cannot be judged at all
-raise ``OutputError``.
+and the sign of zero count. Results are data (``validators.records.record.Check``); only outputs that cannot be
+judged at all raise ``OutputError``.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from validators.cases.tensors import (
     Outputs,
     QuantOutputs,
 )
+from validators.judge.where import where_words
 from validators.records.record import Check
-from validators.records.where import where_words
 
 POISONS = (0x7F, 0x4B)
 """Poison bytes of the first and second call. Repeated 0x7F is NaN in e4m3fn and fp16, the largest code of e4m3fnuz and

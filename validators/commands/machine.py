@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from validators.commands import plan
-from validators.commands.cli import say
 from validators.commands.signoff import lines
+from validators.process.guard import say
 from validators.records import store
 from validators.records.files import check_folder, new_folder
 from validators.signoff import claims, policy, stages

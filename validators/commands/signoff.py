@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from validators.commands.cli import say
+from validators.process.guard import say
 from validators.records.record import Record
 from validators.signoff import claims, policy
 from validators.signoff import decision as signoff

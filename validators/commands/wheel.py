@@ -5,8 +5,8 @@
 
 An engine's wheel is hundreds of megabytes, most of them code for other GPUs and for ops that this suite does not call.
 ``slim`` works on your own copy: it takes the shared objects that hold the ops of this suite's adapters, fills the GPU
-code of other architectures with zeros (validators/kernels/fatbin.py), and writes them into a zip archive, in which the zeros
-vanish. Nothing is added, moved or recompiled. On the other machine the standard library unpacks it::
+code of other architectures with zeros (validators/kernels/fatbin.py), and writes them into a zip archive, in which the
+zeros vanish. Nothing is added, moved or recompiled. On the other machine the standard library unpacks it::
 
     python -m zipfile -e vllm.zip vllm
     VLLM_PATH=vllm python -m validators list kernels
@@ -26,8 +26,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from validators.commands.cli import guarded
 from validators.kernels import fatbin
+from validators.process.guard import guarded
 
 # The ops of validators/kernels/vllm.py and sgl_kernel.py; a library registers an op under "name(arguments".
 OPS = (

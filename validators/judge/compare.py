@@ -55,7 +55,7 @@ def compare(
 ) -> list[Comparison]:
     """Comparisons of every output of the op that ``inputs`` belongs to.
 
-    Tensors may lie on any one device; the work is done there. survey: what ``validators.judge.gpu.survey.survey_on`` gives for
+    Tensors may lie on any one device; the work is done there. survey: what ``judge.gpu.survey.survey_on`` gives for
     the device, to judge in one pass what is in order; the comparisons are the same without it. Raises CompareError if
     the contract is for another op.
     """

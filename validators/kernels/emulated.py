@@ -2,7 +2,8 @@
 
 They stand in for hardware on a machine that has none, and they are the clean kernels from which the
 zoo of defects is made. Their bits depend on no machine: every operation is a comparison, an integer operation, or one
-that IEEE 754 rounds in one way only, and sums run in an order of their own (``tests/suite/reference/test_primitives.py``).
+that IEEE 754 rounds in one way only, and sums run in an order of their own
+(``tests/suite/reference/test_primitives.py``).
 Nothing here is shared with the float64 reference but the contract itself: the roundings, the FP8 encoder and the order
 of every operation are written a second time, so that one mistake cannot hide in both paths.
 

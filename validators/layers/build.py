@@ -22,7 +22,6 @@ import torch
 from reference.contract import GemmContract, NormQuantContract, get_contract
 from reference.glm4_moe import Glm4MoeError
 from validators.cases.case import Case
-from validators.commands.cli import guarded
 from validators.kernels.kernel import KernelError, find_kernel
 from validators.layers import presets
 from validators.layers.checkpoint import Checkpoint, CheckpointError, write_checkpoint
@@ -34,6 +33,7 @@ from validators.layers.timing import Clock
 from validators.layers.tp import ALL_REDUCE, Group, ParallelError, check_split
 from validators.layers.verdict import MARGIN, TOKENS, records
 from validators.layers.walk import Walk
+from validators.process.guard import guarded
 from validators.records import store
 from validators.records.files import check_file, new_folder, write_whole
 from validators.records.record import Record, Status

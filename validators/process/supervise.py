@@ -22,9 +22,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from validators.commands import cli as command
-from validators.commands.cli import INTERRUPTED, NO_RESULT, say
 from validators.process import doing
+from validators.process import guard as command
+from validators.process.guard import INTERRUPTED, NO_RESULT, say
 
 CALL_LIMIT_S = 600.0
 """A call of a kernel takes milliseconds; a wide GEMM that is interpreted on a CPU may take a minute."""

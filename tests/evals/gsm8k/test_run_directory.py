@@ -168,7 +168,7 @@ def test_no_run_directory(tmp_path: Path) -> None:
 
 CHILD = """
 import sys
-from evals import store
+from evals.gsm8k import store
 from tests.evals.gsm8k.test_run_directory import HEADER, sample
 with store.Writer(sys.argv[1], HEADER) as writer:
     for i in range(10**6):

@@ -20,8 +20,8 @@ from validators.cases.tensors import (
     QuantInputs,
     QuantOutputs,
 )
+from validators.judge.where import where_words
 from validators.kernels.kernel import Kernel
-from validators.records.where import where_words
 
 FN, FNUZ = torch.float8_e4m3fn, torch.float8_e4m3fnuz
 

@@ -20,7 +20,7 @@ from validators.kernels.kernel import KernelError
 from validators.records.record import Record, Status
 
 ROOT = Path(__file__).resolve().parents[3]
-HOSTILE = Path(__file__).with_name("hostile.py")
+HOSTILE = ROOT / "tests" / "support" / "hostile.py"
 OP = "add_rmsnorm_quant"
 # To wait for a hang: long enough to have reached the kernel on a busy machine, where that takes tens of milliseconds.
 HANG_S = 3.0

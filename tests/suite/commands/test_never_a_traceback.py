@@ -30,7 +30,7 @@ from tests.support.walk import (
     with_option,
     words_of,
 )
-from validators.commands import cli as command
+from validators.process import guard as command
 from validators.process import interrupt
 
 

@@ -14,7 +14,7 @@ import conftest
 from validators.records.record import Status
 
 ROOT = Path(__file__).resolve().parents[3]
-HOSTILE = Path(__file__).with_name("hostile.py")
+HOSTILE = ROOT / "tests" / "support" / "hostile.py"
 
 
 def _pytest(*arguments: str) -> subprocess.CompletedProcess[str]:

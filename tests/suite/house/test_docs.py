@@ -80,7 +80,7 @@ SKIPPED = {
     "find signoff/gfx950/trace": "needs the trace of that server",
     "exit": "leaves the container",
     "python -m validators probe --kernel aiter_hip": "needs an AMD GPU; the same command is run on a CPU below it",
-    "python -m validators trace trace.json.gz": "needs a trace of a serving engine; tests/suite/trace/test_trace.py has them",
+    "python -m validators trace trace.json.gz": "needs a trace of a serving engine; tests/suite/trace has them",
     "gh pr comment": "needs a pull request",
     "pip download": "needs a package index, and 662 MB",
     "python -m zipfile -e .wheels": "needs a wheel; tests/suite/commands/test_wheel.py has made ones",
@@ -89,7 +89,7 @@ SKIPPED = {
     "export VLLM_PATH": "lasts for one command here",
     "for kernel in vllm/": "needs the libraries of other projects, and a GPU",
     "python3 -m validators signoff records/real": "needs the records of the command before it",
-    "python -m tests.benchmarks.real_records records/real": "needs records of a GPU; tests/suite/records/test_real_records.py",
+    "python -m tests.benchmarks.real_records records/real": "needs records of a GPU; see test_real_records.py",
     "python -m pytest -q tests/suite": "other tests of the suite; run beside this one, and held to exist below",
 }
 EXIT_CODES = {

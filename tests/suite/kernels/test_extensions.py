@@ -1,7 +1,7 @@
 """Adapters that load another project's extension by path: vLLM and sglang-kernel.
 
-The libraries are doubles (tests/support/fakes.py): text files that torch's loader, replaced for the test, registers under
-the real schemas. The real ones run on a GPU only; docs/real-kernels.md has their records.
+The libraries are doubles (tests/support/fakes.py): text files that torch's loader, replaced for the test, registers
+under the real schemas. The real ones run on a GPU only; docs/real-kernels.md has their records.
 """
 
 from __future__ import annotations

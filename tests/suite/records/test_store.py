@@ -212,7 +212,7 @@ def test_kernels_of_ones_own_are_no_changed_sources(monkeypatch: pytest.MonkeyPa
     who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
     for words in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "x"]):
         run(["git", *words])
-    monkeypatch.setattr(store, "__file__", str(tmp_path / "validators" / "store.py"))
+    monkeypatch.setattr(store, "__file__", str(tmp_path / "validators" / "records" / "store.py"))
     (tmp_path / "mine.py").write_text("def f(x): ...")
     assert store._git()[1] is False
     (tmp_path / "validators" / "run.py").write_text("changed")
