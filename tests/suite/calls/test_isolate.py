@@ -197,7 +197,7 @@ SCRIPT = """
 import signal
 import sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from tests.suite import hostile
+from tests.support import hostile
 from validators.cases.case import Case
 from validators.isolate import Worker
 with Worker(sys.argv[1], "add_rmsnorm_quant", time_limit_s=60) as worker:

@@ -82,7 +82,8 @@ USES: dict[str, tuple[str, ...]] = {
         "validators.run",
     ),
     "validators.isolate": (
-        "validators.words", "validators.arch", "validators.records", "validators.process", "validators.cases", "validators.kernels",
+        "validators.words", "validators.arch", "validators.records", "validators.process", "validators.cases",
+        "validators.kernels",
         "validators.run",
     ),
     "validators.commands": ("reference", "validators"),
