@@ -39,9 +39,12 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     return guarded(
-        "golden", lambda: _command(argv), speaks=_speaks, interrupted="the store is as it was",
+        "golden",
+        lambda: _command(argv),
+        speaks=_speaks,
+        interrupted="the store is as it was",
         lacking="torch is not installed here; only list does without it.",
-    )  # fmt: skip
+    )
 
 
 def _command(argv: Sequence[str] | None) -> int:

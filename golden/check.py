@@ -96,12 +96,21 @@ def _truth_record(row: Row, device: str, state: State, wrong: list[str], seconds
     """That the truth or the inputs are as accepted: a record of no kernel, op ``goldens``."""
     status = Status.FAILED if wrong else Status.PASSED
     return Record(
-        status=status, reasons=tuple(wrong), kernel=f"golden/{row.kind}", op=kernel.LANE, case=row.case,
-        lane=kernel.LANE, contract=row.kind, contract_from="declared", device=device, arch="any",
-        checks=(Check("golden", not wrong, "; ".join(wrong) or "the accepted bits", "determinism"),), seconds=seconds,
+        status=status,
+        reasons=tuple(wrong),
+        kernel=f"golden/{row.kind}",
+        op=kernel.LANE,
+        case=row.case,
+        lane=kernel.LANE,
+        contract=row.kind,
+        contract_from="declared",
+        device=device,
+        arch="any",
+        checks=(Check("golden", not wrong, "; ".join(wrong) or "the accepted bits", "determinism"),),
+        seconds=seconds,
         reproduce=f"python -m golden check --id {shlex.quote(row.id)}",
         provenance={**provenance(device), "golden": {"id": row.id, "state": state.value}},
-    )  # fmt: skip
+    )
 
 
 def _device_of(row: Row, device: str | None) -> str | None:

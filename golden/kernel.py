@@ -129,10 +129,18 @@ def _compare(
         state = State.UNTESTED
     seen = Check("golden", True if state is State.UNCHANGED else None, words or "the accepted bits", "determinism")
     record = _record(
-        row, kernel, device, judged.verdict, judged.reasons, state,
-        comparisons=judged.comparisons, checks=(*judged.checks, seen), strength=strength(judged.comparisons),
-        kernel_seconds=judged.seconds, seconds=time.perf_counter() - start,
-    )  # fmt: skip
+        row,
+        kernel,
+        device,
+        judged.verdict,
+        judged.reasons,
+        state,
+        comparisons=judged.comparisons,
+        checks=(*judged.checks, seen),
+        strength=strength(judged.comparisons),
+        kernel_seconds=judged.seconds,
+        seconds=time.perf_counter() - start,
+    )
     return Outcome(
         row.id, row.kind, kernel.name, str(row.arch), state, words, drifts, record, time.perf_counter() - start
     )
@@ -150,22 +158,38 @@ def _not_here(row: Row, kernel: Kernel | None, device: str | None, sentence: str
 
 
 def _record(
-    row: Row, kernel: Kernel | None, device: str, verdict: Verdict, reasons: tuple[str, ...], state: State,
+    row: Row,
+    kernel: Kernel | None,
+    device: str,
+    verdict: Verdict,
+    reasons: tuple[str, ...],
+    state: State,
     **fields: Any,
-) -> Record:  # fmt: skip
+) -> Record:
     """The verdict as a record: whether the outputs are admissible. That they drifted stands beside it, unjudged."""
     flags = "" if device == "cpu" else f" --device {device}"
     identity = kernel.identity() if kernel else {"kernel_versions": {}}
     return Record(
-        status=verdict, reasons=reasons, kernel=str(row.kernel), op=row.op, case=row.case,
-        lane=LANE, contract=row.contract, contract_from="declared", device=device,
-        arch=str(row.arch), emulated=row.emulated, fake=kernel.fake if kernel else row.fake,
+        status=verdict,
+        reasons=reasons,
+        kernel=str(row.kernel),
+        op=row.op,
+        case=row.case,
+        lane=LANE,
+        contract=row.contract,
+        contract_from="declared",
+        device=device,
+        arch=str(row.arch),
+        emulated=row.emulated,
+        fake=kernel.fake if kernel else row.fake,
         reproduce=f"python -m golden check --id '{row.id}'{flags}",
         provenance={
-            **provenance(device), **identity, "golden": {"id": row.id, "state": state.value},
+            **provenance(device),
+            **identity,
+            "golden": {"id": row.id, "state": state.value},
         },
         **fields,
-    )  # fmt: skip
+    )
 
 
 def versions_of(kernel: Kernel | None, device: str) -> dict[str, str]:

@@ -111,11 +111,22 @@ def _kernel_entry(item: Marked, device: str, say: Say) -> Entry | None:
         say(f"{item.id}: {judged.verdict.value}, so accept will refuse it: {'; '.join(judged.reasons)}")
     stored = {name: sample(name, tensor, whole=True) for name, tensor in judged.outputs.items()}
     row = Row(
-        id=item.id, kind="kernel", case=item.case, op=kernel.op, inputs=judged.inputs, kernel=kernel.name,
-        arch=item.arch, contract=kernel.contract, outputs={name: o for name, (o, _) in stored.items()},
-        isa=isa_of(kernel.name, item.arch), library=library_of(kernel.name, item.arch),
-        emulated=kernel.emulated, fake=kernel.fake, versions=one.versions_of(kernel, device), commit=_commit(),
-    )  # fmt: skip
+        id=item.id,
+        kind="kernel",
+        case=item.case,
+        op=kernel.op,
+        inputs=judged.inputs,
+        kernel=kernel.name,
+        arch=item.arch,
+        contract=kernel.contract,
+        outputs={name: o for name, (o, _) in stored.items()},
+        isa=isa_of(kernel.name, item.arch),
+        library=library_of(kernel.name, item.arch),
+        emulated=kernel.emulated,
+        fake=kernel.fake,
+        versions=one.versions_of(kernel, device),
+        commit=_commit(),
+    )
     return Entry(row, {name: tensor for name, (_, tensor) in stored.items()})
 
 
@@ -125,9 +136,15 @@ def truth_entry(item: Marked) -> Entry:
     values = truth.stored_part(truth.compute(case)) if item.kind == "reference" else {}
     stored = {name: sample(name, tensor, whole=True) for name, tensor in values.items()}
     row = Row(
-        id=item.id, kind=item.kind, case=item.case, op=case.op, inputs=digest(build(case)),
-        outputs={name: o for name, (o, _) in stored.items()}, versions=one.versions_of(None, "cpu"), commit=_commit(),
-    )  # fmt: skip
+        id=item.id,
+        kind=item.kind,
+        case=item.case,
+        op=case.op,
+        inputs=digest(build(case)),
+        outputs={name: o for name, (o, _) in stored.items()},
+        versions=one.versions_of(None, "cpu"),
+        commit=_commit(),
+    )
     return Entry(row, {name: tensor for name, (_, tensor) in stored.items()})
 
 

@@ -89,8 +89,13 @@ def listing(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     for row in rows:
         lines.append(
             (
-                row.id, row.contract or "-", row.isa or "-", row.date[:10] or "-", row.versions.get("torch", "-"),
-                str(len(row.history)), row.reason or "-",
+                row.id,
+                row.contract or "-",
+                row.isa or "-",
+                row.date[:10] or "-",
+                row.versions.get("torch", "-"),
+                str(len(row.history)),
+                row.reason or "-",
             )
-        )  # fmt: skip
+        )
     return lines

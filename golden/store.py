@@ -108,8 +108,12 @@ class Row:
     def same_golden(self, other: Row) -> bool:
         """Whether both stand for the same bits under the same contract; dates, versions and reasons may differ."""
         return (self.inputs, self.contract, self.isa, self.library, self.bits()) == (
-            other.inputs, other.contract, other.isa, other.library, other.bits(),
-        )  # fmt: skip
+            other.inputs,
+            other.contract,
+            other.isa,
+            other.library,
+            other.bits(),
+        )
 
     def bits(self) -> dict[str, tuple[str, str, tuple[int, ...]]]:
         """Digest, type and shape of every whole output."""

@@ -18,9 +18,15 @@ WHOLE_BYTES = 2**16
 SAMPLED_ROWS = 4
 
 _STORED = {
-    torch.uint8: "U8", torch.int8: "I8", torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32",
-    torch.float64: "F64", torch.float8_e4m3fn: "U8", torch.float8_e4m3fnuz: "U8",
-}  # fmt: skip
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.float8_e4m3fn: "U8",
+    torch.float8_e4m3fnuz: "U8",
+}
 _TORCH = {str(dtype).removeprefix("torch."): dtype for dtype in _STORED}
 
 
@@ -112,9 +118,14 @@ def drift_of(name: str, golden: Output, stored: Tensor, now: torch.Tensor) -> Dr
     where = where_in_words(row_counts, differs.sum(dim=0)) if bool(differs.any()) else ""
     histogram = _steps(before[differs], after[differs], golden.dtype)
     return Drift(
-        name, differs.numel(), int(differs.sum()), int((row_counts > 0).sum()), where, histogram,
+        name,
+        differs.numel(),
+        int(differs.sum()),
+        int((row_counts > 0).sum()),
+        where,
+        histogram,
         golden.rows is not None,
-    )  # fmt: skip
+    )
 
 
 def _bits(matrix: torch.Tensor) -> torch.Tensor:

@@ -66,9 +66,7 @@ def _values(inputs: Inputs) -> dict[str, torch.Tensor]:
 
 def _norm(inputs: NormQuantInputs, contract: NormQuantContract) -> dict[str, torch.Tensor]:
     fp8, storage = format_of(inputs.fp8_dtype), format_of(inputs.x.dtype)
-    truth = norm_truth(
-        inputs.x, inputs.residual, inputs.weight, inputs.eps, contract, fp8.name, gemma=inputs.gemma
-    )  # fmt: skip
+    truth = norm_truth(inputs.x, inputs.residual, inputs.weight, inputs.eps, contract, fp8.name, gemma=inputs.gemma)
     row, col = _judged(truth.scale.kind, inputs.x.shape[1])
     _, low, high = code_t_bounds(
         truth, row, col, truth.scale.nominal[row], contract, contract.qmax(fp8.name), storage, gemma=inputs.gemma
@@ -76,9 +74,15 @@ def _norm(inputs: NormQuantInputs, contract: NormQuantContract) -> dict[str, tor
     codes = _codes(row, col, low, high, inputs.x.shape, fp8, contract)
     residual = {} if truth.residual is None else {"residual": truth.residual.float()}
     return {
-        "rms": truth.rms, "p_max": truth.p_max, "scale": truth.scale.nominal, "scale_low": truth.scale.low,
-        "scale_high": truth.scale.high, "kind": truth.scale.kind, **codes, **residual,
-    }  # fmt: skip
+        "rms": truth.rms,
+        "p_max": truth.p_max,
+        "scale": truth.scale.nominal,
+        "scale_low": truth.scale.low,
+        "scale_high": truth.scale.high,
+        "kind": truth.scale.kind,
+        **codes,
+        **residual,
+    }
 
 
 def _quant(inputs: QuantInputs, contract: NormQuantContract) -> dict[str, torch.Tensor]:
@@ -91,9 +95,12 @@ def _quant(inputs: QuantInputs, contract: NormQuantContract) -> dict[str, torch.
     low, high = t_bounds(y.abs(), y.abs(), scale, scale, contract, storage)
     _, low, high = order(low, low, high, torch.where(torch.signbit(y), -1.0, 1.0).double())
     return {
-        "scale": truth.nominal, "scale_low": truth.low, "scale_high": truth.high, "kind": truth.kind,
+        "scale": truth.nominal,
+        "scale_low": truth.low,
+        "scale_high": truth.high,
+        "kind": truth.kind,
         **_codes(row, col, low, high, x.shape, fp8, contract),
-    }  # fmt: skip
+    }
 
 
 def _judged(kind: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -130,9 +137,13 @@ def _gemm(inputs: GemmInputs) -> dict[str, torch.Tensor]:
         rest = *scales, inputs.bias, format_of(inputs.out_dtype), contract
         truth = emulated_truth(inputs.a, inputs.b, fp8, *rest) if is_emulated(contract) else gemm_truth(a, b, *rest)
         values = {
-            "sum": truth.accumulator, "magnitude": exact_magnitude, "declared_magnitude": truth.magnitude,
-            "value": truth.value, "low": truth.low, "high": truth.high,
-        }  # fmt: skip
+            "sum": truth.accumulator,
+            "magnitude": exact_magnitude,
+            "declared_magnitude": truth.magnitude,
+            "value": truth.value,
+            "low": truth.low,
+            "high": truth.high,
+        }
         found.update({f"{contract.name}/{name}": value for name, value in values.items()})
     return found
 

@@ -73,9 +73,14 @@ class Unit:
 
 
 _HOPPER = Unit(
-    "hopper-fast", "aligned", 32, 13, 13, -133,
+    "hopper-fast",
+    "aligned",
+    32,
+    13,
+    13,
+    -133,
     source="wgmma e4m3: 5000 of 5000 recorded H100 and H200 vectors, 48 of 48 GEMMs on an H200 (numerics.md 2.1, 2.6)",
-)  # fmt: skip
+)
 
 UNITS: dict[str, Unit] = {
     u.name: u
@@ -83,24 +88,38 @@ UNITS: dict[str, Unit] = {
         _HOPPER,
         _HOPPER.replace(name="hopper-promote128", promote=128),
         Unit(
-            "ada", "aligned", 16, 13, 13, -132,
+            "ada",
+            "aligned",
+            16,
+            13,
+            13,
+            -132,
             source="mma.sync m16n8k32 e4m3: 5000 of 5000 recorded Ada vectors, c != 0 (numerics.md 2.2)",
         ),
         Unit(
-            "cdna3-mfma", "mfma", 16,
+            "cdna3-mfma",
+            "mfma",
+            16,
             source="v_mfma_f32_16x16x32_fp8_fp8: two public models agree, no silicon record (numerics.md 2.4)",
         ),
         Unit(
-            "blackwell-mma", "exact-rne", 32,
+            "blackwell-mma",
+            "exact-rne",
+            32,
             source="mma.sync e4m3 on B200: 5000 of 5000 recorded vectors; another path than tcgen05 (numerics.md 2.3)",
         ),
         Unit(
-            "blackwell-tcgen05", "aligned", 32, 25, 23, -133,
+            "blackwell-tcgen05",
+            "aligned",
+            32,
+            25,
+            23,
+            -133,
             source="tcgen05 e4m3: MMA-Sim's model only, not checked against silicon (numerics.md 2.3)",
         ),
         Unit("fp32-serial", "serial", 1, source="one fp32 FMA a product, in order of k"),
     )
-}  # fmt: skip
+}
 
 
 def get_unit(name: str) -> Unit:
@@ -325,9 +344,15 @@ def slices(k: int, splits: int) -> list[tuple[int, int]]:
 
 
 def emulate(
-    a: Tensor, b: Tensor, fmt: FloatFormat, unit: str | Unit, *, k_map: Tensor | None = None, splits: int = 1,
+    a: Tensor,
+    b: Tensor,
+    fmt: FloatFormat,
+    unit: str | Unit,
+    *,
+    k_map: Tensor | None = None,
+    splits: int = 1,
     tile: int | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """The accumulator of a GEMM, bit for bit: codes a [m, K], b [n, K] (uint8 or FP8 dtype) -> float32 [m, n].
 
     fmt: of both operands. unit: a name of ``UNITS`` (or ``<unit>-promote<N>``) or a Unit. k_map: int64 [L], see

@@ -196,9 +196,18 @@ def truth_of_rows(
     tiny = flush_scale(rms, square_sum, w, fmt) if contract.denormals == "either" else TINY_SCALE
     scale = scale_truth(low, high, nominal, unspecified, nonfinite, contract, qmax, fmt, tiny)
     return NormTruth(
-        residual=stored, z=z, weight=w, p_max=p_max, rms=rms, rms_low=rms_low, rms_high=rms_high, scale=scale,
-        grid=grid, code_bound=budgets.code_budget(contract, qmax, gemma=gemma).bound, y_bound=y_budget.bound,
-    )  # fmt: skip
+        residual=stored,
+        z=z,
+        weight=w,
+        p_max=p_max,
+        rms=rms,
+        rms_low=rms_low,
+        rms_high=rms_high,
+        scale=scale,
+        grid=grid,
+        code_bound=budgets.code_budget(contract, qmax, gemma=gemma).bound,
+        y_bound=y_budget.bound,
+    )
 
 
 def flush_scale(rms: torch.Tensor, square_sum: torch.Tensor, w: torch.Tensor, fmt: FloatFormat) -> torch.Tensor:
@@ -234,9 +243,13 @@ def flushed_residual(
 
 
 def residual_flushes(
-    got: torch.Tensor, want: torch.Tensor, x: torch.Tensor, residual: torch.Tensor, contract: NormQuantContract,
+    got: torch.Tensor,
+    want: torch.Tensor,
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    contract: NormQuantContract,
     fmt: FloatFormat,
-) -> torch.Tensor:  # fmt: skip
+) -> torch.Tensor:
     """Which stored values (float64, like all here) are what a flushed result or flushed operands give: bool.
 
     want: what is stored without a flush. A flushed zero has either sign.
@@ -295,9 +308,14 @@ def rounded_y(
 
 
 def _rounded(
-    z: torch.Tensor, w: torch.Tensor, rms: torch.Tensor, widening: float | torch.Tensor, weight: float | torch.Tensor,
-    contract: NormQuantContract, fmt: FloatFormat,
-) -> torch.Tensor:  # fmt: skip
+    z: torch.Tensor,
+    w: torch.Tensor,
+    rms: torch.Tensor,
+    widening: float | torch.Tensor,
+    weight: float | torch.Tensor,
+    contract: NormQuantContract,
+    fmt: FloatFormat,
+) -> torch.Tensor:
     """|y| at ends given by their factors, numbers or tensors (float64 and fp32) that broadcast."""
     cast = {"bf16": torch.bfloat16, "fp16": torch.float16}[fmt.name]
     if contract.round_after_normalize:
@@ -428,7 +446,19 @@ def known_formats() -> tuple[str, ...]:
 
 
 __all__ = [
-    "NormTruth", "RowMax", "code_t_bounds", "effective_weight", "end_factors", "exact_product_max", "fp32_ends",
-    "norm_input", "norm_truth", "quant_truth", "residual_flushes", "round_fp32", "rounded_y", "stored_residual",
+    "NormTruth",
+    "RowMax",
+    "code_t_bounds",
+    "effective_weight",
+    "end_factors",
+    "exact_product_max",
+    "fp32_ends",
+    "norm_input",
+    "norm_truth",
+    "quant_truth",
+    "residual_flushes",
+    "round_fp32",
+    "rounded_y",
+    "stored_residual",
     "y_nominal",
-]  # fmt: skip
+]

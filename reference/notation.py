@@ -18,13 +18,24 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 C = TypeVar("C")
 
-FIXED = frozenset({
-    "name", "source", "deterministic", "batch_invariant", "unsettled",
-    # Allowances for errors: widening one would make a tolerance of it.
-    "reduction", "mean_u", "rsqrt_u", "scale_u", "reciprocal_u",
-    # Another unit or order of k is another preset.
-    "accumulator", "k_map",
-})  # fmt: skip
+FIXED = frozenset(
+    {
+        "name",
+        "source",
+        "deterministic",
+        "batch_invariant",
+        "unsettled",
+        # Allowances for errors: widening one would make a tolerance of it.
+        "reduction",
+        "mean_u",
+        "rsqrt_u",
+        "scale_u",
+        "reciprocal_u",
+        # Another unit or order of k is another preset.
+        "accumulator",
+        "k_map",
+    }
+)
 """Fields that the notation does not change."""
 POSITIVE = frozenset({"scale_floor_divisor", "fnuz_max", "splits"})
 """Numbers that are divisors, sizes or counts: zero is none of them."""

@@ -61,10 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     return guarded(
-        "validators", lambda: _command(arguments), speaks=_speaks,
+        "validators",
+        lambda: _command(arguments),
+        speaks=_speaks,
         interrupted="what was recorded until then is on disk",
         lacking="torch is not installed here; only report, signoff and trace do without it.",
-    )  # fmt: skip
+    )
 
 
 def _command(arguments: list[str]) -> int:

@@ -110,10 +110,18 @@ def validate(kernel: Kernel, case: Case, *, contract: str | None = None, device:
             reasons = (f"the outputs follow {near}", *reasons)
     name = chosen.name if chosen else None
     return frame.record(
-        status, reasons, name, origin, start, identified=identified, comparisons=tuple(comparisons),
-        checks=tuple(checks), explanations=explanations, strength=strength(comparisons),
+        status,
+        reasons,
+        name,
+        origin,
+        start,
+        identified=identified,
+        comparisons=tuple(comparisons),
+        checks=tuple(checks),
+        explanations=explanations,
+        strength=strength(comparisons),
         kernel_seconds=claim.kernel_seconds,
-    )  # fmt: skip
+    )
 
 
 _identified: dict[tuple[str, ...], IdentifyResult] = {}
@@ -170,11 +178,12 @@ def run_kernel(kernel: Kernel, case: Case, device: str) -> Claim:
     differing = integrity.describe_differences(integrity.same_bits(first, second)) if unwritten.ok else ""
     checks.append(
         Check(
-            "run to run", not differing,
+            "run to run",
+            not differing,
             f"two runs differ: {differing}" if differing else "two runs gave the same bits",
             "determinism",
         )
-    )  # fmt: skip
+    )
     return Claim(inputs, first, tuple(checks), min(seconds1, seconds2))
 
 
@@ -294,15 +303,27 @@ class _Frame:
         flags = "" if origin == "declared" else f" --contract {contract or 'identify'}"
         flags += "" if self.device == "cpu" else f" --device {self.device}"
         return Record(
-            status=status, reasons=reasons, kernel=kernel.name, op=kernel.op, case=case.id, lane=lane_of(case),
-            contract=contract, contract_from=origin, device=self.device, arch=architecture(self.device),
-            emulated=kernel.emulated, fake=kernel.fake, seconds=time.perf_counter() - start,
+            status=status,
+            reasons=reasons,
+            kernel=kernel.name,
+            op=kernel.op,
+            case=case.id,
+            lane=lane_of(case),
+            contract=contract,
+            contract_from=origin,
+            device=self.device,
+            arch=architecture(self.device),
+            emulated=kernel.emulated,
+            fake=kernel.fake,
+            seconds=time.perf_counter() - start,
             reproduce=f"python -m validators run --op {kernel.op} --kernel {shlex.quote(kernel.name)} "
             f"--case {case.id}{flags}",
             provenance={
-                **provenance(self.device), **kernel.identity(), **({"limit": limit} if limit else {}),
+                **provenance(self.device),
+                **kernel.identity(),
+                **({"limit": limit} if limit else {}),
                 **({"chosen": chosen} if (chosen := dict(kernel.chosen(case))) else {}),
             },
             peak_bytes=torch.cuda.max_memory_allocated() if self.device.startswith("cuda") else 0,
             **fields,  # type: ignore[arg-type]
-        )  # fmt: skip
+        )

@@ -41,9 +41,12 @@ def add_policy_options(parser: argparse.ArgumentParser) -> None:
     default = Policy()
     parser.add_argument("--policy", default="non-inferiority", metavar="NAME", help=f"{', '.join(POLICIES)}")
     parser.add_argument(
-        "--margin", type=float, default=100 * default.margin, metavar="POINTS",
+        "--margin",
+        type=float,
+        default=100 * default.margin,
+        metavar="POINTS",
         help=f"loss of accuracy that would be accepted (default: {100 * default.margin:g} points)",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--alpha", type=float, default=default.alpha, help=f"one-sided error (default: {default.alpha:g})"
     )
@@ -62,10 +65,14 @@ def policy_of(options: argparse.Namespace) -> Policy:
     if options.extractor:
         find_extractor(options.extractor)
     return dataclasses.replace(
-        find_policy(options.policy), margin=options.margin / 100, alpha=options.alpha, extractor=options.extractor,
-        early_stop=getattr(options, "early_stop", False), any_model=getattr(options, "any_model", False),
+        find_policy(options.policy),
+        margin=options.margin / 100,
+        alpha=options.alpha,
+        extractor=options.extractor,
+        early_stop=getattr(options, "early_stop", False),
+        any_model=getattr(options, "any_model", False),
         aa=getattr(options, "aa", False),
-    )  # fmt: skip
+    )
 
 
 def command(options: argparse.Namespace) -> int:
@@ -93,10 +100,15 @@ def command(options: argparse.Namespace) -> int:
     if again is not None:
         check_headers(a.header, again.header, any_model=policy.any_model, same_arm=True)
     verdict = decide(
-        a.everything, b.everything, again=again.everything if again else None, tokens=_pairs(a, b, "candidate"),
-        noise=_pairs(a, again, "re-run"), yardstick=_yardstick(ruler, a, b), policy=policy,
+        a.everything,
+        b.everything,
+        again=again.everything if again else None,
+        tokens=_pairs(a, b, "candidate"),
+        noise=_pairs(a, again, "re-run"),
+        yardstick=_yardstick(ruler, a, b),
+        policy=policy,
         headers=(a.header, b.header),
-    )  # fmt: skip
+    )
     if options.records:
         _record(verdict, a, b, options)
     return show(verdict, options.json)
@@ -180,8 +192,15 @@ def _record(parity: Parity, a: store.Run, b: store.Run, options: argparse.Namesp
     about = b.header.provenance
     line = f"python -m evals gsm8k compare {shlex.join([str(a.path), str(b.path)])} --margin {options.margin:g}"
     made = record(
-        parity, kernel=kernel, model=b.header.model, seed=b.header.seed, device=str(about.get("device", "unknown")),
-        arch=str(about.get("arch", "unknown")), emulated=bool(about.get("emulated", False)), reproduce=line,
-        provenance={"arms": [a.header.arm, b.header.arm], "profile": b.header.profile}, kernels=b.header.kernels,
-    )  # fmt: skip
+        parity,
+        kernel=kernel,
+        model=b.header.model,
+        seed=b.header.seed,
+        device=str(about.get("device", "unknown")),
+        arch=str(about.get("arch", "unknown")),
+        emulated=bool(about.get("emulated", False)),
+        reproduce=line,
+        provenance={"arms": [a.header.arm, b.header.arm], "profile": b.header.profile},
+        kernels=b.header.kernels,
+    )
     write(made, options.records)

@@ -90,11 +90,18 @@ def header(arm: Any, asked: Questions, model: str, device: str) -> Header:
     from validators.records.store import provenance
 
     return Header(
-        arm=arm.name, model=model, backend="in-process", profile=PROFILE, data="synthetic held-out",
-        data_sha256=asked.sha256, questions=len(asked.problems), seed=asked.seed, kernels=dict(arm.kernels),
+        arm=arm.name,
+        model=model,
+        backend="in-process",
+        profile=PROFILE,
+        data="synthetic held-out",
+        data_sha256=asked.sha256,
+        questions=len(asked.problems),
+        seed=asked.seed,
+        kernels=dict(arm.kernels),
         settings={"max_tokens": LIMIT, "temperature": 0, "extractor": "strict"},
         provenance={**provenance(device), "device": device, "emulated": arm.emulated},
-    )  # fmt: skip
+    )
 
 
 def answers(model: Any, arm: Any, asked: Questions, batch: int = BATCH) -> Iterator[Sample]:
@@ -109,9 +116,17 @@ def answers(model: Any, arm: Any, asked: Questions, batch: int = BATCH) -> Itera
         digest = hashlib.sha256(synthetic.prompt(made.question).encode()).hexdigest()
         now = time.monotonic()
         yield Sample(
-            made.id, written.place, made.gold, tokenizer.decode(list(written.tokens)), written.finish, None,
-            written.tokens, len(written.tokens), digest, seconds=now - began,
-        )  # fmt: skip
+            made.id,
+            written.place,
+            made.gold,
+            tokenizer.decode(list(written.tokens)),
+            written.finish,
+            None,
+            written.tokens,
+            len(written.tokens),
+            digest,
+            seconds=now - began,
+        )
 
 
 def token_level(
@@ -131,10 +146,16 @@ def token_level(
         known = len(tokenizer.vocabulary())
         scored = list(
             score(
-                model, baseline, passes, some, batch=TOKEN_BATCH, vocabulary=known, ruler="yardstick",
+                model,
+                baseline,
+                passes,
+                some,
+                batch=TOKEN_BATCH,
+                vocabulary=known,
+                ruler="yardstick",
                 tick=progress.tick,
             )
-        )  # fmt: skip
+        )
     return logit_gates.collected(scored, {entry.name: entry.name for entry in passes})
 
 
@@ -223,9 +244,15 @@ def judge(model: Any, baseline: Any, candidate: Any, asked: Questions, options: 
         collected.append(samples)
     full, about_both = tokens.full, (headers[0], headers[1])
     verdict = decide(
-        collected[0], collected[1], again=collected[2], tokens=full["candidate"], noise=full["re-run"],
-        yardstick=tokens.yardstick, policy=policy, headers=about_both,
-    )  # fmt: skip
+        collected[0],
+        collected[1],
+        again=collected[2],
+        tokens=full["candidate"],
+        noise=full["re-run"],
+        yardstick=tokens.yardstick,
+        policy=policy,
+        headers=about_both,
+    )
     more = logit_gates.gates(tokens, policy.seed)
     return with_gates(verdict, more, about_both)
 
@@ -255,15 +282,24 @@ def _record(verdict: Any, baseline: Any, candidate: Any, options: argparse.Names
     words += ["--seed", str(options.seed), "--policy", options.policy, "--margin", f"{options.margin:g}"]
     words += ["--alpha", f"{options.alpha:g}", *(["--extractor", options.extractor] if options.extractor else [])]
     made = record(
-        verdict, kernel=kernel.name, model=options.model, seed=options.seed, device=options.device,
-        arch=arch.architecture(options.device), contract=kernel.contract, emulated=kernel.emulated, fake=kernel.fake,
+        verdict,
+        kernel=kernel.name,
+        model=options.model,
+        seed=options.seed,
+        device=options.device,
+        arch=arch.architecture(options.device),
+        contract=kernel.contract,
+        emulated=kernel.emulated,
+        fake=kernel.fake,
         reproduce=f"python -m evals parity {shlex.join(words)} --device {options.device}",
         provenance={
-            "arms": [baseline.name, candidate.name], "profile": PROFILE, "kernels": candidate.kernels,
+            "arms": [baseline.name, candidate.name],
+            "profile": PROFILE,
+            "kernels": candidate.kernels,
             **kernel.identity(),
         },
         kernels=candidate.kernels,
-    )  # fmt: skip
+    )
     try:
         with Sink(options.records) as sink:
             sink.write(made)

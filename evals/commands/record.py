@@ -27,11 +27,22 @@ def case_name(model: str, parity: Parity, seed: int) -> str:
 
 
 def record(
-    parity: Parity, *, kernel: str, model: str, seed: int = 0, device: str = "unknown", arch: str = "unknown",
-    contract: str | None = None, contract_from: str = "declared", emulated: bool = False, fake: bool = False,
-    seconds: float = 0.0, reproduce: str = "", provenance: dict[str, Any] | None = None,
+    parity: Parity,
+    *,
+    kernel: str,
+    model: str,
+    seed: int = 0,
+    device: str = "unknown",
+    arch: str = "unknown",
+    contract: str | None = None,
+    contract_from: str = "declared",
+    emulated: bool = False,
+    fake: bool = False,
+    seconds: float = 0.0,
+    reproduce: str = "",
+    provenance: dict[str, Any] | None = None,
     kernels: Mapping[str, str] | None = None,
-) -> Record:  # fmt: skip
+) -> Record:
     """kernel: the candidate's norm kernel, whose claim this is. emulated, fake: of that kernel, passed through.
     device, arch: where the candidate ran, ``cpu`` and ``cpu``, ``cuda`` and ``sm_90``. kernels: op -> kernel of the
     candidate, as far as it is known."""
@@ -39,24 +50,39 @@ def record(
 
     status = STATUS[parity.verdict]
     about = {
-        **machine(device if device.startswith(("cpu", "cuda")) else "cpu"), **(provenance or {}),
-        "policy": parity.policy.name, "extractor": parity.extractor,
+        **machine(device if device.startswith(("cpu", "cuda")) else "cpu"),
+        **(provenance or {}),
+        "policy": parity.policy.name,
+        "extractor": parity.extractor,
         "evidence": evidence(parity, kernels),
         "parity": {key: parity.numbers[key] for key in ("difference", "interval_95") if key in parity.numbers},
-    }  # fmt: skip
+    }
     return Record(
-        status=status, reasons=() if status is Status.PASSED else (parity.sentence,), kernel=kernel, op=OP,
-        case=case_name(model, parity, seed), lane=LANE, contract=contract,
-        contract_from=contract_from if contract else "", device=device,
-        arch=arch, emulated=emulated, fake=fake, checks=tuple(_check(g) for g in parity.gates),
+        status=status,
+        reasons=() if status is Status.PASSED else (parity.sentence,),
+        kernel=kernel,
+        op=OP,
+        case=case_name(model, parity, seed),
+        lane=LANE,
+        contract=contract,
+        contract_from=contract_from if contract else "",
+        device=device,
+        arch=arch,
+        emulated=emulated,
+        fake=fake,
+        checks=tuple(_check(g) for g in parity.gates),
         explanations=(parity.sentence,) if status is Status.PASSED else (),
         strength={
-            "questions": float(parity.questions), "margin": parity.policy.margin,
-            "discordance": parity.table.discordance, "lost": float(parity.table.lost),
+            "questions": float(parity.questions),
+            "margin": parity.policy.margin,
+            "discordance": parity.table.discordance,
+            "lost": float(parity.table.lost),
             "gained": float(parity.table.gained),
         },
-        seconds=seconds, reproduce=reproduce, provenance=about,
-    )  # fmt: skip
+        seconds=seconds,
+        reproduce=reproduce,
+        provenance=about,
+    )
 
 
 def evidence(parity: Parity, kernels: Mapping[str, str] | None) -> dict[str, Any]:
@@ -69,12 +95,18 @@ def evidence(parity: Parity, kernels: Mapping[str, str] | None) -> dict[str, Any
     """
     policy, numbers = parity.policy, parity.numbers
     return {
-        "rule": policy.name if policy.ratio is not None else "non-inferiority", "margin": 100 * policy.margin,
-        "alpha": policy.alpha, "questions": parity.questions, "data": numbers.get("data"),
-        "data_sha256": numbers.get("data_sha256"), "tokens": numbers.get("tokens", 0), "aa": policy.aa,
+        "rule": policy.name if policy.ratio is not None else "non-inferiority",
+        "margin": 100 * policy.margin,
+        "alpha": policy.alpha,
+        "questions": parity.questions,
+        "data": numbers.get("data"),
+        "data_sha256": numbers.get("data_sha256"),
+        "tokens": numbers.get("tokens", 0),
+        "aa": policy.aa,
         "open": [g.name for g in parity.gates if g.decides and g.ok is None],
-        "any_model": policy.any_model, "kernels": dict(kernels or {}),
-    }  # fmt: skip
+        "any_model": policy.any_model,
+        "kernels": dict(kernels or {}),
+    }
 
 
 def write(made: Record, directory: str) -> None:

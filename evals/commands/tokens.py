@@ -172,7 +172,7 @@ def table(
     with Progress(f"gold solutions through {len(passes) + 1} arms", len(some)) as progress:
         scored = list(
             score(model.decoder, baseline, passes, some, batch=options.batch, ruler=ruler.name, tick=progress.tick)
-        )  # fmt: skip
+        )
 
     def row(entry: Pass) -> Row:
         names = {"candidate": entry.name, "re-run": AGAIN, "yardstick": ruler.name}
@@ -222,9 +222,18 @@ def text(rows: Sequence[Row], floor: Sequence[Row]) -> str:
         if row.bounds is not None:
             logits += f" [{row.bounds[0]:.2f}, {row.bounds[1]:.2f}]"
         cells = [
-            row.arm, f"{s.mean_dlogp:+.5f}", f"{s.error:.5f}", f"{s.t:+.1f}", f"{s.kl_mean:.3g}", f"{s.kl_p99:.3g}",
-            f"{100 * s.top1:.2f}", apart, noise, logits, "-" if row in floor else judged(row),
-        ]  # fmt: skip
+            row.arm,
+            f"{s.mean_dlogp:+.5f}",
+            f"{s.error:.5f}",
+            f"{s.t:+.1f}",
+            f"{s.kl_mean:.3g}",
+            f"{s.kl_p99:.3g}",
+            f"{100 * s.top1:.2f}",
+            apart,
+            noise,
+            logits,
+            "-" if row in floor else judged(row),
+        ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -264,13 +273,20 @@ def command(options: argparse.Namespace) -> int:
     if options.json:
         places.check_file(options.json)
     model = load(options.model, options.device)
-    asked = questions(options.data or (SYNTHETIC if options.model == "tiny-glm" else None), options.questions,
-                      options.seed, model, options.any_data)  # fmt: skip
+    asked = questions(
+        options.data or (SYNTHETIC if options.model == "tiny-glm" else None),
+        options.questions,
+        options.seed,
+        model,
+        options.any_data,
+    )
     specs = options.arm or ["fused"]
     rows, floor = table(model, asked.solutions, specs, options)
     count = rows[0].stats
-    print(f"{model.decoder.name} on {asked.name}: {count.tokens:,} tokens of {count.questions:,} gold solutions, "
-          f"baseline {options.baseline} on {options.device}\n")  # fmt: skip
+    print(
+        f"{model.decoder.name} on {asked.name}: {count.tokens:,} tokens of {count.questions:,} gold solutions, "
+        f"baseline {options.baseline} on {options.device}\n"
+    )
     print(text(rows, floor))
     for row in rows:
         for gate in row.gates:

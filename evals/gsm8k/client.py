@@ -206,9 +206,14 @@ def completion(reply: Reply, model: str, kind: str) -> Completion:
     usage = usage if isinstance(usage, dict) else {}
     ids = choice.get("token_ids")
     return Completion(
-        text, finish if isinstance(finish, str) else None, tuple(ids) if isinstance(ids, list) else None,
-        _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens")), reply.attempts, reply.seconds,
-    )  # fmt: skip
+        text,
+        finish if isinstance(finish, str) else None,
+        tuple(ids) if isinstance(ids, list) else None,
+        _count(usage.get("prompt_tokens")),
+        _count(usage.get("completion_tokens")),
+        reply.attempts,
+        reply.seconds,
+    )
 
 
 def _count(value: Any) -> int | None:

@@ -35,7 +35,7 @@ def filled(samples: Sequence[Sample], extractor: Extractor, *, right: bool) -> l
     return [
         replace(s, text=_right(s, extractor) if right else "", error=None, length=0) if is_open(s) else s
         for s in samples
-    ]  # fmt: skip
+    ]
 
 
 def _right(sample: Sample, extractor: Extractor) -> str:

@@ -84,9 +84,15 @@ def sgl_eval(path: str | Path, *, arm: str, model: str = "unknown", kernels: dic
             tail = re.search(r"(\d+)$", name)
             index = int(tail[1]) if tail else len(questions)
             sample = _sample(
-                name, index, _gold(target, where), text, repeat, "", row.get("num_generated_tokens"),
+                name,
+                index,
+                _gold(target, where),
+                text,
+                repeat,
+                "",
+                row.get("num_generated_tokens"),
                 row.get("finish_reason"),
-            )  # fmt: skip
+            )
             if (name, repeat) in samples:
                 raise EvalError(f"{where}: question {name} stands twice in this repeat")
             samples[name, repeat] = sample
@@ -181,23 +187,43 @@ def _gold(target: object, where: str) -> str:
 
 
 def _sample(
-    name: str, order: int, right: str, text: object, repeat: int, prompt: str, length: object = None,
+    name: str,
+    order: int,
+    right: str,
+    text: object,
+    repeat: int,
+    prompt: str,
+    length: object = None,
     finish: object = None,
-) -> Sample:  # fmt: skip
+) -> Sample:
     if text is not None and not isinstance(text, str):
         raise EvalError(f"question {name}: the completion is no text")
     error = FAILED if finish == "error" else None if (text or "").strip() else EMPTY
     tokens = length if type(length) is int and length > 0 else None
     return Sample(
-        name, order, right, None if error else text, str(finish) if finish and not error else None, error,
-        repeat=repeat, prompt_sha256=prompt, length=tokens,
-    )  # fmt: skip
+        name,
+        order,
+        right,
+        None if error else text,
+        str(finish) if finish and not error else None,
+        error,
+        repeat=repeat,
+        prompt_sha256=prompt,
+        length=tokens,
+    )
 
 
 def _imported(
-    source: Path, backend: str, profile: str, arm: str, model: str, kernels: dict[str, str] | None,
-    samples: dict[tuple[str, int], Sample], questions: dict[int, str], settings: dict[str, Any],
-) -> Imported:  # fmt: skip
+    source: Path,
+    backend: str,
+    profile: str,
+    arm: str,
+    model: str,
+    kernels: dict[str, str] | None,
+    samples: dict[tuple[str, int], Sample],
+    questions: dict[int, str],
+    settings: dict[str, Any],
+) -> Imported:
     if not samples:
         raise EvalError(f"{source} holds no sample")
     # Their files do not name their data: what was asked is its own fingerprint, the same in both arms.
@@ -206,7 +232,15 @@ def _imported(
     ).hexdigest()
     asked = len({q for q, _ in samples})
     header = Header(
-        arm, model, backend, profile, "gsm8k (as imported)", digest, asked, kernels=dict(kernels or {}),
-        settings=settings, provenance={"imported_from": source.name},
-    )  # fmt: skip
+        arm,
+        model,
+        backend,
+        profile,
+        "gsm8k (as imported)",
+        digest,
+        asked,
+        kernels=dict(kernels or {}),
+        settings=settings,
+        provenance={"imported_from": source.name},
+    )
     return Imported(header, tuple(sorted(samples.values(), key=lambda s: (s.repeat, s.order))))

@@ -21,10 +21,22 @@ from evals.gsm8k.samples import TokenScore
 TOP = 5
 PROBE_TEXT = "Question: What is 1 + 1?\nAnswer: 2"
 VOLATILE = (
-    "internal_states", "startup_time", "created", "random_seed", "nccl_port", "dist_init_addr", "port", "uptime",
-    "last_gen_throughput", "memory_usage", "load", "pid", "permission", "timestamp",
+    "internal_states",
+    "startup_time",
+    "created",
+    "random_seed",
+    "nccl_port",
+    "dist_init_addr",
+    "port",
+    "uptime",
+    "last_gen_throughput",
+    "memory_usage",
+    "load",
+    "pid",
+    "permission",
+    "timestamp",
     "status",
-)  # fmt: skip
+)
 """What changes when the same server is started again, or while it runs: no part of what it is."""
 _SECRET = re.compile(r"(api_?key|secret|password|authorization|hf_token|auth_token)", re.IGNORECASE)
 _SECRET_OPTION = re.compile(r"(--[\w-]*(?:key|secret|password|hf-token)[= ]+)(\S+)", re.IGNORECASE)
@@ -45,9 +57,11 @@ async def fingerprint(client: Client, model: str) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for name, paths in (
-        ("models", ("/v1/models",)), ("server_info", ("/server_info", "/get_server_info")),
-        ("model_info", ("/model_info", "/get_model_info")), ("version", ("/version",)),
-    ):  # fmt: skip
+        ("models", ("/v1/models",)),
+        ("server_info", ("/server_info", "/get_server_info")),
+        ("model_info", ("/model_info", "/get_model_info")),
+        ("version", ("/version",)),
+    ):
         for path in paths:
             try:
                 reply = await client.get(path, attempts=3)
@@ -123,9 +137,12 @@ class Scored:
 def _sglang(model: str, text: str) -> tuple[str, dict[str, Any]]:
     sampling = {"temperature": 0.0, "max_new_tokens": 0}
     return "/generate", {
-        "text": text, "sampling_params": sampling, "return_logprob": True, "logprob_start_len": 0,
+        "text": text,
+        "sampling_params": sampling,
+        "return_logprob": True,
+        "logprob_start_len": 0,
         "top_logprobs_num": TOP,
-    }  # fmt: skip
+    }
 
 
 def _vllm(model: str, text: str) -> tuple[str, dict[str, Any]]:

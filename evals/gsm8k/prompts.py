@@ -47,9 +47,14 @@ class Profile:
     def settings(self) -> dict[str, object]:
         """What an arm's header states of it; two arms must agree in every entry."""
         return {
-            "kind": self.kind, "shots": self.shots, "shots_from": self.shots_from, "stop": list(self.stop),
-            "max_tokens": self.max_tokens, "temperature": 0.0, "extractor": self.extractor,
-        }  # fmt: skip
+            "kind": self.kind,
+            "shots": self.shots,
+            "shots_from": self.shots_from,
+            "stop": list(self.stop),
+            "max_tokens": self.max_tokens,
+            "temperature": 0.0,
+            "extractor": self.extractor,
+        }
 
 
 _SGLANG_STOP = ("Question", "Assistant:", "<|separator|>")
@@ -57,35 +62,82 @@ PROFILES = {
     p.name: p
     for p in (
         Profile(
-            "sglang-5shot", 1, "completion", 5, "test-head", False, _SGLANG_STOP, 512, "sglang",
+            "sglang-5shot",
+            1,
+            "completion",
+            5,
+            "test-head",
+            False,
+            _SGLANG_STOP,
+            512,
+            "sglang",
             "SGLang's benchmark/gsm8k/bench_sglang.py and few_shot_gsm8k.py. The shots are the first 5 lines of the "
             "test file, which are asked as well: 5 questions are in their own prompt with the answer.",
         ),
         Profile(
-            "sglang-5shot-clean", 1, "completion", 5, "test-head", True, _SGLANG_STOP, 512, "last-number",
+            "sglang-5shot-clean",
+            1,
+            "completion",
+            5,
+            "test-head",
+            True,
+            _SGLANG_STOP,
+            512,
+            "last-number",
             "SGLang's simple_eval_gsm8k.py with api=completion: same prompt, the 5 shot lines not asked (N = 1314).",
         ),
         Profile(
-            "lm-eval-gsm8k", 1, "completion", 5, "train-drawn", False, ("Question:", "</s>", "<|im_end|>"), 256,
+            "lm-eval-gsm8k",
+            1,
+            "completion",
+            5,
+            "train-drawn",
+            False,
+            ("Question:", "</s>", "<|im_end|>"),
+            256,
             "flexible",
             "lm-eval's task gsm8k: 5 shots drawn from train anew for each question in file order with seed 1234, "
             "256 new tokens (the default of its API models); strict and flexible read the same text.",
         ),
         Profile(
-            "vllm-ci", 1, "completion", 5, "train-head", False, _SGLANG_STOP, 256, "sglang",
+            "vllm-ci",
+            1,
+            "completion",
+            5,
+            "train-head",
+            False,
+            _SGLANG_STOP,
+            256,
+            "sglang",
             "vLLM's tests/evals/gsm8k/gsm8k_eval.py: SGLang's prompt and extractor, shots from train, 256 new tokens.",
         ),
         Profile(
-            "boxed-chat", 1, "chat", 0, "none", False, (), 2048, "boxed",
+            "boxed-chat",
+            1,
+            "chat",
+            0,
+            "none",
+            False,
+            (),
+            2048,
+            "boxed",
             "sgl-eval's gsm8k (NeMo-Skills): zero shots, one user message, the answer in a box.",
             "Solve the following math problem. Make sure to put the answer (and only answer) inside \\boxed{}.",
         ),
         Profile(
-            "plain", 1, "completion", 0, "none", False, ("Question",), 512, "strict",
+            "plain",
+            1,
+            "completion",
+            0,
+            "none",
+            False,
+            ("Question",),
+            512,
+            "strict",
             "Zero shots, for models trained on this very form (the embedded tiny model) and for gold solutions.",
         ),
     )
-}  # fmt: skip
+}
 
 
 def find_profile(name: str) -> Profile:

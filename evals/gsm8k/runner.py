@@ -109,15 +109,26 @@ async def _run(options: argparse.Namespace, tasks: list[Task], found: data.Data,
                 "echo); leave --tokens out"
             )
         settings = {
-            **profile.settings(), "repeat": options.repeat, "concurrency": options.concurrency,
+            **profile.settings(),
+            "repeat": options.repeat,
+            "concurrency": options.concurrency,
             **({"max_tokens": options.max_tokens} if options.max_tokens else {}),
             **({"prompt_logprobs": method} if method else {}),
-        }  # fmt: skip
+        }
         header = Header(
-            options.arm, model, "openai", profile.id, found.name, found.sha256, len(tasks) // options.repeat,
-            options.seed, {"add_rmsnorm_quant": options.norm_kernel} if options.norm_kernel else {}, settings, words,
+            options.arm,
+            model,
+            "openai",
+            profile.id,
+            found.name,
+            found.sha256,
+            len(tasks) // options.repeat,
+            options.seed,
+            {"add_rmsnorm_quant": options.norm_kernel} if options.norm_kernel else {},
+            settings,
+            words,
             {"started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())},
-        )  # fmt: skip
+        )
         with store.Writer(options.out, header) as writer:
             return await _Run(client, writer, tasks, method, len(tasks) // options.repeat).go(words)
 
@@ -164,9 +175,12 @@ class _Run:
     async def _complete(self, task: Task) -> Any:
         settings = self.header.settings
         return await self.client.complete(
-            self.header.model, task.text, kind=settings["kind"], max_tokens=settings["max_tokens"],
+            self.header.model,
+            task.text,
+            kind=settings["kind"],
+            max_tokens=settings["max_tokens"],
             stop=settings["stop"],
-        )  # fmt: skip
+        )
 
     async def _pool(self, tasks: list[Task], work: Any) -> None:
         """Workers that draw from one iterator: what is in memory does not grow with the number of questions."""
@@ -192,9 +206,19 @@ class _Run:
         done = await self._complete(task)
         await self._settle()
         sample = Sample(
-            task.question, task.order, task.gold, done.text, done.finish, None, done.tokens, done.length,
-            prompts.prompt_sha256(task.text), task.repeat, done.attempts, round(done.seconds, 4),
-        )  # fmt: skip
+            task.question,
+            task.order,
+            task.gold,
+            done.text,
+            done.finish,
+            None,
+            done.tokens,
+            done.length,
+            prompts.prompt_sha256(task.text),
+            task.repeat,
+            done.attempts,
+            round(done.seconds, 4),
+        )
         self.asked += 1
         if self.held is None:
             self.held = sample
@@ -214,11 +238,21 @@ class _Run:
         self.first_error = self.first_error or f"{task.question}: {error}"
         self.writer.add(
             Sample(
-                task.question, task.order, task.gold, None, None, str(error), None, None,
-                prompts.prompt_sha256(task.text), task.repeat, error.attempts, round(error.seconds, 4),
+                task.question,
+                task.order,
+                task.gold,
+                None,
+                None,
+                str(error),
+                None,
+                None,
+                prompts.prompt_sha256(task.text),
+                task.repeat,
+                error.attempts,
+                round(error.seconds, 4),
                 ANSWER if answer else SCORE,
             )
-        )  # fmt: skip
+        )
         if self.in_row >= BREAKER * self.client.limits.concurrency:
             raise EvalError(
                 f"{self.in_row} requests failed one after another, so the run stops (last {task.question}: {error}); "

@@ -192,9 +192,16 @@ class Decoder:
         return x * (x.square().mean(-1, keepdim=True) + self.shape.eps).rsqrt() * weight
 
     def _attention(
-        self, layer: Layer, path: Path, stream: Stream, hidden: Tensor, cache: Cache, packing: Any, mask: Tensor,
+        self,
+        layer: Layer,
+        path: Path,
+        stream: Stream,
+        hidden: Tensor,
+        cache: Cache,
+        packing: Any,
+        mask: Tensor,
         rotary: tuple[Tensor, Tensor],
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         sequence, place, positions, batch, width, slots = packing
         s = self.shape
         qkv = path.norm_linear(self, stream, layer.input_norm, hidden, layer.qkv).to(self.wide)
@@ -315,10 +322,15 @@ def _shape(config: Mapping[str, Any]) -> Shape:
     if partial is None:
         partial = 0.5 if config["model_type"] == "glm4_moe" else 1.0
     return Shape(
-        hidden, heads, config.get("num_key_value_heads") or heads, head_dim, int(head_dim * partial),
-        float(rope.get("rope_theta", config.get("rope_theta", 10000.0))), float(config["rms_norm_eps"]),
+        hidden,
+        heads,
+        config.get("num_key_value_heads") or heads,
+        head_dim,
+        int(head_dim * partial),
+        float(rope.get("rope_theta", config.get("rope_theta", 10000.0))),
+        float(config["rms_norm_eps"]),
         config["vocab_size"],
-    )  # fmt: skip
+    )
 
 
 def _experts(weights: _Weights, config: Mapping[str, Any], prefix: str) -> Experts:
@@ -328,9 +340,12 @@ def _experts(weights: _Weights, config: Mapping[str, Any], prefix: str) -> Exper
         weights.get(f"{prefix}.gate.e_score_correction_bias").to(weights.wide),
         torch.stack([weights.plain(f"{prefix}.experts.{e}", "gate_proj", "up_proj") for e in numbers]),
         torch.stack([weights.plain(f"{prefix}.experts.{e}", "down_proj") for e in numbers]),
-        config["num_experts_per_tok"], config.get("n_group", 1), config.get("topk_group", 1),
-        bool(config.get("norm_topk_prob", True)), float(config.get("routed_scaling_factor", 1.0)),
-    )  # fmt: skip
+        config["num_experts_per_tok"],
+        config.get("n_group", 1),
+        config.get("topk_group", 1),
+        bool(config.get("norm_topk_prob", True)),
+        float(config.get("routed_scaling_factor", 1.0)),
+    )
 
 
 def _layers(weights: _Weights, config: Mapping[str, Any]) -> Iterator[Layer]:

@@ -51,10 +51,17 @@ def decode(ids: list[int]) -> str:
 def write(folder: Path) -> None:
     """``tokenizer.json`` and ``tokenizer_config.json`` of the ``tokenizers`` library, with the same cuts."""
     tokens = [
-        {"id": place, "content": name, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
-         "special": True}
+        {
+            "id": place,
+            "content": name,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
         for place, name in enumerate([PAD, END, UNKNOWN])
-    ]  # fmt: skip
+    ]
     split = {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated", "invert": False}
     made = {
         "version": "1.0",

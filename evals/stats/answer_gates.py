@@ -104,13 +104,20 @@ def guards(marks: Graded, how: Texts, pairs: Pairs, policy: Policy) -> list[Gate
 
     low, high = LENGTH_RATIO
     return [
-        guard("no number found", [g is Grade.INVALID for g in marks.baseline],
-              [g is Grade.INVALID for g in marks.candidate]),
-        guard("cut by the length limit", [s.finish == "length" for s in pairs.baseline],
-              [s.finish == "length" for s in pairs.candidate]),
-        Gate("mean length", low <= how.ratio <= high,
-             f"{how.ratio:.3f} of the baseline's, allowed {low:g} to {high:g}"),
-    ]  # fmt: skip
+        guard(
+            "no number found",
+            [g is Grade.INVALID for g in marks.baseline],
+            [g is Grade.INVALID for g in marks.candidate],
+        ),
+        guard(
+            "cut by the length limit",
+            [s.finish == "length" for s in pairs.baseline],
+            [s.finish == "length" for s in pairs.candidate],
+        ),
+        Gate(
+            "mean length", low <= how.ratio <= high, f"{how.ratio:.3f} of the baseline's, allowed {low:g} to {high:g}"
+        ),
+    ]
 
 
 def arms_differ(differ: str, how: Texts, pairs: Pairs, policy: Policy, known: bool) -> Gate:
@@ -127,8 +134,13 @@ def arms_differ(differ: str, how: Texts, pairs: Pairs, policy: Policy, known: bo
 def mcnemar(table: Table) -> Gate:
     test = paired.mcnemar(table.lost, table.gained)
     low, high = paired.newcombe(table)
-    return Gate("McNemar", None, f"exact p = {test.two_sided:.2g} two-sided, {test.harm:.2g} for harm; "
-                f"Newcombe's interval [{points(low)}, {points(high)}]", decides=False)  # fmt: skip
+    return Gate(
+        "McNemar",
+        None,
+        f"exact p = {test.two_sided:.2g} two-sided, {test.harm:.2g} for harm; "
+        f"Newcombe's interval [{points(low)}, {points(high)}]",
+        decides=False,
+    )
 
 
 def reported(table: Table, marks: Graded, how: Texts, pairs: Pairs) -> list[Gate]:
@@ -136,10 +148,14 @@ def reported(table: Table, marks: Graded, how: Texts, pairs: Pairs) -> list[Gate
     place = f", first difference at {how.unit[:-1]} {how.divergence:g} (median)" if how.divergence is not None else ""
     return [
         mcnemar(table),
-        Gate("flips", None, f"{table.lost + table.gained} answers changed between right and wrong, "
-             f"{sum(marks.changed)} changed at all; {how.identical:,} of {count:,} completions are identical{place}",
-             decides=False),
-    ]  # fmt: skip
+        Gate(
+            "flips",
+            None,
+            f"{table.lost + table.gained} answers changed between right and wrong, "
+            f"{sum(marks.changed)} changed at all; {how.identical:,} of {count:,} completions are identical{place}",
+            decides=False,
+        ),
+    ]
 
 
 def by_rule(pairs: Pairs) -> dict[str, Graded]:
@@ -185,9 +201,7 @@ def _fewer(rules: Mapping[str, Graded], policy: Policy, chosen: Extractor) -> st
     found = []
     for arm in ("baseline", "candidate"):
         right = {name: sum(marks.right(arm)) for name, marks in rules.items()}
-        found += [
-            (right[chosen.name] - n, name, arm, n) for name, n in right.items() if n > policy.margin * count
-        ]  # fmt: skip
+        found += [(right[chosen.name] - n, name, arm, n) for name, n in right.items() if n > policy.margin * count]
     less, name, arm, number = max(found, default=(0, "", "", 0))
     if less <= policy.margin * count:
         return ""
@@ -209,8 +223,9 @@ def sensitivity(pairs: Pairs, rules: Mapping[str, Graded], policy: Policy, chose
         parts.append(f"{name} {points(table.difference)} {found[name].value}")
     depends = len(set(found.values())) > 1
     words = "the accuracy gate DEPENDS on the extractor" if depends else "no extractor changes the accuracy gate"
-    return Gate("extractors", None, f"{words} ({', '.join(parts) or 'none finds answers'}); used {chosen.id}",
-                decides=False)  # fmt: skip
+    return Gate(
+        "extractors", None, f"{words} ({', '.join(parts) or 'none finds answers'}); used {chosen.id}", decides=False
+    )
 
 
 def excess(pairs: Pairs, rerun: Pairs, marks: Graded, extractor: Extractor) -> Gate:
@@ -221,8 +236,10 @@ def excess(pairs: Pairs, rerun: Pairs, marks: Graded, extractor: Extractor) -> G
     excess = paired.excess_flips(flips, floor)
     answers = paired.excess_flips(marks.changed, other.changed)
     return Gate(
-        "excess flips", None,
+        "excess flips",
+        None,
         f"{excess.candidate} flips against {excess.again} of the baseline's own re-run (exact p = {excess.p:.2g}, "
         f"excess [{points(excess.interval.low)}, {points(excess.interval.high)}] points); answers changed: "
-        f"{answers.candidate} against {answers.again} (p = {answers.p:.2g})", decides=False,
-    )  # fmt: skip
+        f"{answers.candidate} against {answers.again} (p = {answers.p:.2g})",
+        decides=False,
+    )

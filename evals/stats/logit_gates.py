@@ -67,10 +67,11 @@ def rebatching(tokens: Tokens, seed: int) -> Gate:
     value, low, high = _typical(tokens.flat["candidate again"], tokens.flat["yardstick"], seed)
     ok = _within(low, high, REBATCH_FACTOR, tokens)
     return Gate(
-        "batch", ok,
+        "batch",
+        ok,
         f"cut into other batches, the candidate's logits differ from its own by {value:.2g} of the model's own "
         f"quantisation noise (between {low:.2g} and {high:.2g}); allowed {REBATCH_FACTOR:g}",
-    )  # fmt: skip
+    )
 
 
 def change(tokens: Tokens, seed: int) -> Gate:
@@ -81,11 +82,12 @@ def change(tokens: Tokens, seed: int) -> Gate:
     apart, _, _ = _typical(tokens.flat["candidate"], tokens.flat["yardstick"], seed)
     ok = _within(low, high, NOISE_LIMIT, tokens)
     return Gate(
-        "logits", ok,
+        "logits",
+        ok,
         f"at a typical token the candidate's quantisation noise, the variance of its logits' distance from the "
         f"yardstick, is {value:.3g} of the baseline's (between {low:.3g} and {high:.3g}); allowed {NOISE_LIMIT:g}. "
         f"The arms lie apart by {apart:.3g} of it",
-    )  # fmt: skip
+    )
 
 
 def mean_change(tokens: Tokens, seed: int) -> Gate:
@@ -96,10 +98,12 @@ def mean_change(tokens: Tokens, seed: int) -> Gate:
         value, (low, high) = kl_ratio(noise["candidate"], noise["baseline"], seed=seed)
     beyond = low > MEAN_NOISE_LIMIT and len(noise["candidate"]) >= LEAST_QUESTIONS
     return Gate(
-        "mean logits", False if beyond else None,
+        "mean logits",
+        False if beyond else None,
         f"on the mean it is {value:.3g} of the baseline's (between {low:.3g} and {high:.3g}); no above "
-        f"{MEAN_NOISE_LIMIT:g}", decides=beyond,
-    )  # fmt: skip
+        f"{MEAN_NOISE_LIMIT:g}",
+        decides=beyond,
+    )
 
 
 def _within(low: float, high: float, limit: float, tokens: Tokens) -> bool | None:

@@ -14,9 +14,23 @@ from evals.gsm8k.samples import EMPTY, FAILED, Header, Sample
 from evals.stats.paired import first_divergence
 
 VOLATILE = frozenset(
-    ("time", "timestamp", "created", "started", "uptime", "date", "pid", "port", "host", "hostname", "url", "seed",
-     "throughput", "states")
-)  # fmt: skip
+    (
+        "time",
+        "timestamp",
+        "created",
+        "started",
+        "uptime",
+        "date",
+        "pid",
+        "port",
+        "host",
+        "hostname",
+        "url",
+        "seed",
+        "throughput",
+        "states",
+    )
+)
 """Words of a fingerprint's key whose value differs whenever a server is started again: no proof of any change."""
 
 
@@ -186,10 +200,11 @@ def texts(pairs: Pairs) -> Texts:
     both = list(zip(pairs.baseline, pairs.candidate, strict=True))
     with_ids = all(a.tokens is not None and b.tokens is not None for a, b in both)
     places = [
-        first_divergence(a.tokens, b.tokens) if with_ids and a.tokens is not None and b.tokens is not None
+        first_divergence(a.tokens, b.tokens)
+        if with_ids and a.tokens is not None and b.tokens is not None
         else first_divergence(a.text or "", b.text or "")
         for a, b in both
-    ]  # fmt: skip
+    ]
     differ = [p for p in places if p is not None]
     counted = all(s.length is not None for pair in both for s in pair)
     lengths = [[(s.length or 0) if counted else len(s.text or "") for s in arm] for arm in zip(*both, strict=True)]
@@ -197,6 +212,9 @@ def texts(pairs: Pairs) -> Texts:
     ratio = sum(lengths[1]) / below if below else (1.0 if not sum(lengths[1]) else float("inf"))
     stopped = (sum(a.finish == "length" for a, _ in both), sum(b.finish == "length" for _, b in both))
     return Texts(
-        sum(a.text == b.text for a, b in both), statistics.median(differ) if differ else None, ratio, stopped,
+        sum(a.text == b.text for a, b in both),
+        statistics.median(differ) if differ else None,
+        ratio,
+        stopped,
         "tokens" if with_ids else "characters",
-    )  # fmt: skip
+    )

@@ -45,11 +45,16 @@ class Parity:
 
 
 def decide(
-    baseline: Sequence[Sample], candidate: Sequence[Sample], *, again: Sequence[Sample] | None = None,
-    tokens: Sequence[TokenPair] | None = None, noise: Sequence[TokenPair] | None = None,
-    yardstick: token_level.Yardstick | None = None, policy: Policy = POLICIES["non-inferiority"],
+    baseline: Sequence[Sample],
+    candidate: Sequence[Sample],
+    *,
+    again: Sequence[Sample] | None = None,
+    tokens: Sequence[TokenPair] | None = None,
+    noise: Sequence[TokenPair] | None = None,
+    yardstick: token_level.Yardstick | None = None,
+    policy: Policy = POLICIES["non-inferiority"],
     headers: tuple[Header, Header] | None = None,
-) -> Parity:  # fmt: skip
+) -> Parity:
     """The verdict on ``candidate`` against ``baseline``. Empty completions of imported runs are counted both ways.
 
     again: the baseline's own re-run. tokens, noise: token-level pairs of the baseline with the candidate and with its
@@ -62,10 +67,16 @@ def decide(
     extractor = _extractor(policy, headers)
     own = None if again is None else empty.filled(again, extractor, right=False)
     against, for_ = (
-        _decide(empty.filled(baseline, extractor, right=not favour), empty.filled(candidate, extractor, right=favour),
-                own, scores, policy, headers)
+        _decide(
+            empty.filled(baseline, extractor, right=not favour),
+            empty.filled(candidate, extractor, right=favour),
+            own,
+            scores,
+            policy,
+            headers,
+        )
         for favour in (False, True)
-    )  # fmt: skip
+    )
     gate = empty.gate(headers, (baseline, candidate), against.verdict, for_.verdict)
     # A loss is claimed only if it is shown with the empty ones counted for the candidate.
     shown = for_ if against.verdict is Verdict.REGRESSION else against
@@ -78,9 +89,13 @@ _Scores = tuple[Sequence[TokenPair] | None, Sequence[TokenPair] | None, token_le
 
 
 def _decide(
-    baseline: Sequence[Sample], candidate: Sequence[Sample], again: Sequence[Sample] | None, scores: _Scores,
-    policy: Policy, headers: tuple[Header, Header] | None,
-) -> Parity:  # fmt: skip
+    baseline: Sequence[Sample],
+    candidate: Sequence[Sample],
+    again: Sequence[Sample] | None,
+    scores: _Scores,
+    policy: Policy,
+    headers: tuple[Header, Header] | None,
+) -> Parity:
     tokens, noise, yardstick = scores
     differ = ""
     if headers is not None:
@@ -96,23 +111,41 @@ def _decide(
     table = paired.table(marks.right("baseline"), marks.right("candidate"))
     accuracy, bounds = answer_gates.accuracy(table, marks, pairs, policy)
     gates = [
-        answer_gates.floor(table, policy), accuracy, answer_gates.answers_found(rules, policy, extractor),
+        answer_gates.floor(table, policy),
+        accuracy,
+        answer_gates.answers_found(rules, policy, extractor),
         *answer_gates.guards(marks, how, pairs, policy),
         answer_gates.arms_differ(differ, how, pairs, policy, headers is not None),
-        *answer_gates.reported(table, marks, how, pairs), answer_gates.sensitivity(pairs, rules, policy, extractor),
-    ]  # fmt: skip
+        *answer_gates.reported(table, marks, how, pairs),
+        answer_gates.sensitivity(pairs, rules, policy, extractor),
+    ]
     if again is not None:
         rerun = align(baseline, again, names=("baseline", "its re-run"))
         gates.append(answer_gates.excess(pairs, rerun, marks, extractor))
     if tokens:
         gates += token_level.gates(tokens, noise, yardstick, alpha=policy.alpha, seed=policy.seed)
     else:
-        gates.append(Gate("token level", None, "no token-level scores were given: accuracy alone misses subtle faults",
-                          decides=False))  # fmt: skip
+        gates.append(
+            Gate(
+                "token level",
+                None,
+                "no token-level scores were given: accuracy alone misses subtle faults",
+                decides=False,
+            )
+        )
     verdict = verdict_of(gates)
     needed = _needed(_expected(table), policy) if verdict is Verdict.INCONCLUSIVE and accuracy.ok is None else None
-    parity = Parity(verdict, "", tuple(gates), policy, extractor.id, pairs.questions, table, needed,
-                    {**_numbers(table, bounds, marks, how, headers), "tokens": _scored(tokens)})  # fmt: skip
+    parity = Parity(
+        verdict,
+        "",
+        tuple(gates),
+        policy,
+        extractor.id,
+        pairs.questions,
+        table,
+        needed,
+        {**_numbers(table, bounds, marks, how, headers), "tokens": _scored(tokens)},
+    )
     return replace(parity, sentence=quotable(parity, headers, bool(tokens)))
 
 
@@ -139,10 +172,17 @@ def decide_totals(baseline: int, candidate: int, count: int, discordance: float,
     table = Table(baseline - lost, lost, gained, count - baseline - gained)
     accuracy, _ = answer_gates.accuracy_of(table, policy)
     gates = (
-        answer_gates.floor(table, policy), accuracy, answer_gates.mcnemar(table),
-        Gate("totals", None, f"the discordance of {100 * discordance:g} % is assumed: totals do not hold the paired "
-             "counts, and the token level was not looked at", decides=False),
-    )  # fmt: skip
+        answer_gates.floor(table, policy),
+        accuracy,
+        answer_gates.mcnemar(table),
+        Gate(
+            "totals",
+            None,
+            f"the discordance of {100 * discordance:g} % is assumed: totals do not hold the paired "
+            "counts, and the token level was not looked at",
+            decides=False,
+        ),
+    )
     verdict = verdict_of(gates)
     needed = _needed(discordance, policy) if verdict is Verdict.INCONCLUSIVE else None
     numbers = {"assumed_discordance": discordance}
@@ -187,19 +227,29 @@ def _needed(discordance: float, policy: Policy) -> int:
     return math.ceil(planned(discordance, policy.margin, alpha=policy.alpha))
 
 
-def _numbers(table: Table, bounds: NonInferiority, marks: Graded, how: Texts,
-             headers: tuple[Header, Header] | None) -> dict[str, Any]:  # fmt: skip
+def _numbers(
+    table: Table, bounds: NonInferiority, marks: Graded, how: Texts, headers: tuple[Header, Header] | None
+) -> dict[str, Any]:
     low, high = paired.tango(table.lost, table.gained, table.count)
     return {
-        "difference": table.difference, "interval_95": [low, high], "lower_bound": bounds.low,
-        "discordance": table.discordance, "lost": table.lost, "gained": table.gained,
+        "difference": table.difference,
+        "interval_95": [low, high],
+        "lower_bound": bounds.low,
+        "discordance": table.discordance,
+        "lost": table.lost,
+        "gained": table.gained,
         "accuracy": [table.baseline / table.count, table.candidate / table.count],
-        "invalid": [marks.invalid("baseline"), marks.invalid("candidate")], "length_stops": list(how.stopped),
-        "length_ratio": how.ratio, "identical": how.identical, "answers_changed": sum(marks.changed),
-        "first_divergence": how.divergence, "divergence_unit": how.unit,
-        "profile": headers[0].profile if headers else None, "data": headers[0].data if headers else None,
+        "invalid": [marks.invalid("baseline"), marks.invalid("candidate")],
+        "length_stops": list(how.stopped),
+        "length_ratio": how.ratio,
+        "identical": how.identical,
+        "answers_changed": sum(marks.changed),
+        "first_divergence": how.divergence,
+        "divergence_unit": how.unit,
+        "profile": headers[0].profile if headers else None,
+        "data": headers[0].data if headers else None,
         "data_sha256": headers[0].data_sha256 if headers else None,
-    }  # fmt: skip
+    }
 
 
 def quotable(parity: Parity, headers: tuple[Header, Header] | None, with_tokens: bool) -> str:

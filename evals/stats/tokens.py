@@ -208,9 +208,13 @@ class Yardstick:
 
 
 def gates(
-    tokens: Sequence[TokenPair], noise: Sequence[TokenPair] | None, yardstick: Yardstick | None,
-    *, alpha: float = ALPHA, seed: int = 0,
-) -> list[Gate]:  # fmt: skip
+    tokens: Sequence[TokenPair],
+    noise: Sequence[TokenPair] | None,
+    yardstick: Yardstick | None,
+    *,
+    alpha: float = ALPHA,
+    seed: int = 0,
+) -> list[Gate]:
     """The token-level gates: finite, mean, noise, and what is reported beside them.
 
     tokens: baseline against candidate. noise: baseline against its own re-run. A gate is False only where its bound
@@ -244,17 +248,24 @@ def _mean_gate(found: TokenStats, again: TokenStats | None, alpha: float) -> Gat
     low, high = found.mean_dlogp - z * found.error, found.mean_dlogp + z * found.error
     ok = True if low > -margin else False if high < -margin else None
     return Gate(
-        "mean dlogp", ok if found.questions >= LEAST_QUESTIONS else None,
+        "mean dlogp",
+        ok if found.questions >= LEAST_QUESTIONS else None,
         f"the candidate's log-probability of the right tokens differs by {found.mean_dlogp:+.5f} nats a token "
         f"(error {found.error:.5f}, t = {found.t:+.1f}; between {low:+.5f} and {high:+.5f}, each with "
         f"{100 * (1 - alpha):g} %); allowed is a loss of {margin:.4g}",
-    )  # fmt: skip
+    )
 
 
 def _noise_gates(
-    tokens: Sequence[TokenPair], found: TokenStats, noise: Sequence[TokenPair] | None, again: TokenStats | None,
-    yardstick: Yardstick | None, ruler: TokenStats | None, alpha: float, seed: int,
-) -> list[Gate]:  # fmt: skip
+    tokens: Sequence[TokenPair],
+    found: TokenStats,
+    noise: Sequence[TokenPair] | None,
+    again: TokenStats | None,
+    yardstick: Yardstick | None,
+    ruler: TokenStats | None,
+    alpha: float,
+    seed: int,
+) -> list[Gate]:
     """With a yardstick the typical noise decides, the mean noise can say no, and KL between the arms is reported."""
     words = f"KL(baseline || candidate) is {found.kl_mean:.3g} nats a token ({found.kl_kind}; p99 {found.kl_p99:.3g})"
     if found.kl_mean == 0:
@@ -266,41 +277,53 @@ def _noise_gates(
         _same_kind(yardstick.candidate, yardstick.baseline)
         value, (low, high), counted = typical_kl_ratio(yardstick.candidate, yardstick.baseline, alpha=alpha, seed=seed)
         if not counted:
-            return [
-                Gate("noise", True, f"{words}: neither arm differs from the yardstick by more than {KL_FLOOR:g}")
-            ]  # fmt: skip
+            return [Gate("noise", True, f"{words}: neither arm differs from the yardstick by more than {KL_FLOOR:g}")]
         ok = _within(low, high, NOISE_LIMIT)
         typical = Gate(
-            "noise", ok if enough else None,
+            "noise",
+            ok if enough else None,
             f"at a typical token the candidate's quantisation noise, KL(yardstick || arm), is {value:.3g} of the "
             f"baseline's (between {low:.3g} and {high:.3g}, {sure}; {counted:,} tokens above {KL_FLOOR:g} nats); "
             f"allowed {NOISE_LIMIT:g}",
-        )  # fmt: skip
+        )
         value, (low, high) = kl_ratio(yardstick.candidate, yardstick.baseline, alpha=alpha, seed=seed)
         beyond = enough and low > MEAN_NOISE_LIMIT
         mean = Gate(
-            "mean noise", False if beyond else None,
+            "mean noise",
+            False if beyond else None,
             f"on the mean it is {value:.3g} of the baseline's (between {low:.3g} and {high:.3g}); no above "
-            f"{MEAN_NOISE_LIMIT:g}, since a few tokens hold most of it", decides=beyond,
-        )  # fmt: skip
+            f"{MEAN_NOISE_LIMIT:g}, since a few tokens hold most of it",
+            decides=beyond,
+        )
         apart, _, _ = typical_kl_ratio(tokens, yardstick.baseline, alpha=alpha, seed=seed)
         between = Gate(
-            "KL", None, f"{words}, {apart:.3g} of the baseline's noise at a typical token; two arms with that noise "
-            "that have nothing in common but the model differ by 2", decides=False,
-        )  # fmt: skip
+            "KL",
+            None,
+            f"{words}, {apart:.3g} of the baseline's noise at a typical token; two arms with that noise "
+            "that have nothing in common but the model differ by 2",
+            decides=False,
+        )
         return [typical, mean, between]
     if noise and again is not None and again.kl_mean > 0:
         _same_kind(tokens, noise)
         value, (low, high) = kl_ratio(tokens, noise, alpha=alpha, seed=seed)
-        return [Gate(
-            "KL", _within(low, high, NOISE_FACTOR) if enough else None,
-            f"{words}, {value:.3g} of the baseline's own re-run (no higher-precision arm was given; between {low:.3g} "
-            f"and {high:.3g}, {sure}); allowed {NOISE_FACTOR:g}",
-        )]  # fmt: skip
-    return [Gate(
-        "KL", None, f"{words}; not judged, because there is neither a higher-precision arm nor a re-run that differs "
-        "to measure it by", decides=False,
-    )]  # fmt: skip
+        return [
+            Gate(
+                "KL",
+                _within(low, high, NOISE_FACTOR) if enough else None,
+                f"{words}, {value:.3g} of the baseline's own re-run (no higher-precision arm was given; between "
+                f"{low:.3g} and {high:.3g}, {sure}); allowed {NOISE_FACTOR:g}",
+            )
+        ]
+    return [
+        Gate(
+            "KL",
+            None,
+            f"{words}; not judged, because there is neither a higher-precision arm nor a re-run that differs "
+            "to measure it by",
+            decides=False,
+        )
+    ]
 
 
 def _within(low: float, high: float, factor: float) -> bool | None:

@@ -354,9 +354,11 @@ def export(model: Any, snapshots: list[Snapshot], options: argparse.Namespace) -
 
 def main(arguments: list[str] | None = None) -> int:
     return guarded(
-        "evals.studies.train", lambda: _command(arguments), speaks=lambda error: isinstance(error, EvalError),
+        "evals.studies.train",
+        lambda: _command(arguments),
+        speaks=lambda error: isinstance(error, EvalError),
         interrupted="nothing is exported before the training ends",
-    )  # fmt: skip
+    )
 
 
 def _command(arguments: list[str] | None) -> int:

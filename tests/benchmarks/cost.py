@@ -116,14 +116,22 @@ def measure(contract_name: str, device: str, repeats: int, shape: tuple[int, int
         statuses.add(f"{record.status.value} {'; '.join(record.reasons)}".strip())
     found = compare(inputs, outputs, contract, survey=survey)
     return {
-        "contract": contract_name, "device": device, "torch": torch.__version__,
+        "contract": contract_name,
+        "device": device,
+        "torch": torch.__version__,
         "gpu": torch.cuda.get_device_name() if device.startswith("cuda") else None,
-        "threads": torch.get_num_threads(), "shape": list(shape),
-        "compare_s": verdict, "assert_close_s": today, "compare_ratio": verdict / today,
-        "validate_s": min(totals), "validate_ratio": min(totals) / today,
-        "compare_extra_mib": memory / 2**20, "assert_close_extra_mib": memory_today / 2**20,
-        "violations": sum(c.violations for c in found), "statuses": sorted(statuses),
-    }  # fmt: skip
+        "threads": torch.get_num_threads(),
+        "shape": list(shape),
+        "compare_s": verdict,
+        "assert_close_s": today,
+        "compare_ratio": verdict / today,
+        "validate_s": min(totals),
+        "validate_ratio": min(totals) / today,
+        "compare_extra_mib": memory / 2**20,
+        "assert_close_extra_mib": memory_today / 2**20,
+        "violations": sum(c.violations for c in found),
+        "statuses": sorted(statuses),
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -51,8 +51,23 @@ def measure(questions: int, concurrency: int, folder: Path) -> tuple[float, floa
     run = folder / "run"
     try:
         url = f"http://127.0.0.1:{int(server.stdout.readline())}"
-        words = ["gsm8k", "run", "--server", url, "--arm", "a", "--out", str(run), "--data", str(data), "--any-data",
-                 "--profile", "plain", "--concurrency", str(concurrency)]  # fmt: skip
+        words = [
+            "gsm8k",
+            "run",
+            "--server",
+            url,
+            "--arm",
+            "a",
+            "--out",
+            str(run),
+            "--data",
+            str(data),
+            "--any-data",
+            "--profile",
+            "plain",
+            "--concurrency",
+            str(concurrency),
+        ]
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         child = subprocess.Popen([sys.executable, "-m", "evals", *words], cwd=ROOT, stdout=subprocess.DEVNULL)
         samples, early, most, first = run / "samples.jsonl", 0.0, 0.0, 0.0
@@ -84,8 +99,10 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         rate, early, most, cpu = measure(options.questions, options.concurrency, Path(folder))
-    print(f"{options.questions:,} questions: {rate:.0f} requests a second, {early:.0f} MiB after a tenth, "
-          f"{most:.0f} MiB at most, {1000 * cpu / options.questions:.2f} ms of CPU a request")  # fmt: skip
+    print(
+        f"{options.questions:,} questions: {rate:.0f} requests a second, {early:.0f} MiB after a tenth, "
+        f"{most:.0f} MiB at most, {1000 * cpu / options.questions:.2f} ms of CPU a request"
+    )
     return 0 if rate >= FLOOR and most - early <= GROWTH_MIB else 1
 
 

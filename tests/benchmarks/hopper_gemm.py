@@ -99,11 +99,18 @@ def main(argv: list[str] | None = None) -> int:
                         found = measure(inputs, fast, rowwise, slice(0, m))
                         all_equal &= found["share"] == 1.0
                         row = {
-                            "shape": name, "m": m, "n": n, "k": k, "recipe": recipe, "fast_accum": fast,
+                            "shape": name,
+                            "m": m,
+                            "n": n,
+                            "k": k,
+                            "recipe": recipe,
+                            "fast_accum": fast,
                             "scaling": "rowwise" if rowwise else "tensorwise",
-                            "out": "bf16" if rowwise else "fp32", **found,
-                            "seconds": round(time.perf_counter() - start, 3), **header,
-                        }  # fmt: skip
+                            "out": "bf16" if rowwise else "fp32",
+                            **found,
+                            "seconds": round(time.perf_counter() - start, 3),
+                            **header,
+                        }
                         lines.append(json.dumps(row))
                         print(lines[-1], flush=True)
                 del inputs

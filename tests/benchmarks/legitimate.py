@@ -158,9 +158,15 @@ def judge(claimant: Claimant, case: Case, inputs: Inputs, totals: Totals) -> Non
 
 
 def run(
-    claimants: Sequence[Claimant], elements: float, *, device: str = "cpu", cases: Iterator[Case] | None = None,
-    echo: bool = False, keep: Callable[[Totals], None] = lambda totals: None, every_s: float = 30.0,
-) -> Totals:  # fmt: skip
+    claimants: Sequence[Claimant],
+    elements: float,
+    *,
+    device: str = "cpu",
+    cases: Iterator[Case] | None = None,
+    echo: bool = False,
+    keep: Callable[[Totals], None] = lambda totals: None,
+    every_s: float = 30.0,
+) -> Totals:
     """Judge all claimants on case after case until ``elements`` codes and GEMM outputs were judged.
 
     keep: called with the totals so far every ``every_s`` seconds and at the end: a run that is cut loses little.
@@ -220,13 +226,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         def keep(totals: Totals, title: str = title) -> None:
             if options.write:
                 line = {
-                    "what": title, "started": started, "torch": torch.__version__, "device": name,
-                    "elements": totals.judged, "violations": sum(totals.violations.values()), "rows": rows,
-                    "first_seed": options.seed, "seeds": totals.seeds - options.seed, "last_case": totals.last_case,
-                    "cases": totals.cases, "scales": totals.scales, "residuals": totals.residuals,
-                    "single": totals.single, "executions": len(totals.elements), "failing": totals.failing[:20],
+                    "what": title,
+                    "started": started,
+                    "torch": torch.__version__,
+                    "device": name,
+                    "elements": totals.judged,
+                    "violations": sum(totals.violations.values()),
+                    "rows": rows,
+                    "first_seed": options.seed,
+                    "seeds": totals.seeds - options.seed,
+                    "last_case": totals.last_case,
+                    "cases": totals.cases,
+                    "scales": totals.scales,
+                    "residuals": totals.residuals,
+                    "single": totals.single,
+                    "executions": len(totals.elements),
+                    "failing": totals.failing[:20],
                     "seconds": round(totals.seconds, 1),
-                }  # fmt: skip
+                }
                 with options.write.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(line) + "\n")
 

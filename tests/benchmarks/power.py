@@ -105,9 +105,17 @@ def try_defect(defect: zoo.Defect, cases: Iterable[Case], device: str = "cpu") -
         tried += record.status is not Status.UNSUPPORTED
         if record.status in CAUGHT:
             return Finding(
-                defect.id, defect.name, defect.op, case.id, lane_of(case), record.status.value, case.fp8, tried,
-                first_explanation(record), well_explained(defect, record),
-            )  # fmt: skip
+                defect.id,
+                defect.name,
+                defect.op,
+                case.id,
+                lane_of(case),
+                record.status.value,
+                case.fp8,
+                tried,
+                first_explanation(record),
+                well_explained(defect, record),
+            )
     return Finding(defect.id, defect.name, defect.op, "", "", "", "", tried, "", False)
 
 

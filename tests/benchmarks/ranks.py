@@ -24,9 +24,13 @@ def run(command: Sequence[str], seconds: float, threads: str = "1") -> str:
     """Runs the command from the repository's root; "" or one sentence why it did not end."""
     try:
         done = subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, timeout=seconds,
+            command,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
             env={**os.environ, "OMP_NUM_THREADS": threads},
-        )  # fmt: skip
+        )
     except subprocess.TimeoutExpired:
         return f"did not end within {seconds:g} s"
     # 1 is a walk that ended and found something; here only its bits matter.
@@ -53,13 +57,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=300.0, help="limit of each walk")
     parsed = parser.parse_args(argv)
     options = [
-        "layers", "--model", parsed.model, "--kernel-norm", parsed.kernel_norm, "--kernel-gemm", parsed.kernel_gemm,
-        "--layers", parsed.layers, "--tokens", parsed.tokens, "--tp", str(parsed.tp), "--device", parsed.device,
-    ]  # fmt: skip
+        "layers",
+        "--model",
+        parsed.model,
+        "--kernel-norm",
+        parsed.kernel_norm,
+        "--kernel-gemm",
+        parsed.kernel_gemm,
+        "--layers",
+        parsed.layers,
+        "--tokens",
+        parsed.tokens,
+        "--tp",
+        str(parsed.tp),
+        "--device",
+        parsed.device,
+    ]
     launcher = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(parsed.tp), "-m",
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(parsed.tp),
+        "-m",
         "validators",
-    ]  # fmt: skip
+    ]
     with tempfile.TemporaryDirectory(prefix="ranks-") as scratch:
         found = {}
         for name, start in (("real", launcher), ("simulated", [sys.executable, "-m", "validators"])):

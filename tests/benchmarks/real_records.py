@@ -93,8 +93,10 @@ def verdict(head: Line) -> str:
 
 def table(heads: Sequence[Line]) -> str:
     """The table of docs/real-kernels.md."""
-    rows = ["| kernel | version | GPU, torch | contract | cases | values judged | with one admissible value |",
-            "|---|---|---|---|---|---|---|"]  # fmt: skip
+    rows = [
+        "| kernel | version | GPU, torch | contract | cases | values judged | with one admissible value |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for head in heads:
         share = head["single"] / head["judged"] if head["judged"] else 0.0
         # Rounded down: 100 % is said of all of them only.
@@ -186,9 +188,13 @@ def _sign(directory: Path, target: Path) -> None:
         command = [sys.executable, "-m", "validators", "signoff", directory.resolve().name, "--out", scratch]
         search = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         done = subprocess.run(
-            command, cwd=directory.resolve().parent, env={**os.environ, "PYTHONPATH": search},
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
+            command,
+            cwd=directory.resolve().parent,
+            env={**os.environ, "PYTHONPATH": search},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         if done.returncode not in (0, 1):
             raise RecordsError(f"the sign-off ended with status {done.returncode}: {done.stderr.strip()}")
         for name in ("signoff.md", "signoff.json"):

@@ -57,7 +57,7 @@ def forward(path: Path, config: Config, weights: Sequence[Layer], hidden: Tensor
 
 def record(
     path: Path, config: Config, weights: Sequence[Layer], hidden: Tensor, where: FilePath, steps: int = STEPS
-) -> None:  # fmt: skip
+) -> None:
     """Run ``steps`` passes under torch's profiler after one that compiles, and write the Chrome trace to ``where``."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     if hidden.is_cuda:

@@ -154,8 +154,9 @@ def test_a_kernel_that_raises_fails(store: Store, replace_kernel: Callable[[Chan
     replace_kernel(_calling(broken))
     outcome = _check(store, TOKENS)
     assert (outcome.state, outcome.sentence) == (
-        State.FAILED, "the kernel raised RuntimeError: out of registers",
-    )  # fmt: skip
+        State.FAILED,
+        "the kernel raised RuntimeError: out of registers",
+    )
     assert outcome.record is not None
     assert outcome.record.status is Status.ERROR
 

@@ -166,9 +166,7 @@ def test_reference_and_inputs_leave_records_too(tmp_path: Path) -> None:
     chosen = [next(n for n in ids if n.endswith(kind)) for kind in ("@reference", "@inputs")]
     assert _golden("check", *(word for n in chosen for word in ("--id", n)), "--records", str(tmp_path)) == 0
     found = {(r.kernel, r.op, r.lane, r.arch, r.status) for r in load_records(tmp_path)}
-    assert found == {
-        (f"golden/{kind}", "goldens", "goldens", "any", Status.PASSED) for kind in ("reference", "inputs")
-    }  # fmt: skip
+    assert found == {(f"golden/{kind}", "goldens", "goldens", "any", Status.PASSED) for kind in ("reference", "inputs")}
 
 
 def test_the_line_that_a_record_gives_reproduces_the_check(tmp_path: Path) -> None:

@@ -53,19 +53,36 @@ GEMM_COLUMNS, GEMM_K, INTEGER_LIMIT = 64, 512, 4
 # Executions of the contract that the defects break first, then other correct kernels.
 LEGITIMATE = {
     ADD: (
-        "aiter-hip-gfx950/tree", "aiter-hip-gfx950/chunks-fma", "aiter-hip-gfx950/tree+reciprocal-up",
-        "aiter-hip-gfx950/chunks-fma+hardware", "aiter-triton/tree", "vllm/tree", "torch-compile/tree", "unfused/tree",
+        "aiter-hip-gfx950/tree",
+        "aiter-hip-gfx950/chunks-fma",
+        "aiter-hip-gfx950/tree+reciprocal-up",
+        "aiter-hip-gfx950/chunks-fma+hardware",
+        "aiter-triton/tree",
+        "vllm/tree",
+        "torch-compile/tree",
+        "unfused/tree",
     ),
     QUANT: (
-        "aiter-hip-gfx950/tree", "aiter-hip-gfx950/tree+reciprocal-up", "aiter-hip-gfx950/tree+reciprocal-down",
-        "aiter-triton/tree", "aiter-triton/tree+scale-ulp-up", "vllm/tree", "torch-compile/tree", "eager/tree",
+        "aiter-hip-gfx950/tree",
+        "aiter-hip-gfx950/tree+reciprocal-up",
+        "aiter-hip-gfx950/tree+reciprocal-down",
+        "aiter-triton/tree",
+        "aiter-triton/tree+scale-ulp-up",
+        "vllm/tree",
+        "torch-compile/tree",
+        "eager/tree",
     ),
     GEMM: (
-        "fp32/block-128+token_first", "fp32/block-32+channel_first", "fp32/block-512+product_first",
-        "fp32/serial+token_first", "fp32/serial+product_first", "unknown/token_first", "unknown/product_first",
+        "fp32/block-128+token_first",
+        "fp32/block-32+channel_first",
+        "fp32/block-512+product_first",
+        "fp32/serial+token_first",
+        "fp32/serial+product_first",
+        "unknown/token_first",
+        "unknown/product_first",
         "torch_native/scaled_mm (ptpc_gemm)",
     ),
-}  # fmt: skip
+}
 
 
 class BenchError(ValueError):

@@ -272,7 +272,11 @@ def sglang_tuple(a, a_scale, b, b_scale, bias, out_dtype):  # type: ignore[no-un
     return out.to(out_dtype)
 
 
-for _function, _contract in ((any_width, "aiter-hip-gfx950"), (wide_rows, "aiter-hip-gfx950"),
-                             (mode_by_position, "unfused"), (sglang_tuple, "unknown")):  # fmt: skip
+for _function, _contract in (
+    (any_width, "aiter-hip-gfx950"),
+    (wide_rows, "aiter-hip-gfx950"),
+    (mode_by_position, "unfused"),
+    (sglang_tuple, "unknown"),
+):
     _function.contract = _contract  # type: ignore[attr-defined]
     _function.devices = ("cuda",)  # type: ignore[attr-defined]

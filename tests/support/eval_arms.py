@@ -10,9 +10,16 @@ from evals.gsm8k.samples import Header, Sample
 
 SETTINGS = {"max_tokens": 512, "temperature": 0.0, "stop": ["Question"], "extractor": "strict"}
 BASELINE = Header(
-    "unfused", "tiny-glm", "openai", "plain/1", "gsm8k-test", "ab" * 32, 1319,
-    kernels={"add_rmsnorm_quant": "x/unfused"}, settings=SETTINGS,
-)  # fmt: skip
+    "unfused",
+    "tiny-glm",
+    "openai",
+    "plain/1",
+    "gsm8k-test",
+    "ab" * 32,
+    1319,
+    kernels={"add_rmsnorm_quant": "x/unfused"},
+    settings=SETTINGS,
+)
 CANDIDATE = replace(BASELINE, arm="fused", kernels={"add_rmsnorm_quant": "x/fused"})
 
 

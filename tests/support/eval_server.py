@@ -162,9 +162,11 @@ class Server:
         model = "another" if fault == "wrong-model" else s.model + ("@main" if s.flavour == "mute" else "")
         tokens = len(pieces(prompt)), len(pieces(text or ""))
         return 200, {
-            "id": "x", "model": model, "choices": [choice],
+            "id": "x",
+            "model": model,
+            "choices": [choice],
             "usage": {"prompt_tokens": tokens[0], "completion_tokens": tokens[1]},
-        }  # fmt: skip
+        }
 
     def _rows(self, text: str) -> list[tuple[float | None, str]]:
         rows: list[tuple[float | None, str]] = []
@@ -203,10 +205,12 @@ class Server:
             at += len(piece)
         return {
             "logprobs": {
-                "tokens": [p for _, p in rows], "token_logprobs": [lp for lp, _ in rows], "text_offset": places,
+                "tokens": [p for _, p in rows],
+                "token_logprobs": [lp for lp, _ in rows],
+                "text_offset": places,
                 "top_logprobs": [None if lp is None else {p: lp} for lp, p in rows],
             }
-        }  # fmt: skip
+        }
 
 
 def main() -> None:

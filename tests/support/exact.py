@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 FORMATS = {
-    torch.bfloat16: (8, -126, 127), torch.float16: (11, -14, 15), torch.float32: (24, -126, 127),
+    torch.bfloat16: (8, -126, 127),
+    torch.float16: (11, -14, 15),
+    torch.float32: (24, -126, 127),
     torch.float64: (53, -1022, 1023),
-}  # fmt: skip
+}
 """dtype -> significand bits, least and largest exponent of a normal number."""
 
 

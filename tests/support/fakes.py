@@ -223,13 +223,9 @@ VLLM_SCHEMAS = {
         "(Tensor! result, Tensor input, Tensor weight, Tensor! scale, float epsilon, "
         "Tensor? scale_ub, Tensor!? residual) -> ()"
     ),
-    "dynamic_per_token_scaled_fp8_quant": (
-        "(Tensor! result, Tensor input, Tensor! scale, Tensor? scale_ub) -> ()"
-    ),
-    "cutlass_scaled_mm": (
-        "(Tensor! out, Tensor a, Tensor b, Tensor a_scales, Tensor b_scales, Tensor? bias) -> ()"
-    ),
-}  # fmt: skip
+    "dynamic_per_token_scaled_fp8_quant": ("(Tensor! result, Tensor input, Tensor! scale, Tensor? scale_ub) -> ()"),
+    "cutlass_scaled_mm": ("(Tensor! out, Tensor a, Tensor b, Tensor a_scales, Tensor b_scales, Tensor? bias) -> ()"),
+}
 
 
 def _vllm_norm(
@@ -254,9 +250,7 @@ def _vllm_norm(
     scale.copy_(scales)
 
 
-def _vllm_quant(
-    result: torch.Tensor, input: torch.Tensor, scale: torch.Tensor, scale_ub: torch.Tensor | None
-) -> None:  # fmt: skip
+def _vllm_quant(result: torch.Tensor, input: torch.Tensor, scale: torch.Tensor, scale_ub: torch.Tensor | None) -> None:
     codes, scales = quantize(input.float())
     result.copy_(codes)
     scale.copy_(scales)
@@ -314,7 +308,11 @@ class FakeWheel:
 
 _WHEELS: dict[str, tuple[str, str, str, str, dict[str, str], dict[str, Callable[..., object]]]] = {
     "vllm": (
-        "VLLM_PATH", "_C", "vllm/_C_stable_libtorch.abi3.so", "vllm-9.9.dist-info", VLLM_SCHEMAS,
+        "VLLM_PATH",
+        "_C",
+        "vllm/_C_stable_libtorch.abi3.so",
+        "vllm-9.9.dist-info",
+        VLLM_SCHEMAS,
         {
             "rms_norm_dynamic_per_token_quant": _vllm_norm,
             "dynamic_per_token_scaled_fp8_quant": _vllm_quant,
@@ -322,10 +320,14 @@ _WHEELS: dict[str, tuple[str, str, str, str, dict[str, str], dict[str, Callable[
         },
     ),
     "sgl_kernel": (
-        "SGL_KERNEL_PATH", "sgl_kernel", "sgl_kernel/sm100/common_ops.abi3.so", "sglang_kernel-9.9.dist-info",
-        _SGL_SCHEMAS, {"sgl_per_token_quant_fp8": _sgl_quant, "fp8_scaled_mm": _sgl_mm},
+        "SGL_KERNEL_PATH",
+        "sgl_kernel",
+        "sgl_kernel/sm100/common_ops.abi3.so",
+        "sglang_kernel-9.9.dist-info",
+        _SGL_SCHEMAS,
+        {"sgl_per_token_quant_fp8": _sgl_quant, "fp8_scaled_mm": _sgl_mm},
     ),
-}  # fmt: skip
+}
 
 
 @contextlib.contextmanager

@@ -18,9 +18,18 @@ def entry(
     types = {"codes": "float8_e4m3fn", "scale": "float32"}
     outputs = {n: Output(types[n], t.shape, t.digest(), t.digest()) for n, t in tensors.items()}
     row = Row(
-        id=f"{case}@{kernel}@cpu", kind="kernel", case=case, op="per_token_quant", inputs="0" * 64, kernel=kernel,
-        arch="cpu", contract="aiter-triton", outputs=outputs, versions={"torch": "2.13"}, reason=reason,
-    )  # fmt: skip
+        id=f"{case}@{kernel}@cpu",
+        kind="kernel",
+        case=case,
+        op="per_token_quant",
+        inputs="0" * 64,
+        kernel=kernel,
+        arch="cpu",
+        contract="aiter-triton",
+        outputs=outputs,
+        versions={"torch": "2.13"},
+        reason=reason,
+    )
     return Entry(row, tensors)
 
 

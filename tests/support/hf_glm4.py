@@ -64,16 +64,28 @@ class HfSource:
         self.state = {k: v.detach() for k, v in model.state_dict().items()}
         rope = getattr(c, "rope_parameters", None) or {}
         self.config = g.Config(
-            hidden=c.hidden_size, layers=c.num_hidden_layers, heads=c.num_attention_heads,
-            kv_heads=c.num_key_value_heads, head_dim=c.head_dim, intermediate=c.intermediate_size,
-            moe_intermediate=c.moe_intermediate_size, experts=c.n_routed_experts, top_k=c.num_experts_per_tok,
-            shared_experts=c.n_shared_experts, first_dense=c.first_k_dense_replace, vocab=c.vocab_size,
-            routed_scaling=1.0 if broken == "scaling" else c.routed_scaling_factor, n_group=c.n_group,
-            topk_group=c.topk_group, norm_topk=c.norm_topk_prob, qk_norm=c.use_qk_norm,
+            hidden=c.hidden_size,
+            layers=c.num_hidden_layers,
+            heads=c.num_attention_heads,
+            kv_heads=c.num_key_value_heads,
+            head_dim=c.head_dim,
+            intermediate=c.intermediate_size,
+            moe_intermediate=c.moe_intermediate_size,
+            experts=c.n_routed_experts,
+            top_k=c.num_experts_per_tok,
+            shared_experts=c.n_shared_experts,
+            first_dense=c.first_k_dense_replace,
+            vocab=c.vocab_size,
+            routed_scaling=1.0 if broken == "scaling" else c.routed_scaling_factor,
+            n_group=c.n_group,
+            topk_group=c.topk_group,
+            norm_topk=c.norm_topk_prob,
+            qk_norm=c.use_qk_norm,
             attention_bias=c.attention_bias,
-            rotary=1.0 if broken == "rotary" else rope.get("partial_rotary_factor", 0.5), rope_theta=10000.0,
+            rotary=1.0 if broken == "rotary" else rope.get("partial_rotary_factor", 0.5),
+            rope_theta=10000.0,
             eps=c.rms_norm_eps,
-        )  # fmt: skip
+        )
 
     def layer(self, index: int) -> g.Layer:
         def get(name: str) -> Tensor:
@@ -94,10 +106,12 @@ class HfSource:
         else:
             correction = get("mlp.gate.e_score_correction_bias")
             mlp = g.Moe(
-                get("mlp.gate.weight"), 0 * correction if self.broken == "correction" else correction,
-                lambda e: self._expert(index, e).gate_up, lambda e: self._expert(index, e).down,
+                get("mlp.gate.weight"),
+                0 * correction if self.broken == "correction" else correction,
+                lambda e: self._expert(index, e).gate_up,
+                lambda e: self._expert(index, e).down,
                 None if self.broken == "shared" else dense("mlp.shared_experts"),
-            )  # fmt: skip
+            )
         o = g.Linear(get("self_attn.o_proj.weight"))
         post = get("post_attention_layernorm.weight")
         return g.Layer(index, get("input_layernorm.weight"), qkv, o, norms[0], norms[1], post, mlp)

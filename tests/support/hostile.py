@@ -123,8 +123,16 @@ def hangs_on_five_rows(x, residual, weight, eps, fp8_dtype):  # type: ignore[no-
 
 
 IN_TURN = (
-    honest, noisy, wrong_shape, wrong_dtype, returns_none, raises, nan_everywhere, views_of_inputs, mutates_input,
-)  # fmt: skip
+    honest,
+    noisy,
+    wrong_shape,
+    wrong_dtype,
+    returns_none,
+    raises,
+    nan_everywhere,
+    views_of_inputs,
+    mutates_input,
+)
 """Those that return or raise: one worker can serve them all."""
 
 

@@ -12,35 +12,67 @@ CASE = "add_rmsnorm_quant-m512-n5120-bf16-e4m3fn-midpoints-s3"
 def comparison(output: str = "scale", *, violations: int = 0, **changes: Any) -> Comparison:
     """A comparison of 512 rows; ``violations`` of them far outside."""
     worst = (
-        Element(9, 0, 0.0123456789, 0.012345678, 0.01234568, 0.0246913578, "3cca4588", 0.0123, 6.5e-06, 131072.0,
-                {"reduction": 3e-06, "scale": 1.5e-06}),
+        Element(
+            9,
+            0,
+            0.0123456789,
+            0.012345678,
+            0.01234568,
+            0.0246913578,
+            "3cca4588",
+            0.0123,
+            6.5e-06,
+            131072.0,
+            {"reduction": 3e-06, "scale": 1.5e-06},
+        ),
         Element(10, 0, 0.5, 0.5, 0.5, float("nan"), "7fc00000", float("nan"), 0.0, 3.0, {"store": 2e-07}),
-    )  # fmt: skip
+    )
     fields: dict[str, Any] = {
-        "output": output, "elements": 512, "judged": 512, "unspecified": 0, "violations": violations, "single": 498,
-        "worst_use": 1892.3 if violations else 0.91, "worst_use_passing": 0.91,
-        "where": "all in row 9" if violations else "", "rows": violations, "cols": min(violations, 1),
+        "output": output,
+        "elements": 512,
+        "judged": 512,
+        "unspecified": 0,
+        "violations": violations,
+        "single": 498,
+        "worst_use": 1892.3 if violations else 0.91,
+        "worst_use_passing": 0.91,
+        "where": "all in row 9" if violations else "",
+        "rows": violations,
+        "cols": min(violations, 1),
         "worst": worst if violations else (),
         "use_quantiles": {"p50": 0.26, "p99": 0.78, "max": 1892.3 if violations else 0.91},
         "ulp_histogram": {">=5": violations, "0": 500, "-1": 12, "<=-5": 1},
         "nonfinite": {"got_nan": 2, "got_inf": 0, "unexpected": 2, "missing": 1},
-    }  # fmt: skip
+    }
     return Comparison(**{**fields, **changes})
 
 
 def record(status: Status = Status.PASSED, **changes: Any) -> Record:
     """A record of one case of ``demo/fused``; by default it PASSED, with two outputs judged."""
     fields: dict[str, Any] = {
-        "status": status, "reasons": (), "kernel": "demo/fused", "op": "add_rmsnorm_quant", "case": CASE,
-        "lane": "adversarial", "contract": "vllm", "contract_from": "declared", "device": "cpu", "arch": "cpu",
+        "status": status,
+        "reasons": (),
+        "kernel": "demo/fused",
+        "op": "add_rmsnorm_quant",
+        "case": CASE,
+        "lane": "adversarial",
+        "contract": "vllm",
+        "contract_from": "declared",
+        "device": "cpu",
+        "arch": "cpu",
         "comparisons": (comparison("scale"), comparison("codes")),
         "checks": (Check("poison", True, "no byte of poison is left"),),
         "seconds": 1.5,
         "provenance": {
-            "commit": "abc1234def5678", "dirty": False, "torch": "2.13.0", "python": "3.11.7", "cpu": "a CPU",
-            "date": "2026-08-25T10:00:00+00:00", "kernel_versions": {"triton": "3.9.0"},
+            "commit": "abc1234def5678",
+            "dirty": False,
+            "torch": "2.13.0",
+            "python": "3.11.7",
+            "cpu": "a CPU",
+            "date": "2026-08-25T10:00:00+00:00",
+            "kernel_versions": {"triton": "3.9.0"},
         },
-    }  # fmt: skip
+    }
     return Record(**{**fields, **changes})
 
 

@@ -117,9 +117,15 @@ class Row:
 
 
 def norm_row(
-    x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float, *, norm_input: str, store: str,
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    weight: torch.Tensor,
+    eps: float,
+    *,
+    norm_input: str,
+    store: str,
     storage: str,
-) -> Row:  # fmt: skip
+) -> Row:
     """A row by the definition of the contract: x, residual [n] of T, weight [n]; no value may overflow."""
     z, stored = exact(x), None
     if residual is not None:

@@ -99,27 +99,74 @@ VALID = {
 # A value of each option that cannot be right; options that take a number need none here. "" where any text will do:
 # names that are only written down, and what belongs to another option.
 BAD = {
-    "what": "bits", "op": "softmax", "lane": "fast", "dtype": "bf15", "fp8": "e5m2", "depth": "abyss",
-    "kernel": "nobody/nothing", "kernel_norm": "nobody/nothing", "kernel_quant": "nobody/nothing",
-    "kernel_gemm": "nobody/nothing", "contract": "law", "case": "nonsense", "device": "tpu", "claim": "absent.toml",
-    "policy": "absent.toml", "arch": "", "version": "torch", "source": "", "why": "", "only": "nobody", "id": "nobody",
-    "records": BELOW_A_FILE, "out": BELOW_A_FILE, "markdown": BELOW_A_FILE, "history": BELOW_A_FILE,
-    "json": BELOW_A_FILE, "picture": BELOW_A_FILE, "runs": BELOW_A_FILE, "store": "absent", "proposal": "absent",
-    "file": "absent", "expect": "nonsense", "forbid": "", "role": "nonsense", "model": "absent", "layers": "9-3",
-    "output": "nonsense", "server": "127.0.0.1:9", "arm": "", "profile": "nobody", "data": "absent",
-    "norm_kernel": "", "api_key_variable": "FP8_SIGNOFF_NO_SUCH_VARIABLE", "totals": "nonsense", "again": "absent",
-    "yardstick": "absent", "extractor": "nobody", "harness": "nobody", "baseline": "nobody", "candidate": "nobody",
+    "what": "bits",
+    "op": "softmax",
+    "lane": "fast",
+    "dtype": "bf15",
+    "fp8": "e5m2",
+    "depth": "abyss",
+    "kernel": "nobody/nothing",
+    "kernel_norm": "nobody/nothing",
+    "kernel_quant": "nobody/nothing",
+    "kernel_gemm": "nobody/nothing",
+    "contract": "law",
+    "case": "nonsense",
+    "device": "tpu",
+    "claim": "absent.toml",
+    "policy": "absent.toml",
+    "arch": "",
+    "version": "torch",
+    "source": "",
+    "why": "",
+    "only": "nobody",
+    "id": "nobody",
+    "records": BELOW_A_FILE,
+    "out": BELOW_A_FILE,
+    "markdown": BELOW_A_FILE,
+    "history": BELOW_A_FILE,
+    "json": BELOW_A_FILE,
+    "picture": BELOW_A_FILE,
+    "runs": BELOW_A_FILE,
+    "store": "absent",
+    "proposal": "absent",
+    "file": "absent",
+    "expect": "nonsense",
+    "forbid": "",
+    "role": "nonsense",
+    "model": "absent",
+    "layers": "9-3",
+    "output": "nonsense",
+    "server": "127.0.0.1:9",
+    "arm": "",
+    "profile": "nobody",
+    "data": "absent",
+    "norm_kernel": "",
+    "api_key_variable": "FP8_SIGNOFF_NO_SUCH_VARIABLE",
+    "totals": "nonsense",
+    "again": "absent",
+    "yardstick": "absent",
+    "extractor": "nobody",
+    "harness": "nobody",
+    "baseline": "nobody",
+    "candidate": "nobody",
     "wheel": "absent",
-}  # fmt: skip
+}
 # Where one name means two things.
 BAD_OF = {
-    ("validators report", "records"): "absent", ("validators signoff", "records"): "absent",
-    ("validators trace", "kernel"): "", ("validators trace", "contract"): "", ("evals gsm8k compare", "kernel"): "",
-    ("evals gsm8k compare", "runs"): "absent", ("evals tokens", "arm"): "nobody", ("evals import", "model"): "",
-    ("evals gsm8k run", "model"): "", ("evals gsm8k run", "arm"): "",
-    ("wheel slim", "arch"): "nonsense", ("wheel slim", "op"): "nonsense",
+    ("validators report", "records"): "absent",
+    ("validators signoff", "records"): "absent",
+    ("validators trace", "kernel"): "",
+    ("validators trace", "contract"): "",
+    ("evals gsm8k compare", "kernel"): "",
+    ("evals gsm8k compare", "runs"): "absent",
+    ("evals tokens", "arm"): "nobody",
+    ("evals import", "model"): "",
+    ("evals gsm8k run", "model"): "",
+    ("evals gsm8k run", "arm"): "",
+    ("wheel slim", "arch"): "nonsense",
+    ("wheel slim", "op"): "nonsense",
     ("golden propose", "store"): "",  # a proposal does not look at the store
-}  # fmt: skip
+}
 
 
 def make_place(root: Path) -> dict[str, str]:
@@ -138,11 +185,19 @@ def make_place(root: Path) -> dict[str, str]:
         evals_store.write(root / name, header, samples)
     (root / "binary").write_bytes(bytes(range(256)) * 16)
     return {
-        "root": str(root), "records": str(root / "records"), "broken": str(root / "broken"),
-        "store": str(root / "store"), "trace": str(root / "trace.json"), "questions": str(root / "q.jsonl"),
-        "samples": str(root / "samples_gsm8k_x.jsonl"), "a": str(root / "a"), "b": str(root / "b"),
-        "golden": GOLDEN, "new": str(root / "new"), "binary": str(root / "binary"),
-    }  # fmt: skip
+        "root": str(root),
+        "records": str(root / "records"),
+        "broken": str(root / "broken"),
+        "store": str(root / "store"),
+        "trace": str(root / "trace.json"),
+        "questions": str(root / "q.jsonl"),
+        "samples": str(root / "samples_gsm8k_x.jsonl"),
+        "a": str(root / "a"),
+        "b": str(root / "b"),
+        "golden": GOLDEN,
+        "new": str(root / "new"),
+        "binary": str(root / "binary"),
+    }
 
 
 def words_of(of: Command, place: dict[str, str]) -> list[str]:

@@ -46,9 +46,14 @@ OpenRows = Callable[[], torch.Tensor]
 
 
 def batch_invariance(
-    kernel: Kernel, inputs: Inputs, outputs: Outputs, *, rows: int = 4, judged: bool = True,
+    kernel: Kernel,
+    inputs: Inputs,
+    outputs: Outputs,
+    *,
+    rows: int = 4,
+    judged: bool = True,
     open_rows: OpenRows | None = None,
-) -> Check:  # fmt: skip
+) -> Check:
     """Check "batch invariance": a row gives the same bits alone and in another batch.
 
     ``rows`` sampled rows (first, last and evenly between) are run one by one; every other row is run as a batch of

@@ -86,11 +86,21 @@ class Case:
             )
         g = found.groupdict()
         return Case(
-            op=g["op"], m=int(g["m"]), n=int(g["n"]), k=int(g["k"] or 0), dtype=g["dtype"], fp8=g["fp8"],
-            recipe=g["recipe"], seed=int(g["seed"]), residual=not g["nores"],
-            gamma="fp32" if g["gamma"] else "T", gemma=bool(g["gemma"]), eps=g["eps"] or "1e-5",
-            layout=cast(Layout, g["layout"] or "contiguous"), bias=bool(g["bias"]),
-        )  # fmt: skip
+            op=g["op"],
+            m=int(g["m"]),
+            n=int(g["n"]),
+            k=int(g["k"] or 0),
+            dtype=g["dtype"],
+            fp8=g["fp8"],
+            recipe=g["recipe"],
+            seed=int(g["seed"]),
+            residual=not g["nores"],
+            gamma="fp32" if g["gamma"] else "T",
+            gemma=bool(g["gemma"]),
+            eps=g["eps"] or "1e-5",
+            layout=cast(Layout, g["layout"] or "contiguous"),
+            bias=bool(g["bias"]),
+        )
 
     def asdict(self) -> dict[str, object]:
         """Fields as JSON values."""

@@ -73,7 +73,7 @@ def command(parsed: argparse.Namespace) -> int:
         raise ClaimError("no stage wrote a record, so there is nothing to sign.")
     decided = signoff.signoff_directory(
         records, warn=_warn, policy=chosen, target=(lambda _: [target]) if target else None
-    )  # fmt: skip
+    )
     print()
     for line in lines(decided):
         print(line)
@@ -155,8 +155,10 @@ def _run(stage: Stage, number: str, start: float) -> None:
         environment.setdefault("OMP_NUM_THREADS", "1")
     done = subprocess.run([sys.executable, *stage.command], check=False, env=environment)
     state = {0: "done", 1: "done, and something is wrong"}.get(done.returncode, f"ended with code {done.returncode}")
-    print(f"{number} {stage.title}: {state}, {_clock(time.monotonic() - begun)} of {_clock(time.monotonic() - start)}",
-          flush=True)  # fmt: skip
+    print(
+        f"{number} {stage.title}: {state}, {_clock(time.monotonic() - begun)} of {_clock(time.monotonic() - start)}",
+        flush=True,
+    )
 
 
 def _clock(seconds: float) -> str:

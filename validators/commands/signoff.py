@@ -78,9 +78,10 @@ def _targets(parsed: argparse.Namespace, records: Sequence[Record]) -> list[Targ
     if Path(parsed.claim).is_file() or looks_like_a_file:
         return [claims.from_file(parsed.claim)]
     return [
-        claims.of_kernel(parsed.claim, records, arch=parsed.arch, contract=parsed.contract, versions=versions,
-                         source=parsed.source)
-    ]  # fmt: skip
+        claims.of_kernel(
+            parsed.claim, records, arch=parsed.arch, contract=parsed.contract, versions=versions, source=parsed.source
+        )
+    ]
 
 
 def lines(decided: signoff.Signoff) -> list[str]:

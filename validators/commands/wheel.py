@@ -31,9 +31,12 @@ from validators.process.guard import guarded
 
 # The ops of validators/kernels/vllm.py and sgl_kernel.py; a library registers an op under "name(arguments".
 OPS = (
-    "rms_norm_dynamic_per_token_quant", "dynamic_per_token_scaled_fp8_quant", "cutlass_scaled_mm",
-    "sgl_per_token_quant_fp8", "fp8_scaled_mm",
-)  # fmt: skip
+    "rms_norm_dynamic_per_token_quant",
+    "dynamic_per_token_scaled_fp8_quant",
+    "cutlass_scaled_mm",
+    "sgl_per_token_quant_fp8",
+    "fp8_scaled_mm",
+)
 
 
 class WheelError(ValueError):

@@ -82,7 +82,7 @@ def _about_scales(seen: Seen) -> list[str]:
         ("a power of two", is_power_of_two, is_power_of_two(seen.nominal)),
         ("a bf16 number", lambda v: round_to(v, BF16) == v, None),
         ("an fp16 number", lambda v: round_to(v, FP16) == v, None),
-    ):  # fmt: skip
+    ):
         chance = are(seen.nominal) if by_chance is None else by_chance
         if bool(are(seen.scale).all()) and not bool(chance.all()):
             low = " (the low half of its bits is zero)" if words == "a bf16 number" else ""

@@ -181,16 +181,15 @@ def _explain_row(
         return
     assert isinstance(outputs, NormQuantOutputs)
     residual = None if inputs.residual is None else _line(inputs.residual, row)
-    truth = norm_truth(
-        x, residual, inputs.weight.cpu(), inputs.eps, contract, r.fp8.name, gemma=inputs.gemma
-    )  # fmt: skip
+    truth = norm_truth(x, residual, inputs.weight.cpu(), inputs.eps, contract, r.fp8.name, gemma=inputs.gemma)
     if residual is not None:
         _residual_lines(text, r, residual, truth, outputs, row, judged=output == "residual_out")
         if output == "residual_out":
             return
     _norm_lines(text, r, truth, inputs)
-    own, ok = _scale_lines(text, r, truth.scale, y_nominal(truth, contract, r.storage, gemma=inputs.gemma),
-                           truth.grid, inputs)  # fmt: skip
+    own, ok = _scale_lines(
+        text, r, truth.scale, y_nominal(truth, contract, r.storage, gemma=inputs.gemma), truth.grid, inputs
+    )
     if output == "scale":
         text.verdict(ok, _scale_words(ok))
         return
@@ -220,8 +219,14 @@ def _residual_lines(
     values = (got, want, float(r.x[0, c]), float(residual[0, c]))
     g, w, a, b = (torch.tensor(v, dtype=torch.float64) for v in values)
     flushed = bool(residual_flushes(g, w, a, b, r.contract, r.storage))
-    text.verdict(same or flushed, "flushed to zero, which the contract allows" if flushed and not same
-                 else "bit for bit" if same else "the bits differ, and one value is admissible")  # fmt: skip
+    text.verdict(
+        same or flushed,
+        "flushed to zero, which the contract allows"
+        if flushed and not same
+        else "bit for bit"
+        if same
+        else "the bits differ, and one value is admissible",
+    )
 
 
 def _norm_lines(text: Text, r: _Row, truth: NormTruth, inputs: NormQuantInputs) -> None:
@@ -275,8 +280,11 @@ def _scale_lines(
     contract, kind = r.contract, Row(int(truth.kind[0]))
     sizes = y[0].abs()
     where = int(sizes.nan_to_num(nan=torch.inf).argmax())
-    text.add("amax", f"{number(float(sizes[where]))} = |y| of column {where}; "
-             f"in fp32 {interval(float(truth.amax_low[0]), float(truth.amax_high[0]))}")  # fmt: skip
+    text.add(
+        "amax",
+        f"{number(float(sizes[where]))} = |y| of column {where}; "
+        f"in fp32 {interval(float(truth.amax_low[0]), float(truth.amax_high[0]))}",
+    )
     if contract.amax_floor:
         text.add("", f"not below {contract.amax_floor:g}")
     rule = f"amax * fl32(1/{r.qmax:g})" if contract.scale_rule == "multiply" else f"amax / {r.qmax:g}"
@@ -287,8 +295,11 @@ def _scale_lines(
         whole = budgets.rms_budget(contract, r.x.shape[-1]) + budgets.multiply_budget(contract, gemma=norm.gemma) + step
         text.add("", f"admissible {interval(float(truth.low[0]), float(truth.high[0]))}, budget {terms(whole)}")
     else:
-        text.add("", f"admissible {interval(float(truth.low[0]), float(truth.high[0]))}"
-                 + (f", from an amax that is a value of {grid.name}" if grid is not None else ""))  # fmt: skip
+        text.add(
+            "",
+            f"admissible {interval(float(truth.low[0]), float(truth.high[0]))}"
+            + (f", from an amax that is a value of {grid.name}" if grid is not None else ""),
+        )
     got = torch.tensor([r.scale], dtype=torch.float64)
     ok: bool | None = bool(scale_admissible(got, truth, contract, r.qmax, grid, r.storage))
     if kind is Row.NONFINITE and contract.nonfinite == "propagate":

@@ -61,8 +61,11 @@ def explain_out(
             "after_store": "after the store",
             "either": "before or after the store",
         }
-        text.add("bias", f"{with_bits(float(bias), out_format.name)}, added {where[contract.bias]}",
-                 f"{number(float(truth.value))} with the exact value")  # fmt: skip
+        text.add(
+            "bias",
+            f"{with_bits(float(bias), out_format.name)}, added {where[contract.bias]}",
+            f"{number(float(truth.value))} with the exact value",
+        )
     wide = not known and bool(says_nothing(truth, inputs.a.shape[1]))
     _verdict(text, float(outputs.out[row, col].double()), truth, out_format.name, wide)
 
@@ -82,13 +85,19 @@ def _bound_lines(text: Text, error: float, top: float, k: int, contract: GemmCon
     if contract.accumulator == "fp32":
         operands = contract.scaling == "operands"
         factor = budgets.dequantized_sum_budget(k) if operands else budgets.fp32_sum_budget(k)
-        text.add("accumulator", f"fp32, any order: off by at most {number(factor)} * sum|a*b|"
-                 + (", on operands scaled first" if operands else ""))  # fmt: skip
+        text.add(
+            "accumulator",
+            f"fp32, any order: off by at most {number(factor)} * sum|a*b|"
+            + (", on operands scaled first" if operands else ""),
+        )
     else:
         alpha, beta = budgets.unknown_unit_budget(k)
-        text.add("accumulator", f"unknown unit: off by at most {number(alpha)} * sum|a*b| + {number(beta)} * E",
-                 f"E = {number(top)} = 2^(largest exponent in a + largest exponent in b)",
-                 budgets.UNKNOWN_ASSUMPTION)  # fmt: skip
+        text.add(
+            "accumulator",
+            f"unknown unit: off by at most {number(alpha)} * sum|a*b| + {number(beta)} * E",
+            f"E = {number(top)} = 2^(largest exponent in a + largest exponent in b)",
+            budgets.UNKNOWN_ASSUMPTION,
+        )
     text.add("", f"that is {number(error)} here" if error else "here nothing rounds, in any order: the sum is exact")
 
 
@@ -102,8 +111,11 @@ def _unit_lines(
 ) -> None:
     unit = get_unit(contract.accumulator)
     value = float(accumulator)
-    text.add("accumulator", f"{with_bits(value, 'fp32')}, unit {unit.name} bit for bit",
-             f"{number(value - float(truth.accumulator))} from the exact sum")  # fmt: skip
+    text.add(
+        "accumulator",
+        f"{with_bits(value, 'fp32')}, unit {unit.name} bit for bit",
+        f"{number(value - float(truth.accumulator))} from the exact sum",
+    )
     names = ("(acc * token) * channel", "(acc * channel) * token", "acc * (token * channel)")
     order = ("token_first", "channel_first", "scales_first")
     shown = [n for n, o in zip(names, order, strict=True) if contract.scale_order in ("any", o)]

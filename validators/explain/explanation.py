@@ -43,17 +43,23 @@ class Diagnosis(NamedTuple):
 
 
 def explain(
-    inputs: Inputs, outputs: Outputs, contract: NormQuantContract | GemmContract, comparisons: Sequence[Comparison],
+    inputs: Inputs,
+    outputs: Outputs,
+    contract: NormQuantContract | GemmContract,
+    comparisons: Sequence[Comparison],
     checks: Sequence[Check] = (),
-) -> tuple[str, ...]:  # fmt: skip
+) -> tuple[str, ...]:
     """The sentences of ``diagnose``."""
     return diagnose(inputs, outputs, contract, comparisons, checks).sentences
 
 
 def diagnose(
-    inputs: Inputs, outputs: Outputs, contract: NormQuantContract | GemmContract, comparisons: Sequence[Comparison],
+    inputs: Inputs,
+    outputs: Outputs,
+    contract: NormQuantContract | GemmContract,
+    comparisons: Sequence[Comparison],
     checks: Sequence[Check] = (),
-) -> Diagnosis:  # fmt: skip
+) -> Diagnosis:
     """Sentences that would explain the violations, best first; empty if nothing known does.
 
     A failed integrity check (unwritten elements, overwritten guards or inputs) explains before any arithmetic does;
@@ -88,9 +94,12 @@ def violating_rows(comparisons: Sequence[Comparison], rows: int, width: int = 1)
 
 
 def _explain_norm(
-    inputs: NormQuantInputs | QuantInputs, outputs: Outputs, contract: NormQuantContract, failing: list[str],
+    inputs: NormQuantInputs | QuantInputs,
+    outputs: Outputs,
+    contract: NormQuantContract,
+    failing: list[str],
     comparisons: Sequence[Comparison],
-) -> Diagnosis:  # fmt: skip
+) -> Diagnosis:
     n, storage = inputs.x.shape[-1], format_of(inputs.x.dtype).name
     count = inputs.x.numel() // n
     rows = violating_rows(comparisons, count, n)
@@ -153,9 +162,13 @@ def _followed(
 
 
 def _defects(
-    inputs: NormQuantInputs | QuantInputs, outputs: Outputs, contract: NormQuantContract, failing: list[str],
-    rows: list[int], comparisons: Sequence[Comparison],
-) -> list[tuple[str, float, bool]]:  # fmt: skip
+    inputs: NormQuantInputs | QuantInputs,
+    outputs: Outputs,
+    contract: NormQuantContract,
+    failing: list[str],
+    rows: list[int],
+    comparisons: Sequence[Comparison],
+) -> list[tuple[str, float, bool]]:
     """Hypotheses that nothing contradicts, best first: (sentence, share of the violations that it meets, whether
     it is a defect and not changed fields of the contract alone)."""
     chosen = torch.tensor(rows, device=inputs.x.device)

@@ -207,40 +207,147 @@ def _shufflable(scene: GemmScene) -> bool:
 
 
 HYPOTHESES: tuple[GemmHypothesis, ...] = (
-    GemmHypothesis("token-scale-missing", "the token scale is not applied", lambda s: s.out(_dot(s), sa=torch.ones_like(s.sa))),
-    GemmHypothesis("channel-scale-missing", "the channel scale is not applied", lambda s: s.out(_dot(s), sb=torch.ones_like(s.sb))),
+    GemmHypothesis(
+        "token-scale-missing", "the token scale is not applied", lambda s: s.out(_dot(s), sa=torch.ones_like(s.sa))
+    ),
+    GemmHypothesis(
+        "channel-scale-missing", "the channel scale is not applied", lambda s: s.out(_dot(s), sb=torch.ones_like(s.sb))
+    ),
     GemmHypothesis("token-scale-twice", "the token scale is applied twice", lambda s: s.out(_dot(s), sa=s.sa**2)),
     GemmHypothesis("scales-swapped", "token scales are applied to columns and channel scales to rows", _swapped),
-    GemmHypothesis("first-token-scale", "the first token's scale is used for every row", lambda s: s.out(_dot(s), sa=_all(s, "a_scale")[:1].expand_as(s.sa))),
-    GemmHypothesis("first-channel-scale", "the first channel's scale is used for every column", lambda s: s.out(_dot(s), sb=_all(s, "b_scale")[:1].expand_as(s.sb))),
-    GemmHypothesis("channel-scale-per-tile", "each tile of 16 columns uses its first channel's scale", lambda s: s.out(_dot(s), sb=_all(s, "b_scale")[s.cols // 16 * 16])),
-    GemmHypothesis("token-scale-clamped", "rows of the last partial tile use the scale of its first row", _clamped_rows),
+    GemmHypothesis(
+        "first-token-scale",
+        "the first token's scale is used for every row",
+        lambda s: s.out(_dot(s), sa=_all(s, "a_scale")[:1].expand_as(s.sa)),
+    ),
+    GemmHypothesis(
+        "first-channel-scale",
+        "the first channel's scale is used for every column",
+        lambda s: s.out(_dot(s), sb=_all(s, "b_scale")[:1].expand_as(s.sb)),
+    ),
+    GemmHypothesis(
+        "channel-scale-per-tile",
+        "each tile of 16 columns uses its first channel's scale",
+        lambda s: s.out(_dot(s), sb=_all(s, "b_scale")[s.cols // 16 * 16]),
+    ),
+    GemmHypothesis(
+        "token-scale-clamped", "rows of the last partial tile use the scale of its first row", _clamped_rows
+    ),
     GemmHypothesis("token-scales-exchanged", "each row uses the scale of its neighbour in the pair", _exchanged),
     GemmHypothesis("token-scale-of-neighbour", "each row uses the scale of the row before it", _neighbour),
     GemmHypothesis("scales-in-bf16", "the scales are rounded to bf16", _bf16_scales),
-    GemmHypothesis("k-tail-dropped", "the last K % 128 products are dropped", lambda s: s.out(_dot(s, 0, s.k // 128 * 128)), lambda s: s.k % 128 != 0),
-    *(GemmHypothesis("k-overrun", f"rows are read on to a multiple of {block} products, into the next row", _reads_on(block), _no_multiple_of(block)) for block in (32, 64, 128)),
+    GemmHypothesis(
+        "k-tail-dropped",
+        "the last K % 128 products are dropped",
+        lambda s: s.out(_dot(s, 0, s.k // 128 * 128)),
+        lambda s: s.k % 128 != 0,
+    ),
+    *(
+        GemmHypothesis(
+            "k-overrun",
+            f"rows are read on to a multiple of {block} products, into the next row",
+            _reads_on(block),
+            _no_multiple_of(block),
+        )
+        for block in (32, 64, 128)
+    ),
     GemmHypothesis("last-k-dropped", "the last product of the sum is dropped", lambda s: s.out(_dot(s, 0, s.k - 1))),
-    *(GemmHypothesis("split-k-slice-missing", f"slice {i + 1} of {SPLITS} along K is missing", _without_slice(i), lambda s: s.k >= SPLITS) for i in reversed(range(SPLITS))),
-    GemmHypothesis("bias-before-scales", "the bias is added before the scales", lambda s: (_dot(s) + s.bias[None, :]) * s.sa[:, None] * s.sb[None, :] if s.bias is not None else _dot(s), _bias),
+    *(
+        GemmHypothesis(
+            "split-k-slice-missing",
+            f"slice {i + 1} of {SPLITS} along K is missing",
+            _without_slice(i),
+            lambda s: s.k >= SPLITS,
+        )
+        for i in reversed(range(SPLITS))
+    ),
+    GemmHypothesis(
+        "bias-before-scales",
+        "the bias is added before the scales",
+        lambda s: (_dot(s) + s.bias[None, :]) * s.sa[:, None] * s.sb[None, :] if s.bias is not None else _dot(s),
+        _bias,
+    ),
     GemmHypothesis("bias-missing", "the bias is not added", lambda s: s.out(_dot(s), bias=0.0), _bias),
     GemmHypothesis("bias-twice", "the bias is added twice", lambda s: s.out(_dot(s), bias=2.0), _bias),
-    GemmHypothesis("bias-in-each-slice", f"each of {SPLITS} split-K slices adds the bias", lambda s: s.out(_dot(s), bias=float(SPLITS)), _bias),
-    GemmHypothesis("weight-in-other-format", "the weight's bytes are decoded in the other FP8 format", lambda s: _other_format(s, False)),
-    GemmHypothesis("operands-in-other-format", "both operands are decoded in the other FP8 format", lambda s: _other_format(s, True)),
-    GemmHypothesis("weight-not-shuffled", "the weight is read as pre-shuffled although it is not", _read_as_shuffled, _shufflable),
+    GemmHypothesis(
+        "bias-in-each-slice",
+        f"each of {SPLITS} split-K slices adds the bias",
+        lambda s: s.out(_dot(s), bias=float(SPLITS)),
+        _bias,
+    ),
+    GemmHypothesis(
+        "weight-in-other-format",
+        "the weight's bytes are decoded in the other FP8 format",
+        lambda s: _other_format(s, False),
+    ),
+    GemmHypothesis(
+        "operands-in-other-format",
+        "both operands are decoded in the other FP8 format",
+        lambda s: _other_format(s, True),
+    ),
+    GemmHypothesis(
+        "weight-not-shuffled", "the weight is read as pre-shuffled although it is not", _read_as_shuffled, _shufflable
+    ),
     GemmHypothesis("weight-shuffled-twice", "the weight is shuffled once more than it is read", _shuffled, _shufflable),
-    GemmHypothesis("weight-stride-ignored", "rows of b are read as packed: the weight is read with row stride K", _stride_ignored(False, True), lambda s: not s.inputs.b.is_contiguous()),
-    GemmHypothesis("activation-stride-ignored", "rows of a are read as packed: the activation is read with row stride K", _stride_ignored(True, False), lambda s: not s.inputs.a.is_contiguous()),
-    GemmHypothesis("strides-ignored", "rows of a and of b are read as packed: both are read with row stride K", _stride_ignored(True, True), lambda s: not (s.inputs.a.is_contiguous() or s.inputs.b.is_contiguous())),
-    GemmHypothesis("nan-replaced", "NaN is replaced by zero", lambda s: s.out(_dot(s)).nan_to_num(nan=0.0), lambda s: bool(_dot(s).isnan().any())),
+    GemmHypothesis(
+        "weight-stride-ignored",
+        "rows of b are read as packed: the weight is read with row stride K",
+        _stride_ignored(False, True),
+        lambda s: not s.inputs.b.is_contiguous(),
+    ),
+    GemmHypothesis(
+        "activation-stride-ignored",
+        "rows of a are read as packed: the activation is read with row stride K",
+        _stride_ignored(True, False),
+        lambda s: not s.inputs.a.is_contiguous(),
+    ),
+    GemmHypothesis(
+        "strides-ignored",
+        "rows of a and of b are read as packed: both are read with row stride K",
+        _stride_ignored(True, True),
+        lambda s: not (s.inputs.a.is_contiguous() or s.inputs.b.is_contiguous()),
+    ),
+    GemmHypothesis(
+        "nan-replaced",
+        "NaN is replaced by zero",
+        lambda s: s.out(_dot(s)).nan_to_num(nan=0.0),
+        lambda s: bool(_dot(s).isnan().any()),
+    ),
     GemmHypothesis("nan-spreads", "a NaN row makes its tile of 16 rows NaN", _nan_spread),
-    GemmHypothesis("output-truncated", "the output is rounded toward zero", lambda s: round_to(s.out(_dot(s)), s.out_format, "truncate"), loose=True),
-    GemmHypothesis("fp16-through-bf16", "the fp16 output is rounded to bf16 first", lambda s: round_to(s.out(_dot(s)), BF16), lambda s: s.out_format.name == "fp16", loose=True),
+    GemmHypothesis(
+        "output-truncated",
+        "the output is rounded toward zero",
+        lambda s: round_to(s.out(_dot(s)), s.out_format, "truncate"),
+        loose=True,
+    ),
+    GemmHypothesis(
+        "fp16-through-bf16",
+        "the fp16 output is rounded to bf16 first",
+        lambda s: round_to(s.out(_dot(s)), BF16),
+        lambda s: s.out_format.name == "fp16",
+        loose=True,
+    ),
     GemmHypothesis("split-k-in-bf16", "split-K partial sums are rounded to bf16", _slices_rounded, loose=True),
-    *(GemmHypothesis("split-k-in-bf16", f"the sums of {splits} split-K slices of whole 128 products are rounded to bf16", _whole_slices_rounded(splits), loose=True) for splits in (2, 3, 4, 8)),
-    *(GemmHypothesis("short-accumulator", f"the accumulator keeps {bits} bits and truncates, {group} products at a time", _kept(bits, group), loose=True) for bits in (14, 13, 11) for group in (32, 16)),
-)  # fmt: skip
+    *(
+        GemmHypothesis(
+            "split-k-in-bf16",
+            f"the sums of {splits} split-K slices of whole 128 products are rounded to bf16",
+            _whole_slices_rounded(splits),
+            loose=True,
+        )
+        for splits in (2, 3, 4, 8)
+    ),
+    *(
+        GemmHypothesis(
+            "short-accumulator",
+            f"the accumulator keeps {bits} bits and truncates, {group} products at a time",
+            _kept(bits, group),
+            loose=True,
+        )
+        for bits in (14, 13, 11)
+        for group in (32, 16)
+    ),
+)
 
 
 def _sample(count: int, most: int, worst: Tensor, device: torch.device) -> Tensor:
@@ -262,10 +369,17 @@ def explain_gemm(
 
     def scene_of(rows: Tensor, cols: Tensor) -> GemmScene:
         return GemmScene(
-            rows, cols, operand(bytes_of(inputs.a)[rows], fmt), operand(bytes_of(inputs.b)[cols], fmt),
-            inputs.a_scale.reshape(-1)[rows].double(), inputs.b_scale.reshape(-1)[cols].double(),
-            None if inputs.bias is None else inputs.bias[cols].double(), inputs, fmt, out_format,
-        )  # fmt: skip
+            rows,
+            cols,
+            operand(bytes_of(inputs.a)[rows], fmt),
+            operand(bytes_of(inputs.b)[cols], fmt),
+            inputs.a_scale.reshape(-1)[rows].double(),
+            inputs.b_scale.reshape(-1)[cols].double(),
+            None if inputs.bias is None else inputs.bias[cols].double(),
+            inputs,
+            fmt,
+            out_format,
+        )
 
     def truth_of(scene: GemmScene, contract: GemmContract) -> GemmTruth:
         bias = None if inputs.bias is None else inputs.bias[scene.cols]

@@ -178,9 +178,16 @@ def identify(
             () if near or refused or but_zeros or silent else observations([scene.whole for scene in scenes], order[0])
         )
     return IdentifyResult(
-        kernel.name, tuple(candidates), tuple(used), units, tuple(near), bits, tuple(refused), tuple(but_zeros),
+        kernel.name,
+        tuple(candidates),
+        tuple(used),
+        units,
+        tuple(near),
+        bits,
+        tuple(refused),
+        tuple(but_zeros),
         unstable,
-    )  # fmt: skip
+    )
 
 
 def _run(kernel: Kernel, case: Case, device: str) -> tuple[Inputs, Outputs, str]:

@@ -250,9 +250,10 @@ def _unusual(change: Change) -> tuple[int, int]:
     table: Mapping[str, Any] = GEMM_CONTRACTS if isinstance(change.contract, GemmContract) else NORM_QUANT_CONTRACTS
     order, listed = notation.changeable(change.contract), notation.literals
     unusual = [
-        order.index(f) for f, v in change.fields.items()
+        order.index(f)
+        for f, v in change.fields.items()
         if v not in listed(change.contract, f) and all(getattr(c, f) != v for c in table.values())
-    ]  # fmt: skip
+    ]
     return len(unusual), max(unusual, default=0)
 
 

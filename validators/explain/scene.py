@@ -138,9 +138,11 @@ def predict(scene: Scene, contract: NormQuantContract, stages: dict[str, Stage])
 
 
 def make_scene(
-    inputs: NormQuantInputs | QuantInputs, outputs: NormQuantOutputs | QuantOutputs, rows: Tensor,
+    inputs: NormQuantInputs | QuantInputs,
+    outputs: NormQuantOutputs | QuantOutputs,
+    rows: Tensor,
     contract: NormQuantContract,
-) -> Scene:  # fmt: skip
+) -> Scene:
     """A scene of the given global rows (int64 [m])."""
     n = inputs.x.shape[-1]
     device = inputs.x.device
@@ -158,14 +160,21 @@ def make_scene(
 
     def scene_of(which: Tensor) -> Scene:
         return Scene(
-            rows=which, x=x[which].double(),
+            rows=which,
+            x=x[which].double(),
             residual=norm.residual.reshape(-1, n)[which].double() if norm and norm.residual is not None else None,
-            weight=norm.weight if norm else None, w=w, eps=norm.eps if norm else 0.0,
-            fp8=format_of(inputs.fp8_dtype), storage=format_of(inputs.x.dtype),
-            codes=bytes_of(outputs.codes).reshape(-1, n)[which], scale=outputs.scale.reshape(-1)[which].double(),
-            stored=None if stored is None else stored.reshape(-1, n)[which].double(), quant_only=norm is None,
-            inputs=inputs, scales_of_all=scales,
-        )  # fmt: skip
+            weight=norm.weight if norm else None,
+            w=w,
+            eps=norm.eps if norm else 0.0,
+            fp8=format_of(inputs.fp8_dtype),
+            storage=format_of(inputs.x.dtype),
+            codes=bytes_of(outputs.codes).reshape(-1, n)[which],
+            scale=outputs.scale.reshape(-1)[which].double(),
+            stored=None if stored is None else stored.reshape(-1, n)[which].double(),
+            quant_only=norm is None,
+            inputs=inputs,
+            scales_of_all=scales,
+        )
 
     return scene_of(rows)
 

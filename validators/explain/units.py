@@ -24,9 +24,18 @@ BIASES: tuple[Bias, ...] = ("epilogue", "epilogue-fma", "after-store")
 EXACT = "exact"
 """Not a unit: the exact sum rounded once to fp32. Outputs that follow it and nothing else had little to round."""
 _FN_UNITS = (
-    "hopper-promote128", "hopper-fast", "ada", "blackwell-mma", "blackwell-tcgen05", "fp32-serial", EXACT,
-    "hopper-promote32", "hopper-promote64", "hopper-promote256", "hopper-promote512",
-)  # fmt: skip
+    "hopper-promote128",
+    "hopper-fast",
+    "ada",
+    "blackwell-mma",
+    "blackwell-tcgen05",
+    "fp32-serial",
+    EXACT,
+    "hopper-promote32",
+    "hopper-promote64",
+    "hopper-promote256",
+    "hopper-promote512",
+)
 _FNUZ_UNITS = ("cdna3-mfma", "fp32-serial", EXACT)
 _SPLIT_UNITS = ("hopper-promote128", "hopper-fast", "cdna3-mfma")
 SPLITS = (2, 3, 4, 8)
@@ -70,8 +79,11 @@ def candidates(fp8: str = "e4m3fn", *, k: int = 1 << 20, bias: bool = False) -> 
         places: tuple[Bias, ...] = BIASES if bias else ("none",)
         found += [
             GemmCandidate(unit, promotion, s, order, place, k_map)
-            for s in splits for k_map in maps for order in ORDERS for place in places
-        ]  # fmt: skip
+            for s in splits
+            for k_map in maps
+            for order in ORDERS
+            for place in places
+        ]
     return found
 
 
@@ -114,9 +126,13 @@ def sample(
     r, c = chosen(m, rows), chosen(n, cols)
     # Indexing FP8 tensors is not implemented everywhere; bytes are.
     return SampledGemm(
-        inputs.a.view(torch.uint8)[r], inputs.b.view(torch.uint8)[c], inputs.a_scale.reshape(-1)[r].float(),
-        inputs.b_scale.reshape(-1)[c].float(), None if inputs.bias is None else inputs.bias[c], outputs.out[r][:, c],
-    )  # fmt: skip
+        inputs.a.view(torch.uint8)[r],
+        inputs.b.view(torch.uint8)[c],
+        inputs.a_scale.reshape(-1)[r].float(),
+        inputs.b_scale.reshape(-1)[c].float(),
+        None if inputs.bias is None else inputs.bias[c],
+        outputs.out[r][:, c],
+    )
 
 
 def epilogue(accumulator: Tensor, scene: SampledGemm, order: Order, bias: Bias, dtype: torch.dtype) -> Tensor:
@@ -139,9 +155,13 @@ def epilogue(accumulator: Tensor, scene: SampledGemm, order: Order, bias: Bias, 
 
 
 def match_shares(
-    inputs: GemmInputs, outputs: GemmOutputs, *, rows: int | Tensor = SAMPLE_ROWS, cols: int | Tensor = SAMPLE_COLS,
+    inputs: GemmInputs,
+    outputs: GemmOutputs,
+    *,
+    rows: int | Tensor = SAMPLE_ROWS,
+    cols: int | Tensor = SAMPLE_COLS,
     emulator: Callable[..., Tensor] = emulate,
-) -> dict[str, float]:  # fmt: skip
+) -> dict[str, float]:
     """Share (0..1) of the sampled outputs that each candidate predicts bit for bit, best first.
 
     NaN equals NaN, and -0 equals +0. rows, cols: how many, evenly spread, or which. emulator: ``accumulators.emulate``

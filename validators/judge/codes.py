@@ -229,9 +229,18 @@ def _special_row(
         def make(i: int) -> Element:
             c = int(col[i])
             return Element(
-                r + first, c, expected, expected, expected, float(values[c]), f"0x{int(codes[c]):02x}",
-                abs(float(values[c]) - expected), 0.0, math.nan, {"zero row" if kind is Row.ZERO else "NaN row": 0.0},
-            )  # fmt: skip
+                r + first,
+                c,
+                expected,
+                expected,
+                expected,
+                float(values[c]),
+                f"0x{int(codes[c]):02x}",
+                abs(float(values[c]) - expected),
+                0.0,
+                math.nan,
+                {"zero row" if kind is Row.ZERO else "NaN row": 0.0},
+            )
 
         tally.candidates(values[col].abs(), values[col], make)
 
@@ -305,9 +314,18 @@ def resolve(
         low_code, high_code = encode(torch.stack((low[e], high[e])), fmt, contract.overflow)
         ends = sorted((float(decode(low_code, fmt)), float(decode(high_code, fmt))))
         return Element(
-            int(row[e]), int(col[e]), float(nominal[e]), ends[0], ends[1], float(values[e]),
-            f"0x{int(code[e]):02x}", float(err[e]), float(budget[e]), float(steps[e]), {},
-        )  # fmt: skip
+            int(row[e]),
+            int(col[e]),
+            float(nominal[e]),
+            ends[0],
+            ends[1],
+            float(values[e]),
+            f"0x{int(code[e]):02x}",
+            float(err[e]),
+            float(budget[e]),
+            float(steps[e]),
+            {},
+        )
 
     tally.candidates(use[wrong], err[wrong], make)
 

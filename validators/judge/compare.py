@@ -262,9 +262,18 @@ def _surveyed(
         rms, rms_low, rms_high, low, high, nominal = seen.ends.unbind()
         row_max = RowMax(low, high, nominal, rms_low, rms_high, rms)
     truth = truth_of_rows(
-        seen.square_sum, seen.p_max, x, inputs.weight, None, inputs.eps, contract, fp8.name, storage,
-        gemma=inputs.gemma, row_max=row_max,
-    )  # fmt: skip
+        seen.square_sum,
+        seen.p_max,
+        x,
+        inputs.weight,
+        None,
+        inputs.eps,
+        contract,
+        fp8.name,
+        storage,
+        gemma=inputs.gemma,
+        row_max=row_max,
+    )
     if truth is None or not truth.scale.ordinary:
         return False
     admissible = scale_admissible(seen.scale.double(), truth.scale, contract, qmax, truth.grid)
@@ -336,9 +345,18 @@ def _residual(
     def make(i: int) -> Element:
         value, bits = float(g[i]), got[int(row[i]), int(col[i])].view(torch.int16)
         return Element(
-            int(row[i]) + first, int(col[i]), float(w[i]), float(w[i]), float(w[i]), value,
-            f"0x{int(bits) & 0xFFFF:04x}", float(err[i]), 0.0, float(steps[i]), {"store (bit-exact)": 0.0},
-        )  # fmt: skip
+            int(row[i]) + first,
+            int(col[i]),
+            float(w[i]),
+            float(w[i]),
+            float(w[i]),
+            value,
+            f"0x{int(bits) & 0xFFFF:04x}",
+            float(err[i]),
+            0.0,
+            float(steps[i]),
+            {"store (bit-exact)": 0.0},
+        )
 
     tally.candidates(err / spacing, err, make)
 
@@ -402,10 +420,18 @@ def _scales(
                 else budgets.Budget(())
             ) + budgets.scale_step_budget(contract, qmax)
             return Element(
-                r + first, 0, float(want[r]), float(truth.low[r]), float(truth.high[r]), float(got[r]),
-                f"0x{int(got32[r].view(torch.int32)) & 0xFFFFFFFF:08x}", float(err[r]), float(budget[r]),
-                float(steps[r]), terms.scaled(float(want[r])),
-            )  # fmt: skip
+                r + first,
+                0,
+                float(want[r]),
+                float(truth.low[r]),
+                float(truth.high[r]),
+                float(got[r]),
+                f"0x{int(got32[r].view(torch.int32)) & 0xFFFFFFFF:08x}",
+                float(err[r]),
+                float(budget[r]),
+                float(steps[r]),
+                terms.scaled(float(want[r])),
+            )
 
         tally.candidates(use[index], err[index], make)
     return torch.where(ok & regular, got, truth.nominal)
@@ -429,9 +455,11 @@ def _note_unspecified(tally: Tally, got: torch.Tensor, kind: torch.Tensor, skipp
         if bool(rows.any()):
             seen = got[rows]
             for words, mask in (
-                ("scale NaN", seen.isnan()), ("scale Inf", seen.isinf()), ("scale 0", seen == 0),
+                ("scale NaN", seen.isnan()),
+                ("scale Inf", seen.isinf()),
+                ("scale 0", seen == 0),
                 ("finite scale", seen.isfinite() & (seen != 0)),
-            ):  # fmt: skip
+            ):
                 if bool(mask.any()):
                     tally.note(f"{what}: {words}", int(mask.sum()))
 

@@ -18,8 +18,10 @@ def decide(comparisons: Sequence[Comparison], checks: Sequence[Check]) -> tuple[
     Where two runs on the same inputs differ, a row that differs alone or in another layout says nothing new: it fails
     nothing, and comes after.
     """
-    failed = {kind: [f"{c.name}: {c.detail}" for c in checks if c.ok is False and c.kind == kind] for kind in
-              dict.fromkeys(c.kind for c in checks)}  # fmt: skip
+    failed = {
+        kind: [f"{c.name}: {c.detail}" for c in checks if c.ok is False and c.kind == kind]
+        for kind in dict.fromkeys(c.kind for c in checks)
+    }
     unstable, varying = failed.pop("determinism", []), failed.pop("invariance", [])
     failures = [violation_sentence(c) for c in comparisons if c.violations] + [
         s for kind in failed.values() for s in kind

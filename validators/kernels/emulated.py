@@ -332,17 +332,29 @@ def _write(w: Work) -> None:
 
 
 _QUANT_STAGES: dict[str, Stage] = {
-    "amax": _amax, "scale": _scale, "divide": _divide, "encode": _encode,
-    "special_rows": _special_rows, "write": _write,
-}  # fmt: skip
+    "amax": _amax,
+    "scale": _scale,
+    "divide": _divide,
+    "encode": _encode,
+    "special_rows": _special_rows,
+    "write": _write,
+}
 STAGES: dict[str, dict[str, Stage]] = {
     "add_rmsnorm_quant": {
-        "load": _load, "add": _add, "store_residual": _store_residual, "norm_input": _norm_input,
-        "square_sum": _square_sum, "mean": _mean, "variance": _variance, "rsqrt": _rsqrt, "gamma": _gamma,
-        "normalise": _normalise, **_QUANT_STAGES,
+        "load": _load,
+        "add": _add,
+        "store_residual": _store_residual,
+        "norm_input": _norm_input,
+        "square_sum": _square_sum,
+        "mean": _mean,
+        "variance": _variance,
+        "rsqrt": _rsqrt,
+        "gamma": _gamma,
+        "normalise": _normalise,
+        **_QUANT_STAGES,
     },
     "per_token_quant": {"load": _take_input, **_QUANT_STAGES},
-}  # fmt: skip
+}
 """The stages of each op, by name, in the order in which they run."""
 
 
@@ -408,11 +420,20 @@ def execute(
     for start in range(0, len(x), step):
         part = slice(start, start + step)
         work = Work(
-            contract, variant, fp8, x[part], codes[part], scale[part], qmax,
+            contract,
+            variant,
+            fp8,
+            x[part],
+            codes[part],
+            scale[part],
+            qmax,
             qmax if contract.overflow == "saturate" else None,
-            residual if residual is None else residual[part], weight, eps, gemma,
+            residual if residual is None else residual[part],
+            weight,
+            eps,
+            gemma,
             out_residual if out_residual is None else out_residual[part],
-        )  # fmt: skip
+        )
         for stage in pipeline:
             stage(work)
     return out
@@ -441,10 +462,16 @@ def kernels() -> list[Kernel]:
 
     found = [
         Kernel(
-            f"emulated/{name}", op, name, make(contract), in_place=True, versions=versions, emulated=True,
+            f"emulated/{name}",
+            op,
+            name,
+            make(contract),
+            in_place=True,
+            versions=versions,
+            emulated=True,
             notes="fp32 PyTorch stand-in; shows the pipeline, says nothing about a shipped kernel",
         )
         for op in ("add_rmsnorm_quant", "per_token_quant")
         for name, contract in NORM_QUANT_CONTRACTS.items()
-    ]  # fmt: skip
+    ]
     return found + emulated_gemm.kernels()

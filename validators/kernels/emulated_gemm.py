@@ -153,8 +153,13 @@ def _write(w: GemmWork) -> None:
 
 
 STAGES: dict[str, GemmStage] = {
-    "decode": _decode, "accumulate": _accumulate, "scale": _scale, "bias": _bias, "store": _store, "write": _write,
-}  # fmt: skip
+    "decode": _decode,
+    "accumulate": _accumulate,
+    "scale": _scale,
+    "bias": _bias,
+    "store": _store,
+    "write": _write,
+}
 """The stages by name, in the order in which they run."""
 
 
@@ -192,9 +197,7 @@ def execute(
         for j in range(0, n, columns):
             r, c = slice(i, i + rows), slice(j, j + columns)
             bias = None if inputs.bias is None else inputs.bias[c]
-            work = GemmWork(
-                contract, variant, fp8, a[r], inputs.a_scale[r], b[c], inputs.b_scale[c], bias, out[r, c]
-            )  # fmt: skip
+            work = GemmWork(contract, variant, fp8, a[r], inputs.a_scale[r], b[c], inputs.b_scale[c], bias, out[r, c])
             for stage in pipeline:
                 stage(work)
     return GemmOutputs(out)
@@ -216,8 +219,15 @@ EMULATED = ("fp32", "unknown")
 def kernels() -> list[Kernel]:
     """``emulated/fp32`` and ``emulated/unknown``."""
     return [
-        Kernel(f"emulated/{name}", "ptpc_gemm", name, make(contract), versions=versions, emulated=True,
-               notes="fp32 PyTorch stand-in; shows the pipeline, says nothing about a shipped kernel")
+        Kernel(
+            f"emulated/{name}",
+            "ptpc_gemm",
+            name,
+            make(contract),
+            versions=versions,
+            emulated=True,
+            notes="fp32 PyTorch stand-in; shows the pipeline, says nothing about a shipped kernel",
+        )
         for name, contract in GEMM_CONTRACTS.items()
         if name in EMULATED
-    ]  # fmt: skip
+    ]

@@ -84,9 +84,17 @@ class Kernel:
 
 # One provider a file; each has kernels() -> list[Kernel] that imports nothing heavy.
 PROVIDERS = (
-    "emulated", "torch_native", "inductor", "aiter_hip", "aiter_triton", "triton_own", "vllm", "sgl_kernel", "torchao",
+    "emulated",
+    "torch_native",
+    "inductor",
+    "aiter_hip",
+    "aiter_triton",
+    "triton_own",
+    "vllm",
+    "sgl_kernel",
+    "torchao",
     "compressed_tensors",
-)  # fmt: skip
+)
 
 
 def all_kernels() -> list[Kernel]:

@@ -16,8 +16,27 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-SUFFIXES = (".cu", ".cuh", ".cpp", ".cc", ".c", ".h", ".hpp", ".hip", ".s", ".ll", ".mlir", ".ttir", ".ptx", ".py",
-            ".co", ".hsaco", ".cubin", ".so", ".pyd")  # fmt: skip
+SUFFIXES = (
+    ".cu",
+    ".cuh",
+    ".cpp",
+    ".cc",
+    ".c",
+    ".h",
+    ".hpp",
+    ".hip",
+    ".s",
+    ".ll",
+    ".mlir",
+    ".ttir",
+    ".ptx",
+    ".py",
+    ".co",
+    ".hsaco",
+    ".cubin",
+    ".so",
+    ".pyd",
+)
 """Files that count when a string of the source names them: sources, and machine code that was built from some."""
 EXTENSIONS = (".so", ".pyd")
 LIBRARIES = ("torch", "triton", "numpy")

@@ -48,8 +48,15 @@ class LayersError(ValueError):
 
 
 SPEAKING = (
-    LayersError, CheckpointError, PathError, ParallelError, KernelError, KernelFault, store.StoreError, Glm4MoeError,
-)  # fmt: skip
+    LayersError,
+    CheckpointError,
+    PathError,
+    ParallelError,
+    KernelError,
+    KernelFault,
+    store.StoreError,
+    Glm4MoeError,
+)
 """Exceptions whose message is a sentence for the user."""
 
 
@@ -65,8 +72,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kernel-norm", required=True, help="kernel of add_rmsnorm_quant")
     parser.add_argument("--kernel-gemm", required=True, help="kernel of ptpc_gemm")
     parser.add_argument("--kernel-quant", help="kernel of per_token_quant (default: the norm kernel's namesake)")
-    parser.add_argument("--contract", action="append", default=[], metavar="OP=NAME",
-                        help="hold the kernel of an op to this contract (may be repeated)")  # fmt: skip
+    parser.add_argument(
+        "--contract",
+        action="append",
+        default=[],
+        metavar="OP=NAME",
+        help="hold the kernel of an op to this contract (may be repeated)",
+    )
     parser.add_argument("--layers", help="0-LAST (default: all)")
     parser.add_argument("--tokens", type=int, default=TOKENS, help=f"length of the one sequence (default: {TOKENS})")
     parser.add_argument("--tp", type=int, default=1, help="tensor-parallel ranks, simulated; torchrun makes them real")
@@ -82,9 +94,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse ``argv`` (without the command's name) and walk; returns the exit code. Bad input is one sentence."""
     return guarded(
-        "validators", lambda: command(_parse(argv)), speaks=lambda error: isinstance(error, SPEAKING),
+        "validators",
+        lambda: command(_parse(argv)),
+        speaks=lambda error: isinstance(error, SPEAKING),
         interrupted="a walk is recorded at its end, so nothing of this one is",
-    )  # fmt: skip
+    )
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -121,10 +135,18 @@ def command(parsed: argparse.Namespace) -> int:
             _say(f"not quantized in the checkpoint, so walked in bf16 and not judged: {listed(plain)}")
         clock = Clock(device, parsed.timings)
         result = walk(
-            source, kernels, contracts, layers=layers, tokens=parsed.tokens, group=group, seed=parsed.seed,
-            judge_unfused=parsed.judge_unfused, say=_say if first else _silent, clock=clock,
+            source,
+            kernels,
+            contracts,
+            layers=layers,
+            tokens=parsed.tokens,
+            group=group,
+            seed=parsed.seed,
+            judge_unfused=parsed.judge_unfused,
+            say=_say if first else _silent,
+            clock=clock,
             unjudged=plain,
-        )  # fmt: skip
+        )
         for line in clock.lines(len(result.depths)) if first else []:
             print(line)
         if group.real:
@@ -133,13 +155,25 @@ def command(parsed: argparse.Namespace) -> int:
         return 0
     command_line = f"python -m validators layers {shlex.join(_arguments(parsed))}"
     made = records(
-        result, kernels, contracts, model=FilePath(parsed.model).name, margin=parsed.margin, device=device,
-        reproduce=command_line, origin=origin, peak_bytes=peak_bytes(device), of=source.config.layers,
+        result,
+        kernels,
+        contracts,
+        model=FilePath(parsed.model).name,
+        margin=parsed.margin,
+        device=device,
+        reproduce=command_line,
+        origin=origin,
+        peak_bytes=peak_bytes(device),
+        of=source.config.layers,
         extra={
-            "quant_format": source.quant_format, "tokens": parsed.tokens, "tp": group.size, "all_reduce": ALL_REDUCE,
-            "real_ranks": group.real, "stream_sha256": result.digest,
+            "quant_format": source.quant_format,
+            "tokens": parsed.tokens,
+            "tp": group.size,
+            "all_reduce": ALL_REDUCE,
+            "real_ranks": group.real,
+            "stream_sha256": result.digest,
         },
-    )  # fmt: skip
+    )
     with sink:
         for record in made:
             sink.write(record)
@@ -149,18 +183,36 @@ def command(parsed: argparse.Namespace) -> int:
 
 
 def walk(
-    source: presets.Synthetic | Checkpoint, kernels: Kernels, contracts: Contracts, *, layers: int, tokens: int,
-    group: Group | None = None, seed: int = 0, judge_unfused: bool = False, path: type[Path] = Path,
-    say: Callable[[str], None] = lambda line: None, clock: Clock | None = None, unjudged: Sequence[str] = (),
-) -> Result:  # fmt: skip
+    source: presets.Synthetic | Checkpoint,
+    kernels: Kernels,
+    contracts: Contracts,
+    *,
+    layers: int,
+    tokens: int,
+    group: Group | None = None,
+    seed: int = 0,
+    judge_unfused: bool = False,
+    path: type[Path] = Path,
+    say: Callable[[str], None] = lambda line: None,
+    clock: Clock | None = None,
+    unjudged: Sequence[str] = (),
+) -> Result:
     """Walk ``layers`` layers with ``path`` as the fused path's wiring, the right wiring for the unfused one."""
     fused = path(kernels, source.config, source.quant_format)
     unfused = Path(kernels, source.config, source.quant_format, fused=False)
     prompt = presets.prompt(source.config, tokens, seed)
     steps = Walk(
-        source, fused, unfused, contracts, prompt, group=group or Group(), judge_unfused=judge_unfused, say=say,
-        clock=clock, unjudged=unjudged,
-    )  # fmt: skip
+        source,
+        fused,
+        unfused,
+        contracts,
+        prompt,
+        group=group or Group(),
+        judge_unfused=judge_unfused,
+        say=say,
+        clock=clock,
+        unjudged=unjudged,
+    )
     return steps.run(layers)
 
 
@@ -316,22 +368,28 @@ def _layers(text: str | None, known: int) -> int:
 
 def _arguments(parsed: argparse.Namespace) -> list[str]:
     given = [
-        "--model", parsed.model, "--kernel-norm", parsed.kernel_norm, "--kernel-gemm", parsed.kernel_gemm,
+        "--model",
+        parsed.model,
+        "--kernel-norm",
+        parsed.kernel_norm,
+        "--kernel-gemm",
+        parsed.kernel_gemm,
         *(["--kernel-quant", parsed.kernel_quant] if parsed.kernel_quant else []),
-        *(["--layers", parsed.layers] if parsed.layers else []), "--tokens", str(parsed.tokens),
-        *(["--tp", str(parsed.tp)] if parsed.tp > 1 else []), *(["--seed", str(parsed.seed)] if parsed.seed else []),
+        *(["--layers", parsed.layers] if parsed.layers else []),
+        "--tokens",
+        str(parsed.tokens),
+        *(["--tp", str(parsed.tp)] if parsed.tp > 1 else []),
+        *(["--seed", str(parsed.seed)] if parsed.seed else []),
         *([] if parsed.device == "cpu" else ["--device", parsed.device]),
         *([] if parsed.margin == MARGIN else ["--margin", str(parsed.margin)]),
         *(word for text in parsed.contract for word in ("--contract", text)),
         *(["--judge-unfused"] if parsed.judge_unfused else []),
-    ]  # fmt: skip
+    ]
     return given
 
 
 def _picture(result: Result, parsed: argparse.Namespace, directory: FilePath) -> FilePath | None:
-    medians = {
-        arm: [float(d.error[arm].median()) for d in result.depths] for arm in ("fused", "unfused")
-    }  # fmt: skip
+    medians = {arm: [float(d.error[arm].median()) for d in result.depths] for arm in ("fused", "unfused")}
     if not result.depths or not any(v > 0 for values in medians.values() for v in values):
         return None
     where = FilePath(parsed.picture) if parsed.picture else directory / "layers.svg"
@@ -342,7 +400,7 @@ def _picture(result: Result, parsed: argparse.Namespace, directory: FilePath) ->
 
 def _print_end(
     made: Sequence[Record], result: Result, directory: FilePath, picture: FilePath | None, peak: int
-) -> None:  # fmt: skip
+) -> None:
     *ops, whole = made
     passed = sum(j.status is Status.PASSED for j in result.judged)
     for record in [r for r in ops if r.status is not Status.PASSED][:5]:

@@ -27,9 +27,15 @@ from validators.layers.checkpoint_scheme import CheckpointError as CheckpointErr
 from validators.layers.checkpoint_scheme import not_ptpc, quant_format
 
 DTYPES = {
-    "F8_E4M3": torch.float8_e4m3fn, "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32,
-    "F64": torch.float64, "I64": torch.int64, "I32": torch.int32, "U8": torch.uint8,
-}  # fmt: skip
+    "F8_E4M3": torch.float8_e4m3fn,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "U8": torch.uint8,
+}
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 INDEX = "model.safetensors.index.json"
 HEAD_ROWS = 8192
@@ -109,10 +115,21 @@ def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 _WHOLE = {
-    "hidden_size": 1, "num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 1,
-    "intermediate_size": 1, "moe_intermediate_size": 1, "n_routed_experts": 1, "num_experts_per_tok": 1,
-    "n_shared_experts": 0, "first_k_dense_replace": 0, "vocab_size": 1, "n_group": 1, "topk_group": 1,
-}  # fmt: skip
+    "hidden_size": 1,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "num_key_value_heads": 1,
+    "head_dim": 1,
+    "intermediate_size": 1,
+    "moe_intermediate_size": 1,
+    "n_routed_experts": 1,
+    "num_experts_per_tok": 1,
+    "n_shared_experts": 0,
+    "first_k_dense_replace": 0,
+    "vocab_size": 1,
+    "n_group": 1,
+    "topk_group": 1,
+}
 """Settings that are numbers of something, and the least of each."""
 _NUMBERS = ("partial_rotary_factor", "rope_theta", "rms_norm_eps", "routed_scaling_factor")
 
@@ -134,18 +151,28 @@ def model_config(config: Mapping[str, Any]) -> Config:
             raise CheckpointError(f"config.json: {name} is {value!r}, and not a number above 0")
     try:
         return Config(
-            hidden=config["hidden_size"], layers=config["num_hidden_layers"], heads=config["num_attention_heads"],
-            kv_heads=config["num_key_value_heads"], head_dim=config["head_dim"],
-            intermediate=config["intermediate_size"], moe_intermediate=config["moe_intermediate_size"],
-            experts=config["n_routed_experts"], top_k=config["num_experts_per_tok"],
-            shared_experts=config["n_shared_experts"], first_dense=config["first_k_dense_replace"],
-            vocab=config["vocab_size"], routed_scaling=config["routed_scaling_factor"],
-            n_group=config.get("n_group", 1), topk_group=config.get("topk_group", 1),
-            norm_topk=config.get("norm_topk_prob", True), qk_norm=config.get("use_qk_norm", False),
+            hidden=config["hidden_size"],
+            layers=config["num_hidden_layers"],
+            heads=config["num_attention_heads"],
+            kv_heads=config["num_key_value_heads"],
+            head_dim=config["head_dim"],
+            intermediate=config["intermediate_size"],
+            moe_intermediate=config["moe_intermediate_size"],
+            experts=config["n_routed_experts"],
+            top_k=config["num_experts_per_tok"],
+            shared_experts=config["n_shared_experts"],
+            first_dense=config["first_k_dense_replace"],
+            vocab=config["vocab_size"],
+            routed_scaling=config["routed_scaling_factor"],
+            n_group=config.get("n_group", 1),
+            topk_group=config.get("topk_group", 1),
+            norm_topk=config.get("norm_topk_prob", True),
+            qk_norm=config.get("use_qk_norm", False),
             attention_bias=config.get("attention_bias", False),
             rotary=config.get("partial_rotary_factor", rope.get("partial_rotary_factor", 0.5)),
-            rope_theta=float(config.get("rope_theta", rope.get("rope_theta", 10000.0))), eps=config["rms_norm_eps"],
-        )  # fmt: skip
+            rope_theta=float(config.get("rope_theta", rope.get("rope_theta", 10000.0))),
+            eps=config["rms_norm_eps"],
+        )
     except KeyError as error:
         raise CheckpointError(f"config.json does not give {error.args[0]}") from error
     except (TypeError, Glm4MoeError) as error:
@@ -243,16 +270,22 @@ class Checkpoint:
             mlp = self._mlp(f"{p}.mlp")
         else:
             mlp = Moe(
-                self.tensor(f"{p}.mlp.gate.weight"), self.tensor(f"{p}.mlp.gate.e_score_correction_bias"),
+                self.tensor(f"{p}.mlp.gate.weight"),
+                self.tensor(f"{p}.mlp.gate.e_score_correction_bias"),
                 lambda e: self._linear(f"{p}.mlp.experts.{e}", "gate up"),
                 lambda e: self._linear(f"{p}.mlp.experts.{e}", "down"),
                 self._mlp(f"{p}.mlp.shared_experts") if c.shared_experts else None,
-            )  # fmt: skip
+            )
         return Layer(
-            index, self.tensor(f"{p}.input_layernorm.weight"),
-            self._linear(f"{p}.self_attn", "q k v", c.attention_bias), self._linear(f"{p}.self_attn", "o"),
-            q_norm, k_norm, self.tensor(f"{p}.post_attention_layernorm.weight"), mlp,
-        )  # fmt: skip
+            index,
+            self.tensor(f"{p}.input_layernorm.weight"),
+            self._linear(f"{p}.self_attn", "q k v", c.attention_bias),
+            self._linear(f"{p}.self_attn", "o"),
+            q_norm,
+            k_norm,
+            self.tensor(f"{p}.post_attention_layernorm.weight"),
+            mlp,
+        )
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Embeddings [T, hidden] of int64 [T]."""
@@ -295,9 +328,10 @@ def write_checkpoint(source: Source, directory: str | Path, *, vocab: int) -> Pa
         where.update(dict.fromkeys(tensors, file))
 
     outer = {
-        "model.embed_tokens.weight": source.embed(torch.arange(vocab)), "model.norm.weight": source.final_norm(),
+        "model.embed_tokens.weight": source.embed(torch.arange(vocab)),
+        "model.norm.weight": source.final_norm(),
         "lm_head.weight": torch.cat(list(source.head())),
-    }  # fmt: skip
+    }
     save("model-outer.safetensors", outer)
     for index in range(c.layers):
         save(f"model-layer-{index:03d}.safetensors", dict(_layer_tensors(c, source.layer(index))))
@@ -346,24 +380,46 @@ def config_json(c: Config) -> dict[str, Any]:
     """config.json of a checkpoint that ``write_checkpoint`` writes."""
     scheme = {"num_bits": 8, "type": "float", "symmetric": True}
     group = {
-        "targets": ["Linear"], "weights": {**scheme, "strategy": "channel", "dynamic": False},
+        "targets": ["Linear"],
+        "weights": {**scheme, "strategy": "channel", "dynamic": False},
         "input_activations": {**scheme, "strategy": "token", "dynamic": True},
-    }  # fmt: skip
+    }
     return {
-        "architectures": ["Glm4MoeForCausalLM"], "model_type": "glm4_moe", "torch_dtype": "bfloat16",
-        "hidden_size": c.hidden, "num_hidden_layers": c.layers, "num_attention_heads": c.heads,
-        "num_key_value_heads": c.kv_heads, "head_dim": c.head_dim, "intermediate_size": c.intermediate,
-        "moe_intermediate_size": c.moe_intermediate, "n_routed_experts": c.experts, "num_experts_per_tok": c.top_k,
-        "n_shared_experts": c.shared_experts, "first_k_dense_replace": c.first_dense, "vocab_size": c.vocab,
-        "routed_scaling_factor": c.routed_scaling, "n_group": c.n_group, "topk_group": c.topk_group,
-        "norm_topk_prob": c.norm_topk, "use_qk_norm": c.qk_norm, "attention_bias": c.attention_bias,
-        "partial_rotary_factor": c.rotary, "rope_theta": c.rope_theta, "rms_norm_eps": c.eps,
-        "tie_word_embeddings": False, "num_nextn_predict_layers": 0,
+        "architectures": ["Glm4MoeForCausalLM"],
+        "model_type": "glm4_moe",
+        "torch_dtype": "bfloat16",
+        "hidden_size": c.hidden,
+        "num_hidden_layers": c.layers,
+        "num_attention_heads": c.heads,
+        "num_key_value_heads": c.kv_heads,
+        "head_dim": c.head_dim,
+        "intermediate_size": c.intermediate,
+        "moe_intermediate_size": c.moe_intermediate,
+        "n_routed_experts": c.experts,
+        "num_experts_per_tok": c.top_k,
+        "n_shared_experts": c.shared_experts,
+        "first_k_dense_replace": c.first_dense,
+        "vocab_size": c.vocab,
+        "routed_scaling_factor": c.routed_scaling,
+        "n_group": c.n_group,
+        "topk_group": c.topk_group,
+        "norm_topk_prob": c.norm_topk,
+        "use_qk_norm": c.qk_norm,
+        "attention_bias": c.attention_bias,
+        "partial_rotary_factor": c.rotary,
+        "rope_theta": c.rope_theta,
+        "rms_norm_eps": c.eps,
+        "tie_word_embeddings": False,
+        "num_nextn_predict_layers": 0,
         "quantization_config": {
-            "quant_method": "compressed-tensors", "format": "float-quantized", "quantization_status": "compressed",
-            "config_groups": {"group_0": group}, "ignore": ["lm_head", "re:.*mlp.gate$"], "kv_cache_scheme": None,
+            "quant_method": "compressed-tensors",
+            "format": "float-quantized",
+            "quantization_status": "compressed",
+            "config_groups": {"group_0": group},
+            "ignore": ["lm_head", "re:.*mlp.gate$"],
+            "kv_cache_scheme": None,
         },
-    }  # fmt: skip
+    }
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -196,9 +196,15 @@ def twin_contract(quant: NormQuantContract) -> NormQuantContract:
     The mean and the reciprocal root are float64 rounded once, which any reduction in fp32 of at least 64 lanes allows.
     """
     return quant.replace(
-        name=f"{TWIN}{quant.name}", norm_input="unrounded", residual_store="rne", round_after_normalize=False,
-        round_after_weight=True, reduction=Reduction("lanes", 64), mean_u=3.0, rsqrt_u=4.0,
-    )  # fmt: skip
+        name=f"{TWIN}{quant.name}",
+        norm_input="unrounded",
+        residual_store="rne",
+        round_after_normalize=False,
+        round_after_weight=True,
+        reduction=Reduction("lanes", 64),
+        mean_u=3.0,
+        rsqrt_u=4.0,
+    )
 
 
 def stored(x: Tensor) -> Tensor:

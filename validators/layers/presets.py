@@ -21,15 +21,45 @@ from validators.cases.generator import bits, stream_key, to_gaussian, to_uniform
 from validators.layers.checkpoint import HEAD_ROWS, CheckpointError
 
 GLM_4_7 = Config(
-    hidden=5120, layers=92, heads=96, kv_heads=8, head_dim=128, intermediate=12288, moe_intermediate=1536, experts=160,
-    top_k=8, shared_experts=1, first_dense=3, vocab=151552, routed_scaling=2.5, qk_norm=True, attention_bias=True,
-    rotary=0.5, rope_theta=1e6, eps=1e-5,
-)  # fmt: skip
+    hidden=5120,
+    layers=92,
+    heads=96,
+    kv_heads=8,
+    head_dim=128,
+    intermediate=12288,
+    moe_intermediate=1536,
+    experts=160,
+    top_k=8,
+    shared_experts=1,
+    first_dense=3,
+    vocab=151552,
+    routed_scaling=2.5,
+    qk_norm=True,
+    attention_bias=True,
+    rotary=0.5,
+    rope_theta=1e6,
+    eps=1e-5,
+)
 GLM_TINY = Config(
-    hidden=128, layers=4, heads=8, kv_heads=2, head_dim=32, intermediate=256, moe_intermediate=64, experts=8, top_k=2,
-    shared_experts=1, first_dense=1, vocab=512, routed_scaling=2.5, qk_norm=True, attention_bias=True, rotary=0.5,
-    rope_theta=1e4, eps=1e-5,
-)  # fmt: skip
+    hidden=128,
+    layers=4,
+    heads=8,
+    kv_heads=2,
+    head_dim=32,
+    intermediate=256,
+    moe_intermediate=64,
+    experts=8,
+    top_k=2,
+    shared_experts=1,
+    first_dense=1,
+    vocab=512,
+    routed_scaling=2.5,
+    qk_norm=True,
+    attention_bias=True,
+    rotary=0.5,
+    rope_theta=1e4,
+    eps=1e-5,
+)
 PRESETS = {"glm-4.7": GLM_4_7, "glm-tiny": GLM_TINY}
 
 _OUTLIERS_PER_CHANNEL = 1 / 256
@@ -126,12 +156,17 @@ class Synthetic:
                 lambda e: self._gate_up(f"{p}.expert{e}", c.moe_intermediate),
                 lambda e: self._down(f"{p}.expert{e}", c.moe_intermediate, gain),
                 self._mlp(f"{p}.shared", c.moe_intermediate * c.shared_experts, gain) if c.shared_experts else None,
-            )  # fmt: skip
+            )
         return Layer(
-            index, self._gain(f"{p}.input_norm", c.hidden), qkv,
-            self._linear(f"{p}.o", c.hidden, c.heads * c.head_dim, gain, outliers=True), q_norm, k_norm,
-            self._gain(f"{p}.post_norm", c.hidden), mlp,
-        )  # fmt: skip
+            index,
+            self._gain(f"{p}.input_norm", c.hidden),
+            qkv,
+            self._linear(f"{p}.o", c.hidden, c.heads * c.head_dim, gain, outliers=True),
+            q_norm,
+            k_norm,
+            self._gain(f"{p}.post_norm", c.hidden),
+            mlp,
+        )
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Embeddings bf16 [T, hidden] of token ids int64 [T]; a row depends on its token alone."""

@@ -75,9 +75,7 @@ class TimedSource:
             layer = self.source.layer(index)
         if not isinstance(layer.mlp, Moe):
             return layer
-        moe = dataclasses.replace(
-            layer.mlp, gate_up=self._timed(layer.mlp.gate_up), down=self._timed(layer.mlp.down)
-        )  # fmt: skip
+        moe = dataclasses.replace(layer.mlp, gate_up=self._timed(layer.mlp.gate_up), down=self._timed(layer.mlp.down))
         return dataclasses.replace(layer, mlp=moe)
 
     def _timed(self, make: Callable[[int], Linear]) -> Callable[[int], Linear]:

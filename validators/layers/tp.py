@@ -69,9 +69,11 @@ class Group:
 def check_split(config: Config, size: int) -> None:
     """Raises ParallelError where the model does not split evenly over ``size`` ranks."""
     parts = {
-        "query heads": config.heads, "key-value heads": config.kv_heads, "intermediate channels": config.intermediate,
+        "query heads": config.heads,
+        "key-value heads": config.kv_heads,
+        "intermediate channels": config.intermediate,
         "expert channels": config.moe_intermediate,
-    }  # fmt: skip
+    }
     for what, count in parts.items():
         if size < 1 or count % size:
             raise ParallelError(f"{count} {what} do not split over {size} ranks")

@@ -86,12 +86,14 @@ def trajectory(result: Result, margin: float) -> tuple[Status, tuple[str, ...], 
     worse, fine = bounds.low > 1 + margin, bounds.high <= 1 + margin
     checks.append(
         Check(
-            "fused against unfused", True if fine else False if worse else None,
+            "fused against unfused",
+            True if fine else False if worse else None,
             f"after layer {last.layer} the fused path's error of the hidden state is {bounds.median:.3g} of the "
             f"unfused path's (median of {bounds.count} tokens, paired; by the sign test it is above {bounds.low:.3g} "
-            f"and below {bounds.high:.3g}, each with {100 * CONFIDENCE:g} %); allowed {1 + margin:g}", "statistical",
+            f"and below {bounds.high:.3g}, each with {100 * CONFIDENCE:g} %); allowed {1 + margin:g}",
+            "statistical",
         )
-    )  # fmt: skip
+    )
     beyond = [d.layer for d in result.depths if d.layer > last.layer] if near else [d.layer for d in result.depths]
     lost = ""
     if beyond:
@@ -162,9 +164,19 @@ def logits_sentence(logits: dict[str, Tensor]) -> str:
 
 
 def records(
-    result: Result, kernels: Kernels, contracts: Contracts, *, model: str, margin: float, device: str, reproduce: str,
-    origin: dict[str, str], peak_bytes: int, extra: dict[str, Any], of: int = 0,
-) -> list[Record]:  # fmt: skip
+    result: Result,
+    kernels: Kernels,
+    contracts: Contracts,
+    *,
+    model: str,
+    margin: float,
+    device: str,
+    reproduce: str,
+    origin: dict[str, str],
+    peak_bytes: int,
+    extra: dict[str, Any],
+    of: int = 0,
+) -> list[Record]:
     """One record an op of a layer, in the order walked, then one of the trajectories.
 
     origin: op -> where its contract comes from. of: layers that the model has, walked or not. The walk's own bf16 norms
@@ -176,18 +188,29 @@ def records(
     by_op = {"add_rmsnorm_quant": kernels.norm, "per_token_quant": kernels.quant, "ptpc_gemm": kernels.gemm}
     own = Counter(j.op for j in result.judged if not j.own_norm)
     evidence = {
-        "model": model, "layers": [d.layer for d in result.depths], "of": of, "tokens": extra.get("tokens"),
-        "margin": margin, "walk": secrets.token_hex(8), "records": dict(own),
-    }  # fmt: skip
+        "model": model,
+        "layers": [d.layer for d in result.depths],
+        "of": of,
+        "tokens": extra.get("tokens"),
+        "margin": margin,
+        "walk": secrets.token_hex(8),
+        "records": dict(own),
+    }
     about = {**provenance(device), **extra, "evidence": evidence}
     arch = architecture(device)
 
     def frame(kernel: Kernel, op: str) -> dict[str, Any]:
         return {
-            "kernel": kernel.name, "op": op, "lane": LANE, "device": device, "arch": arch, "emulated": kernel.emulated,
-            "fake": kernel.fake, "reproduce": reproduce,
+            "kernel": kernel.name,
+            "op": op,
+            "lane": LANE,
+            "device": device,
+            "arch": arch,
+            "emulated": kernel.emulated,
+            "fake": kernel.fake,
+            "reproduce": reproduce,
             "provenance": {**about, **kernel.identity()},
-        }  # fmt: skip
+        }
 
     found = []
     for j in result.judged:
@@ -195,12 +218,18 @@ def records(
             continue
         found.append(
             Record(
-                status=j.status, reasons=tuple(f"layer {j.layer}, {j.step}, {j.arm} path: {r}" for r in j.reasons),
-                case=case_name(model, j), contract=j.contract, contract_from=origin[j.op],
-                comparisons=j.comparisons, checks=j.checks, explanations=j.explanations, seconds=j.seconds,
+                status=j.status,
+                reasons=tuple(f"layer {j.layer}, {j.step}, {j.arm} path: {r}" for r in j.reasons),
+                case=case_name(model, j),
+                contract=j.contract,
+                contract_from=origin[j.op],
+                comparisons=j.comparisons,
+                checks=j.checks,
+                explanations=j.explanations,
+                seconds=j.seconds,
                 **frame(by_op[j.op], j.op),
             )
-        )  # fmt: skip
+        )
     status, reasons, checks = trajectory(result, margin)
     whole = frame(kernels.norm, "add_rmsnorm_quant")
     whole["provenance"]["trajectory"] = medians_by_layer(result)
@@ -209,11 +238,17 @@ def records(
     checks = (*checks, Check("environment", None, environment(result)), Check("memory", None, memory))
     found.append(
         Record(
-            status=status, reasons=reasons, case=f"layers-{model}-trajectory", contract=contracts.norm.name,
-            contract_from=origin["add_rmsnorm_quant"], checks=checks, seconds=result.seconds, peak_bytes=peak_bytes,
+            status=status,
+            reasons=reasons,
+            case=f"layers-{model}-trajectory",
+            contract=contracts.norm.name,
+            contract_from=origin["add_rmsnorm_quant"],
+            checks=checks,
+            seconds=result.seconds,
+            peak_bytes=peak_bytes,
             **whole,
         )
-    )  # fmt: skip
+    )
     return found
 
 

@@ -87,10 +87,19 @@ class Walk:
     """
 
     def __init__(
-        self, source: Source, fused: Path, unfused: Path, contracts: Contracts, tokens: Tensor, *,
-        group: Group = ALONE, judge_unfused: bool = False, say: Callable[[str], None] = lambda line: None,
-        clock: Clock | None = None, unjudged: Sequence[str] = (),
-    ) -> None:  # fmt: skip
+        self,
+        source: Source,
+        fused: Path,
+        unfused: Path,
+        contracts: Contracts,
+        tokens: Tensor,
+        *,
+        group: Group = ALONE,
+        judge_unfused: bool = False,
+        say: Callable[[str], None] = lambda line: None,
+        clock: Clock | None = None,
+        unjudged: Sequence[str] = (),
+    ) -> None:
         self.clock = clock or Clock()
         self.source = TimedSource(source, self.clock) if self.clock.on else source
         self.config, self.contracts, self.group = source.config, contracts, group
@@ -267,9 +276,15 @@ class Walk:
         return normed, handed
 
     def _judge_norm(
-        self, arm: Arm, layer: Layer, step: str, weight: Tensor, handed: tuple[Tensor, ...],
-        contract: NormQuantContract, began: float,
-    ) -> None:  # fmt: skip
+        self,
+        arm: Arm,
+        layer: Layer,
+        step: str,
+        weight: Tensor,
+        handed: tuple[Tensor, ...],
+        contract: NormQuantContract,
+        began: float,
+    ) -> None:
         first = arm.expected is None
         inputs = NormQuantInputs(arm.hidden, arm.expected, weight, self.config.eps, FP8)
         kept = arm.path.residual
@@ -284,9 +299,14 @@ class Walk:
         arm.expected = arm.hidden.clone() if kept is None else kept.clone()
 
     def _columns(
-        self, arm: Arm, layer: Layer, step: str, of: Callable[[Layer], Linear], sizes: Sequence[int],
+        self,
+        arm: Arm,
+        layer: Layer,
+        step: str,
+        of: Callable[[Layer], Linear],
+        sizes: Sequence[int],
         handed: tuple[Tensor, ...],
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """A column-parallel linear: each rank makes its share of the outputs, bf16 [T, out] of all of them."""
         group, parts = self.group, []
         right, used = of(layer), of(arm.path.weights(layer))
@@ -344,16 +364,34 @@ class Walk:
         return out
 
     def _judge(
-        self, arm: Arm, layer: Layer, step: str, op: str, inputs: Inputs, outputs: Outputs,
-        contract: NormQuantContract | GemmContract, checks: list[Check], began: float, rank: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        arm: Arm,
+        layer: Layer,
+        step: str,
+        op: str,
+        inputs: Inputs,
+        outputs: Outputs,
+        contract: NormQuantContract | GemmContract,
+        checks: list[Check],
+        began: float,
+        rank: int = 0,
+    ) -> None:
         with self.clock.phase(f"judging {op}"):
             self._judge_untimed(arm, layer, step, op, inputs, outputs, contract, checks, began, rank)
 
     def _judge_untimed(
-        self, arm: Arm, layer: Layer, step: str, op: str, inputs: Inputs, outputs: Outputs,
-        contract: NormQuantContract | GemmContract, checks: list[Check], began: float, rank: int,
-    ) -> None:  # fmt: skip
+        self,
+        arm: Arm,
+        layer: Layer,
+        step: str,
+        op: str,
+        inputs: Inputs,
+        outputs: Outputs,
+        contract: NormQuantContract | GemmContract,
+        checks: list[Check],
+        began: float,
+        rank: int,
+    ) -> None:
         try:
             shape = integrity.check_outputs(inputs, outputs, op, strict=False)
         except integrity.OutputError as error:
@@ -373,10 +411,21 @@ class Walk:
             explanations = (*wiring, *explain(inputs, outputs, contract, comparisons, list(found)))
         self.result.judged.append(
             Judged(
-                arm.name, layer.index, step, op, contract.name, status, reasons, tuple(comparisons), found,
-                explanations, _shape(inputs), rank, time.perf_counter() - began,
+                arm.name,
+                layer.index,
+                step,
+                op,
+                contract.name,
+                status,
+                reasons,
+                tuple(comparisons),
+                found,
+                explanations,
+                _shape(inputs),
+                rank,
+                time.perf_counter() - began,
             )
-        )  # fmt: skip
+        )
 
     def _suspects(self, arm: Arm, layer: Layer, step: str) -> Suspects:
         """What the layer before has in the place of ``step``; its weights are made or read again for this."""
@@ -404,9 +453,7 @@ class Walk:
             self._stop(arm, layer, step, op, contract, f"the step raised {type(error).__name__}: {text}")
 
     def _stop(self, arm: Arm, layer: Layer, step: str, op: str, contract: str, reason: str, rank: int = 0) -> NoReturn:
-        self.result.judged.append(
-            Judged(arm.name, layer.index, step, op, contract, Status.ERROR, (reason,), rank=rank)
-        )  # fmt: skip
+        self.result.judged.append(Judged(arm.name, layer.index, step, op, contract, Status.ERROR, (reason,), rank=rank))
         raise StoppedError(f"layer {layer.index}, {step}, {arm.name} path: {reason}")
 
     # ---- the end

@@ -145,10 +145,15 @@ def from_file(path: str | Path) -> Target:
             raise ClaimError(f"claim {path} has a source of {kernel}, which is none of its kernels.")
         check_source(digest, f"[sources] of claim {path}")
     return Target(
-        name=data["name"], arch=data["arch"], kernels={op: (kernels[op],) for op in OPS if op in kernels},
-        contracts=contracts, sources=sources, versions=texts(data.get("versions", {}), f"[versions] of claim {path}"),
-        source=str(path), about=str(data.get("about", "")).strip(),
-    )  # fmt: skip
+        name=data["name"],
+        arch=data["arch"],
+        kernels={op: (kernels[op],) for op in OPS if op in kernels},
+        contracts=contracts,
+        sources=sources,
+        versions=texts(data.get("versions", {}), f"[versions] of claim {path}"),
+        source=str(path),
+        about=str(data.get("about", "")).strip(),
+    )
 
 
 def check_source(digest: str, where: str) -> str:
@@ -159,9 +164,14 @@ def check_source(digest: str, where: str) -> str:
 
 
 def of_kernel(
-    name: str, records: Sequence[Record], *, arch: str | None = None, contract: str | None = None,
-    versions: Mapping[str, str] | None = None, source: str | None = None,
-) -> Target:  # fmt: skip
+    name: str,
+    records: Sequence[Record],
+    *,
+    arch: str | None = None,
+    contract: str | None = None,
+    versions: Mapping[str, str] | None = None,
+    source: str | None = None,
+) -> Target:
     """The claim of one kernel, its ops and architecture found in the records; raises ClaimError where they differ."""
     found = [r for r in records if r.kernel == name and r.op in OPS and not r.fake]
     if not found:
@@ -171,10 +181,14 @@ def of_kernel(
         raise ClaimError(f"the records of {name} come from {' and '.join(archs) or 'no known arch'}; say --arch.")
     ops = {r.op for r in found}
     return Target(
-        name=name, arch=arch or archs[0], kernels={op: (name,) for op in OPS if op in ops},
-        contracts=dict.fromkeys(ops, contract) if contract else {}, versions=dict(versions or {}), source="options",
+        name=name,
+        arch=arch or archs[0],
+        kernels={op: (name,) for op in OPS if op in ops},
+        contracts=dict.fromkeys(ops, contract) if contract else {},
+        versions=dict(versions or {}),
+        source="options",
         sources={name: check_source(source, "--source")} if source else {},
-    )  # fmt: skip
+    )
 
 
 def of_machines(records: Sequence[Record], versions: Mapping[str, str] | None = None) -> list[Target]:
@@ -187,8 +201,12 @@ def of_machines(records: Sequence[Record], versions: Mapping[str, str] | None = 
             by_arch.setdefault(r.arch, {}).setdefault(r.op, {})[r.kernel] = None
     return [
         Target(
-            name=f"every kernel on {arch}", arch=arch, kernels={op: tuple(ops[op]) for op in OPS if op in ops},
-            versions=dict(versions or {}), one_path=False, source="the records",
+            name=f"every kernel on {arch}",
+            arch=arch,
+            kernels={op: tuple(ops[op]) for op in OPS if op in ops},
+            versions=dict(versions or {}),
+            one_path=False,
+            source="the records",
         )
         for arch, ops in by_arch.items()
-    ]  # fmt: skip
+    ]

@@ -184,9 +184,13 @@ def decide(records: Sequence[Record], *, warnings: Sequence[str] = (), records_d
 
 
 def under_policy(
-    records: Sequence[Record], policy: Policy, targets: Sequence[Target] | None = None, *,
-    warnings: Sequence[str] = (), records_dir: str = "records",
-) -> Signoff:  # fmt: skip
+    records: Sequence[Record],
+    policy: Policy,
+    targets: Sequence[Target] | None = None,
+    *,
+    warnings: Sequence[str] = (),
+    records_dir: str = "records",
+) -> Signoff:
     """The sign-off of claims ``targets`` (None: every kernel of each machine in the records) under ``policy``.
 
     Raises SignoffError where nothing can be ruled, and for a waiver that no cell needed.
@@ -224,9 +228,12 @@ def under_policy(
 
 
 def signoff_directory(
-    directory: str | Path | Sequence[str | Path], *, warn: Callable[[str], None] | None = None,
-    policy: Policy | None = None, target: Callable[[Sequence[Record]], Sequence[Target]] | None = None,
-) -> Signoff:  # fmt: skip
+    directory: str | Path | Sequence[str | Path],
+    *,
+    warn: Callable[[str], None] | None = None,
+    policy: Policy | None = None,
+    target: Callable[[Sequence[Record]], Sequence[Target]] | None = None,
+) -> Signoff:
     """Read every record under one directory or several and decide; raises StoreError or SignoffError.
 
     policy: without it every claim in the records must be signed in every lane of its op. target: makes the claims out

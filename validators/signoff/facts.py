@@ -21,9 +21,15 @@ from validators.signoff.limits import Limits
 _MOST_LIMITS = 3
 _MOST_OF_A_LIMIT = 110  # characters
 _MOST_KERNELS = 3  # of one path
-_FEATURES = {"3d": "three dimensions", "strided": "padded rows", "3dstrided": "slices of three dimensions",
-             "fnuz": "e4m3fnuz", "fp32_gamma": "fp32 weight", "gemma": "gain 1 + weight",
-             "residual_none": "form without residual"}  # fmt: skip
+_FEATURES = {
+    "3d": "three dimensions",
+    "strided": "padded rows",
+    "3dstrided": "slices of three dimensions",
+    "fnuz": "e4m3fnuz",
+    "fp32_gamma": "fp32 weight",
+    "gemma": "gain 1 + weight",
+    "residual_none": "form without residual",
+}
 """Keys of ``supports`` in the words of ``limits.sentences``."""
 _MOST_NAMES = 4
 
@@ -53,12 +59,15 @@ class Facts:
     def rows(self) -> list[tuple[str, str]]:
         """(label, text) for people; what is empty is left out."""
         pairs = [
-            ("contract", "; ".join(self.contracts)), ("device", ", ".join(self.devices)),
-            ("torch", ", ".join(self.torch)), ("commit", ", ".join(self.commits)),
-            ("kernel source", ", ".join(self.sources)), ("strength", self.strength),
+            ("contract", "; ".join(self.contracts)),
+            ("device", ", ".join(self.devices)),
+            ("torch", ", ".join(self.torch)),
+            ("commit", ", ".join(self.commits)),
+            ("kernel source", ", ".join(self.sources)),
+            ("strength", self.strength),
             ("known defects that these cases would have caught", "; ".join(self.defects)),
             ("limits", "; ".join(self.limits)),
-        ]  # fmt: skip
+        ]
         return [(name, text) for name, text in pairs if text]
 
 
@@ -71,15 +80,13 @@ def of(records: Sequence[Record], more: Iterable[str] = ()) -> Facts:
         commits=tuple(dict.fromkeys(map(_commit, ran))),
         torch=_distinct(ran, "torch"),
         devices=tuple(dict.fromkeys(map(_device, ran))),
-        sources=tuple(
-            dict.fromkeys(f"{r.kernel} {source_of(r)[:12]}" for r in ran if source_of(r))
-        ),
+        sources=tuple(dict.fromkeys(f"{r.kernel} {source_of(r)[:12]}" for r in ran if source_of(r))),
         strength=report.strength_sentence(own) if own else "",
         defects=tuple(_defects(own)),
         caveats=(*_caveats(records), *more),
         qualifiers=tuple(_qualifiers(own)),
         limits=tuple(limits.sentences(own)),
-    )  # fmt: skip
+    )
 
 
 def _defects(own: Sequence[Record]) -> list[str]:

@@ -122,8 +122,13 @@ def _tone(decision: str) -> str:
     return "open" if decision == UNTESTED else ("good" if decision.startswith("SIGNED") else "bad")
 
 
-_STATES = {PASSED: ("good", "✓"), FAILED: ("bad", "✗"), NO_EVIDENCE: ("bad", "∅"), WAIVED: ("open", "~"),
-           UNTESTED: ("open", "○")}  # fmt: skip
+_STATES = {
+    PASSED: ("good", "✓"),
+    FAILED: ("bad", "✗"),
+    NO_EVIDENCE: ("bad", "∅"),
+    WAIVED: ("open", "~"),
+    UNTESTED: ("open", "○"),
+}
 """State of a cell: its colour class, and a sign for those who do not see colours."""
 
 

@@ -83,13 +83,19 @@ def _ruling_dict(ruling: Ruling) -> dict[str, Any]:
         ],
         "cells": [
             {
-                "stage": c.stage, "op": c.op, "kernel": c.kernel, "lane": c.lane, "depth": c.depth, "state": c.state,
-                "counts": dict(c.counts), "why": list(c.why),
+                "stage": c.stage,
+                "op": c.op,
+                "kernel": c.kernel,
+                "lane": c.lane,
+                "depth": c.depth,
+                "state": c.state,
+                "counts": dict(c.counts),
+                "why": list(c.why),
                 "waiver": c.waiver.name if c.waiver else None,
             }
             for c in ruling.cells
         ],
-    }  # fmt: skip
+    }
 
 
 def _facts_dict(facts: Facts) -> dict[str, Any]:
@@ -101,8 +107,16 @@ def _requirement_dict(r: Requirement) -> dict[str, Any]:
     """What the policy asked, as far as it says anything."""
     layers = r.layers if isinstance(r.layers, str) else list(r.layers)
     found = {
-        "stage": r.stage, "ops": list(r.ops), "lanes": list(r.lanes), "arch": list(r.arch),
-        "depth": r.depth if r.stage == "ops" else "", "checks": list(r.checks), "layers": layers, "margin": r.margin,
-        "tokens": r.tokens, "questions": r.questions, "data": list(r.data),
-    }  # fmt: skip
+        "stage": r.stage,
+        "ops": list(r.ops),
+        "lanes": list(r.lanes),
+        "arch": list(r.arch),
+        "depth": r.depth if r.stage == "ops" else "",
+        "checks": list(r.checks),
+        "layers": layers,
+        "margin": r.margin,
+        "tokens": r.tokens,
+        "questions": r.questions,
+        "data": list(r.data),
+    }
     return {name: value for name, value in found.items() if value or name in ("stage", "arch")}

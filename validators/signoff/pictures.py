@@ -206,10 +206,14 @@ def _interval(record: Record) -> Interval | None:
     words += f", interval {low:+.2f} to {high:+.2f}" if low is not None and high is not None else ""
     words += f", margin {margin:g}" if margin is not None else ""
     return Interval(
-        None if low is None else at(low), None if high is None else at(high), at(difference), at(0.0),
+        None if low is None else at(low),
+        None if high is None else at(high),
+        at(difference),
+        at(0.0),
         None if margin is None else at(margin),
-        tuple(Tick(at(v), f"{v:+g}" if v else "0") for v in marks), words,
-    )  # fmt: skip
+        tuple(Tick(at(v), f"{v:+g}" if v else "0") for v in marks),
+        words,
+    )
 
 
 def _find_numbers(value: Any) -> tuple[float, float, float] | None:
@@ -298,9 +302,11 @@ def opened(record: Record, most: int = 5) -> list[Opened]:
 
 def _element(record: Record, output: str, e: Element) -> Opened:
     ratio = math.nan if math.isnan(e.err) else (e.err / e.budget if e.budget else math.inf)
-    away = "not comparable" if math.isnan(ratio) else (
-        f"{e.err_ulp:,.0f} steps of the format" if math.isinf(ratio) else f"{_factor(ratio)} x its budget"
-    )  # fmt: skip
+    away = (
+        "not comparable"
+        if math.isnan(ratio)
+        else (f"{e.err_ulp:,.0f} steps of the format" if math.isinf(ratio) else f"{_factor(ratio)} x its budget")
+    )
     unit = " (in units of t = y / s)" if output == "codes" else ""
     facts = (
         ("exact, float64", f"{e.exact:.12g}{unit}"),

@@ -76,10 +76,15 @@ def rule(target: Target, policy: Policy, records: Sequence[Record], records_dir:
     mine, excluded = _counting(target, records)
     own = [r for r in mine if ":" in r.kernel]
     mine += [
-        r for r in records
-        if own and judged.in_the_way(r) and r.arch in (target.arch, "", "unknown") and not target.names(r)
-        and target.refuses(r) is None and judged.same_function(r, own)
-    ]  # fmt: skip
+        r
+        for r in records
+        if own
+        and judged.in_the_way(r)
+        and r.arch in (target.arch, "", "unknown")
+        and not target.names(r)
+        and target.refuses(r) is None
+        and judged.same_function(r, own)
+    ]
     cells: list[Cell] = []
     for requirement in policy.require:
         if requirement.concerns(target.arch):
@@ -97,18 +102,29 @@ def rule(target: Target, policy: Policy, records: Sequence[Record], records_dir:
     ops = [r for r in mine if r.op in OPS]
     emulated = [r.emulated or r.kernel.startswith("emulated/") for r in ops]
     return Ruling(
-        target, policy, tuple(cells), tuple(reasons), steps, tuple(mine), tuple(excluded.items()), outcome,
+        target,
+        policy,
+        tuple(cells),
+        tuple(reasons),
+        steps,
+        tuple(mine),
+        tuple(excluded.items()),
+        outcome,
         emulated=bool(ops) and (any if target.one_path else all)(emulated),
         facts=facts.of(mine, _without_goldens(policy, target)),
         unrequired=tuple(_unrequired(target, cells)),
-    )  # fmt: skip
+    )
 
 
 def _without_goldens(policy: Policy, target: Target) -> Iterator[str]:
     """What a policy asks of every kernel and nobody can give for one's own."""
     asked = [r for r in policy.require if r.stage == "goldens" and r.concerns(target.arch)]
-    own = [k for op, names in target.kernels.items() for k in names
-           if not stages.may_have_goldens(k) and any(op in (r.ops or OPS) for r in asked)]  # fmt: skip
+    own = [
+        k
+        for op, names in target.kernels.items()
+        for k in names
+        if not stages.may_have_goldens(k) and any(op in (r.ops or OPS) for r in asked)
+    ]
     if own:
         yield f"No golden is asked of {', '.join(dict.fromkeys(own))}: bits of a kernel of one's own are not kept here."
 
@@ -169,9 +185,7 @@ def _cells(requirement: Requirement, target: Target, mine: Sequence[Record]) -> 
         yield _strong(requirement, target, op, kernel, of_op)
 
 
-def _strong(
-    requirement: Requirement, target: Target, op: str, kernel: str, records: Sequence[Record]
-) -> Cell:  # fmt: skip
+def _strong(requirement: Requirement, target: Target, op: str, kernel: str, records: Sequence[Record]) -> Cell:
     """The cell of a stage of the whole path, or of one op in it, by the records that are strong enough."""
     weak, strong = evidence.weak_and_strong(requirement, target, records)
     cell = _whole(requirement.stage, op, kernel, strong)
@@ -215,9 +229,7 @@ def _lanes_of(
         yield cell
 
 
-def _whole(
-    stage: str, op: str, kernel: str, records: Sequence[Record], *, lane: str = "", depth: str = ""
-) -> Cell:  # fmt: skip
+def _whole(stage: str, op: str, kernel: str, records: Sequence[Record], *, lane: str = "", depth: str = "") -> Cell:
     counts = judged.counts_of(records)
     bad = [r for r in records if judged.in_the_way(r)]
     silent = [r for r in records if r.status is Status.UNSUPPORTED and not any(map(str.strip, r.reasons))]
@@ -258,9 +270,7 @@ def _waive(cell: Cell, policy: Policy, target: Target) -> Cell:
 # ---- what to run for what is UNTESTED
 
 
-def _steps(
-    target: Target, cells: Sequence[Cell], mine: Sequence[Record], records_dir: str
-) -> Iterator[Step]:  # fmt: skip
+def _steps(target: Target, cells: Sequence[Cell], mine: Sequence[Record], records_dir: str) -> Iterator[Step]:
     left = [c for c in cells if c.state == UNTESTED]
     for op, kernel in dict.fromkeys((c.op, c.kernel) for c in left if c.stage == "ops"):
         same = [c for c in cells if (c.stage, c.op, c.kernel) == ("ops", op, kernel)]

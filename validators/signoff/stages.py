@@ -14,9 +14,10 @@ from validators.signoff.claims import Target
 
 GOLDENS = Path(__file__).resolve().parents[2] / "golden" / "data" / "manifest.json"
 _OTHERS = {
-    "add_rmsnorm_quant": "emulated/aiter-hip-gfx950", "per_token_quant": "emulated/aiter-hip-gfx950",
+    "add_rmsnorm_quant": "emulated/aiter-hip-gfx950",
+    "per_token_quant": "emulated/aiter-hip-gfx950",
     "ptpc_gemm": "emulated/unknown",
-}  # fmt: skip
+}
 """Kernels that complete a path for a claim about one op."""
 LAYERS_TOKENS = 256
 """Tokens of the walk that a sign-off asks for: enough for the sign test on glm-tiny to decide, chosen once."""
@@ -69,9 +70,15 @@ class Step:
 
 
 def ops_step(
-    target: Target, op: str, kernel: str, lanes: Sequence[str], every: bool, depth: str, like: Record | None,
+    target: Target,
+    op: str,
+    kernel: str,
+    lanes: Sequence[str],
+    every: bool,
+    depth: str,
+    like: Record | None,
     records_dir: str,
-) -> Step:  # fmt: skip
+) -> Step:
     """Run the cases of one kernel: all lanes, or only those that are empty. like: a record to take options from."""
     command = ["python", "-m", "validators", "run", "--op", op, "--kernel", kernel]
     if not every:

@@ -84,22 +84,39 @@ def traits(case: Case) -> frozenset[str]:
     """Properties of the shape that known defects hide behind; a row counts only for cases that share all of its own."""
     if case.op == "ptpc_gemm":
         found = {
-            "m % 16": case.m % 16, "m odd": case.m % 2, "n % 16": case.n % 16, "n % 128": case.n % 128,
-            "k % 32": case.k % 32, "k % 128": case.k % 128, "m != n": case.m != case.n,
-        }  # fmt: skip
+            "m % 16": case.m % 16,
+            "m odd": case.m % 2,
+            "n % 16": case.n % 16,
+            "n % 128": case.n % 128,
+            "k % 32": case.k % 32,
+            "k % 128": case.k % 128,
+            "m != n": case.m != case.n,
+        }
     else:
         found = {
-            "n % 2": case.n % 2, "n % 4": case.n % 4, "n % 8": case.n % 8, "n % 1024": case.n % 1024,
-            "m odd": case.m % 2, "wraps": case.m * case.n > WRAP_ELEMENTS,
-        }  # fmt: skip
+            "n % 2": case.n % 2,
+            "n % 4": case.n % 4,
+            "n % 8": case.n % 8,
+            "n % 1024": case.n % 1024,
+            "m odd": case.m % 2,
+            "wraps": case.m * case.n > WRAP_ELEMENTS,
+        }
     return frozenset(name for name, present in found.items() if present)
 
 
 def _family(case: Case) -> tuple[object, ...]:
     return (
-        case.op, case.recipe, case.dtype, case.fp8, case.residual, case.gamma, case.gemma, case.eps, case.layout,
+        case.op,
+        case.recipe,
+        case.dtype,
+        case.fp8,
+        case.residual,
+        case.gamma,
+        case.gemma,
+        case.eps,
+        case.layout,
         case.bias,
-    )  # fmt: skip
+    )
 
 
 def stands_for(case: Case, row: Row) -> bool:

@@ -201,10 +201,17 @@ def _launches(spans: _Events, taught: Taught) -> Trace:
         name, role = roles[raw]
         found.append(
             Launch(
-                name, role, start, int(_argument(event, "device", event.get("pid", 0))),
-                str(_argument(event, "stream", event.get("tid", 0))), step, layer, graphs.get(number), raw,
+                name,
+                role,
+                start,
+                int(_argument(event, "device", event.get("pid", 0))),
+                str(_argument(event, "stream", event.get("tid", 0))),
+                step,
+                layer,
+                graphs.get(number),
+                raw,
             )
-        )  # fmt: skip
+        )
     found.sort(key=lambda launch: launch.start_us)
     return Trace(tuple(found), named, sum(e.get("cat") in ("cpu_op", "operator") for e in spans))
 

@@ -205,8 +205,11 @@ def _fusion(finding: Finding, found: Passes, layers: int | None, *, asked: bool)
     every = [launch for launches in grouped.values() for launch in launches]
     if unclear := sum(launch.role == "unclear" for launch in every):
         name = next(launch.name for launch in every if launch.role == "unclear")
-        finding.hold(False, f"{unclear} launches of {_short(name)} do not name their types, and the same kernel serves "
-                     "the plain norm; --role fused=NAME or norm=NAME says which it is")  # fmt: skip
+        finding.hold(
+            False,
+            f"{unclear} launches of {_short(name)} do not name their types, and the same kernel serves "
+            "the plain norm; --role fused=NAME or norm=NAME says which it is",
+        )
     counts = {place: sum(launch.role == "fused" for launch in launches) for place, launches in grouped.items()}
     if layers is not None:
         sentence = f"{layers} or {2 * layers} fused norm + quantization launches in every pass"
@@ -234,8 +237,10 @@ def _by_layer(finding: Finding, place: str, launches: Sequence[Launch], layers: 
     fused = Counter(launch.layer for launch in launches if launch.role == "fused")
     without = sorted(layer for layer in labels if layer is not None and not fused[layer])
     words = f"; none in {', '.join(map(str, without[:MOST_NAMES]))}" if without else ""
-    finding.hold(not without and len(labels) == layers, f"{place}: {len(labels)} labelled layers of {layers}, "
-                 f"each with a fused launch{words}")  # fmt: skip
+    finding.hold(
+        not without and len(labels) == layers,
+        f"{place}: {len(labels)} labelled layers of {layers}, each with a fused launch{words}",
+    )
 
 
 # ---- the command
@@ -244,12 +249,22 @@ def _by_layer(finding: Finding, place: str, launches: Sequence[Launch], layers: 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of ``python -m validators trace``."""
     parser.add_argument("file", metavar="FILE", help="Chrome trace of torch.profiler, .json or .json.gz")
-    parser.add_argument("--expect", action="append", default=[], metavar="NAME=COUNT",
-                        help="launches a step of kernels whose name contains NAME (re:PATTERN: a regex)")  # fmt: skip
+    parser.add_argument(
+        "--expect",
+        action="append",
+        default=[],
+        metavar="NAME=COUNT",
+        help="launches a step of kernels whose name contains NAME (re:PATTERN: a regex)",
+    )
     parser.add_argument("--forbid", action="append", default=[], metavar="NAME", help="no launch of such a kernel")
     parser.add_argument("--layers", type=int, help="decoder layers, each with a fused norm (92 for GLM-4.7)")
-    parser.add_argument("--role", action="append", default=[], metavar="ROLE=NAME",
-                        help=f"what kernels are whose name contains NAME: {', '.join(KNOWN_ROLES)}")  # fmt: skip
+    parser.add_argument(
+        "--role",
+        action="append",
+        default=[],
+        metavar="ROLE=NAME",
+        help=f"what kernels are whose name contains NAME: {', '.join(KNOWN_ROLES)}",
+    )
     parser.add_argument("--records", metavar="DIR", help="write a record of the outcome into this directory")
     parser.add_argument("--kernel", help="the fused kernel that the traced engine ran; needed with --records")
     parser.add_argument("--contract", help="contract of that kernel, for the record")
@@ -314,12 +329,21 @@ def record_of(finding: Finding, parsed: argparse.Namespace) -> Record:
     layers = f"-layers{parsed.layers}" if parsed.layers else ""
     command_line = shlex.join(["python", "-m", "validators", "trace", *parsed.argv[1:]])
     return Record(
-        status=status, reasons=reasons, kernel=parsed.kernel, op=LANE,
-        case=f"trace-{file.name}{layers}", lane=LANE, contract=parsed.contract, contract_from="given",
-        device="cuda" if parsed.arch != "cpu" else "cpu", arch=parsed.arch, checks=tuple(checks),
+        status=status,
+        reasons=reasons,
+        kernel=parsed.kernel,
+        op=LANE,
+        case=f"trace-{file.name}{layers}",
+        lane=LANE,
+        contract=parsed.contract,
+        contract_from="given",
+        device="cuda" if parsed.arch != "cpu" else "cpu",
+        arch=parsed.arch,
+        checks=tuple(checks),
         reproduce=command_line,
         provenance={
-            **provenance("cpu"), "trace_sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+            **provenance("cpu"),
+            "trace_sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
             "evidence": {"layers": parsed.layers},
         },
-    )  # fmt: skip
+    )

@@ -48,8 +48,10 @@ def test_the_table_names_each_arm_and_its_file_says_what_it_takes_to_repeat_it(
     assert code == 1
     rows = [line for line in out.splitlines() if line.startswith("| ")]
     assert [row.split(" | ")[0] for row in rows[1:]] == [
-        "| unfused again, other batch", "| yardstick bf16-norms", "| fused, missing_residual",
-    ]  # fmt: skip
+        "| unfused again, other batch",
+        "| yardstick bf16-norms",
+        "| fused, missing_residual",
+    ]
     assert "NO: mean dlogp" in rows[-1]
     made = json.loads((tmp_path / "table.json").read_text())
     assert (made["schema"], made["version"]) == ("evals-tokens", 1)
@@ -57,11 +59,17 @@ def test_the_table_names_each_arm_and_its_file_says_what_it_takes_to_repeat_it(
     assert made["model"]["name"] == "tiny-glm"
     assert made["model"]["sha256"]["model.safetensors"] == hashlib.sha256(weights.read_bytes()).hexdigest()
     assert made["data"] == {
-        "name": "synthetic held-out problems", "sha256": embedded.questions(20, 0).sha256,
-    }  # fmt: skip
+        "name": "synthetic held-out problems",
+        "sha256": embedded.questions(20, 0).sha256,
+    }
     assert {name: made[name] for name in ("questions", "seed", "batch", "device", "baseline", "yardstick")} == {
-        "questions": 20, "seed": 0, "batch": 20, "device": "cpu", "baseline": "unfused", "yardstick": "bf16-norms",
-    }  # fmt: skip
+        "questions": 20,
+        "seed": 0,
+        "batch": 20,
+        "device": "cpu",
+        "baseline": "unfused",
+        "yardstick": "bf16-norms",
+    }
     assert f"{made['tokens']:,} tokens of 20 gold solutions" in out
     assert {"commit", "dirty", "torch", "platform", "cpu", "date"} <= set(made["provenance"])
     assert [row["arm"] for row in made["rows"]] == [row.split(" | ")[0][2:] for row in rows[1:]]
@@ -82,7 +90,7 @@ def test_other_questions_are_scored_on_request_and_named_as_such(tmp_path: Path)
     assert (asked.name, asked.sha256) == ("other:ours.jsonl", hashlib.sha256(file.read_bytes()).hexdigest())
     assert sorted("".join(map(chr, solution)) for _, _, solution in asked.solutions) == [
         f" It is {i}.\n#### {i}\0" for i in range(3)
-    ]  # fmt: skip
+    ]
     with pytest.raises(EvalError, match="--questions 4 is more than the 3 that there are"):
         token_command.questions(str(file), 4, 0, words, any_data=True)
     with pytest.raises(EvalError, match="is not GSM8K's test file"):
@@ -98,8 +106,9 @@ def token_options(words: list[str]) -> dict[str, object]:
 def test_a_file_of_numbers_that_are_not_finite_is_strict_json(tmp_path: Path) -> None:
     token_record.write(str(tmp_path / "x.json"), {"a": [float("nan"), (float("-inf"), 1.5)], "b": None})
     assert json.loads((tmp_path / "x.json").read_text(), parse_constant=pytest.fail) == {
-        "a": ["nan", ["-inf", 1.5]], "b": None,
-    }  # fmt: skip
+        "a": ["nan", ["-inf", 1.5]],
+        "b": None,
+    }
 
 
 @pytest.mark.parametrize(

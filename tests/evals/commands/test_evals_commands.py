@@ -72,10 +72,11 @@ def scored(spread: float, seed: int) -> list[TokenScore]:
     """Scores of 40 solutions of 50 tokens around the same log-probabilities, ``spread`` from them."""
     fixed, noise = random.Random(0), random.Random(seed)
     return [
-        TokenScore(f"q{i}", tuple(range(50)), tuple(-1 - fixed.random() + noise.gauss(0, spread) for _ in range(50)),
-                   (1,) * 50)
+        TokenScore(
+            f"q{i}", tuple(range(50)), tuple(-1 - fixed.random() + noise.gauss(0, spread) for _ in range(50)), (1,) * 50
+        )
         for i in range(40)
-    ]  # fmt: skip
+    ]
 
 
 def test_token_scores_of_recorded_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,9 +53,14 @@ def test_a_passing_fault_costs_one_attempt(fault: str) -> None:
 
 @pytest.mark.parametrize(
     ("fault", "words"),
-    [("500", "HTTP 500"), ("429", "HTTP 429"), ("cut", "no whole JSON"), ("drop", "RemoteProtocol|ReadError"),
-     ("hang", "ReadTimeout")],
-)  # fmt: skip
+    [
+        ("500", "HTTP 500"),
+        ("429", "HTTP 429"),
+        ("cut", "no whole JSON"),
+        ("drop", "RemoteProtocol|ReadError"),
+        ("hang", "ReadTimeout"),
+    ],
+)
 def test_a_lasting_fault_is_an_error_with_its_reason(fault: str, words: str) -> None:
     async def work(client: Client, server: Server) -> None:
         with pytest.raises(RequestFailed, match=words) as caught:

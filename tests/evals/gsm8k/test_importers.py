@@ -21,20 +21,36 @@ def lm_eval_row(index: int, text: str | None, filter_name: str, gold: int | None
     """One line of ``samples_gsm8k_*.jsonl`` as lm-eval's evaluator builds it (``log_samples``)."""
     target = f"it is\n#### {gold if gold is not None else index}"
     return {
-        "doc_id": index, "doc": {"question": QUESTIONS[index % 3], "answer": target}, "target": target,
+        "doc_id": index,
+        "doc": {"question": QUESTIONS[index % 3], "answer": target},
+        "target": target,
         "arguments": {"gen_args_0": {"arg_0": "Question: ...", "arg_1": {"until": ["Question:"]}}},
-        "resps": [[text]], "filtered_resps": ["[invalid]"], "filter": filter_name, "metrics": ["exact_match"],
-        "doc_hash": "d" * 64, "prompt_hash": f"{index}" * 64, "target_hash": "t" * 64, "exact_match": 0.0,
-    }  # fmt: skip
+        "resps": [[text]],
+        "filtered_resps": ["[invalid]"],
+        "filter": filter_name,
+        "metrics": ["exact_match"],
+        "doc_hash": "d" * 64,
+        "prompt_hash": f"{index}" * 64,
+        "target_hash": "t" * 64,
+        "exact_match": 0.0,
+    }
 
 
 def sgl_eval_row(name: str, text: str | None, answer: str, tokens: int = 12) -> dict[str, Any]:
     """One line of ``output-rs0.jsonl`` as sgl-eval's PredictionsWriter builds it."""
     return {
-        "generation": text, "id": name, "expected_answer": answer, "num_generated_tokens": tokens,
-        "num_reasoning_tokens": 0, "num_answer_tokens": tokens, "problem": f"problem {name}",
-        "generation_start_time": 1.0, "generation_end_time": 2.0, "predicted_answer": "1", "symbolic_correct": True,
-    }  # fmt: skip
+        "generation": text,
+        "id": name,
+        "expected_answer": answer,
+        "num_generated_tokens": tokens,
+        "num_reasoning_tokens": 0,
+        "num_answer_tokens": tokens,
+        "problem": f"problem {name}",
+        "generation_start_time": 1.0,
+        "generation_end_time": 2.0,
+        "predicted_answer": "1",
+        "symbolic_correct": True,
+    }
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -47,8 +63,10 @@ def test_lm_eval_writes_each_document_once_a_filter(tmp_path: Path) -> None:
     write(tmp_path / "samples_gsm8k_2026-01-01.jsonl", rows)
     found = importers.lm_eval(tmp_path, arm="before", model="m")
     assert [(s.question, s.gold, s.text) for s in found.samples] == [
-        ("gsm8k-0", "0", "#### 0"), ("gsm8k-1", "1", "#### 1"), ("gsm8k-2", "2", "#### 2")
-    ]  # fmt: skip
+        ("gsm8k-0", "0", "#### 0"),
+        ("gsm8k-1", "1", "#### 1"),
+        ("gsm8k-2", "2", "#### 2"),
+    ]
     assert (found.header.questions, found.header.backend, found.samples[1].prompt_sha256) == (3, "lm-eval", "1" * 64)
     store.write(tmp_path / "run", found.header, found.samples)
     assert store.read(tmp_path / "run").samples == found.samples
@@ -83,11 +101,15 @@ def test_no_form_of_the_responses_loses_a_document(tmp_path: Path, resps: Any, t
 def test_a_summary_of_lm_eval_is_named_as_such(tmp_path: Path) -> None:
     """As lm-eval's evaluation tracker writes results_*.json: one object over many lines."""
     summary = {
-        "results": {"gsm8k": {"alias": "gsm8k", "exact_match,strict-match": 0.93}}, "model_name": "m",
-        "group_subtasks": {"gsm8k": []}, "configs": {"gsm8k": {"task": "gsm8k", "num_fewshot": 5}},
-        "versions": {"gsm8k": 3.0}, "n-shot": {"gsm8k": 5}, "config": {"model": "local-completions", "limit": None},
+        "results": {"gsm8k": {"alias": "gsm8k", "exact_match,strict-match": 0.93}},
+        "model_name": "m",
+        "group_subtasks": {"gsm8k": []},
+        "configs": {"gsm8k": {"task": "gsm8k", "num_fewshot": 5}},
+        "versions": {"gsm8k": 3.0},
+        "n-shot": {"gsm8k": 5},
+        "config": {"model": "local-completions", "limit": None},
         "n-samples": {"gsm8k": {"original": 1319, "effective": 1319}},
-    }  # fmt: skip
+    }
     words = r"is lm-eval's summary, without answers; import samples_gsm8k_\*.jsonl \(--log_samples\)$"
     for indent in (2, None):
         file = tmp_path / "results_2026-01-01T00-00-00.json"

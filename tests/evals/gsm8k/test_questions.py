@@ -20,9 +20,14 @@ ROOT = Path(__file__).resolve().parents[3]
 REAL = Path(os.environ.get("GSM8K_PATH") or ROOT.parent / "shared" / "gsm8k")
 
 LINES = [
-    ("Two?", "1+1=<<1+1=2>>2\n#### 2"), ("Thousand?", "#### 1,080"), ("Below?", "#### -10"),
-    ("Four?", "#### 4"), ("Five?", "#### 5"), ("Six?", "#### 6"), ("Seven?", "#### 7"),
-]  # fmt: skip
+    ("Two?", "1+1=<<1+1=2>>2\n#### 2"),
+    ("Thousand?", "#### 1,080"),
+    ("Below?", "#### -10"),
+    ("Four?", "#### 4"),
+    ("Five?", "#### 5"),
+    ("Six?", "#### 6"),
+    ("Seven?", "#### 7"),
+]
 
 
 def raw(lines: list[tuple[str, str]] = LINES) -> bytes:

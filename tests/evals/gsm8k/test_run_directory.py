@@ -120,14 +120,26 @@ def test_a_broken_line_in_the_middle_is_named_with_its_number(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("file", "field", "value"),
     [
-        (store.SAMPLES, "gold", 1), (store.SAMPLES, "order", "first"), (store.SAMPLES, "order", True),
-        (store.SAMPLES, "text", ["x"]), (store.SAMPLES, "tokens", 5), (store.SAMPLES, "tokens", [1, "x"]),
-        (store.SAMPLES, "length", 10**400), (store.SAMPLES, "seconds", "long"), (store.SAMPLES, "repeat", None),
-        (store.TOKENS, "logprob", [None]), (store.TOKENS, "logprob", [10**400]), (store.TOKENS, "question", {}),
-        (store.TOKENS, "top", [[]]), (store.TOKENS, "top", [{"x": -1.0}]), (store.TOKENS, "top", [{"1": "x"}]),
-        (store.HEADER, "questions", 1.5), (store.HEADER, "settings", []), (store.HEADER, "kernels", {"op": 1}),
+        (store.SAMPLES, "gold", 1),
+        (store.SAMPLES, "order", "first"),
+        (store.SAMPLES, "order", True),
+        (store.SAMPLES, "text", ["x"]),
+        (store.SAMPLES, "tokens", 5),
+        (store.SAMPLES, "tokens", [1, "x"]),
+        (store.SAMPLES, "length", 10**400),
+        (store.SAMPLES, "seconds", "long"),
+        (store.SAMPLES, "repeat", None),
+        (store.TOKENS, "logprob", [None]),
+        (store.TOKENS, "logprob", [10**400]),
+        (store.TOKENS, "question", {}),
+        (store.TOKENS, "top", [[]]),
+        (store.TOKENS, "top", [{"x": -1.0}]),
+        (store.TOKENS, "top", [{"1": "x"}]),
+        (store.HEADER, "questions", 1.5),
+        (store.HEADER, "settings", []),
+        (store.HEADER, "kernels", {"op": 1}),
     ],
-)  # fmt: skip
+)
 def test_a_value_of_another_type_is_named_with_its_field(tmp_path: Path, file: str, field: str, value: object) -> None:
     store.write(tmp_path, HEADER, [sample(0)], [TokenScore("q0", (5,), (-0.5,), (5,), ({5: -0.5},))])
     whole = json.loads((tmp_path / file).read_text())

@@ -70,9 +70,25 @@ def questions(tmp_path: Path) -> Path:
 
 def options(url: str, data: Path, out: Path, *more: str) -> list[str]:
     return [
-        "gsm8k", "run", "--server", url, "--arm", "a", "--out", str(out), "--data", str(data), "--any-data",
-        "--profile", "plain", "--concurrency", "4", "--timeout", "5", *more,
-    ]  # fmt: skip
+        "gsm8k",
+        "run",
+        "--server",
+        url,
+        "--arm",
+        "a",
+        "--out",
+        str(out),
+        "--data",
+        str(data),
+        "--any-data",
+        "--profile",
+        "plain",
+        "--concurrency",
+        "4",
+        "--timeout",
+        "5",
+        *more,
+    ]
 
 
 def whole(out: Path, repeats: int = 1) -> None:
@@ -147,8 +163,9 @@ def test_a_gold_solution_that_could_not_be_scored_is_an_error_until_it_is(
     assert 5 <= len(failed) <= 9  # every seventh of 60 requests; those before the scores look at the server
     assert failed | {t.question for t in run.tokens} == {s.question for s in run.samples}
     assert len(failed) + len(run.tokens) == COUNT
-    assert all(e.what == "score" and e.text is None and "made to fail with 400" in (e.error or "")
-               for e in run.unscored)  # fmt: skip
+    assert all(
+        e.what == "score" and e.text is None and "made to fail with 400" in (e.error or "") for e in run.unscored
+    )
     assert main(["gsm8k", "compare", str(out), str(out), "--aa"]) == 2
     assert f"{len(failed)} gold solutions of {out} could not be scored" in capsys.readouterr().err
     assert main(words) == 0
@@ -185,9 +202,10 @@ def test_the_client_is_killed_again_and_again(servers: list[Process], questions:
 
 
 @pytest.mark.parametrize(
-    ("again", "code"), [((), 0), (("--model", "another"), 2), (("--version", "2.0"), 2)],
+    ("again", "code"),
+    [((), 0), (("--model", "another"), 2), (("--version", "2.0"), 2)],
     ids=["same", "another-model", "another-version"],
-)  # fmt: skip
+)
 def test_the_server_is_killed_and_started_again_in_the_middle(
     servers: list[Process], questions: Path, tmp_path: Path, again: tuple[str, ...], code: int
 ) -> None:
@@ -255,9 +273,13 @@ def test_a_dead_server_stops_the_run_and_the_run_goes_on_later(
     ],
 )
 def test_one_sentence_for_what_cannot_be_run(
-    servers: list[Process], questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-    more: tuple[str, ...], words: str,
-) -> None:  # fmt: skip
+    servers: list[Process],
+    questions: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    more: tuple[str, ...],
+    words: str,
+) -> None:
     servers.append(Process())
     out = tmp_path / "r"
     if "another run" in words:

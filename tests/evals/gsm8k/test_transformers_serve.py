@@ -53,9 +53,17 @@ def tiny_model(folder: Path) -> None:
     fast.save_pretrained(folder)
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(vocabulary), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=4096, eos_token_id=1, pad_token_id=0, bos_token_id=None,
-    )  # fmt: skip
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
+        eos_token_id=1,
+        pad_token_id=0,
+        bos_token_id=None,
+    )
     LlamaForCausalLM(config).save_pretrained(folder)
 
 
@@ -69,9 +77,11 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]
     log = (folder / "log").open("w")
     start = "import sys; from transformers.cli.transformers import main; sys.argv[0] = 'transformers'; main()"
     child = subprocess.Popen(
-        [PYTHON, "-c", start, "serve", "--host", "127.0.0.1", "--port", str(port)], stdout=log, stderr=log,
+        [PYTHON, "-c", start, "serve", "--host", "127.0.0.1", "--port", str(port)],
+        stdout=log,
+        stderr=log,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-    )  # fmt: skip
+    )
     try:
         end = time.monotonic() + START_S
         while "Uvicorn running" not in (folder / "log").read_text():
@@ -92,8 +102,23 @@ def test_both_endpoints_and_no_prompt_scores(
     file = tmp_path / "test.jsonl"
     rows = ({"question": f"How much is {i}?", "answer": f"It is {i}.\n#### {i}"} for i in range(8))
     file.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    words = ["gsm8k", "run", "--server", url, "--model", model, "--arm", "a", "--data", str(file), "--any-data",
-             "--max-tokens", "6", "--concurrency", "2"]  # fmt: skip
+    words = [
+        "gsm8k",
+        "run",
+        "--server",
+        url,
+        "--model",
+        model,
+        "--arm",
+        "a",
+        "--data",
+        str(file),
+        "--any-data",
+        "--max-tokens",
+        "6",
+        "--concurrency",
+        "2",
+    ]
     # The first run meets the server before it has loaded anything.
     for profile in ("plain", "boxed-chat"):
         out = tmp_path / profile

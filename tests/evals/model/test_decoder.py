@@ -24,10 +24,15 @@ def glm() -> Any:
 def llama() -> Any:
     return transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
-            vocab_size=144, hidden_size=96, intermediate_size=128, num_hidden_layers=2, num_attention_heads=6,
-            num_key_value_heads=2, max_position_embeddings=64,
+            vocab_size=144,
+            hidden_size=96,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=6,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
         )
-    )  # fmt: skip
+    )
 
 
 def pair(build: Any) -> tuple[Any, Decoder]:

@@ -51,8 +51,11 @@ def test_a_row_of_zeros_and_the_largest_element() -> None:
 
 
 def test_experts_survive_the_split() -> None:
-    state = {"a.mlp.experts.gate_up_proj": torch.randn(3, 8, 5), "a.mlp.experts.down_proj": torch.randn(3, 5, 4),
-             "a.mlp.gate.weight": torch.randn(3, 5)}  # fmt: skip
+    state = {
+        "a.mlp.experts.gate_up_proj": torch.randn(3, 8, 5),
+        "a.mlp.experts.down_proj": torch.randn(3, 5, 4),
+        "a.mlp.gate.weight": torch.randn(3, 5),
+    }
     split = checkpoint.split_experts(state)
     assert "a.mlp.experts.2.up_proj.weight" in split
     back = checkpoint.join_experts(split)

@@ -49,19 +49,29 @@ def f32(*shape: int) -> tuple[bytes, torch.Tensor]:
 def build(**changes: Any) -> tuple[bytes, dict[str, torch.Tensor]]:
     """A one-layer Llama as GGUF bytes, and its tensors by GGUF name."""
     facts: dict[str, Any] = {
-        "general.architecture": "llama", "llama.embedding_length": HIDDEN, "llama.feed_forward_length": 96,
-        "llama.block_count": 1, "llama.attention.head_count": HEADS, "llama.attention.head_count_kv": 1,
-        "llama.attention.layer_norm_rms_epsilon": 1e-5, "tokenizer.ggml.tokens": [f"t{i}" for i in range(8)],
+        "general.architecture": "llama",
+        "llama.embedding_length": HIDDEN,
+        "llama.feed_forward_length": 96,
+        "llama.block_count": 1,
+        "llama.attention.head_count": HEADS,
+        "llama.attention.head_count_kv": 1,
+        "llama.attention.layer_norm_rms_epsilon": 1e-5,
+        "tokenizer.ggml.tokens": [f"t{i}" for i in range(8)],
         **changes,
-    }  # fmt: skip
+    }
     made = {
-        "token_embd.weight": (8, q8_0(8, HIDDEN)), "output_norm.weight": (0, f32(HIDDEN)),
-        "blk.0.attn_norm.weight": (0, f32(HIDDEN)), "blk.0.ffn_norm.weight": (0, f32(HIDDEN)),
-        "blk.0.attn_q.weight": (3, q4_1(64, HIDDEN)), "blk.0.attn_k.weight": (3, q4_1(32, HIDDEN)),
-        "blk.0.attn_v.weight": (3, q4_1(32, HIDDEN)), "blk.0.attn_output.weight": (3, q4_1(64, HIDDEN)),
-        "blk.0.ffn_gate.weight": (3, q4_1(96, HIDDEN)), "blk.0.ffn_up.weight": (3, q4_1(96, HIDDEN)),
+        "token_embd.weight": (8, q8_0(8, HIDDEN)),
+        "output_norm.weight": (0, f32(HIDDEN)),
+        "blk.0.attn_norm.weight": (0, f32(HIDDEN)),
+        "blk.0.ffn_norm.weight": (0, f32(HIDDEN)),
+        "blk.0.attn_q.weight": (3, q4_1(64, HIDDEN)),
+        "blk.0.attn_k.weight": (3, q4_1(32, HIDDEN)),
+        "blk.0.attn_v.weight": (3, q4_1(32, HIDDEN)),
+        "blk.0.attn_output.weight": (3, q4_1(64, HIDDEN)),
+        "blk.0.ffn_gate.weight": (3, q4_1(96, HIDDEN)),
+        "blk.0.ffn_up.weight": (3, q4_1(96, HIDDEN)),
         "blk.0.ffn_down.weight": (3, q4_1(HIDDEN, 96)),
-    }  # fmt: skip
+    }
     head = b"GGUF" + struct.pack("<IQQ", 3, len(made), len(facts))
     for name, value in facts.items():
         head += text(name)

@@ -52,7 +52,7 @@ def token_level(model: Decoder, names: tuple[str, ...], count: int) -> dict[str,
         inprocess.score(
             model, make_arm("unfused"), passes(names), some, batch=BATCH, vocabulary=known, ruler="yardstick"
         )
-    )  # fmt: skip
+    )
     found = {}
     for name in names:
         called = {"candidate": name, "re-run": "re-run", "yardstick": "yardstick"}

@@ -77,8 +77,10 @@ def test_it_is_said_where_the_difference_exceeds_the_margin(running: int, ok: bo
 
 def test_rules_that_these_texts_are_not_written_for_say_nothing() -> None:
     """A chat model that never writes ####: strict finds nothing, which is no fault of the last number."""
-    a, b = ([replace(s, text=(s.text or "").replace("#### ", "The answer is ")) for s in arm]
-            for arm in two_arms(1319, 1230, 3, 3))  # fmt: skip
+    a, b = (
+        [replace(s, text=(s.text or "").replace("#### ", "The answer is ")) for s in arm]
+        for arm in two_arms(1319, 1230, 3, 3)
+    )
     parity = judged(a, b, "last-number")
     assert parity.verdict is Verdict.PARITY
     assert found(parity) == (True, "no other rule finds more right answers in one arm by more than 1.5 points")

@@ -91,8 +91,13 @@ def test_the_last_snapshot_in_the_band_is_exported(tmp_path: Path, monkeypatch: 
     snapshots = [train.Snapshot(step, 0.0, state) for step in (10, 20, 30, 40)]
     train.export(made, snapshots, argparse.Namespace(out=str(tmp_path), questions=3, device="cpu"))
     names = sorted(file.name for file in tmp_path.iterdir())
-    assert names == ["bf16-model.safetensors", "fp8-20.safetensors", "fp8-30.safetensors", "fp8-40.safetensors",
-                     "small.tar"]  # fmt: skip
+    assert names == [
+        "bf16-model.safetensors",
+        "fp8-20.safetensors",
+        "fp8-30.safetensors",
+        "fp8-40.safetensors",
+        "small.tar",
+    ]
     with tarfile.open(tmp_path / "small.tar") as bundle:
         bundle.extractall(tmp_path / "small", filter="data")
     folder = tmp_path / "small" / "fp8"

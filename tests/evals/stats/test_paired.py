@@ -134,10 +134,15 @@ def test_no_discordant_pair_bounds_the_rate() -> None:
 
 # Smallest drop in points that exact McNemar sees with 80 % power; one-sided, two-sided.
 DROPS = [
-    (200, 0.05, "4.11", "4.43"), (200, 0.10, "5.77", "6.40"), (500, 0.02, "1.65", "1.78"),
-    (500, 0.08, "3.26", "3.65"), (1319, 0.01, "0.72", "0.78"), (1319, 0.03, "1.23", "1.38"),
-    (1319, 0.10, "2.23", "2.50"), (2638, 0.02, "0.71", "0.79"),
-]  # fmt: skip
+    (200, 0.05, "4.11", "4.43"),
+    (200, 0.10, "5.77", "6.40"),
+    (500, 0.02, "1.65", "1.78"),
+    (500, 0.08, "3.26", "3.65"),
+    (1319, 0.01, "0.72", "0.78"),
+    (1319, 0.03, "1.23", "1.38"),
+    (1319, 0.10, "2.23", "2.50"),
+    (2638, 0.02, "0.71", "0.79"),
+]
 
 
 @pytest.mark.parametrize(("count", "discordance", "one", "two"), DROPS)
@@ -159,10 +164,12 @@ def test_power_to_see_half_a_point() -> None:
 @pytest.mark.parametrize(
     ("count", "margin", "per_cent"),
     [
-        (1319, 0.01, [95, 79, 66, 48, 35]), (1319, 0.015, [100, 98, 92, 77, 61]), (1319, 0.02, [100, 100, 99, 94, 81]),
+        (1319, 0.01, [95, 79, 66, 48, 35]),
+        (1319, 0.015, [100, 98, 92, 77, 61]),
+        (1319, 0.02, [100, 100, 99, 94, 81]),
         (200, 0.02, [62, 48, 42, 32, 24]),
     ],
-)  # fmt: skip
+)
 def test_power_to_declare_parity_when_nothing_changed(count: int, margin: float, per_cent: list[int]) -> None:
     found = [100 * paired.power_parity(count, d, margin) for d in (0.01, 0.02, 0.03, 0.05, 0.08)]
     # The reference values are whole per cents.

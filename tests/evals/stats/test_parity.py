@@ -66,8 +66,9 @@ def test_a_large_loss_is_a_regression_and_a_loss_within_the_margin_is_parity() -
     assert gate(worse, "accuracy")[0] is False
     assert worse.sentence.startswith("REGRESSION: the candidate against the baseline: accuracy: 1,250 -> 1,200")
     # What the token level leaves open does not excuse it.
-    open_ = decide(*two_arms(1319, 1250, 60, 10), tokens=token_arms(1, 5),
-                   yardstick=Yardstick(token_arms(2, 5), token_arms(3, 5)))  # fmt: skip
+    open_ = decide(
+        *two_arms(1319, 1250, 60, 10), tokens=token_arms(1, 5), yardstick=Yardstick(token_arms(2, 5), token_arms(3, 5))
+    )
     assert (gate(open_, "noise")[0], open_.verdict) == (None, Verdict.REGRESSION)
     # Significant harm (p = 0.046), and yet within the two points that were accepted beforehand.
     within = decide(*two_arms(1319, 1250, 10, 3), policy=Policy(margin=0.02))
@@ -110,9 +111,14 @@ def test_accuracy_passes_and_the_token_level_says_no() -> None:
         in parity.sentence
     )
     assert " Accuracy: 599 -> 605" in parity.sentence
-    good = decide(a, b, tokens=token_arms(1), noise=token_arms(2, spread=0.01),
-                  yardstick=Yardstick(token_arms(9), token_arms(8)),
-                  policy=Policy(margin=0.02))  # fmt: skip
+    good = decide(
+        a,
+        b,
+        tokens=token_arms(1),
+        noise=token_arms(2, spread=0.01),
+        yardstick=Yardstick(token_arms(9), token_arms(8)),
+        policy=Policy(margin=0.02),
+    )
     assert good.verdict is Verdict.PARITY
     assert "accuracy alone" not in good.sentence
 
@@ -293,8 +299,16 @@ def test_the_report_shows_every_gate_and_json_holds_the_same() -> None:
 )
 def test_the_record_of_each_verdict(lost: int, gained: int, margin: float, status: Status) -> None:
     parity = decide(*two_arms(1319, 1250, lost, gained), policy=Policy(margin=margin), headers=HEADERS)
-    made = record(parity, kernel="emulated/aiter-hip-gfx950", model="some/tiny-glm", device="cpu", arch="cpu",
-                  contract="aiter-hip-gfx950", emulated=True, reproduce="python -m evals parity")  # fmt: skip
+    made = record(
+        parity,
+        kernel="emulated/aiter-hip-gfx950",
+        model="some/tiny-glm",
+        device="cpu",
+        arch="cpu",
+        contract="aiter-hip-gfx950",
+        emulated=True,
+        reproduce="python -m evals parity",
+    )
     assert (made.status, made.op, made.lane, made.emulated) == (status, "gsm8k_parity", "parity", True)
     assert made.case == f"parity-tiny-glm-n1319-margin{100 * margin:g}-s0"
     assert {c.kind for c in made.checks} == {"statistical"}

@@ -50,10 +50,16 @@ def test_the_clustered_error_is_that_of_the_bootstrap() -> None:
     # Questions of different lengths, each with a shift of its own: tokens are far from independent.
     generator = random.Random(1)
     pairs = [
-        replace(p, logprob_a=p.logprob_a[:n], logprob_b=tuple(x + s for x in p.logprob_b[:n]), kl=p.kl[:n],
-                same_top1=p.same_top1[:n])
-        for p in pairs for n, s in [(generator.randint(20, 80), generator.gauss(0, 0.02))]
-    ]  # fmt: skip
+        replace(
+            p,
+            logprob_a=p.logprob_a[:n],
+            logprob_b=tuple(x + s for x in p.logprob_b[:n]),
+            kl=p.kl[:n],
+            same_top1=p.same_top1[:n],
+        )
+        for p in pairs
+        for n, s in [(generator.randint(20, 80), generator.gauss(0, 0.02))]
+    ]
     found = tokens.statistics(pairs)
     sums = [(sum(p.logprob_b) - sum(p.logprob_a), len(p.kl)) for p in pairs]
     means = []
@@ -88,14 +94,17 @@ def test_a_legitimate_change_passes_every_gate(seed: int) -> None:
     apart = arms(seed, 150, spread=0.03 * math.sqrt(2))
     found = tokens.gates(apart, arms(100 + seed, 150, spread=0.01), ruler, seed=seed)
     assert by_name(found) == {
-        "finite": True, "mean dlogp": True, "noise": True, "mean noise": None, "KL": None, "first choice": None,
-    }  # fmt: skip
+        "finite": True,
+        "mean dlogp": True,
+        "noise": True,
+        "mean noise": None,
+        "KL": None,
+        "first choice": None,
+    }
 
 
 def test_a_truncating_cast_fails_by_the_mean_and_a_per_tensor_scale_by_noise_alone() -> None:
-    worse = by_name(
-        tokens.gates(arms(1, spread=0.1, shift=-0.037), None, ruler_of(arms(200), arms(300, spread=0.055)))
-    )  # fmt: skip
+    worse = by_name(tokens.gates(arms(1, spread=0.1, shift=-0.037), None, ruler_of(arms(200), arms(300, spread=0.055))))
     assert (worse["mean dlogp"], worse["noise"], worse["mean noise"]) == (False, False, False)
     noisy = ruler_of(arms(200, 150), arms(300, 150, spread=0.03 * math.sqrt(1.44)))
     coarse = by_name(tokens.gates(arms(2, 150, spread=0.03 * math.sqrt(1.9)), None, noisy))
@@ -131,8 +140,10 @@ def test_without_a_yardstick_kl_is_gated_widely_by_the_re_run() -> None:
 
 
 def test_the_margin_never_lies_below_three_errors_of_the_re_run() -> None:
-    noisy = [replace(p, logprob_b=tuple(x + s for x in p.logprob_b))
-             for p, s in zip(arms(1), (0.1 * math.sin(i) for i in range(60)), strict=True)]  # fmt: skip
+    noisy = [
+        replace(p, logprob_b=tuple(x + s for x in p.logprob_b))
+        for p, s in zip(arms(1), (0.1 * math.sin(i) for i in range(60)), strict=True)
+    ]
     error = tokens.statistics(noisy).error
     assert 3 * error > tokens.MEAN_MARGIN
     gate = tokens.gates(arms(2), noisy, None)[1]
@@ -160,8 +171,10 @@ def test_ragged_missing_and_mixed_input_is_one_sentence() -> None:
         tokens.statistics([pairs[0], pairs[0]])
     with pytest.raises(EvalError, match="on other questions"):
         tokens.gates(pairs, None, ruler_of(pairs, pairs[:2]))
-    for other in (ruler_of([replace(p, kl_kind="k3") for p in pairs], pairs),
-                  ruler_of(pairs, [replace(p, kl_kind="k3") for p in pairs])):  # fmt: skip
+    for other in (
+        ruler_of([replace(p, kl_kind="k3") for p in pairs], pairs),
+        ruler_of(pairs, [replace(p, kl_kind="k3") for p in pairs]),
+    ):
         with pytest.raises(EvalError, match="estimated in different ways"):
             tokens.gates(pairs, None, other)
 
@@ -257,8 +270,11 @@ def test_pairs_from_top_k_bound_kl_from_below_and_k3_estimates_it() -> None:
 
 
 @settings(deadline=None)
-@given(st.lists(st.floats(0.01, 1), min_size=3, max_size=8), st.lists(st.floats(0.01, 1), min_size=8, max_size=8),
-       st.integers(1, 8))  # fmt: skip
+@given(
+    st.lists(st.floats(0.01, 1), min_size=3, max_size=8),
+    st.lists(st.floats(0.01, 1), min_size=8, max_size=8),
+    st.integers(1, 8),
+)
 def test_merged_kl_never_exceeds_the_true_one(p: list[float], q: list[float], k: int) -> None:
     q = q[: len(p)]
     p, q = [x / sum(p) for x in p], [x / sum(q) for x in q]

@@ -106,9 +106,11 @@ def test_the_order_of_reasons() -> None:
     varying = Check("batch invariance", False, "row 0 alone", "invariance")
     broken = Check("guards", False, "overwritten", "integrity")
     assert decide([], [varying, unstable]) == (
-        Status.NONDETERMINISTIC, ("run to run: differs", "batch invariance: row 0 alone"),
-    )  # fmt: skip
+        Status.NONDETERMINISTIC,
+        ("run to run: differs", "batch invariance: row 0 alone"),
+    )
     assert decide([], [varying])[0] is Status.FAILED
     assert decide([], [varying, unstable, broken]) == (
-        Status.FAILED, ("guards: overwritten", "run to run: differs", "batch invariance: row 0 alone"),
-    )  # fmt: skip
+        Status.FAILED,
+        ("guards: overwritten", "run to run: differs", "batch invariance: row 0 alone"),
+    )

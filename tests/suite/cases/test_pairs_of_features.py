@@ -19,7 +19,8 @@ WRONG = 1.001
 # Name: (where the defect shows, which cases have both features)
 PAIRS: dict[str, tuple[Callable[[NormQuantInputs], bool], Callable[[Case], bool]]] = {
     "fp16 and wide": (
-        lambda i: i.x.dtype == torch.float16 and i.x.shape[-1] > 6144, lambda c: c.dtype == "fp16" and c.n > 6144,
+        lambda i: i.x.dtype == torch.float16 and i.x.shape[-1] > 6144,
+        lambda c: c.dtype == "fp16" and c.n > 6144,
     ),
     "1 + weight and no residual": (lambda i: i.gemma and i.residual is None, lambda c: c.gemma and not c.residual),
     "fp32 weight and ragged": (
@@ -31,10 +32,11 @@ PAIRS: dict[str, tuple[Callable[[NormQuantInputs], bool], Callable[[Case], bool]
         lambda c: c.fp8 == "e4m3fnuz" and c.n % 8 != 0,
     ),
     "three dimensions and ragged": (
-        lambda i: i.x.dim() == 3 and i.x.shape[-1] % 8 != 0, lambda c: c.layout == "3d" and c.n % 8 != 0,
+        lambda i: i.x.dim() == 3 and i.x.shape[-1] % 8 != 0,
+        lambda c: c.layout == "3d" and c.n % 8 != 0,
     ),
     "gains above 2": (lambda i: bool((i.weight.float() > 2).any()), lambda c: c.recipe == "checkpoint_gain"),
-}  # fmt: skip
+}
 
 
 def behind(shows: Callable[[NormQuantInputs], bool]) -> Kernel:

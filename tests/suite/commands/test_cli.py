@@ -114,9 +114,15 @@ def test_unsupported_without_a_reason_is_not_0() -> None:
 
 @pytest.mark.parametrize(
     ("status", "code"),
-    [(Status.PASSED, 0), (Status.UNSUPPORTED, 0), (Status.FAILED, 1), (Status.NONDETERMINISTIC, 1),
-     (Status.MISTRUSTED, 1), (Status.ERROR, 2)],
-)  # fmt: skip
+    [
+        (Status.PASSED, 0),
+        (Status.UNSUPPORTED, 0),
+        (Status.FAILED, 1),
+        (Status.NONDETERMINISTIC, 1),
+        (Status.MISTRUSTED, 1),
+        (Status.ERROR, 2),
+    ],
+)
 def test_run_records_and_returns(
     world: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str], status: Status, code: int
 ) -> None:
@@ -160,8 +166,10 @@ def test_run_without_records_makes_a_directory_of_its_own(
 def test_all_available_runs_what_can_run(world: SimpleNamespace, tmp_path: Path) -> None:
     assert _run("--all-available", "--records", str(tmp_path)) == 0
     assert [(name, op) for name, op, *_ in world.calls] == [
-        ("demo/fused", "add_rmsnorm_quant"), ("demo/gemm", "ptpc_gemm"), ("demo/both", "add_rmsnorm_quant"),
-    ]  # fmt: skip
+        ("demo/fused", "add_rmsnorm_quant"),
+        ("demo/gemm", "ptpc_gemm"),
+        ("demo/both", "add_rmsnorm_quant"),
+    ]
 
 
 def test_all_available_goes_on_after_a_kernel_that_does_not_load(
@@ -232,9 +240,13 @@ BAD_INPUT = [
 
 @pytest.mark.parametrize(("words", "sentence"), BAD_INPUT, ids=[words or "nothing" for words, _ in BAD_INPUT])
 def test_bad_input_is_one_sentence_and_code_2(
-    world: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str], words: str, sentence: str,
-) -> None:  # fmt: skip
+    world: SimpleNamespace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: str,
+    sentence: str,
+) -> None:
     monkeypatch.chdir(tmp_path)
     identify = ModuleType("validators.explain.identify")
     identify.identify = _never_called  # type: ignore[attr-defined]

@@ -96,9 +96,16 @@ def test_without_a_torch_nothing_of_the_outer_environment_is_shared(tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("version", "taken"),
-    [("2.9.0a0+git1c57644", True), ("2.9.0.dev20250801+rocm6.4", True), ("2.9.1+rocm7.2", True), ("2.9.0", True),
-     ("2.11.0+rocm10.0.0", True), ("2.8.0", False), ("2.8.0.dev20250601", False)],
-)  # fmt: skip
+    [
+        ("2.9.0a0+git1c57644", True),
+        ("2.9.0.dev20250801+rocm6.4", True),
+        ("2.9.1+rocm7.2", True),
+        ("2.9.0", True),
+        ("2.11.0+rocm10.0.0", True),
+        ("2.8.0", False),
+        ("2.8.0.dev20250601", False),
+    ],
+)
 def test_the_floor_of_torch_takes_the_builds_that_images_carry(version: str, taken: bool) -> None:
     requirements = pytest.importorskip("packaging.requirements", reason="needs the package packaging")
     sys.path.insert(0, str(SCRIPT.parent))

@@ -58,11 +58,16 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 
 WRITES = {
-    "validators run": "", "validators probe": " --out {file}", "validators signoff": " --out {new}",
+    "validators run": "",
+    "validators probe": " --out {file}",
+    "validators signoff": " --out {new}",
     "validators trace": f" --layers 2 --kernel {NORM} --contract {NORM[9:]} --arch gfx950 --records {{new}}",
-    "validators layers": " --records {new}", "golden check": " --markdown {file}", "golden propose": "",
-    "evals gsm8k compare": " --json {file}", "evals import": "",
-}  # fmt: skip
+    "validators layers": " --records {new}",
+    "golden check": " --markdown {file}",
+    "golden propose": "",
+    "evals gsm8k compare": " --json {file}",
+    "evals import": "",
+}
 """Commands that write results, with the option that says where; the rest of their arguments is in ``VALID``."""
 DEAR = {"golden propose", "validators layers", "validators probe"}
 """Commands that work for seconds before they write; a place that is full from the start is found before that."""
@@ -70,9 +75,12 @@ DEAR = {"golden propose", "validators layers", "validators probe"}
 
 @pytest.mark.parametrize("name", WRITES)
 def test_a_disk_that_is_full_from_the_start(
-    name: str, place: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str],
+    name: str,
+    place: dict[str, str],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     of = the_command(name)
     own = {**place, "new": str(tmp_path / "new"), "file": str(tmp_path / "file")}
     full = _Disk(0)

@@ -78,9 +78,15 @@ class _Options:
 
 
 BAD = {
-    "kernel": ["nobody/nothing"], "contract": "law", "lane": ["fast"], "depth": "abyss", "dtype": "bf15", "fp8": "e5m2",
-    "records": "/dev/null/x", "device": "tpu",
-}  # fmt: skip
+    "kernel": ["nobody/nothing"],
+    "contract": "law",
+    "lane": ["fast"],
+    "depth": "abyss",
+    "dtype": "bf15",
+    "fp8": "e5m2",
+    "records": "/dev/null/x",
+    "device": "tpu",
+}
 
 
 def _options() -> dict[str, dict[str, object]]:
@@ -96,8 +102,9 @@ def test_a_value_that_cannot_be_right_is_a_usage_error(name: str) -> None:
     values = {key: settings.get("default") for key, settings in _options().items()}
     config = SimpleNamespace(
         option=SimpleNamespace(**{**values, name: BAD[name]}, log_level="WARNING", collectonly=False),
-        stash=pytest.Stash(), getini=lambda _: "",
-    )  # fmt: skip
+        stash=pytest.Stash(),
+        getini=lambda _: "",
+    )
     with pytest.raises(pytest.UsageError) as caught:
         conftest.pytest_configure(config)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)

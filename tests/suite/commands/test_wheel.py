@@ -218,8 +218,10 @@ def test_a_library_that_nvcc_made_still_loads(tmp_path: Path) -> None:
     codes = ["-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90,code=[sm_90,compute_90]"]
     made = subprocess.run(
         [nvcc, "-shared", "-Xcompiler", "-fPIC", "-cudart", "static", *codes, "-o", str(library), str(source)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if made.returncode:
         pytest.skip(f"this nvcc makes no code for sm_80 and sm_90: {made.stderr.strip().splitlines()[-1:]}")
     before = library.read_bytes()

@@ -260,8 +260,12 @@ def test_the_offset_of_gemma_added_in_the_storage_type_is_named() -> None:
 
 def test_figures_beyond_use_are_words() -> None:
     assert [wording.times(x) for x in (12.34, 671867.0, 1.41e8, float("inf"), float("nan"))] == [
-        "12.3x", "671867x", "beyond a million times the budget", "beyond any budget", "not comparable",
-    ]  # fmt: skip
+        "12.3x",
+        "671867x",
+        "beyond a million times the budget",
+        "beyond any budget",
+        "not comparable",
+    ]
     assert wording.short_times(1.41e8) == ">1e6x"
     assert [wording.percent_low(x) for x in (0.042, 1.0, 42.0, -0.1)] == ["4.2 %", None, None, None]
 

@@ -90,8 +90,9 @@ def test_a_kernel_that_supports_no_case_is_a_fault() -> None:
 def test_the_best_is_the_first_that_admits_everything() -> None:
     assert IdentifyResult("demo", (), ()).best is None
     assert {case.recipe for case in identification_cases(ADD, rows=4, dtype="bf16", fp8="e4m3fn", seed=1)} == {
-        "gaussian", "zero_rows",
-    }  # fmt: skip
+        "gaussian",
+        "zero_rows",
+    }
 
 
 def _undeclared(call: Callable[[QuantInputs, object], QuantOutputs]) -> Kernel:

@@ -110,8 +110,16 @@ EXIT_CODES = {
 TIME_LIMIT_S = 600
 # Lines of a failure report that neither the machine nor the order of a CPU's sum changes.
 STABLE = (
-    "FAILED", "kernel", "lane", "non-finite", "where", "index", "also failed", "explained by", "reproduce",
-)  # fmt: skip
+    "FAILED",
+    "kernel",
+    "lane",
+    "non-finite",
+    "where",
+    "index",
+    "also failed",
+    "explained by",
+    "reproduce",
+)
 MARKETING = ("seamless", "robust", "powerful", "blazing", "cutting-edge", "leverage", "comprehensive", "effortless")
 
 
@@ -372,11 +380,15 @@ def test_the_stated_policies_are_those_of_the_code() -> None:
 
     text = read("docs/derivations.md")
     for name, value in (
-        ("`MISTRUSTED_SHARE`", verdict.MISTRUSTED_SHARE), ("`FALSE_ALARM`", FALSE_ALARM),
-        ("`MARGIN` of layers", layers_verdict.MARGIN), ("`CONFIDENCE` of layers", layers_verdict.CONFIDENCE),
-        ("`NOISE_LIMIT`", tokens.NOISE_LIMIT), ("`MEAN_NOISE_LIMIT`", tokens.MEAN_NOISE_LIMIT),
-        ("`REBATCH_FACTOR`", logit_gates.REBATCH_FACTOR), ("`MEAN_MARGIN`", tokens.MEAN_MARGIN),
-    ):  # fmt: skip
+        ("`MISTRUSTED_SHARE`", verdict.MISTRUSTED_SHARE),
+        ("`FALSE_ALARM`", FALSE_ALARM),
+        ("`MARGIN` of layers", layers_verdict.MARGIN),
+        ("`CONFIDENCE` of layers", layers_verdict.CONFIDENCE),
+        ("`NOISE_LIMIT`", tokens.NOISE_LIMIT),
+        ("`MEAN_NOISE_LIMIT`", tokens.MEAN_NOISE_LIMIT),
+        ("`REBATCH_FACTOR`", logit_gates.REBATCH_FACTOR),
+        ("`MEAN_MARGIN`", tokens.MEAN_MARGIN),
+    ):
         assert f"| {name} | {value:g} |" in text
     assert f"A sign-off walks {stages.LAYERS_TOKENS} tokens" in text
 

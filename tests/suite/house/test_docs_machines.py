@@ -40,17 +40,28 @@ def test_the_recipe_fills_every_cell_of_the_policy(monkeypatch: pytest.MonkeyPat
     assert len(asked) > 6
     for text in asked:
         assert _plain(text) in [*shown, *(_plain(shlex.join(words)) for words in ran)], text
-    assert any(command.text.startswith(f"python -m validators machine --claim {CLAIM}") for command in
-               commands(read("docs/rocm.md")))  # fmt: skip
+    assert any(
+        command.text.startswith(f"python -m validators machine --claim {CLAIM}")
+        for command in commands(read("docs/rocm.md"))
+    )
 
 
 def test_the_recipe_goes_in_order_and_gh_runs_on_the_host() -> None:
     order = [
-        "docker run", "python3 .ci/environment.py", "python -m validators machine", "python -m golden propose",
-        "python -m golden accept", "python -m golden check", "python3 -m sglang.launch_server",
-        "python3 -m sglang.test.send_one --profile", "find ", "python -m validators trace",
-        "python -m validators signoff", "exit", "gh pr comment",
-    ]  # fmt: skip
+        "docker run",
+        "python3 .ci/environment.py",
+        "python -m validators machine",
+        "python -m golden propose",
+        "python -m golden accept",
+        "python -m golden check",
+        "python3 -m sglang.launch_server",
+        "python3 -m sglang.test.send_one --profile",
+        "find ",
+        "python -m validators trace",
+        "python -m validators signoff",
+        "exit",
+        "gh pr comment",
+    ]
     texts = [command.text for command in commands(read("docs/rocm.md"))]
     places = [next(i for i, text in enumerate(texts) if text.startswith(start)) for start in order]
     assert places == sorted(places)

@@ -37,9 +37,7 @@ def _outputs(name: str, recipe: str = "gaussian", **options: object) -> tuple[No
 
 
 def _clean_outputs() -> NormQuantOutputs:
-    made = emulated.execute(
-        build(Case(ADD, 4, 64, "gaussian")), None, NORM_QUANT_CONTRACTS["aiter-hip-gfx950"]
-    )  # fmt: skip
+    made = emulated.execute(build(Case(ADD, 4, 64, "gaussian")), None, NORM_QUANT_CONTRACTS["aiter-hip-gfx950"])
     assert isinstance(made, NormQuantOutputs)
     return made
 
@@ -128,9 +126,7 @@ def test_a_survey_that_counts_otherwise_is_refused() -> None:
 
 
 def test_trust_is_renewed_now_and_then() -> None:
-    found = compare(
-        build(Case(ADD, 4, 64, "gaussian")), _clean_outputs(), NORM_QUANT_CONTRACTS["aiter-hip-gfx950"]
-    )  # fmt: skip
+    found = compare(build(Case(ADD, 4, 64, "gaussian")), _clean_outputs(), NORM_QUANT_CONTRACTS["aiter-hip-gfx950"])
     key = ("another", "test")
     survey.trust(key, found, found)
     asked = [survey.trusted(key) for _ in range(3 * survey.AGAIN)]
@@ -165,8 +161,12 @@ def test_comparisons_with_and_without_the_survey_are_one(name: str, options: dic
         with_it = [compare(inputs, outputs, contract, survey=SURVEYOR) for _ in range(2)][1]
         for one, other in zip(compare(inputs, outputs, contract), with_it, strict=True):
             assert (one.judged, one.violations, one.single, one.ulp_histogram, one.where) == (
-                other.judged, other.violations, other.single, other.ulp_histogram, other.where,
-            )  # fmt: skip
+                other.judged,
+                other.violations,
+                other.single,
+                other.ulp_histogram,
+                other.where,
+            )
 
 
 @gpu

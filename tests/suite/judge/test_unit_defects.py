@@ -77,8 +77,10 @@ def output_truncated(inputs: GemmInputs) -> GemmOutputs:
 def partials_in_bf16(inputs: GemmInputs) -> GemmOutputs:
     half = slices(K, 2)[0][1]
     a, b = inputs.a.view(torch.uint8), inputs.b.view(torch.uint8)
-    parts = [emulate(x.contiguous(), y.contiguous(), E4M3FN, "hopper-promote128")
-             for x, y in ((a[:, :half], b[:, :half]), (a[:, half:], b[:, half:]))]  # fmt: skip
+    parts = [
+        emulate(x.contiguous(), y.contiguous(), E4M3FN, "hopper-promote128")
+        for x, y in ((a[:, :half], b[:, :half]), (a[:, half:], b[:, half:]))
+    ]
     return gemm(inputs, parts[0].bfloat16().float() + parts[1].bfloat16().float())
 
 

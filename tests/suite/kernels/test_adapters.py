@@ -128,8 +128,11 @@ VARIANTS = [
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
 @pytest.mark.parametrize("provider", [torch_native, inductor])
 def test_fused_forms_quantize_the_norm(provider: object, options: dict[str, object]) -> None:
-    k = kernel(provider, "torch_native/eager" if provider is torch_native else "inductor/add_rmsnorm_quant",
-               "add_rmsnorm_quant")  # fmt: skip
+    k = kernel(
+        provider,
+        "torch_native/eager" if provider is torch_native else "inductor/add_rmsnorm_quant",
+        "add_rmsnorm_quant",
+    )
     if reason := k.unavailable("cpu"):
         pytest.skip(reason)
     inputs = norm_inputs(**options)  # type: ignore[arg-type]

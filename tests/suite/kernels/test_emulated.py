@@ -134,9 +134,11 @@ def test_a_row_with_nan_stays_in_its_row(name: str) -> None:
 def test_zero_rows_follow_the_contract() -> None:
     x = torch.zeros(1, 64, dtype=torch.bfloat16)
     expected = {
-        "aiter-hip-gfx950": np.float32(1e-10) * np.float32(1 / 448), "aiter-triton": np.float32(1),
-        "vllm": np.float32(1) / np.float32(448 * 512), "eager": np.float32(1e-12) / np.float32(448),
-    }  # fmt: skip
+        "aiter-hip-gfx950": np.float32(1e-10) * np.float32(1 / 448),
+        "aiter-triton": np.float32(1),
+        "vllm": np.float32(1) / np.float32(448 * 512),
+        "eager": np.float32(1e-12) / np.float32(448),
+    }
     for name, scale in expected.items():
         out = emulated.make(NORM_QUANT_CONTRACTS[name])(QuantInputs(x, torch.float8_e4m3fn))
         assert out.scale.item() == float(scale), name
@@ -257,8 +259,12 @@ def test_wrong_inputs_are_refused_in_one_sentence() -> None:
     with pytest.raises(emulated.EmulatedError, match="expected inputs of ptpc_gemm"):
         emulated_gemm.make(GEMM_CONTRACTS["fp32"])(QuantInputs(gaussian(1, 8), torch.float8_e4m3fn))
     with pytest.raises(emulated.EmulatedError, match="has no stage 'nope'"):
-        emulated.execute(QuantInputs(gaussian(1, 8), torch.float8_e4m3fn), None, NORM_QUANT_CONTRACTS["vllm"],
-                         stages={"nope": lambda w: None})  # fmt: skip
+        emulated.execute(
+            QuantInputs(gaussian(1, 8), torch.float8_e4m3fn),
+            None,
+            NORM_QUANT_CONTRACTS["vllm"],
+            stages={"nope": lambda w: None},
+        )
     with pytest.raises(emulated.EmulatedError, match="cannot quantize"):
         emulated.make(NORM_QUANT_CONTRACTS["vllm"])(QuantInputs(torch.ones(1, 8), torch.float8_e4m3fn))
 

@@ -74,7 +74,9 @@ def test_truncation_is_the_nearest_value_toward_zero(dtype: torch.dtype) -> None
     )
     assert torch.equal(nearest, value.to(dtype).float())
     assert bool((truncated.abs() <= value.abs()).all())
-    assert torch.equal(truncated[truncated != nearest].abs() < value[truncated != nearest].abs(),
-                       torch.ones(int((truncated != nearest).sum()), dtype=torch.bool))  # fmt: skip
+    assert torch.equal(
+        truncated[truncated != nearest].abs() < value[truncated != nearest].abs(),
+        torch.ones(int((truncated != nearest).sum()), dtype=torch.bool),
+    )
     assert truncate_to(torch.tensor([1.0 - 2.0**-20]), torch.bfloat16).item() == 0.99609375
     assert truncate_to(torch.tensor([1e30]), torch.float16).item() == 65504.0

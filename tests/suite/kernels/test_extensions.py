@@ -317,12 +317,18 @@ def test_sgl_kernel_takes_the_build_that_the_package_takes(
     assert extension.find(sgl_kernel.LIBRARY) == (tmp_path / build / "common_ops.abi3.so",)
     contracts = {k.op: k.contract for k in sgl_kernel.kernels()}
     hopper = architecture == "sm_90"
-    assert contracts == {"per_token_quant": "unfused" if hopper else None,
-                         "ptpc_gemm": "hopper-fast" if hopper else "unknown"}  # fmt: skip
+    assert contracts == {
+        "per_token_quant": "unfused" if hopper else None,
+        "ptpc_gemm": "hopper-fast" if hopper else "unknown",
+    }
 
 
 def test_every_kernel_of_both_is_listed() -> None:
     listed: list[Kernel] = [*vllm.kernels(), *sgl_kernel.kernels()]
-    assert sorted(k.name for k in listed) == sorted([
-        "vllm/rms_norm_dynamic_per_token_quant", *QUANTIZERS.values(), *GEMMS.values(),
-    ])  # fmt: skip
+    assert sorted(k.name for k in listed) == sorted(
+        [
+            "vllm/rms_norm_dynamic_per_token_quant",
+            *QUANTIZERS.values(),
+            *GEMMS.values(),
+        ]
+    )

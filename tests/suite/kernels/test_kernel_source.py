@@ -23,10 +23,17 @@ def quant(x, fp8_dtype):
     open("missing.cu"), "torch/elsewhere.py", "not a file"
 """
 FILES = {
-    "k.py": MAIN, "helper.py": "import chained\n", "chained.py": "", "lazy.py": "", "kernel.cu": "// cuda\n",
-    "inner/__init__.py": "", "inner/tools.py": "from . import sibling\n", "inner/sibling.py": "",
-    "inner/deep/__init__.py": "", "inner/deep/one.py": "from ..tools import nothing\n",
-}  # fmt: skip
+    "k.py": MAIN,
+    "helper.py": "import chained\n",
+    "chained.py": "",
+    "lazy.py": "",
+    "kernel.cu": "// cuda\n",
+    "inner/__init__.py": "",
+    "inner/tools.py": "from . import sibling\n",
+    "inner/sibling.py": "",
+    "inner/deep/__init__.py": "",
+    "inner/deep/one.py": "from ..tools import nothing\n",
+}
 OTHERS = {"unused.py": "x = 1\n", "notes.txt": "", "inner/unused.py": ""}
 
 

@@ -20,12 +20,18 @@ LIBRARIES = {"torchao": torchao, "compressed_tensors": compressed_tensors}
 CONTRACTS = {"torchao": "torchao", "compressed_tensors": "compressed-tensors"}
 # Ties of codes and of scales, a maximum in every column, tiny and huge rows, each storage type, 3-D and strided rows.
 CASES = (
-    "m64-n5120-bf16-e4m3fn-gaussian-s0", "m64-n5120-fp16-e4m3fn-gaussian-s0", "m64-n1024-bf16-e4m3fn-midpoints-s0",
-    "m64-n1024-fp16-e4m3fn-midpoints-s0", "m48-n512-bf16-e4m3fn-magnitude_ladder-s0",
-    "m48-n512-fp16-e4m3fn-magnitude_ladder-s0", "m24-n272-bf16-e4m3fn-crest_ladder-s0",
-    "m24-n272-bf16-e4m3fn-spike_walk-s0", "m32-n520-bf16-e4m3fn-nonfinite-s0", "m32-n520-bf16-e4m3fn-gaussian-3d-s0",
+    "m64-n5120-bf16-e4m3fn-gaussian-s0",
+    "m64-n5120-fp16-e4m3fn-gaussian-s0",
+    "m64-n1024-bf16-e4m3fn-midpoints-s0",
+    "m64-n1024-fp16-e4m3fn-midpoints-s0",
+    "m48-n512-bf16-e4m3fn-magnitude_ladder-s0",
+    "m48-n512-fp16-e4m3fn-magnitude_ladder-s0",
+    "m24-n272-bf16-e4m3fn-crest_ladder-s0",
+    "m24-n272-bf16-e4m3fn-spike_walk-s0",
+    "m32-n520-bf16-e4m3fn-nonfinite-s0",
+    "m32-n520-bf16-e4m3fn-gaussian-3d-s0",
     "m32-n520-bf16-e4m3fn-gaussian-strided-s0",
-)  # fmt: skip
+)
 
 
 def installed(name: str) -> Kernel:

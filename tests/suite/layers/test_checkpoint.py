@@ -141,12 +141,17 @@ def test_the_quant_format_follows_the_configuration(config: dict[str, Any], name
 @pytest.mark.parametrize(
     "config",
     [
-        quantization(weights__strategy="tensor"), quantization(input_activations__strategy="tensor"),
-        quantization(input_activations__dynamic=False), quantization(weights__num_bits=4),
-        quantization(weights__type="int"), quantization(input_activations__symmetric=False),
-        quantization(format="int-quantized"), quantization(quant_method="awq"), quantization(config_groups={}),
+        quantization(weights__strategy="tensor"),
+        quantization(input_activations__strategy="tensor"),
+        quantization(input_activations__dynamic=False),
+        quantization(weights__num_bits=4),
+        quantization(weights__type="int"),
+        quantization(input_activations__symmetric=False),
+        quantization(format="int-quantized"),
+        quantization(quant_method="awq"),
+        quantization(config_groups={}),
     ],
-)  # fmt: skip
+)
 def test_another_quantization_is_refused_in_one_sentence(config: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError, match=r"^[^\n]+$"):
         quant_format(config)
@@ -181,9 +186,7 @@ def bad_config(directory: Path) -> None:
     (directory / "config.json").write_text("{")
 
 
-@pytest.mark.parametrize(
-    "damage", [without_tensor, without_shard, other_model, without_size, no_config, bad_config]
-)  # fmt: skip
+@pytest.mark.parametrize("damage", [without_tensor, without_shard, other_model, without_size, no_config, bad_config])
 def test_a_broken_checkpoint_is_one_sentence(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     directory = write_tiny(tmp_path)
     damage(directory)

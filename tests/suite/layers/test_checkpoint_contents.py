@@ -105,27 +105,40 @@ EXPERT = "model.layers.2.mlp.experts.3"
     [
         (lambda d: plain(d, K, V), f"{ATTENTION}: q_proj is FP8 and k_proj BF16; one linear needs one type"),
         (lambda d: plain(d, Q), f"{ATTENTION}: q_proj is BF16 and k_proj FP8; one linear needs one type"),
-        (lambda d: plain(d, "model.layers.0.mlp.up_proj.weight"),
-         "model.layers.0.mlp: gate_proj is FP8 and up_proj BF16; one linear needs one type"),
+        (
+            lambda d: plain(d, "model.layers.0.mlp.up_proj.weight"),
+            "model.layers.0.mlp: gate_proj is FP8 and up_proj BF16; one linear needs one type",
+        ),
         (scale(Q, lambda s: s[0, 0]), f"{Q}_scale has shape [], expected [256, 1]"),
         (scale(Q, lambda s: s.view(1, -1)), f"{Q}_scale has shape [1, 256], expected [256, 1]"),
         (scale(OUT, lambda s: s[:-1]), f"{OUT}_scale has shape [127, 1], expected [128, 1]"),
         (scale(OUT, lambda s: s.to(torch.int32)), f"{OUT}_scale has type I32, expected BF16 or F16 or F32"),
         (without(f"{Q}_scale"), f"{Q} is FP8 and the checkpoint holds no tensor '{Q}_scale'"),
-        (lambda d: change(d, {Q: torch.zeros(256, 128, dtype=torch.uint8)}),
-         f"{Q[:-7]}.weight has type U8, expected F8_E4M3, or BF16 or F16 or F32 unquantized"),
-        (lambda d: change(d, {K: Checkpoint(d).tensor(K)[:32].clone(), f"{K}_scale": torch.ones(32, 1)}),
-         f"{K} has shape [32, 128], expected [64, 128] by config.json"),
+        (
+            lambda d: change(d, {Q: torch.zeros(256, 128, dtype=torch.uint8)}),
+            f"{Q[:-7]}.weight has type U8, expected F8_E4M3, or BF16 or F16 or F32 unquantized",
+        ),
+        (
+            lambda d: change(d, {K: Checkpoint(d).tensor(K)[:32].clone(), f"{K}_scale": torch.ones(32, 1)}),
+            f"{K} has shape [32, 128], expected [64, 128] by config.json",
+        ),
         (without("model.layers.3.input_layernorm.weight"), "holds no tensor 'model.layers.3.input_layernorm.weight'"),
-        (without(f"{EXPERT}.up_proj.weight", f"{EXPERT}.down_proj.weight"),
-         f"holds no tensor '{EXPERT}.up_proj.weight' (2 are missing, also '{EXPERT}.down_proj.weight')"),
-        (lambda d: plain(d, f"{EXPERT}.down_proj.weight"),
-         "model.layers.2.mlp.experts: 1 of 8 down_proj are not quantized and the others are FP8"),
-        (lost_files, "lacks a file that its index names: 'model-layer-001.safetensors' (2 are missing, also "
-         "'model-layer-003.safetensors')"),
+        (
+            without(f"{EXPERT}.up_proj.weight", f"{EXPERT}.down_proj.weight"),
+            f"holds no tensor '{EXPERT}.up_proj.weight' (2 are missing, also '{EXPERT}.down_proj.weight')",
+        ),
+        (
+            lambda d: plain(d, f"{EXPERT}.down_proj.weight"),
+            "model.layers.2.mlp.experts: 1 of 8 down_proj are not quantized and the others are FP8",
+        ),
+        (
+            lost_files,
+            "lacks a file that its index names: 'model-layer-001.safetensors' (2 are missing, also "
+            "'model-layer-003.safetensors')",
+        ),
         (without("lm_head.weight"), "holds no tensor 'lm_head.weight'"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_walked_is_one_sentence_before_the_first_layer(
     tiny: Path, capsys: pytest.CaptureFixture[str], damage: Change, words: str
 ) -> None:
@@ -166,9 +179,7 @@ def test_scales_in_bf16_are_read_as_they_are(tiny: Path) -> None:
     assert torch.equal(found[:256], source.tensor(f"{Q}_scale").float())
 
 
-@pytest.mark.parametrize(
-    ("value", "said"), [(math.nan, "is nan in channel 7"), (math.inf, "is inf in channel 7")]
-)  # fmt: skip
+@pytest.mark.parametrize(("value", "said"), [(math.nan, "is nan in channel 7"), (math.inf, "is inf in channel 7")])
 def test_a_scale_that_is_no_number_is_refused_by_name(
     tiny: Path, capsys: pytest.CaptureFixture[str], value: float, said: str
 ) -> None:
@@ -302,15 +313,31 @@ def test_equal_groups_are_one_scheme() -> None:
         (quantization(weights__num_bits=4), "config_groups.group_0.weights.num_bits", "4", "8"),
         (quantization(weights__type="int"), "config_groups.group_0.weights.type", "'int'", "'float'"),
         (quantization(weights__dynamic=True), "config_groups.group_0.weights.dynamic", "True", "False"),
-        (quantization(input_activations__strategy="tensor"), "config_groups.group_0.input_activations.strategy",
-         "'tensor'", "'token'"),
-        (quantization(input_activations__dynamic=False), "config_groups.group_0.input_activations.dynamic", "False",
-         "True"),
-        (quantization(input_activations__symmetric=False), "config_groups.group_0.input_activations.symmetric",
-         "False", "True"),
+        (
+            quantization(input_activations__strategy="tensor"),
+            "config_groups.group_0.input_activations.strategy",
+            "'tensor'",
+            "'token'",
+        ),
+        (
+            quantization(input_activations__dynamic=False),
+            "config_groups.group_0.input_activations.dynamic",
+            "False",
+            "True",
+        ),
+        (
+            quantization(input_activations__symmetric=False),
+            "config_groups.group_0.input_activations.symmetric",
+            "False",
+            "True",
+        ),
         (groups({"input_activations": None}), "config_groups.group_0.input_activations", "missing", "8-bit float"),
-        (groups({}, {"weights": {**BLOCK["weights"], "strategy": "tensor"}}), "config_groups.group_1.weights.strategy",
-         "'tensor'", "'channel'"),
+        (
+            groups({}, {"weights": {**BLOCK["weights"], "strategy": "tensor"}}),
+            "config_groups.group_1.weights.strategy",
+            "'tensor'",
+            "'channel'",
+        ),
         (groups({"format": "pack-quantized"}), "config_groups.group_0.format", "'pack-quantized'", "'float-quantized'"),
         (quantization(format="int-quantized"), "format", "'int-quantized'", "'float-quantized'"),
         (quantization(quant_method="awq"), "quant_method", "'awq'", "'compressed-tensors'"),
@@ -318,7 +345,7 @@ def test_equal_groups_are_one_scheme() -> None:
         ({"quantization_config": {"quant_method": "fp8"}}, "quant_method", "'fp8'", "'compressed-tensors'"),
         ({"quantization_config": "fp8"}, "", "'fp8'", "a table of settings"),
     ],
-)  # fmt: skip
+)
 def test_a_refusal_names_the_field_and_what_is_wanted(
     config: dict[str, Any], field: str, value: str, wanted: str
 ) -> None:

@@ -38,9 +38,7 @@ PAIR = ["--kernel-norm", NORM, "--kernel-gemm", GEMM]
 TINY = layers_presets.GLM_TINY
 
 
-def tiny_walk(
-    norm: str = NORM, gemm: str = GEMM, tokens: int = 16, count: int = TINY.layers, **options: Any
-) -> Result:  # fmt: skip
+def tiny_walk(norm: str = NORM, gemm: str = GEMM, tokens: int = 16, count: int = TINY.layers, **options: Any) -> Result:
     source = layers_presets.Synthetic("glm-tiny", TINY)
     kernels = layers.find_kernels(norm, None, gemm, "cpu")
     contracts, _ = layers.find_contracts(kernels, "cpu")
@@ -53,9 +51,13 @@ def not_passed(result: Result) -> list[Judged]:
 
 @pytest.mark.parametrize(
     ("norm", "gemm"),
-    [(NORM, GEMM), ("emulated/vllm", "emulated/unknown"), ("emulated/aiter-triton", GEMM),
-     ("torch_native/eager", "torch_native/scaled_mm")],
-)  # fmt: skip
+    [
+        (NORM, GEMM),
+        ("emulated/vllm", "emulated/unknown"),
+        ("emulated/aiter-triton", GEMM),
+        ("torch_native/eager", "torch_native/scaled_mm"),
+    ],
+)
 def test_a_right_wiring_passes_in_every_op(norm: str, gemm: str) -> None:
     if reason := base.find_kernel(gemm, "ptpc_gemm").unavailable("cpu"):
         pytest.skip(reason)
@@ -71,9 +73,7 @@ def test_a_right_wiring_passes_in_every_op(norm: str, gemm: str) -> None:
 
 @pytest.mark.parametrize("defect", DEFECTS, ids=[d.id for d in DEFECTS])
 def test_a_wiring_defect_is_caught_placed_and_named(defect: WiringDefect) -> None:
-    walked = tiny_walk(
-        path=defect.path, tokens=defect.tokens, group=Group.simulated(defect.tp), count=defect.layer + 1
-    )  # fmt: skip
+    walked = tiny_walk(path=defect.path, tokens=defect.tokens, group=Group.simulated(defect.tp), count=defect.layer + 1)
     wrong = not_passed(walked)
     assert wrong, f"{defect.id}: {defect.summary}, and everything passed"
     assert (wrong[0].layer, wrong[0].step, wrong[0].arm) == (defect.layer, defect.step, "fused")

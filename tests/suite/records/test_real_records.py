@@ -50,9 +50,14 @@ from validators.records.record import Record, Status
 from validators.records.store import Sink
 
 HERE = {
-    "commit": "abc1234", "dirty": False, "python": "3.12.3", "torch": "2.11.0+cu130", "gpu": "NVIDIA H200",
-    "date": "2026-11-28T00:00:00+00:00", "kernel_versions": {"vllm": "0.24.0"},
-}  # fmt: skip
+    "commit": "abc1234",
+    "dirty": False,
+    "python": "3.12.3",
+    "torch": "2.11.0+cu130",
+    "gpu": "NVIDIA H200",
+    "date": "2026-11-28T00:00:00+00:00",
+    "kernel_versions": {"vllm": "0.24.0"},
+}
 
 
 def of(kernel: str, case: int, make: Callable[..., Record] = record, **changes: Any) -> Record:
@@ -106,8 +111,15 @@ def test_compact_lines() -> None:
     assert head["statuses"] == {"PASSED": 1, "FAILED": 1, "UNSUPPORTED": 1}
     assert verdict(head) == "1 PASSED, 1 FAILED, 1 UNSUPPORTED"
     assert (head["judged"], head["violations"]) == (512 * 5, 550)
-    assert good == {"case": "per_token_quant-m1-n64-bf16-e4m3fn-gaussian-s0", "lane": "adversarial", "status": "PASSED",
-                    "judged": 1024, "single": 996, "unspecified": 0, "violations": 0}  # fmt: skip
+    assert good == {
+        "case": "per_token_quant-m1-n64-bf16-e4m3fn-gaussian-s0",
+        "lane": "adversarial",
+        "status": "PASSED",
+        "judged": 1024,
+        "single": 996,
+        "unspecified": 0,
+        "violations": 0,
+    }
     assert bad["explanations"] == ["it is so"]
     assert bad["checks"] == ["joint: row maximum: 510 rows do not decode to 448"]
     assert away["reasons"] == ["takes no such rows"]
@@ -144,8 +156,12 @@ def test_keep_writes_one_file_a_kernel_and_the_sign_off(tmp_path: Path) -> None:
     target = keep(tmp_path / "real", findings, tmp_path / "kept")
     assert target.name == "real-h200"
     assert sorted(p.name for p in target.iterdir()) == [
-        "findings.jsonl", "sgl_kernel-two.jsonl", "signoff.json", "signoff.md", "vllm-one.jsonl",
-    ]  # fmt: skip
+        "findings.jsonl",
+        "sgl_kernel-two.jsonl",
+        "signoff.json",
+        "signoff.md",
+        "vllm-one.jsonl",
+    ]
     assert [head["kernel"] for head in kept(tmp_path / "kept")] == ["sgl_kernel/two", "vllm/one"]
     for name in ("signoff.md", "signoff.json", "vllm-one.jsonl"):
         assert str(tmp_path) not in (target / name).read_text("utf-8")

@@ -121,9 +121,14 @@ def test_report_is_bounded_and_one_record_cannot_break_its_layout() -> None:
     element = Element(0, 0, 1.0, 1.0, 1.0, 2.0, "00", 1.0, 0.5, 1.0, {f"term{i}": 1.0 for i in range(30)})
     outputs = tuple(comparison(f"out{i}", violations=5, worst=(element,) * 30) for i in range(20))
     bad = failed(
-        reasons=many, checks=checks, comparisons=outputs, explanations=many, identified=many, kernel="a\nb",
+        reasons=many,
+        checks=checks,
+        comparisons=outputs,
+        explanations=many,
+        identified=many,
+        kernel="a\nb",
         provenance={"worker_output": "\n".join(many), "kernel_versions": {f"lib{i}": "1" for i in range(99)}},
-    )  # fmt: skip
+    )
     lines = report.failure_report(bad).split("\n")
     assert len(lines) <= report.MAX_LINES
     assert lines[0].startswith("FAILED out0: 5 of 512 elements")
@@ -148,9 +153,15 @@ def test_report_is_a_pure_function_of_the_record() -> None:
 
 @pytest.mark.parametrize(
     ("part", "whole", "text"),
-    [(972, 1000, "97.2 %"), (1000, 1000, "100 %"), (0, 7, "0 %"), (0, 0, "0 %"),
-     (999_999, 1_000_000, "over 99.9 %"), (1, 1_000_000, "under 0.1 %")],
-)  # fmt: skip
+    [
+        (972, 1000, "97.2 %"),
+        (1000, 1000, "100 %"),
+        (0, 7, "0 %"),
+        (0, 0, "0 %"),
+        (999_999, 1_000_000, "over 99.9 %"),
+        (1, 1_000_000, "under 0.1 %"),
+    ],
+)
 def test_share_is_100_or_0_only_when_true(part: int, whole: int, text: str) -> None:
     assert report.share(part, whole) == text
 
@@ -165,9 +176,11 @@ def test_strength_sentence() -> None:
 
 def test_summary_table_plain() -> None:
     records = [
-        record(lane="random"), record(lane="random"), failed(lane="exact"),
+        record(lane="random"),
+        record(lane="random"),
+        failed(lane="exact"),
         record(Status.UNSUPPORTED, lane="special", kernel="z/other", emulated=True, reasons=("fp16 only",)),
-    ]  # fmt: skip
+    ]
     assert report.summary_table(records, terminal=False).split("\n") == [
         "kernel                     exact     random    special",
         "demo/fused on cpu          1 FAILED  2 PASSED  -",

@@ -197,8 +197,18 @@ def test_provenance_names_where_a_record_comes_from(monkeypatch: pytest.MonkeyPa
     assert found["environment"]["AITER_CONFIG_GEMM_A8W8"] == "tuned.csv"
     assert not {"AITER_ASM_DIR", "SOME_TOKEN"} & set(found["environment"])
     assert set(found) == {
-        "commit", "dirty", "python", "torch", "platform", "host", "cpu", "gpu", "environment", "arguments", "date"
-    }  # fmt: skip
+        "commit",
+        "dirty",
+        "python",
+        "torch",
+        "platform",
+        "host",
+        "cpu",
+        "gpu",
+        "environment",
+        "arguments",
+        "date",
+    }
     assert found["arguments"] == ["run", "--all-available"]
     assert found["gpu"] is None
     assert from_json(to_json(record(provenance=found))).provenance == found

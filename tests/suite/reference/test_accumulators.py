@@ -105,9 +105,14 @@ def _oracle_step(unit: str, products: list[tuple[Fraction, int]], c: Fraction) -
 
 
 GROUPS = {
-    "hopper-fast": 32, "hopper-promote128": 32, "ada": 16, "cdna3-mfma": 16, "blackwell-mma": 32,
-    "blackwell-tcgen05": 32, "fp32-serial": 1,
-}  # fmt: skip
+    "hopper-fast": 32,
+    "hopper-promote128": 32,
+    "ada": 16,
+    "cdna3-mfma": 16,
+    "blackwell-mma": 32,
+    "blackwell-tcgen05": 32,
+    "fp32-serial": 1,
+}
 
 
 def _oracle(unit: str, a: list[int], b: list[int], fmt: FloatFormat, promote: int | None = None) -> Fraction:

@@ -68,8 +68,11 @@ def test_a_contract_with_unsettled_fields_stands_for_its_members() -> None:
     unfused = NORM_QUANT_CONTRACTS["unfused"]
     members = unfused.members()
     assert [(m.norm_input, m.amax_floor) for m in members] == [
-        ("unrounded", 0.0), ("unrounded", 1e-10), ("stored", 0.0), ("stored", 1e-10),
-    ]  # fmt: skip
+        ("unrounded", 0.0),
+        ("unrounded", 1e-10),
+        ("stored", 0.0),
+        ("stored", 1e-10),
+    ]
     assert all(m.members() == (m,) and m.name == "unfused" for m in members)
     assert unfused.replace(norm_input="stored").unsettled == (("amax_floor", (0.0, 1e-10)),)
     assert unfused.replace(unsettled=()).members() == (members[0],)

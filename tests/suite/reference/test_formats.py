@@ -21,9 +21,12 @@ ml_dtypes = pytest.importorskip("ml_dtypes", reason="ml_dtypes, the witness of t
 FP8 = (formats.E4M3FN, formats.E4M3FNUZ)
 OVERFLOW = ("saturate", "nan")
 WITNESS = {
-    "e4m3fn": ml_dtypes.float8_e4m3fn, "e4m3fnuz": ml_dtypes.float8_e4m3fnuz, "bf16": ml_dtypes.bfloat16,
-    "fp16": np.float16, "fp32": np.float32,
-}  # fmt: skip
+    "e4m3fn": ml_dtypes.float8_e4m3fn,
+    "e4m3fnuz": ml_dtypes.float8_e4m3fnuz,
+    "bf16": ml_dtypes.bfloat16,
+    "fp16": np.float16,
+    "fp32": np.float32,
+}
 fp8_formats = pytest.mark.parametrize("fmt", FP8, ids=lambda f: f.name)
 policies = pytest.mark.parametrize("overflow", OVERFLOW)
 finite = st.floats(allow_nan=False, allow_infinity=False, width=64)

@@ -118,9 +118,19 @@ def test_experts_of_several_batches_equal_those_of_each_alone() -> None:
 
 
 SIZES = (
-    "hidden", "layers", "heads", "kv_heads", "head_dim", "intermediate", "moe_intermediate", "experts", "top_k",
-    "shared_experts", "first_dense", "vocab",
-)  # fmt: skip
+    "hidden",
+    "layers",
+    "heads",
+    "kv_heads",
+    "head_dim",
+    "intermediate",
+    "moe_intermediate",
+    "experts",
+    "top_k",
+    "shared_experts",
+    "first_dense",
+    "vocab",
+)
 
 
 @pytest.mark.parametrize(("field", "value"), [("kv_heads", 3), ("top_k", 9), ("head_dim", 6), ("n_group", 5)])

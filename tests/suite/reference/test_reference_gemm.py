@@ -26,8 +26,11 @@ from validators.records.record import Comparison
 fp8_formats = pytest.mark.parametrize("fp8", FP8_FORMATS)
 GRID = {"e4m3fn": 2.0**-18, "e4m3fnuz": 2.0**-20}
 EMULATED = ("fp32", "unknown")
-VARIANTS = (GemmVariant(), GemmVariant("short blocks", block=16, scale_order="channel_first"),
-            GemmVariant("serial", serial=True, scale_order="product_first"))  # fmt: skip
+VARIANTS = (
+    GemmVariant(),
+    GemmVariant("short blocks", block=16, scale_order="channel_first"),
+    GemmVariant("serial", serial=True, scale_order="product_first"),
+)
 
 
 def codes(rows: int, k: int, fp8: str, seed: int) -> torch.Tensor:
@@ -146,8 +149,10 @@ def test_the_order_of_bias_and_store_is_judged_as_declared() -> None:
     inputs = build(Case(GEMM, 64, 128, "gaussian", k=256, bias=True))
     after = GEMM_CONTRACTS["fp32"].replace(bias="after_store")
     outputs = emulated_gemm.execute(inputs, None, after)
-    counts = {bias: compare(inputs, outputs, after.replace(bias=bias))[0].violations
-              for bias in ("after_store", "either", "epilogue")}  # fmt: skip
+    counts = {
+        bias: compare(inputs, outputs, after.replace(bias=bias))[0].violations
+        for bias in ("after_store", "either", "epilogue")
+    }
     assert counts["after_store"] == counts["either"] == 0
     assert counts["epilogue"] > 0
 
@@ -166,9 +171,14 @@ def test_one_output_step_beyond_the_set_is_caught_everywhere(fp8: str, dtype: st
     inputs = build(Case(GEMM, 16, 24, "gaussian", k=128, dtype=dtype, fp8=fp8))
     assert isinstance(inputs, GemmInputs)
     truth = truth_of.gemm_truth(
-        truth_of.operand(inputs.a, FORMATS[fp8]), truth_of.operand(inputs.b, FORMATS[fp8]),
-        inputs.a_scale.flatten(), inputs.b_scale.flatten(), None, FORMATS[dtype], contract,
-    )  # fmt: skip
+        truth_of.operand(inputs.a, FORMATS[fp8]),
+        truth_of.operand(inputs.b, FORMATS[fp8]),
+        inputs.a_scale.flatten(),
+        inputs.b_scale.flatten(),
+        None,
+        FORMATS[dtype],
+        contract,
+    )
     assert judged(inputs, truth.low.to(inputs.out_dtype), contract).violations == 0
     assert judged(inputs, truth.high.to(inputs.out_dtype), contract).violations == 0
     for end, step in ((truth.high, 1), (truth.low, -1)):

@@ -55,9 +55,14 @@ def test_truth_is_exact_arithmetic(name: str, dtype: str, recipe: str) -> None:
     slack = Fraction(budgets.FLOAT64_SLACK)
     for i in range(len(inputs.x)):
         row = oracle.norm_row(
-            inputs.x[i], inputs.residual[i], inputs.weight, inputs.eps,
-            norm_input=contract.norm_input, store=contract.store(dtype), storage=dtype,
-        )  # fmt: skip
+            inputs.x[i],
+            inputs.residual[i],
+            inputs.weight,
+            inputs.eps,
+            norm_input=contract.norm_input,
+            store=contract.store(dtype),
+            storage=dtype,
+        )
         assert oracle.exact(got.z[i]) == row.z
         assert oracle.exact(got.residual[i]) == row.stored
         assert Fraction(float(got.p_max[i])) == row.p_max
@@ -344,16 +349,23 @@ def test_row_maxima_formed_with_another_rms_are_not_taken() -> None:
     inputs = inputs_of("gaussian")
     own = truth(inputs, contract)
     square_sum = own.z.double().square().sum(-1)
-    low, high = truth_of.rounded_row_max(
-        own.z, own.weight, own.rms_low, own.rms_high, contract, FORMATS["bf16"], False
-    )  # fmt: skip
+    low, high = truth_of.rounded_row_max(own.z, own.weight, own.rms_low, own.rms_high, contract, FORMATS["bf16"], False)
     given = truth_of.RowMax(low, high, own.scale.amax_low, own.rms_low, own.rms_high, own.rms)
 
     def with_rows(row_max: truth_of.RowMax) -> truth_of.NormTruth | None:
         return truth_of.truth_of_rows(
-            square_sum, own.p_max, own.z, own.weight, None, inputs.eps, contract, "e4m3fn", FORMATS["bf16"],
-            gemma=False, row_max=row_max,
-        )  # fmt: skip
+            square_sum,
+            own.p_max,
+            own.z,
+            own.weight,
+            None,
+            inputs.eps,
+            contract,
+            "e4m3fn",
+            FORMATS["bf16"],
+            gemma=False,
+            row_max=row_max,
+        )
 
     same = with_rows(given)
     assert same is not None

@@ -32,21 +32,36 @@ from validators.signoff.ruling import Ruling, rule
 CONTRACT = "aiter-hip-gfx950"
 EMBEDDED = policy.QUESTION_SETS["embedded"][0]
 STRICT = Policy(
-    "strict", "",
+    "strict",
+    "",
     (
-        Requirement("ops", depth="smoke"), Requirement("layers", layers="all", margin=0.5, tokens=64),
-        Requirement("goldens"), Requirement("trace", layers="all"),
+        Requirement("ops", depth="smoke"),
+        Requirement("layers", layers="all", margin=0.5, tokens=64),
+        Requirement("goldens"),
+        Requirement("trace", layers="all"),
         Requirement("parity", margin=1.5, data=("embedded", "gsm8k-test"), questions=1319, tokens=10_000),
     ),
-)  # fmt: skip
+)
 WALK: dict[str, Any] = {
-    "model": "glm-tiny", "layers": [0, 1, 2, 3], "of": 4, "tokens": 256, "margin": 0.5, "walk": "a1",
+    "model": "glm-tiny",
+    "layers": [0, 1, 2, 3],
+    "of": 4,
+    "tokens": 256,
+    "margin": 0.5,
+    "walk": "a1",
     "records": {NORM: 1, QUANT: 1, GEMM: 1},
-}  # fmt: skip
+}
 PARITY: dict[str, Any] = {
-    "rule": "non-inferiority", "margin": 1.5, "alpha": 0.05, "questions": 1319, "data": "synthetic held-out",
-    "data_sha256": EMBEDDED, "tokens": 30_000, "aa": False, "kernels": {op: name for op, (name,) in KERNELS.items()},
-}  # fmt: skip
+    "rule": "non-inferiority",
+    "margin": 1.5,
+    "alpha": 0.05,
+    "questions": 1319,
+    "data": "synthetic held-out",
+    "data_sha256": EMBEDDED,
+    "tokens": 30_000,
+    "aa": False,
+    "kernels": {op: name for op, (name,) in KERNELS.items()},
+}
 
 
 def with_evidence(r: Record, **changes: Any) -> Record:
@@ -97,7 +112,7 @@ def test_strong_records_are_signed() -> None:
         ({"aa": True}, "a run against itself"),
         ({"kernels": {**PARITY["kernels"], GEMM: "other/gemm"}}, "ptpc_gemm by other/gemm (asked: demo/gemm)"),
     ],
-)  # fmt: skip
+)
 def test_a_weak_evaluation_does_not_fill_its_cell(changes: dict[str, Any], words: str) -> None:
     ruling = weaker("parity", **changes)
     assert ruling.decision == "UNTESTED"
@@ -292,11 +307,13 @@ def edited(**changes: Any) -> Ruling:
         ({"comparisons": (comparison("codes", judged=10**9),)}, "holds counts of codes that cannot be"),
         ({"comparisons": (comparison("codes", worst_use=math.nan),)}, "holds a NaN"),
         ({"status": Status.UNSUPPORTED, "reasons": ("no",)}, "says UNSUPPORTED and holds 512 judged elements"),
-        ({"status": Status.UNSUPPORTED, "reasons": ("no",), "comparisons": (), "checks": (Check("x", False, ""),)},
-         "says UNSUPPORTED and holds a check that failed"),
+        (
+            {"status": Status.UNSUPPORTED, "reasons": ("no",), "comparisons": (), "checks": (Check("x", False, ""),)},
+            "says UNSUPPORTED and holds a check that failed",
+        ),
         ({"case": "ptpc_gemm-m1-n1-k1"}, "names a case of another op"),
     ],
-)  # fmt: skip
+)
 def test_an_edited_record_is_not_signed(changes: dict[str, Any], words: str) -> None:
     ruling = edited(**changes)
     assert ruling.decision == "NOT SIGNED"
@@ -417,9 +434,7 @@ def test_a_waiver_of_everything_that_fails_is_in_the_decision() -> None:
 
 
 def test_an_emulated_kernel_is_known_by_its_name_too() -> None:
-    records = [
-        dataclasses.replace(r, kernel="emulated/x", emulated=False) if r.op in KERNELS else r for r in ops()
-    ]  # fmt: skip
+    records = [dataclasses.replace(r, kernel="emulated/x", emulated=False) if r.op in KERNELS else r for r in ops()]
     target = dataclasses.replace(TARGET, kernels=dict.fromkeys(KERNELS, ("emulated/x",)))
     chosen = Policy("smoke", "", (Requirement("ops", depth="smoke"),))
     assert rule(target, chosen, records, "records").decision == "SIGNED in emulation only"
@@ -530,10 +545,11 @@ def test_an_evaluation_at_thirty_points_on_made_up_questions_leaves_nightly_open
     (cell,) = [c for c in written["rulings"][0]["cells"] if c["stage"] == "parity"]
     assert cell["state"] == "UNTESTED"
     for words in (
-        "margin 30 points (asked: at most 1.5)", "300 questions (asked: at least 1,319)",
+        "margin 30 points (asked: at most 1.5)",
+        "300 questions (asked: at least 1,319)",
         "question set other:mine.jsonl, sha256 cdcdcdcdcdcd (asked: embedded or gsm8k-test)",
         "an unknown architecture (asked: gfx950)",
-    ):  # fmt: skip
+    ):
         assert words in cell["why"][0]
     assert "margin 30 points" in (tmp_path / "out" / "signoff.md").read_text()
 
@@ -571,10 +587,7 @@ def test_lanes_that_are_declared_away_are_in_the_decision_with_the_models_shapes
     easy = {(r.op, r.lane): r.case for r in reversed(ops("default"))}
     chosen = Policy("merge", "", (Requirement("ops"),))
     target = dataclasses.replace(TARGET, kernels={NORM: KERNELS[NORM]})
-    records = [
-        r if easy[r.op, r.lane] == r.case else limited(r, "n % 16 == 0")
-        for r in ops("default") if r.op == NORM
-    ]  # fmt: skip
+    records = [r if easy[r.op, r.lane] == r.case else limited(r, "n % 16 == 0") for r in ops("default") if r.op == NORM]
     ruling = rule(target, chosen, records, "records")
     assert ruling.decision.startswith("SIGNED within declared limits: n % 16 == 0")
     decided = under_policy(records, chosen, [target])
@@ -591,9 +604,10 @@ def test_lanes_that_are_declared_away_are_in_the_decision_with_the_models_shapes
 def test_shapes_of_the_model_that_limits_hide_are_in_the_decision() -> None:
     hidden = Limits("k", NORM, 9, 4, (Limit("n <= 8192", 4, ()),), (), ("n = 12288",), 7, machine=2)
     assert facts.limit_words([hidden]) == [
-        "within declared limits: n <= 8192", "which hide 1 of the model's own shapes (n = 12288)",
+        "within declared limits: n <= 8192",
+        "which hide 1 of the model's own shapes (n = 12288)",
         "without 2 cases that the machine cannot hold",
-    ]  # fmt: skip
+    ]
     many = [dataclasses.replace(hidden, kernel=f"k{i}") for i in range(4)]
     assert facts.limit_words(many)[0] == "within the declared limits of 4 kernels"
 
@@ -601,10 +615,14 @@ def test_shapes_of_the_model_that_limits_hide_are_in_the_decision() -> None:
 def test_features_that_are_not_offered_are_named_in_short() -> None:
     words = 'the kernel does not offer "{}" (its attribute supports, or the default)'
     records = [
-        limited(r, words.format("fp16")) if "-fp16-" in r.case else
-        limited(r, words.format("gemma")) if "-gemma" in r.case else r
-        for r in ops("default") if r.op == NORM
-    ]  # fmt: skip
+        limited(r, words.format("fp16"))
+        if "-fp16-" in r.case
+        else limited(r, words.format("gemma"))
+        if "-gemma" in r.case
+        else r
+        for r in ops("default")
+        if r.op == NORM
+    ]
     chosen = Policy("merge", "", (Requirement("ops"),))
     ruling = rule(dataclasses.replace(TARGET, kernels={NORM: KERNELS[NORM]}), chosen, records, "records")
     assert ruling.decision == "SIGNED within declared limits: no fp16, gain 1 + weight"

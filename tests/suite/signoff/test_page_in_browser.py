@@ -99,11 +99,17 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     records: list[Record] = [
         *(r for r in path() if r.lane not in ("trace", "goldens")),
         failed(kernel="demo/norm", lane="random", case="add_rmsnorm_quant-" + "m512-n5120-" * 6 + "bf16-e4m3fn-x-s3"),
-        record(kernel="demo/norm", op=NORM, lane="layers", case="layers-glm-tiny-trajectory", provenance=walk,
-               checks=(Check("fused against unfused", True, said, "statistical"),)),
+        record(
+            kernel="demo/norm",
+            op=NORM,
+            lane="layers",
+            case="layers-glm-tiny-trajectory",
+            provenance=walk,
+            checks=(Check("fused against unfused", True, said, "statistical"),),
+        ),
         whole("parity", case="parity-tiny-glm-n1319-margin1.5-s0", provenance=parity),
         made("ptpc_gemm", "ptpc_gemm-x", "special", Status.ERROR, reasons=("RuntimeError: " + "x" * 300,)),
-    ]  # fmt: skip
+    ]
     text = signoff_html.page(under_policy(records, EVERY, [TARGET]))
     assert "NOT SIGNED" in text
     file = tmp_path_factory.mktemp("page") / "signoff.html"
@@ -116,12 +122,22 @@ def look(page: Path, profile: Path, width: int, height: int, *, dark: bool) -> d
     around = profile / "around.html"
     around.write_text(FRAME.format(page=page.as_uri(), width=width, height=height))
     command = [
-        _browser(), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-        "--disable-component-update", "--disable-sync", "--hide-scrollbars", f"--user-data-dir={profile / 'user'}",
-        "--window-size=1400,1000", "--virtual-time-budget=5000",
+        _browser(),
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--hide-scrollbars",
+        f"--user-data-dir={profile / 'user'}",
+        "--window-size=1400,1000",
+        "--virtual-time-budget=5000",
         f"--blink-settings=preferredColorScheme={0 if dark else 1}",
-        "--dump-dom", around.as_uri(),
-    ]  # fmt: skip
+        "--dump-dom",
+        around.as_uri(),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     found = re.search(r'<pre id="probe">(.+?)</pre>', done.stdout, re.DOTALL)
     assert found, f"the browser printed no probe: {done.stderr[-800:]}"

@@ -51,9 +51,13 @@ def ops(depth: str = "smoke", **changes: object) -> list[Record]:
 def whole(lane: str, status: Status = Status.PASSED, **changes: object) -> Record:
     op = {"parity": "gsm8k_parity"}.get(lane, lane)
     fields: dict[str, object] = {
-        "op": op, "lane": lane, "case": f"{lane}-1", "kernel": "demo/norm", "comparisons": (),
+        "op": op,
+        "lane": lane,
+        "case": f"{lane}-1",
+        "kernel": "demo/norm",
+        "comparisons": (),
         "checks": (Check("accuracy", status is Status.PASSED, "as before", "statistical"),),
-    }  # fmt: skip
+    }
     return record(status, **{**fields, **changes})
 
 
@@ -153,8 +157,13 @@ def test_a_regression_is_quoted_as_the_evaluation_says_it() -> None:
 
 
 def test_drifted_goldens_wait_for_a_person() -> None:
-    drift = made(NORM, "g", "goldens", provenance={"golden": {"state": "DRIFTED"}},
-                 checks=(Check("golden", None, "codes: 3 elements differ", "determinism"),))  # fmt: skip
+    drift = made(
+        NORM,
+        "g",
+        "goldens",
+        provenance={"golden": {"state": "DRIFTED"}},
+        checks=(Check("golden", None, "codes: 3 elements differ", "determinism"),),
+    )
     ruling = ruled([*path(), drift])
     assert ruling.decision == "NOT SIGNED"
     assert ruling.reasons[0].startswith(f"goldens of {NORM} of demo/norm: 1 DRIFTED, 1 unchanged. First g: ")
@@ -200,8 +209,15 @@ def test_a_claim_cannot_write_markup() -> None:
 
 
 def test_a_truth_that_moved_stands_in_the_way_of_everybody() -> None:
-    moved = record(Status.FAILED, op="goldens", lane="goldens", kernel="golden/reference", arch="any", case="r",
-                   reasons=("other float64 values",))  # fmt: skip
+    moved = record(
+        Status.FAILED,
+        op="goldens",
+        lane="goldens",
+        kernel="golden/reference",
+        arch="any",
+        case="r",
+        reasons=("other float64 values",),
+    )
     ruling = ruled([*path(), moved])
     assert ruling.decision == "NOT SIGNED"
     assert "golden/reference" in ruling.reasons[0]
@@ -454,9 +470,12 @@ def test_the_json_follows_the_published_schema(tmp_path: Path) -> None:
     waiver = Waiver("jane", "why", LATER, stage="trace")
     some = under_policy([r for r in path() if r.lane != "trace"], _with(waiver), [TARGET])
     for decided in (
-        signoff.decide(path()), under_policy(path(), EVERY, [TARGET]), under_policy([*path(), bad], EVERY, [TARGET]),
-        under_policy([], EVERY, [TARGET]), some,
-    ):  # fmt: skip
+        signoff.decide(path()),
+        under_policy(path(), EVERY, [TARGET]),
+        under_policy([*path(), bad], EVERY, [TARGET]),
+        under_policy([], EVERY, [TARGET]),
+        some,
+    ):
         jsonschema.validate(signoff_json.to_dict(decided), schema)
     wrong = {**signoff_json.to_dict(some), "decision": "FINE"}
     with pytest.raises(jsonschema.ValidationError):

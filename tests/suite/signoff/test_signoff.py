@@ -104,8 +104,9 @@ def test_emulated_is_marked() -> None:
     both = decide([*lanes_passed(emulated=True), *lanes_passed(kernel="real/fused")])
     assert both.decision == "SIGNED within what each claim names"
     assert [c.decision for c in both.claims] == [
-        "SIGNED in emulation only, on 5 chosen cases only", "SIGNED on 5 chosen cases only"
-    ]  # fmt: skip
+        "SIGNED in emulation only, on 5 chosen cases only",
+        "SIGNED on 5 chosen cases only",
+    ]
 
 
 @pytest.mark.parametrize("status", BAD)

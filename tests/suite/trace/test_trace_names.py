@@ -26,23 +26,29 @@ REDUCE = "_ZN5aiter30allreduce_fusion_kernel_1stageI{}Li4EEEvPv"
         (PLAIN, "aiter::add_rmsnorm_quant_kernel<__bf16, __bf16, 256, 32, false, false, true, 1>"),
         (FUSED + ".kd", "aiter::add_rmsnorm_quant_kernel<__bf16, _BitInt(8), 256, 24, true, true, true, 1>"),
         (NORM + "u6__bf16DB8_Li256EEEvPT_", "aiter::add_rmsnorm_quant_kernel<__bf16, _BitInt(8), 256>"),
-        (NORM + "14__hip_bfloat16S1_Li256EEEvPT_",
-         "aiter::add_rmsnorm_quant_kernel<__hip_bfloat16, __hip_bfloat16, 256>"),
-        (NORM + "N4opus6bf16_tENS1_5fp8_tELi256EEEvPT_",
-         "aiter::add_rmsnorm_quant_kernel<opus::bf16_t, opus::fp8_t, 256>"),
+        (
+            NORM + "14__hip_bfloat16S1_Li256EEEvPT_",
+            "aiter::add_rmsnorm_quant_kernel<__hip_bfloat16, __hip_bfloat16, 256>",
+        ),
+        (
+            NORM + "N4opus6bf16_tENS1_5fp8_tELi256EEEvPT_",
+            "aiter::add_rmsnorm_quant_kernel<opus::bf16_t, opus::fp8_t, 256>",
+        ),
         (NORM + "DF16bDB8_Li256E...", f"aiter::add_rmsnorm_quant_kernel<__bf16, _BitInt(8), {CUT}>"),
         (QUANT, "aiter::dynamic_per_group_scaled_quant_kernel<__bf16, _BitInt(8), 32>"),
         ("_Z9transposePKfPf", "transpose"),
         ("_ZN12_GLOBAL__N_16kernelILin5ELj3EEEvv", "(anonymous namespace)::kernel<-5, 3u>"),
-        ("_ZN7ck_tile6kentryILi2ENS_3RmsINS_5TupleIJfDF16_EEELNS_4ModeE1EEEJEEEvv",
-         "ck_tile::kentry<2, ck_tile::Rms<ck_tile::Tuple<float, _Float16>, (ck_tile::Mode)1>>"),
+        (
+            "_ZN7ck_tile6kentryILi2ENS_3RmsINS_5TupleIJfDF16_EEELNS_4ModeE1EEEJEEEvv",
+            "ck_tile::kentry<2, ck_tile::Rms<ck_tile::Tuple<float, _Float16>, (ck_tile::Mode)1>>",
+        ),
         # What is no mangled name, or not understood, stays as it is.
         ("triton_red_fused_add_0", "triton_red_fused_add_0"),
         ("_Zap", "_Zap"),
         ("_ZN5aiter", "_ZN5aiter"),
         ("_ZN9999999999x", "_ZN9999999999x"),
     ],
-)  # fmt: skip
+)
 def test_a_mangled_name_is_shown_readable(name: str, shown: str) -> None:
     assert readable(name) == shown
 
@@ -88,7 +94,7 @@ def test_a_mangled_name_is_shown_readable(name: str, shown: str) -> None:
         ("void ck_tile::kentry<1, R<(ck_tile::Rmsnorm2dFusedQuantEnum)2>>()", "fused"),
         ("void ck_tile::kentry<1, Rmsnorm2dFwd<(ck_tile::Rmsnorm2dFusedQuantEnum)0>>()", "norm"),
     ],
-)  # fmt: skip
+)
 def test_the_role_of_a_kernel(name: str, role: str) -> None:
     assert role_of(readable(name)) == role
 
@@ -164,8 +170,9 @@ def test_kernels_that_nothing_is_known_of_are_shown(tmp_path: Path, capsys: pyte
     at = next(i for i, line in enumerate(lines) if "nothing is known as fused" in line)
     assert "--role fused=NAME" in lines[at]
     assert [line.split() for line in lines[at + 1 : at + 3]] == [
-        ["20", "in", "all", "my_norm_and_quant"], ["10", "in", "all", "my_rope"]
-    ]  # fmt: skip
+        ["20", "in", "all", "my_norm_and_quant"],
+        ["10", "in", "all", "my_rope"],
+    ]
     code, out, _ = run(capsys, path, "--layers", str(LAYERS), "--role", "fused=my_norm_and")
     assert code == 0
     assert "most frequent others" not in out

@@ -54,10 +54,19 @@ def _kernels() -> tuple[Any, Any]:
 
     @triton.jit
     def aligned(  # type: ignore[no-untyped-def]
-        a_ptr, b_ptr, out_ptr, m, n, k,
-        CHAIN: tl.constexpr, GROUP: tl.constexpr, BIAS2: tl.constexpr, PROMOTE: tl.constexpr,
-        BM: tl.constexpr, BN: tl.constexpr,
-    ):  # fmt: skip
+        a_ptr,
+        b_ptr,
+        out_ptr,
+        m,
+        n,
+        k,
+        CHAIN: tl.constexpr,
+        GROUP: tl.constexpr,
+        BIAS2: tl.constexpr,
+        PROMOTE: tl.constexpr,
+        BM: tl.constexpr,
+        BN: tl.constexpr,
+    ):
         # a: uint8 [k, m], b: uint8 [k, n]; k is a multiple of CHAIN (products a chain), CHAIN of GROUP.
         rm = tl.program_id(0) * BM + tl.arange(0, BM)[:, None]
         rn = tl.program_id(1) * BN + tl.arange(0, BN)[None, :]

@@ -60,20 +60,25 @@ def fits(x: torch.Tensor, residual: torch.Tensor | None, contract: NormQuantCont
     )
 
 
-def rules_of(
-    contract: NormQuantContract, n: int, qmax: float, eps: float, *, gemma: bool, storage: str
-) -> Rules:  # fmt: skip
+def rules_of(contract: NormQuantContract, n: int, qmax: float, eps: float, *, gemma: bool, storage: str) -> Rules:
     """The contract's arithmetic as the survey takes it, for rows of n elements of type ``storage`` (bf16, fp16)."""
     from validators.judge.gpu.survey_triton import Rules
 
     low, high = (end_factors(contract, direction, gemma) for direction in (-1.0, 1.0))
     exact = contract.division if contract.reciprocal_u <= 1.0 else ""
     return Rules(
-        qmax, eps, unrounded=contract.norm_input == "unrounded", truncated=contract.store(storage) == "truncate",
-        round_h=contract.round_after_normalize, round_y=contract.round_after_weight, gemma=gemma,
-        rms_bound=budgets.rms_budget(contract, n).bound, factors=(low[0], high[0]), weights=(low[1], high[1]),
+        qmax,
+        eps,
+        unrounded=contract.norm_input == "unrounded",
+        truncated=contract.store(storage) == "truncate",
+        round_h=contract.round_after_normalize,
+        round_y=contract.round_after_weight,
+        gemma=gemma,
+        rms_bound=budgets.rms_budget(contract, n).bound,
+        factors=(low[0], high[0]),
+        weights=(low[1], high[1]),
         exact=exact,
-    )  # fmt: skip
+    )
 
 
 def trusted(key: tuple[Any, ...]) -> bool:

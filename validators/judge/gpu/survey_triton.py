@@ -95,9 +95,15 @@ def _kernel() -> Any:
 
     @triton.jit
     def norm_input(  # type: ignore[no-untyped-def]
-        x_ptr, residual_ptr, stored_ptr, columns, inside,
-        HAS_RESIDUAL: tl.constexpr, UNROUNDED: tl.constexpr, T: tl.constexpr,
-    ):  # fmt: skip
+        x_ptr,
+        residual_ptr,
+        stored_ptr,
+        columns,
+        inside,
+        HAS_RESIDUAL: tl.constexpr,
+        UNROUNDED: tl.constexpr,
+        T: tl.constexpr,
+    ):
         """z as the norm reads it, and fl32(x + r)."""
         total = tl.load(x_ptr + columns, mask=inside, other=0.0).to(tl.float32)
         z = total
@@ -127,13 +133,35 @@ def _kernel() -> Any:
 
     @triton.jit
     def survey(  # type: ignore[no-untyped-def]
-        x_ptr, residual_ptr, weight_ptr, codes_ptr, stored_ptr, scale_ptr, table_ptr, facts_ptr,
-        rows_ptr, counts_ptr, index_ptr, values_ptr,
-        x_stride, residual_stride, codes_stride, stored_stride, m, n,
-        CAPACITY: tl.constexpr, HAS_RESIDUAL: tl.constexpr, UNROUNDED: tl.constexpr, TRUNCATED: tl.constexpr,
-        ROUND_H: tl.constexpr, ROUND_Y: tl.constexpr, GEMMA: tl.constexpr, EXACT: tl.constexpr, T: tl.constexpr,
+        x_ptr,
+        residual_ptr,
+        weight_ptr,
+        codes_ptr,
+        stored_ptr,
+        scale_ptr,
+        table_ptr,
+        facts_ptr,
+        rows_ptr,
+        counts_ptr,
+        index_ptr,
+        values_ptr,
+        x_stride,
+        residual_stride,
+        codes_stride,
+        stored_stride,
+        m,
+        n,
+        CAPACITY: tl.constexpr,
+        HAS_RESIDUAL: tl.constexpr,
+        UNROUNDED: tl.constexpr,
+        TRUNCATED: tl.constexpr,
+        ROUND_H: tl.constexpr,
+        ROUND_Y: tl.constexpr,
+        GEMMA: tl.constexpr,
+        EXACT: tl.constexpr,
+        T: tl.constexpr,
         BLOCK: tl.constexpr,
-    ):  # fmt: skip
+    ):
         row = tl.program_id(0).to(tl.int64)
         x_ptr += row * x_stride
         residual_ptr += row * residual_stride
@@ -273,9 +301,15 @@ def _facts(rules: Rules, n: int, device: torch.device) -> Tensor:
 
 
 def survey(
-    x: Tensor, residual: Tensor | None, weight: Tensor, codes: Tensor, stored: Tensor | None, scale: Tensor,
-    table: Tensor, rules: Rules,
-) -> Survey | None:  # fmt: skip
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    codes: Tensor,
+    stored: Tensor | None,
+    scale: Tensor,
+    table: Tensor,
+    rules: Rules,
+) -> Survey | None:
     """One launch and two transfers; None where a residual differs, a value is not finite, or too much is unproven.
 
     x, residual, stored bf16 or fp16 [m, n]; weight [n]; codes uint8 [m, n]; scale fp32 [m]; all on one GPU, last
@@ -294,13 +328,36 @@ def survey(
     found = torch.empty(5, CAPACITY, dtype=torch.int32, device=x.device)
     launch = _kernel()
     launch[(m,)](
-        x, x if residual is None else residual, weight, codes, stored.view(torch.int16), scale, table,
-        _facts(rules, n, x.device), rows, counts, found, found.view(torch.float32),
-        x.stride(0), 0 if residual is None else residual.stride(0), codes.stride(0), stored.stride(0), m, n,
-        CAPACITY=CAPACITY, HAS_RESIDUAL=residual is not None, UNROUNDED=rules.unrounded, TRUNCATED=rules.truncated,
-        ROUND_H=rules.round_h, ROUND_Y=rules.round_y, GEMMA=rules.gemma, EXACT=rules.exact if rules.rounds else "",
-        T=tl.float16 if x.dtype == torch.float16 else tl.bfloat16, BLOCK=BLOCK, num_warps=WARPS,
-    )  # fmt: skip
+        x,
+        x if residual is None else residual,
+        weight,
+        codes,
+        stored.view(torch.int16),
+        scale,
+        table,
+        _facts(rules, n, x.device),
+        rows,
+        counts,
+        found,
+        found.view(torch.float32),
+        x.stride(0),
+        0 if residual is None else residual.stride(0),
+        codes.stride(0),
+        stored.stride(0),
+        m,
+        n,
+        CAPACITY=CAPACITY,
+        HAS_RESIDUAL=residual is not None,
+        UNROUNDED=rules.unrounded,
+        TRUNCATED=rules.truncated,
+        ROUND_H=rules.round_h,
+        ROUND_Y=rules.round_y,
+        GEMMA=rules.gemma,
+        EXACT=rules.exact if rules.rounds else "",
+        T=tl.float16 if x.dtype == torch.float16 else tl.bfloat16,
+        BLOCK=BLOCK,
+        num_warps=WARPS,
+    )
     rows = rows.cpu()
     unproven, strange, choices, _ = rows[m * words :].view(torch.int32).tolist()
     if strange or unproven > CAPACITY:
@@ -309,6 +366,14 @@ def survey(
     found = found.cpu() if unproven <= ON_CPU else found
     values, sums = found[3:].view(torch.float32), rows[: m * words].view(words, m)
     return Survey(
-        square_sum=sums[0], p_max=sums[1], scale=sums[2].float(), row=found[0], col=found[1], z=values[0],
-        weight=values[1], code=found[2].to(torch.uint8), choices=choices, ends=sums[3:] if rules.rounds else None,
-    )  # fmt: skip
+        square_sum=sums[0],
+        p_max=sums[1],
+        scale=sums[2].float(),
+        row=found[0],
+        col=found[1],
+        z=values[0],
+        weight=values[1],
+        code=found[2].to(torch.uint8),
+        choices=choices,
+        ends=sums[3:] if rules.rounds else None,
+    )
