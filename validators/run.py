@@ -94,7 +94,7 @@ def validate(kernel: Kernel, case: Case, *, contract: str | None = None, device:
     except KernelFault as fault:
         return frame.record(Status.ERROR, fault.reasons, chosen.name if chosen else None, origin, start)
     # Outputs that fit no contract are compared with the nearest one, so that the report can say what is wrong.
-    judged_by = chosen or get_contract(kernel.op, _nearest(kernel, case, device))
+    judged_by = chosen or get_contract(kernel.op, identification(kernel, case, device).candidates[0].contract)
     comparisons, statistical = judge(claim, judged_by)
     checks = [*claim.checks, *statistical, *_invariances(kernel, case, claim, judged_by)]
     status, reasons = decide(comparisons, checks)
@@ -135,24 +135,20 @@ def choose_contract(
         return get_contract(kernel.op, str(given)), "given", ()
     if given is None and kernel.contract is not None:
         return get_contract(kernel.op, kernel.contract), "declared", ()
-    from validators.explain.identify import identify
-
-    # Once a process and type: identification calls the kernel on cases of its own and judges every preset.
-    key = _identity(kernel, case, device)
-    if key not in _identified:
-        _identified[key] = identify(kernel, device=device, dtype=case.dtype, fp8=case.fp8)
-    result = _identified[key]
+    result = identification(kernel, case, device)
     best = result.best
     return (None if best is None else get_contract(kernel.op, best)), "identified", tuple(result.lines())
 
 
-def _identity(kernel: Kernel, case: Case, device: str) -> tuple[str, ...]:
-    return kernel.name, kernel.op, device, case.dtype, case.fp8
+def identification(kernel: Kernel, case: Case, device: str) -> IdentifyResult:
+    """What ``identify`` finds for the kernel and the types of the case. Raises KernelFault."""
+    from validators.explain.identify import identify
 
-
-def _nearest(kernel: Kernel, case: Case, device: str) -> str:
-    """The contract that the kernel's outputs violate least, after ``choose_contract`` found none."""
-    return _identified[_identity(kernel, case, device)].candidates[0].contract
+    # Once a process and type: identification calls the kernel on cases of its own and judges every preset.
+    key = kernel.name, kernel.op, device, case.dtype, case.fp8
+    if key not in _identified:
+        _identified[key] = identify(kernel, device=device, dtype=case.dtype, fp8=case.fp8)
+    return _identified[key]
 
 
 def run_kernel(kernel: Kernel, case: Case, device: str) -> Claim:

@@ -26,14 +26,12 @@ def _pytest(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--kernel", "emulated/nonsense"], "unknown kernel 'emulated/nonsense'"),
         (["--lane", "easy"], "unknown lane 'easy'; known: exact, random"),
         (["--kernel", "emulated/vllm", "--contract", "strict"], "unknown contract 'strict'"),
-        (["--depth", "bottomless"], "unknown depth 'bottomless'"),
-        (["--fp8", "e5m2"], "unknown FP8 format 'e5m2'"),
     ],
 )
 def test_a_bad_name_is_a_usage_error(arguments: list[str], sentence: str) -> None:
+    """As pytest shows what ``pytest_configure`` raises: with the names alone, and where kernels were looked up."""
     done = _pytest(*arguments)
     assert done.returncode == pytest.ExitCode.USAGE_ERROR
     errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
@@ -42,7 +40,7 @@ def test_a_bad_name_is_a_usage_error(arguments: list[str], sentence: str) -> Non
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize("workers", ["0", "1"])
 def test_a_run_without_a_kernel_case_fails(workers: str) -> None:
     done = _pytest("--kernel", "aiter_hip/add_rmsnorm_quant", "--device", "cpu", "-n", workers)
     assert done.returncode == pytest.ExitCode.TESTS_FAILED
@@ -89,6 +87,18 @@ BAD = {
 }
 
 
+SAYS = {
+    "kernel": "unknown kernel 'nobody/nothing'",
+    "contract": "unknown contract 'law'",
+    "lane": "unknown lane 'fast'",
+    "depth": "unknown depth 'abyss'",
+    "dtype": "unknown dtype 'bf15'",
+    "fp8": "unknown FP8 format 'e5m2'",
+    "records": "/dev/null/x",
+    "device": "unknown device 'tpu'",
+}
+
+
 def _options() -> dict[str, dict[str, object]]:
     found = _Options()
     conftest.pytest_addoption(found)  # type: ignore[arg-type]
@@ -107,4 +117,5 @@ def test_a_value_that_cannot_be_right_is_a_usage_error(name: str) -> None:
     )
     with pytest.raises(pytest.UsageError) as caught:
         conftest.pytest_configure(config)  # type: ignore[arg-type]
+    assert SAYS[name] in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -9,7 +9,7 @@ import torch
 
 from reference.contract import GEMM_CONTRACTS, NORM_QUANT_CONTRACTS
 from tests import zoo
-from tests.benchmarks.identification import CONTRACTS, ROWS, ask
+from tests.benchmarks.identification import CONTRACTS, ask
 from validators.cases.case import Case
 from validators.cases.recipes import ADD, GEMM, QUANT
 from validators.cases.tensors import QuantInputs, QuantOutputs
@@ -17,7 +17,7 @@ from validators.explain.identify import LARGEST_FLOOR, IdentifyResult, identific
 from validators.kernels import emulated, emulated_gemm
 from validators.kernels.kernel import Kernel, find_kernel
 from validators.records.record import Status
-from validators.run import KernelFault, validate
+from validators.run import KernelFault, identification, validate
 
 
 @pytest.mark.parametrize("name", CONTRACTS)
@@ -47,10 +47,12 @@ def test_lines_give_the_evidence() -> None:
 def test_no_contract_fits_a_defect_and_the_record_says_so() -> None:
     defect = zoo.find_defect("N07")
     kernel = Kernel("demo/wrong", ADD, None, defect.kernel.call, in_place=True)
-    result = identify(kernel, rows=ROWS)
+    case = Case.parse(defect.reveals[0])
+    result = identification(kernel, case, "cpu")
     assert result.best is None
     assert result.admitted == []
-    record = validate(kernel, Case.parse(defect.reveals[0]))
+    record = validate(kernel, case)
+    assert record.identified == tuple(result.lines())
     assert record.status is Status.FAILED
     assert record.contract is None
     assert record.contract_from == "identified"

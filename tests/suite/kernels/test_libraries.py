@@ -14,7 +14,7 @@ from validators.explain.identify import identify
 from validators.kernels import compressed_tensors, emulated, torchao
 from validators.kernels.kernel import Kernel, find_kernel
 from validators.records.record import Status
-from validators.run import validate
+from validators.run import identification, validate
 
 LIBRARIES = {"torchao": torchao, "compressed_tensors": compressed_tensors}
 CONTRACTS = {"torchao": "torchao", "compressed_tensors": "compressed-tensors"}
@@ -106,10 +106,11 @@ def test_only_rows_of_zeros_stand_against_a_contract(fp8: str) -> None:
         return outputs
 
     kernel = Kernel(f"demo/nan-zeros-{fp8}", QUANT, None, call)
-    result = identify(kernel, fp8=fp8)
+    zeros = Case.parse(f"{QUANT}-m32-n512-bf16-{fp8}-zero_rows-s0")
+    result = identification(kernel, zeros, "cpu")
     assert (result.admitted, result.best) == ([], "torchao")
     assert result.lines()[0].startswith("torchao: admits all values but ")
     assert "in rows of zeros, which are judged by it all the same" in result.lines()[0]
-    record = validate(kernel, Case.parse(f"{QUANT}-m32-n512-bf16-{fp8}-zero_rows-s0"))
+    record = validate(kernel, zeros)
     assert (record.status, record.contract, record.contract_from) == (Status.FAILED, "torchao", "identified")
     assert validate(kernel, Case.parse(f"{QUANT}-m32-n512-bf16-{fp8}-gaussian-s0")).status is Status.PASSED
