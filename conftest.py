@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from validators.words import DEPTHS, DTYPES, FP8_FORMATS, LANES
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     # One thread a worker: otherwise every worker starts as many threads as there are cores. Before torch is imported.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from validators.records.store import Sink
 
 KERNEL_TESTS = "tests/kernels/"
-DEPTHS = ("smoke", "default", "deep")
 TIME_LIMIT_S = 120.0
 
 
@@ -94,8 +95,6 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _check_names(option: object) -> None:
-    from validators.cases.case import DTYPES, FP8_FORMATS, LANES
-
     lanes = getattr(option, "lane", None) or []
     for noun, given, known in (
         *(("lane", lane, LANES) for lane in lanes),

@@ -144,7 +144,7 @@ def marked_truth() -> list[Marked]:
     """The reference goldens, and the input goldens: a small case of every recipe and op, and the variants."""
     from validators.cases.case import Case
     from validators.cases.recipes import reasons_impossible, recipe_names
-    from validators.cases.tensors import OPS
+    from validators.words import OPS
 
     every = [
         Case(op, 24, 48, name, k=176) if op == "ptpc_gemm" else Case(op, 24, 520, name)

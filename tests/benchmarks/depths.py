@@ -9,11 +9,10 @@ from __future__ import annotations
 import argparse
 import json
 
-from validators.cases.case import FP8_FORMATS
 from validators.cases.recipes import lane_of
-from validators.cases.suite import DEPTHS, cases_for
-from validators.cases.tensors import OPS
+from validators.cases.suite import cases_for
 from validators.signoff.depths import SCHEMA, TABLE
+from validators.words import DEPTHS, FP8_FORMATS, OPS
 
 
 def table(native: str = "e4m3fn") -> dict[str, object]:

@@ -20,13 +20,14 @@ import torch
 
 from reference.contract import GEMM_CONTRACTS, NORM_QUANT_CONTRACTS, GemmContract, NormQuantContract
 from tests.support.variants import legitimate_variants
-from validators.cases.case import DTYPES, FP8_FORMATS, Case
+from validators.cases.case import Case
 from validators.cases.inputs import build
 from validators.cases.recipes import ADD, GEMM, QUANT, reasons_impossible, recipe_names
 from validators.cases.tensors import Inputs, Outputs
 from validators.judge.compare import compare
 from validators.kernels import emulated, emulated_gemm
 from validators.kernels.kernel import all_kernels
+from validators.words import DTYPES, FP8_FORMATS
 
 # Rows x columns: model width, the widest, both sides of a vector and of a block, one column more than a block.
 NORM_SHAPES = ((8, 5120), (33, 769), (64, 512), (4, 8192), (20, 1002), (1, 2048), (72, 264), (7, 4104))

@@ -16,11 +16,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tests import zoo
-from validators.cases.case import FP8_FORMATS, LANES, Case
+from validators.cases.case import Case
 from validators.cases.recipes import lane_of
-from validators.cases.suite import DEPTHS, cases_for
+from validators.cases.suite import cases_for
 from validators.records.record import Record, Status
 from validators.run import validate
+from validators.words import DEPTHS, FP8_FORMATS, LANES
 
 CAUGHT = (Status.FAILED, Status.NONDETERMINISTIC)
 

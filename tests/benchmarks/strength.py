@@ -18,13 +18,13 @@ from reference.contract import get_contract
 from tests import zoo
 from tests.benchmarks.power import CAUGHT
 from validators.calls import invariance
-from validators.cases.case import FP8_FORMATS, Case
+from validators.cases.case import Case
 from validators.cases.recipes import reasons_impossible
 from validators.cases.suite import cases_for
-from validators.cases.tensors import OPS
 from validators.judge.verdict import decide
 from validators.run import KernelFault, judge, run_kernel
 from validators.signoff.strength import SCHEMA, TABLE
+from validators.words import FP8_FORMATS, OPS
 
 LARGE_GRID = 512
 """Outputs larger than this on both sides are measured as they are: a defect of large grids shows nowhere else."""

@@ -18,7 +18,7 @@ from reference.contract import GEMM_CONTRACTS, NORM_QUANT_CONTRACTS
 from validators.cases.case import Case
 from validators.cases.generator import Block
 from validators.cases.recipes import recipe_names
-from validators.cases.tensors import OPS
+from validators.words import OPS
 
 NORM, QUANT, GEMM = (next(c for c in sets.REFERENCE_CASES if c.startswith(op)) for op in OPS)
 

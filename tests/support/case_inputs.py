@@ -9,7 +9,8 @@ import torch
 
 from validators.cases.case import Case
 from validators.cases.inputs import build
-from validators.cases.tensors import OPS, GemmInputs, NormQuantInputs, QuantInputs
+from validators.cases.tensors import GemmInputs, NormQuantInputs, QuantInputs
+from validators.words import OPS
 
 ADD, QUANT, GEMM = OPS
 NP_FP8 = {"e4m3fn": ml_dtypes.float8_e4m3fn, "e4m3fnuz": ml_dtypes.float8_e4m3fnuz}

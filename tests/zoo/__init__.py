@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from reference.contract import GEMM_CONTRACTS, NORM_QUANT_CONTRACTS
-from validators.cases.case import FP8_FORMATS, Case
+from validators.cases.case import Case
 from validators.cases.suite import cases_for
-from validators.cases.tensors import OPS, GemmInputs, Inputs, Outputs
+from validators.cases.tensors import GemmInputs, Inputs, Outputs
 from validators.kernels import emulated, emulated_gemm
 from validators.kernels.kernel import Kernel
+from validators.words import FP8_FORMATS, OPS
 
 if TYPE_CHECKING:
     from tests.zoo.wiring import WiringDefect

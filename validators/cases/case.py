@@ -6,11 +6,8 @@ import re
 from dataclasses import dataclass, fields
 from typing import Literal, cast
 
-from validators.words import OPS
+from validators.words import DTYPES, FP8_FORMATS, OPS
 
-LANES = ("exact", "random", "adversarial", "special", "shapes", "model")
-DTYPES = ("bf16", "fp16")
-FP8_FORMATS = ("e4m3fn", "e4m3fnuz")
 Layout = Literal["contiguous", "strided", "3d", "3dstrided"]
 
 

@@ -6,12 +6,11 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 from validators.cases import shapes, suite_shapes
-from validators.cases.case import DTYPES, FP8_FORMATS, LANES, Case, CaseError
+from validators.cases.case import Case, CaseError
 from validators.cases.recipes import ADD, GEMM, lane_of, reasons_impossible, recipe_info, recipe_names
-from validators.cases.tensors import OPS
+from validators.words import DEPTHS, DTYPES, FP8_FORMATS, LANES, OPS
 
 Depth = Literal["smoke", "default", "deep"]
-DEPTHS = ("smoke", "default", "deep")
 
 # Option sets that the smoke and default suites add to chosen recipes, per op: (recipe, options).
 _ADD_OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (

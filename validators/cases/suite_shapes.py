@@ -11,9 +11,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from validators.cases import shapes
-from validators.cases.case import DTYPES, FP8_FORMATS, Case
+from validators.cases.case import Case
 from validators.cases.recipe import ADD
 from validators.cases.recipes_shapes import VECTOR
+from validators.words import DTYPES, FP8_FORMATS
 
 # Recipe, rows, columns and options: pairs of properties of which a kernel handles each and not always both.
 # OTHER stands for the other storage type or FP8 format.

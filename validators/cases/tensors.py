@@ -7,10 +7,9 @@ the judge only ever looks at their bytes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
-
-from validators.words import OPS as OPS
 
 
 @dataclass(frozen=True)
@@ -22,6 +21,7 @@ class NormQuantInputs:
     gemma: multiply by ``1 + weight`` instead of ``weight``.
     """
 
+    op: ClassVar[str] = "add_rmsnorm_quant"
     x: torch.Tensor
     residual: torch.Tensor | None
     weight: torch.Tensor
@@ -34,6 +34,7 @@ class NormQuantInputs:
 class QuantInputs:
     """Inputs of ``per_token_quant``: x [M, N] (or [B, S, N]) bf16/fp16, fp8_dtype of the codes."""
 
+    op: ClassVar[str] = "per_token_quant"
     x: torch.Tensor
     fp8_dtype: torch.dtype
 
@@ -46,6 +47,7 @@ class GemmInputs:
     b_scale: [N, 1] fp32. bias: [N] of out_dtype, or None. out_dtype: bf16, fp16 or fp32.
     """
 
+    op: ClassVar[str] = "ptpc_gemm"
     a: torch.Tensor
     a_scale: torch.Tensor
     b: torch.Tensor
@@ -58,6 +60,7 @@ class GemmInputs:
 class NormQuantOutputs:
     """codes: FP8, x's shape. scale: fp32 [M, 1] ([B, S, 1] in 3-D). residual_out: x's shape and dtype, or None."""
 
+    op: ClassVar[str] = "add_rmsnorm_quant"
     codes: torch.Tensor
     scale: torch.Tensor
     residual_out: torch.Tensor | None = None
@@ -67,6 +70,7 @@ class NormQuantOutputs:
 class QuantOutputs:
     """codes: FP8, x's shape. scale: fp32 [M, 1] ([B, S, 1] in 3-D)."""
 
+    op: ClassVar[str] = "per_token_quant"
     codes: torch.Tensor
     scale: torch.Tensor
 
@@ -75,6 +79,7 @@ class QuantOutputs:
 class GemmOutputs:
     """out: [M, N] of out_dtype."""
 
+    op: ClassVar[str] = "ptpc_gemm"
     out: torch.Tensor
 
 

@@ -24,8 +24,9 @@ from validators.records import store
 from validators.records.files import check_folder, new_folder
 from validators.signoff import claims, policy, stages
 from validators.signoff import decision as signoff
-from validators.signoff.claims import OPS, ClaimError, Target
+from validators.signoff.claims import ClaimError, Target
 from validators.signoff.ruling import rule
+from validators.words import OPS
 
 PATHS = (
     ("aiter_hip/add_rmsnorm_quant", "aiter_hip/per_token_quant_hip", "aiter_hip/gemm_a8w8_bpreshuffle"),

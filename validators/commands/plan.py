@@ -10,12 +10,11 @@ import argparse
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
+from validators.words import DEPTHS, DTYPES, FP8_FORMATS, LANES, OPS
+
 if TYPE_CHECKING:
     from validators.cases.case import Case
     from validators.kernels.kernel import Kernel
-
-
-DEPTHS = ("smoke", "default", "deep")
 
 
 class UsageError(ValueError):
@@ -55,8 +54,6 @@ def make_plan(parsed: argparse.Namespace) -> list[Planned]:
 
 def check_options(parsed: argparse.Namespace) -> None:
     """Raise UsageError for a value that is none of those known; before any kernel is looked for."""
-    from validators.cases.case import DTYPES, FP8_FORMATS, LANES
-
     given = [("op", parsed.op, ops()), ("dtype", parsed.dtype, DTYPES), ("FP8 format", parsed.fp8, FP8_FORMATS)]
     given += [("lane", lane, LANES) for lane in getattr(parsed, "lane", [])]
     given.append(("depth", getattr(parsed, "depth", None), DEPTHS))
@@ -162,7 +159,5 @@ def _named_cases(parsed: argparse.Namespace, op: str) -> list[Case]:
 
 
 def ops() -> tuple[str, ...]:
-    """Every op; a function because the table lives beside tensors, and importing torch takes seconds."""
-    from validators.cases.tensors import OPS
-
+    """Every op."""
     return OPS

@@ -18,9 +18,7 @@ from collections.abc import Iterable, Sequence
 
 from validators.records import wording
 from validators.records.record import Check, Comparison, Element, Record, Status
-
-LANES = ("exact", "random", "adversarial", "special", "shapes", "model")
-"""Order of the summary's columns: strongest evidence first."""
+from validators.words import LANES
 
 MAX_LINES = 40
 _WIDTH = 160

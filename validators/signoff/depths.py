@@ -8,10 +8,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from validators.words import DEPTHS, FP8_FORMATS
+
 TABLE = Path(__file__).resolve().parent / "data" / "depths.json"
 SCHEMA = 1
-DEPTHS = ("smoke", "default", "deep")
-FP8_FORMATS = ("e4m3fn", "e4m3fnuz")
 
 
 class DepthError(ValueError):

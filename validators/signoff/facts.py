@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from validators.cases.case import CaseError
 from validators.records import text as report
 from validators.records.record import Record, Status
-from validators.records.text import LANES
 from validators.signoff import judged, limits
-from validators.signoff.claims import OPS, source_of
+from validators.signoff.claims import source_of
 from validators.signoff.limits import Limits
+from validators.words import LANES, OPS
 
 _MOST_LIMITS = 3
 _MOST_OF_A_LIMIT = 110  # characters

@@ -9,9 +9,8 @@ from collections.abc import Iterable, Sequence
 
 from validators.judge import verdict
 from validators.records.record import Comparison, Record, Status
-from validators.records.text import LANES
 from validators.signoff.claims import source_of
-from validators.words import OPS
+from validators.words import LANES, OPS
 
 FAILING = (Status.FAILED, Status.NONDETERMINISTIC, Status.MISTRUSTED)
 BAD = (*FAILING, Status.ERROR)

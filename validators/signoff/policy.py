@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from validators.records.text import LANES
-from validators.signoff.claims import OPS, ClaimError, known_keys, read_toml
-from validators.signoff.depths import DEPTHS
+from validators.signoff.claims import ClaimError, known_keys, read_toml
+from validators.words import DEPTHS, LANES, OPS
 
 FOLDER = Path(__file__).resolve().parent / "policies"
 STAGES = ("ops", "layers", "goldens", "parity", "trace")

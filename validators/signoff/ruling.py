@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from validators.records import text as report
 from validators.records.record import Record, Status
 from validators.signoff import evidence, facts, judged, ruling_words, stages
-from validators.signoff.claims import OPS, ClaimError, Target
-from validators.signoff.depths import DEPTHS, FP8_FORMATS, lanes, native_fp8
+from validators.signoff.claims import ClaimError, Target
+from validators.signoff.depths import lanes, native_fp8
 from validators.signoff.facts import Facts
 from validators.signoff.policy import Policy, Requirement, Waiver
 from validators.signoff.ruling_words import Cell
 from validators.signoff.stages import Step, is_truth, stage_of
+from validators.words import DEPTHS, FP8_FORMATS, OPS
 
 SIGNED, NOT_SIGNED = "SIGNED", "NOT SIGNED"
 PASSED, FAILED, NO_EVIDENCE, WAIVED, UNTESTED = "PASSED", "FAILED", "NO EVIDENCE", "WAIVED", "UNTESTED"

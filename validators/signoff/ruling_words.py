@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from validators.records import text as report
 from validators.records.record import Record, Status
 from validators.signoff import judged
-from validators.signoff.claims import OPS
 from validators.signoff.judged import contradictions, inconsistency
 from validators.signoff.policy import Waiver
 from validators.signoff.stages import is_truth, stage_of
+from validators.words import OPS
 
 _MOST_CAUSES = 2
 _MOST_QUOTED = 240  # characters; the page has the whole sentence

@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from validators.cases import shapes
-from validators.cases.case import DTYPES, FP8_FORMATS, LANES, Case, CaseError
+from validators.cases.case import Case, CaseError
 from validators.cases.inputs import describe
 from validators.cases.recipes import lane_of, reasons_impossible, recipe_info, recipe_names
-from validators.cases.suite import DEPTHS, cases_for, find
-from validators.cases.tensors import OPS
+from validators.cases.suite import cases_for, find
+from validators.words import DEPTHS, DTYPES, FP8_FORMATS, LANES, OPS
 
 ADD, QUANT, GEMM = OPS
 

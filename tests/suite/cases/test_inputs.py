@@ -7,11 +7,12 @@ import torch
 
 from tests.support.case_inputs import ADD, QUANT, case_of, decode, gemm_case, norm_case
 from validators.cases import inputs as inputs_module
-from validators.cases.case import DTYPES, FP8_FORMATS, Case, CaseError
+from validators.cases.case import Case, CaseError
 from validators.cases.generator import GAUSSIAN_MAX
 from validators.cases.inputs import batch_of, build, describe, digest
 from validators.cases.recipes import lane_of, reasons_impossible, recipe_names
-from validators.cases.tensors import OPS, GemmInputs, Inputs, NormQuantInputs, QuantInputs
+from validators.cases.tensors import GemmInputs, Inputs, NormQuantInputs, QuantInputs
+from validators.words import DTYPES, FP8_FORMATS, OPS
 
 
 def tensors(built: Inputs) -> list[torch.Tensor]:

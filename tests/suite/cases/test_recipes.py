@@ -23,7 +23,7 @@ from tests.support.case_inputs import (
     total,
 )
 from validators.cases import shapes
-from validators.cases.case import DTYPES, FP8_FORMATS, Case
+from validators.cases.case import Case
 from validators.cases.codes import QMAX, midpoints, nearest_codes, positive_values
 from validators.cases.generator import Block
 from validators.cases.inputs import build
@@ -31,6 +31,7 @@ from validators.cases.recipes_gemm import integer_limit, unit_limit
 from validators.cases.recipes_shapes import VECTOR, peak_column
 from validators.cases.recipes_special import nonfinite_row_numbers, zero_row_numbers
 from validators.cases.tensors import NormQuantInputs, QuantInputs
+from validators.words import DTYPES, FP8_FORMATS
 
 
 @pytest.mark.parametrize("fp8", FP8_FORMATS)

@@ -26,8 +26,8 @@ from tests.support.exact import nearest, numbers, root, ties
 from validators.cases.case import Case
 from validators.cases.inputs import build
 from validators.cases.recipes import reasons_impossible, recipe_names
-from validators.cases.tensors import OPS
 from validators.kernels import emulated, emulated_rounding
+from validators.words import OPS
 
 # ---- what is used
 

@@ -13,7 +13,7 @@ from reference import ptpc_gemm as truth_of
 from reference.contract import GEMM_CONTRACTS, GemmContract
 from reference.formats import FORMATS, decode
 from tests.support import oracle
-from validators.cases.case import DTYPES, FP8_FORMATS, Case
+from validators.cases.case import Case
 from validators.cases.inputs import build
 from validators.cases.recipes import GEMM, reasons_impossible, recipe_names
 from validators.cases.tensors import GemmInputs, GemmOutputs
@@ -22,6 +22,7 @@ from validators.judge.gemm import judge_gemm
 from validators.kernels import emulated_gemm
 from validators.kernels.emulated_gemm import GemmVariant
 from validators.records.record import Comparison
+from validators.words import DTYPES, FP8_FORMATS
 
 fp8_formats = pytest.mark.parametrize("fp8", FP8_FORMATS)
 GRID = {"e4m3fn": 2.0**-18, "e4m3fnuz": 2.0**-20}

@@ -16,13 +16,14 @@ from reference.formats import FORMATS, decode, format_of
 from reference.quantize import Row, scale_of
 from tests.support import oracle
 from tests.support.variants import legitimate_variants
-from validators.cases.case import DTYPES, FP8_FORMATS, Case
+from validators.cases.case import Case
 from validators.cases.inputs import build
 from validators.cases.recipes import ADD, QUANT, reasons_impossible, recipe_names
 from validators.cases.tensors import Inputs, NormQuantInputs, NormQuantOutputs, Outputs, QuantInputs, QuantOutputs
 from validators.judge.compare import compare, settled
 from validators.kernels import emulated
 from validators.records.record import Comparison
+from validators.words import DTYPES, FP8_FORMATS
 
 presets = pytest.mark.parametrize("name", list(NORM_QUANT_CONTRACTS))
 fp8_formats = pytest.mark.parametrize("fp8", FP8_FORMATS)

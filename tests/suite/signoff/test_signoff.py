@@ -188,8 +188,8 @@ def test_no_records_is_an_error(tmp_path: Path) -> None:
 
 def test_required_lanes_are_the_lanes_that_have_recipes() -> None:
     from validators.cases.recipes import recipe_info, recipe_names
-    from validators.cases.tensors import OPS
     from validators.records.text import lane_order
+    from validators.words import OPS
 
     assert set(REQUIRED_LANES) == set(OPS)
     for op in OPS:

@@ -15,7 +15,6 @@ from tests.benchmarks.strength import representatives, row
 from validators.__main__ import main
 from validators.cases.case import Case
 from validators.cases.suite import cases_for
-from validators.cases.tensors import OPS
 from validators.judge.compare import compare
 from validators.records.record import Record, Status
 from validators.run import run_kernel
@@ -31,6 +30,7 @@ from validators.signoff.strength import (
     sentences,
     stands_for,
 )
+from validators.words import OPS
 
 TABLE = load()
 ADD = "add_rmsnorm_quant"
