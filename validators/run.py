@@ -255,7 +255,8 @@ def bias_check(bias: BiasResult, contract: GemmContract) -> Check:
     """Are the rounding errors of the GEMM balanced? Judged where the contract declares rounding to nearest."""
     judged = contract.accumulator == "fp32"
     detail = (
-        f"mean error in the direction of the exact value is {bias.relative:.2g} of it over {bias.elements:,} outputs; "
+        f"mean error in the direction of the exact value, beyond that of rounding the exact value itself, is "
+        f"{bias.relative:.2g} of it over {bias.elements:,} outputs; "
         f"round-to-nearest stays within {bias.effect:.2g} except with probability {FALSE_ALARM:g}"
     )
     return Check("bias", bias.ok if judged else None, detail, "statistical")
