@@ -21,6 +21,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from evals.__main__ import main as evals_main
+from golden.__main__ import main as golden_main
 from reference import budgets
 from reference.contract import GEMM_CONTRACTS, NORM_QUANT_CONTRACTS
 from validators.__main__ import main as validators_main
@@ -107,6 +109,8 @@ EXIT_CODES = {
     # No library of theirs and no GPU here.
     "python -m tests.benchmarks.real_findings": 2,
 }
+# Programs whose commands run in a fork of this process.
+MAINS = {"validators": validators_main, "evals": evals_main, "golden": golden_main}
 TIME_LIMIT_S = 600
 # Lines of a failure report that neither the machine nor the order of a CPU's sum changes.
 STABLE = (
@@ -176,18 +180,20 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "COV"))}
     git = {"GIT_CONFIG_GLOBAL": str(folder / "gitconfig")}
     environment = {**inherited, **hidden, **git, "OMP_NUM_THREADS": "1"}
-    words = shlex.split(command)
-    if words[:3] == ["python", "-m", "validators"] and not re.search(r"[|&;<>$]", command):
-        return _forked(words[3:], folder, environment)
+    words = shlex.split(command, comments=True)
+    if words[:2] == ["python", "-m"] and words[2] in MAINS and not re.search(r"[|&;<>$]", command):
+        return _forked(words[3:], folder, environment, words[2])
     line = re.sub(r"^python3?(?= )", lambda _: f'"{sys.executable}"', command)
     return subprocess.run(
         ["bash", "-c", line], cwd=folder, env=environment, capture_output=True, text=True, timeout=TIME_LIMIT_S
     )
 
 
-def _forked(arguments: list[str], folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """``python -m validators`` in a process that has imported torch already: half of what the short commands cost."""
-    command = [sys.executable, "-m", "validators", *arguments]
+def _forked(
+    arguments: list[str], folder: Path, environment: dict[str, str], program: str = "validators"
+) -> subprocess.CompletedProcess[str]:
+    """``python -m PROGRAM`` in a process that has imported torch already: half of what the short commands cost."""
+    command = [sys.executable, "-m", program, *arguments]
     if torch.cuda.is_available():  # a forked process cannot use the GPU of its parent, nor hide it
         return subprocess.run(
             command, cwd=folder, env=environment, capture_output=True, text=True, timeout=TIME_LIMIT_S
@@ -203,9 +209,9 @@ def _forked(arguments: list[str], folder: Path, environment: dict[str, str]) -> 
             os.chdir(folder)
             os.environ.clear()
             os.environ.update(environment)
-            sys.argv = ["validators", *arguments]
+            sys.argv = [program, *arguments]
             torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
-            code = validators_main(arguments)
+            code = MAINS[program](arguments)
         except BaseException:
             traceback.print_exc()
         finally:
@@ -218,11 +224,18 @@ def _forked(arguments: list[str], folder: Path, environment: dict[str, str]) -> 
     )
 
 
-def test_a_forked_command_is_the_command(folder: Path) -> None:
-    arguments = ["list", "kernels", "--op", "nonsense"]
-    forked = _forked(arguments, folder, dict(os.environ))
+@pytest.mark.parametrize(
+    ("program", "arguments"),
+    [
+        ("validators", ["list", "kernels", "--op", "nonsense"]),
+        ("evals", ["gsm8k", "nonsense"]),
+        ("golden", ["list", "--op", "nonsense"]),
+    ],
+)
+def test_a_forked_command_is_the_command(program: str, arguments: list[str], folder: Path) -> None:
+    forked = _forked(arguments, folder, dict(os.environ), program)
     done = subprocess.run(
-        [sys.executable, "-m", "validators", *arguments], cwd=folder, capture_output=True, text=True, check=False
+        [sys.executable, "-m", program, *arguments], cwd=folder, capture_output=True, text=True, check=False
     )
     assert (forked.returncode, forked.stdout, forked.stderr) == (done.returncode, done.stdout, done.stderr)
     assert forked.returncode == 2
