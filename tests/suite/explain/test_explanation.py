@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from reference.contract import NORM_QUANT_CONTRACTS, NormQuantContract, get_contract
+from reference.formats import E4M3FN, E4M3FNUZ, FloatFormat, Overflow, decode, encode
 from validators.cases.case import Case
 from validators.cases.recipes import ADD, GEMM, QUANT
 from validators.cases.tensors import (
@@ -23,6 +24,7 @@ from validators.cases.tensors import (
 )
 from validators.explain import nearby
 from validators.explain.identify import identify
+from validators.explain.scene import codes_between
 from validators.kernels.kernel import Kernel
 from validators.records import wording
 from validators.records.record import Record, Status
@@ -256,6 +258,26 @@ def test_the_offset_of_gemma_added_in_the_storage_type_is_named() -> None:
     record = validate(kernel, Case(ADD, 34, 1024, "gaussian", gemma=True))
     assert record.status is Status.FAILED
     assert record.explanations[0].startswith("gamma-offset-rounded: every violation vanishes if 1 + weight is rounded")
+
+
+@pytest.mark.parametrize("overflow", ["saturate", "nan"])
+@pytest.mark.parametrize("fmt", [E4M3FN, E4M3FNUZ], ids=lambda f: f.name)
+def test_a_code_lies_between_two_ends_as_their_own_codes_say(fmt: FloatFormat, overflow: Overflow) -> None:
+    """Every code against ends on, beside and between all midpoints, beyond the range, and NaN."""
+    t = decode(torch.arange(256, dtype=torch.uint8), fmt)
+    values = t[t.isfinite()].unique()
+    middle = (values[1:] + values[:-1]) / 2
+    beyond = torch.tensor([float("inf"), float("nan"), 463.0, 464.0, 465.0, 1000.0], dtype=torch.float64)
+    ends = torch.cat([values, middle, middle * (1 + 2.0**-40), middle * (1 - 2.0**-40), beyond, -beyond])
+    codes = torch.arange(256, dtype=torch.uint8)[None, :].expand(len(ends), 256).contiguous()
+    got = decode(codes, fmt)
+    for other in (ends, ends * (1 + 2.0**-4), ends * (1 - 2.0**-30)):
+        first, second = (decode(encode(end, fmt, overflow), fmt)[:, None].expand(got.shape) for end in (ends, other))
+        inside = (got >= torch.minimum(first, second)) & (got <= torch.maximum(first, second))
+        wanted = inside | (got.isnan() & (first.isnan() | second.isnan()))
+        pair = (end[:, None].expand(got.shape) for end in (ends, other))
+        assert torch.equal(codes_between(codes, *pair, fmt, overflow), wanted)
+        assert bool(wanted.any())
 
 
 def test_figures_beyond_use_are_words() -> None:
