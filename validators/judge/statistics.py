@@ -36,9 +36,10 @@ def rounding_bias(
 ) -> BiasResult:
     """Are round-to-nearest errors balanced?
 
-    signed_sum: sum over elements of error * sign(exact). variance_proxy: sum of squares of the bounds of all
-    single rounding errors that entered. weight_sum: sum of |exact|, to express the effect as a mean relative bias.
-    floor: an absolute allowance for deterministic parts of the error (a scale product that is off by a constant).
+    signed_sum: sum over elements of error * sign(exact), beyond what rounding the exact value itself causes.
+    variance_proxy: sum of squares of the bounds of all single rounding errors that entered. weight_sum: sum of |exact|,
+    to express the effect as a mean relative bias. floor: an absolute allowance for the mean of the errors, what they
+    carry over a boundary of the store (``gemm_bias``).
     Hypothesis: given the past, each rounding error has mean zero (Higham & Mary 2019, Connolly, Higham & Mary 2021;
     violated by truncation, which is what the check looks for). Then Azuma-Hoeffding bounds the sum by
     lambda*sqrt(variance_proxy) except with probability ``FALSE_ALARM``.

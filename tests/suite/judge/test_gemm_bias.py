@@ -77,12 +77,13 @@ def test_outputs_that_all_lie_at_one_boundary_are_no_bias(name: str, ratio: floa
 
 def test_the_density_that_a_mean_hides_is_counted() -> None:
     """All outputs a quarter of a step below their nearest value: the store moves each by as much, and the check by
-    nothing. By the mean density of the binade the store could move 2^14 of them by 2.1e-5 of their size at most."""
+    nothing. The mean density of the binade would allow s^2/2 = 3.1e-5 (s: a step), and chance 2.3e-4 more."""
     fmt = FORMATS["bf16"]
     x = torch.full((2**14,), 1.0 + 2.0**-7 - 2.0**-9, dtype=torch.float64)
     got = round_to(x, fmt)
     found = judged(got, truth_of(x, 1.0, fmt), fmt)
     assert float((got - x).sum() / x.sum()) > 1.9e-3
+    assert 2.0**-15 + azuma_lambda() * 2.0**-8 / math.sqrt(x.numel()) < 3e-4
     assert (found.total, found.bound, found.ok) == (0.0, 0.0, True)
 
 
