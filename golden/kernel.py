@@ -15,6 +15,7 @@ from golden.store import GoldenError, Row, Tensor
 from golden.tensors import Drift, drift_of, from_stored, stored_outputs
 from reference.contract import GemmContract, NormQuantContract, get_contract
 from validators import arch
+from validators.calls.call import Claim, KernelFault, run_kernel
 from validators.cases.case import Case
 from validators.cases.inputs import build, digest
 from validators.cases.tensors import GemmOutputs, NormQuantOutputs, Outputs, QuantOutputs
@@ -24,7 +25,7 @@ from validators.kernels.kernel import Kernel
 from validators.records.record import Check, Comparison, Record
 from validators.records.record import Status as Verdict
 from validators.records.store import provenance
-from validators.run import Claim, KernelFault, judge, run_kernel
+from validators.run import judge
 
 LANE = "goldens"
 """Lane of a golden's record: it says that bits are as accepted, and cannot stand for a case of the suite's lanes."""

@@ -22,12 +22,12 @@ from golden.store import MANIFEST, GoldenError, Row, Tensor, read
 from golden.tensors import from_stored, sample
 from reference.contract import get_contract
 from validators.arch import ArchError, architecture
+from validators.calls.call import KernelFault
 from validators.cases.case import Case
 from validators.cases.inputs import build, digest
 from validators.records.files import check_folder
 from validators.records.record import Status as Verdict
 from validators.records.store import provenance
-from validators.run import KernelFault
 
 Say = Callable[[str], None]
 

@@ -87,10 +87,10 @@ def _speaks(error: Exception) -> bool:
         return True
     # Asked late: these classes need torch.
     from validators.arch import ArchError
+    from validators.calls.call import KernelFault
     from validators.cases.case import CaseError
     from validators.explain.element import ElementError
     from validators.kernels.kernel import KernelError
-    from validators.run import KernelFault
 
     return isinstance(error, CaseError | ElementError | KernelError | KernelFault | ArchError)
 
@@ -324,8 +324,8 @@ class _Progress:
 
 
 def _identify(parsed: argparse.Namespace) -> int:
+    from validators.calls.call import KernelFault
     from validators.explain.identify import identify
-    from validators.run import KernelFault
 
     check_options(parsed)
     if parsed.rows < 1 or parsed.seed < 0:

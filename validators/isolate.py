@@ -8,6 +8,7 @@ first call is called once before the cases, outside their time limit.
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import os
 import shlex
@@ -23,11 +24,15 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from validators.arch import architecture
+from validators.calls.call import warm_up
 from validators.cases.case import Case
 from validators.kernels.kernel import KernelError, find_kernel
 from validators.process import doing
 from validators.process.guard import say
 from validators.records.record import Record, Status
+from validators.records.store import provenance
+from validators.run import validate
 
 LOAD_LIMIT_S = 1800.0
 """Time for a worker to import torch and load its kernel; a library may compile when it is imported."""
@@ -49,7 +54,7 @@ def run_isolated(
     device: str = "cpu",
     time_limit_s: float = 120.0,
 ) -> Iterator[Record]:
-    """One record a case, in the cases' order, from ``validators.run.validate`` in a worker process.
+    """One record a case, in the cases' order, from ``validators.validate`` in a worker process.
 
     kernel_name, op: as for ``validators.kernels.kernel.find_kernel``. A case that takes longer than ``time_limit_s``
     seconds, or that kills the worker, gives a record with status ERROR and the next case starts in a new worker.
@@ -276,8 +281,6 @@ def _gpu_index(device: str) -> int | None:
 
 def _serve(descriptor: int, words: int) -> None:
     """The worker's main: load the kernel, then answer each case with a record until the connection closes."""
-    import faulthandler
-
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     for passed in (descriptor, words):
         os.set_inheritable(passed, False)
@@ -290,18 +293,14 @@ def _serve(descriptor: int, words: int) -> None:
         if gpu is not None:
             importlib.import_module("torch").cuda.set_device(gpu)
         kernel = find_kernel(name, op)
-        run = importlib.import_module("validators.run")
         about = {
             "name": kernel.name,
             "contract": kernel.contract,
             "emulated": kernel.emulated,
             "fake": kernel.fake,
             "compiles": kernel.compiles,
-            "arch": importlib.import_module("validators.arch").architecture(device),
-            "provenance": {
-                **importlib.import_module("validators.records.store").provenance(device),
-                **kernel.identity(),
-            },
+            "arch": architecture(device),
+            "provenance": {**provenance(device), **kernel.identity()},
         }
     except KernelError as error:
         pipe.send(("unloadable", str(error)))
@@ -314,10 +313,10 @@ def _serve(descriptor: int, words: int) -> None:
             return
         try:
             if wanted == "warm":
-                called = run.warm_up(kernel, case, device, lambda: pipe.send(("warming", None)))
+                called = warm_up(kernel, case, device, lambda: pipe.send(("warming", None)))
                 answer: tuple[str, Any] = ("warm" if called else "cold", None)
             else:
-                answer = ("record", run.validate(kernel, case, contract=contract, device=device))
+                answer = ("record", validate(kernel, case, contract=contract, device=device))
         except Exception as error:
             answer = ("raised", f"validation raised {type(error).__name__}: {error}")
         pipe.send(answer)

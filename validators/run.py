@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import functools
 import shlex
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from reference.contract import GemmContract, NormQuantContract, get_contract
-from validators.calls import integrity, invariance
+from validators.arch import architecture
+from validators.calls import invariance
+from validators.calls.call import Claim, KernelFault, run_kernel
 from validators.cases.case import Case
-from validators.cases.inputs import build
 from validators.cases.memory import beyond_memory
 from validators.cases.recipes import lane_of, reasons_impossible
-from validators.cases.tensors import GemmInputs, GemmOutputs, Inputs, Outputs
+from validators.cases.tensors import GemmInputs, GemmOutputs
+from validators.explain.explanation import diagnose
+from validators.explain.identify import choose_contract, identification
 from validators.judge.compare import compare, open_rows
 from validators.judge.gemm import judge_gemm
 from validators.judge.gpu.accumulate import accumulate_on
@@ -28,38 +27,13 @@ from validators.judge.statistics import FALSE_ALARM, BiasResult
 from validators.judge.verdict import decide, strength
 from validators.kernels.kernel import Kernel, KernelError
 from validators.records.record import Check, Comparison, Record, Status
-from validators.signoff.limits import DECLARED, IMPOSSIBLE, MACHINE, how_to_declare
-
-if TYPE_CHECKING:
-    from validators.explain.identify import IdentifyResult
+from validators.records.store import provenance
+from validators.records.wording import DECLARED, IMPOSSIBLE, MACHINE
 
 INVARIANCE_ELEMENTS = 2**22
 """Batch invariance calls the kernel six more times; on larger cases the smaller ones of the same lane speak for it."""
 BIAS_ELEMENTS = 4096
 """Fewer outputs than this say nothing about a bias below the budget of a single element."""
-
-
-@dataclass(frozen=True)
-class Claim:
-    """Outputs of one validation before they are judged."""
-
-    inputs: Inputs
-    outputs: Outputs
-    checks: tuple[Check, ...]
-    kernel_seconds: float
-
-
-class KernelFault(RuntimeError):
-    """The kernel raised, or returned something that is no output; one sentence. hint: another, what to do, or ""."""
-
-    def __init__(self, sentence: str, hint: str = "") -> None:
-        super().__init__(sentence)
-        self.hint = hint
-
-    @property
-    def reasons(self) -> tuple[str, ...]:
-        """The sentence, and the hint if there is one."""
-        return (str(self), self.hint) if self.hint else (str(self),)
 
 
 def validate(kernel: Kernel, case: Case, *, contract: str | None = None, device: str = "cpu") -> Record:
@@ -103,8 +77,6 @@ def validate(kernel: Kernel, case: Case, *, contract: str | None = None, device:
         reasons = (f"the outputs fit no contract of the closed list; nearest is {judged_by.name}", *reasons)
     explanations: tuple[str, ...] = ()
     if status is Status.FAILED:
-        from validators.explain.explanation import diagnose
-
         explanations, near = diagnose(claim.inputs, claim.outputs, judged_by, comparisons, checks)
         if near and chosen is not None:
             reasons = (f"the outputs follow {near}", *reasons)
@@ -124,130 +96,14 @@ def validate(kernel: Kernel, case: Case, *, contract: str | None = None, device:
     )
 
 
-_identified: dict[tuple[str, ...], IdentifyResult] = {}
-
-
-def choose_contract(
-    kernel: Kernel, case: Case, given: str | None, device: str
-) -> tuple[NormQuantContract | GemmContract | None, str, tuple[str, ...]]:
-    """(contract or None, where it comes from, evidence lines if identified)."""
-    if given not in (None, "identify"):
-        return get_contract(kernel.op, str(given)), "given", ()
-    if given is None and kernel.contract is not None:
-        return get_contract(kernel.op, kernel.contract), "declared", ()
-    result = identification(kernel, case, device)
-    best = result.best
-    return (None if best is None else get_contract(kernel.op, best)), "identified", tuple(result.lines())
-
-
-def identification(kernel: Kernel, case: Case, device: str) -> IdentifyResult:
-    """What ``identify`` finds for the kernel and the types of the case. Raises KernelFault."""
-    from validators.explain.identify import identify
-
-    # Once a process and type: identification calls the kernel on cases of its own and judges every preset.
-    key = kernel.name, kernel.op, device, case.dtype, case.fp8
-    if key not in _identified:
-        _identified[key] = identify(kernel, device=device, dtype=case.dtype, fp8=case.fp8)
-    return _identified[key]
-
-
-def run_kernel(kernel: Kernel, case: Case, device: str) -> Claim:
-    """Build the inputs and call the kernel twice into poisoned, guarded buffers; raises KernelFault."""
-    inputs = build(case, device=device)
-    before = integrity.snapshot(inputs)
-    first, guards1, seconds1 = call(kernel, inputs, integrity.POISONS[0])
-    # A kernel may hand out the same static tensor again; judging that would compare the second call with itself.
-    kept = copy_outputs(first) if not kernel.in_place else first
-    second, guards2, seconds2 = call(kernel, inputs, integrity.POISONS[1])
-    try:
-        shape = integrity.check_outputs(inputs, first, kernel.op, strict=False)
-        integrity.check_outputs(inputs, second, kernel.op, strict=False)
-        first = kept
-    except integrity.OutputError as error:
-        raise KernelFault(str(error)) from error
-    checks = [shape, integrity.check_unchanged(inputs, before)]
-    if kernel.in_place:
-        checks.append(guards1 if not guards1.ok else guards2)
-    unwritten = integrity.check_unwritten(first, second, *integrity.POISONS)
-    if kernel.in_place or not unwritten.ok:
-        checks.append(unwritten)
-    differing = integrity.describe_differences(integrity.same_bits(first, second)) if unwritten.ok else ""
-    checks.append(
-        Check(
-            "run to run",
-            not differing,
-            f"two runs differ: {differing}" if differing else "two runs gave the same bits",
-            "determinism",
-        )
-    )
-    return Claim(inputs, first, tuple(checks), min(seconds1, seconds2))
-
-
-def copy_outputs(outputs: Outputs) -> Outputs:
-    """Copies of the output tensors; anything that is no outputs dataclass is left for ``check_outputs`` to name."""
-    if not dataclasses.is_dataclass(outputs):
-        return outputs
-    values = {f.name: getattr(outputs, f.name) for f in dataclasses.fields(outputs)}
-    copies = {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in values.items()}
-    return type(outputs)(**copies)  # type: ignore[arg-type]
-
-
-def call(kernel: Kernel, inputs: Inputs, poison: int) -> tuple[Outputs, Check, float]:
-    """One call into fresh buffers: (outputs, guard check, seconds). Raises KernelFault with one sentence."""
-    buffers = integrity.make_buffers(inputs, poison=poison)
-    if not kernel.in_place:
-        integrity.poison_allocator(inputs, poison=poison)
-    start = time.perf_counter()
-    try:
-        outputs = kernel.call(inputs, buffers.outputs)
-        settle(device_of(inputs))
-    except KernelError as error:
-        raise KernelFault(str(error), error.hint) from error
-    except Exception as error:
-        text = " ".join(str(error).split())
-        hint = how_to_declare(kernel.name)
-        raise KernelFault(f"the kernel raised {type(error).__name__}: {text[:300]}", hint) from error
-    return outputs, buffers.check(), time.perf_counter() - start
-
-
-def device_of(inputs: Inputs) -> torch.device:
-    """Where the tensors of ``inputs`` lie."""
-    return inputs.a.device if isinstance(inputs, GemmInputs) else inputs.x.device
-
-
-def settle(device: torch.device) -> None:
-    """Wait for a GPU, and raise what a call left behind; nothing on a CPU.
-
-    A launch that CUDA refuses (a grid of no blocks) is told by the next check of any launch, not by waiting: three
-    real kernels returned from m = 0 so, and the next tensor that was made raised in their place.
-    """
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.ones(1, device=device)
-
-
-def warm_up(kernel: Kernel, case: Case, device: str, say: Callable[[], None]) -> bool:
-    """Call the kernel once so that its library compiles; nothing is judged, and what goes wrong shows in the case.
-
-    False where the kernel does not take the case, so that another one must be tried. say: called before the call.
-    """
-    if kernel.unavailable(device.split(":")[0]) or reasons_impossible(case) or kernel.unsupported(case):
-        return False
-    say()
-    with contextlib.suppress(KernelFault):
-        call(kernel, build(case, device=device), integrity.POISONS[0])
-    return True
-
-
 def judge(claim: Claim, contract: NormQuantContract | GemmContract) -> tuple[list[Comparison], list[Check]]:
     """Comparisons of the claim's outputs, and the statistical checks."""
     if isinstance(claim.inputs, GemmInputs) and isinstance(contract, GemmContract):
         assert isinstance(claim.outputs, GemmOutputs)
-        accumulate = accumulate_on(claim.inputs.a.device.type)
+        accumulate = accumulate_on(claim.inputs.device.type)
         comparisons, bias = judge_gemm(claim.inputs, claim.outputs, contract, accumulate)
         return comparisons, [bias_check(bias, contract)] if bias.elements >= BIAS_ELEMENTS else []
-    assert not isinstance(claim.inputs, GemmInputs)
-    survey = survey_on(claim.inputs.x.device.type)
+    survey = survey_on(claim.inputs.device.type)
     return compare(claim.inputs, claim.outputs, contract, survey=survey), []
 
 
@@ -293,9 +149,6 @@ class _Frame:
         limit: str = "",
         **fields: object,
     ) -> Record:
-        from validators.arch import architecture
-        from validators.records.store import provenance
-
         kernel, case = self.kernel, self.case
         flags = "" if origin == "declared" else f" --contract {contract or 'identify'}"
         flags += "" if self.device == "cpu" else f" --device {self.device}"

@@ -102,7 +102,7 @@ class Arm:
     def _run(self, kernel: Kernel, inputs: Inputs) -> Outputs:
         """One call; EvalError with one sentence if the kernel raises or returns something of another shape."""
         self.calls[kernel.op] = self.calls.get(kernel.op, 0) + 1
-        buffers = _buffers(inputs)
+        buffers = inputs.empty()
         try:
             outputs = kernel.call(inputs, buffers)
         except Exception as error:
@@ -121,19 +121,6 @@ class Arm:
                     f"expected {wanted.dtype} {list(wanted.shape)}"
                 )
         return outputs
-
-
-def _buffers(inputs: Inputs) -> Outputs:
-    """Uninitialised outputs for kernels that write in place."""
-    if isinstance(inputs, GemmInputs):
-        size = (len(inputs.a), len(inputs.b))
-        return GemmOutputs(torch.empty(size, dtype=inputs.out_dtype, device=inputs.a.device))
-    x = inputs.x
-    codes = torch.empty(x.shape, dtype=torch.uint8, device=x.device).view(inputs.fp8_dtype)
-    scale = torch.empty((len(x), 1), dtype=torch.float32, device=x.device)
-    if isinstance(inputs, QuantInputs):
-        return QuantOutputs(codes, scale)
-    return NormQuantOutputs(codes, scale, None if inputs.residual is None else torch.empty_like(x))
 
 
 def default_kernels(device: str) -> dict[str, str]:

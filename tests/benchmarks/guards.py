@@ -23,9 +23,10 @@ import torch
 
 from tests import zoo
 from tests.benchmarks.power import CAUGHT
-from validators.calls import integrity
+from validators.calls.buffers import POISONS, make_buffers
 from validators.cases.case import Case
 from validators.cases.inputs import build
+from validators.cases.tensors import as_ints
 from validators.run import validate
 
 HARMLESS = {
@@ -42,14 +43,14 @@ def equivalent(identity: str, guard: str) -> bool:
         defect = zoo.guarded(zoo.find_defect(identity), guard)
         clean = zoo.clean_kernel(defect.op)
         inputs = build(Case.parse(text))
-        for poison in integrity.POISONS:
+        for poison in POISONS:
             found = []
             for kernel in (defect.kernel, clean):
-                buffers = integrity.make_buffers(inputs, poison=poison)
+                buffers = make_buffers(inputs, poison=poison)
                 found.append(kernel.call(inputs, buffers.outputs))
             pairs = [(getattr(found[0], f.name), getattr(found[1], f.name)) for f in dataclasses.fields(found[0])]
             for one, other in pairs:
-                if one is not None and not torch.equal(integrity.as_ints(one), integrity.as_ints(other)):
+                if one is not None and not torch.equal(as_ints(one), as_ints(other)):
                     return False
     return True
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from reference.formats import bytes_of
+from validators.calls.call import settle
 from validators.cases.case import Case
 from validators.cases.inputs import build
 from validators.cases.tensors import (
@@ -32,7 +33,6 @@ from validators.cases.tensors import (
     QuantOutputs,
 )
 from validators.kernels.kernel import Kernel, find_kernel
-from validators.run import settle
 
 QUANTIZERS = ("vllm/dynamic_per_token_scaled_fp8_quant", "sgl_kernel/sgl_per_token_quant_fp8")
 GEMMS = ("vllm/cutlass_scaled_mm", "sgl_kernel/fp8_scaled_mm")

@@ -18,11 +18,12 @@ from reference.contract import get_contract
 from tests import zoo
 from tests.benchmarks.power import CAUGHT
 from validators.calls import invariance
+from validators.calls.call import KernelFault, run_kernel
 from validators.cases.case import Case
 from validators.cases.recipes import reasons_impossible
 from validators.cases.suite import cases_for
 from validators.judge.verdict import decide
-from validators.run import KernelFault, judge, run_kernel
+from validators.run import judge
 from validators.signoff.strength import SCHEMA, TABLE
 from validators.words import FP8_FORMATS, OPS
 

@@ -25,7 +25,8 @@ from tests.benchmarks.power import CAUGHT, suite_cases, try_defect
 from tests.studies import peers
 from tests.studies.peers import ADD, GEMM, QUANT, Criterion
 from tests.studies.peers_pages import OPS_SHORT, Row, markdown, picture
-from validators.calls import integrity
+from validators.calls.buffers import make_buffers
+from validators.calls.call import Claim
 from validators.cases.case import Case
 from validators.cases.inputs import build
 from validators.cases.recipes import lane_of
@@ -33,7 +34,7 @@ from validators.cases.tensors import GemmInputs, Inputs, NormQuantInputs, Output
 from validators.judge.verdict import decide
 from validators.kernels.kernel import Kernel
 from validators.records.record import Status
-from validators.run import Claim, judge, validate
+from validators.run import judge, validate
 
 ROOT = Path(__file__).resolve().parents[2]
 SETS, WHOLE = "this suite, admissible sets", "this suite, whole pipeline"
@@ -166,7 +167,7 @@ def call(kernel: Kernel, bed: Bed) -> Outputs | None:
     """The kernel's outputs in fresh memory of zeros; None where it raises. Inputs that it overwrites are restored."""
     before = {name: value.clone() for name, value in vars(bed.inputs).items() if isinstance(value, torch.Tensor)}
     try:
-        return kernel.call(bed.inputs, integrity.make_buffers(bed.inputs, poison=0).outputs)
+        return kernel.call(bed.inputs, make_buffers(bed.inputs, poison=0).outputs)
     except Exception:
         return None
     finally:

@@ -14,145 +14,14 @@ from typing import NamedTuple
 
 import torch
 
-from validators.cases.tensors import (
-    GemmInputs,
-    GemmOutputs,
-    Inputs,
-    NormQuantInputs,
-    NormQuantOutputs,
-    Outputs,
-    QuantOutputs,
-)
+from validators.calls.buffers import poison_int
+from validators.cases.tensors import Inputs, Outputs, as_ints, named_tensors
 from validators.judge.where import where_words
 from validators.records.record import Check
-
-POISONS = (0x7F, 0x4B)
-"""Poison bytes of the first and second call. Repeated 0x7F is NaN in e4m3fn and fp16, the largest code of e4m3fnuz and
-3.4e38 in bf16 and fp32. Repeated 0x4B is of moderate size everywhere (1.3e7 in bf16 and fp32, 14.6 in fp16, 5.5 in
-e4m3fn), so that a kernel that adds to old content, or takes a maximum with it, gives two different results."""
-
-MIN_GUARD_BYTES = 4096
-MAX_GUARD_BYTES = 1 << 20
-GUARD_ROWS = 16
-
-_SIGNED = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_OUTPUT_TYPES: dict[str, type] = {
-    "add_rmsnorm_quant": NormQuantOutputs,
-    "per_token_quant": QuantOutputs,
-    "ptpc_gemm": GemmOutputs,
-}
 
 
 class OutputError(RuntimeError):
     """Outputs that cannot be judged (wrong type, shape, dtype, device or memory); its message is one sentence."""
-
-
-def named_tensors(bundle: Inputs | Outputs) -> dict[str, torch.Tensor]:
-    """The tensors of an inputs or outputs dataclass by field name, in field order, without the absent ones."""
-    found = {f.name: getattr(bundle, f.name) for f in fields(bundle)}
-    return {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
-
-
-def _expected(inputs: Inputs) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    if isinstance(inputs, GemmInputs):
-        return {"out": ((inputs.a.shape[0], inputs.b.shape[0]), inputs.out_dtype)}
-    shape = tuple(inputs.x.shape)
-    expected = {"codes": (shape, inputs.fp8_dtype), "scale": ((*shape[:-1], 1), torch.float32)}
-    if isinstance(inputs, NormQuantInputs) and inputs.residual is not None:
-        expected["residual_out"] = (shape, inputs.x.dtype)
-    return expected
-
-
-def _outputs(inputs: Inputs, tensors: dict[str, torch.Tensor]) -> Outputs:
-    if isinstance(inputs, GemmInputs):
-        return GemmOutputs(**tensors)
-    return NormQuantOutputs(**tensors) if isinstance(inputs, NormQuantInputs) else QuantOutputs(**tensors)
-
-
-def _device(inputs: Inputs) -> torch.device:
-    return (inputs.a if isinstance(inputs, GemmInputs) else inputs.x).device
-
-
-def as_ints(tensor: torch.Tensor) -> torch.Tensor:
-    """The same memory as integers of the element's size (uint8, int16, int32, int64), any strides."""
-    return tensor.detach().view(_SIGNED[tensor.element_size()])
-
-
-def _poison_int(byte: int, element_size: int) -> int:
-    return byte if element_size == 1 else int.from_bytes(bytes([byte]) * element_size, "little", signed=True)
-
-
-# ---- buffers, poison and guards
-
-
-def _guard_pattern(nbytes: int, poison: int, device: torch.device) -> torch.Tensor:
-    # Every position has its own byte, and no two calls the same, so that no constant fill goes unseen.
-    step = torch.arange(nbytes, dtype=torch.int32, device=device)
-    return (step * 167 + poison + 91).bitwise_and_(0xFF).to(torch.uint8)
-
-
-@dataclass(frozen=True)
-class Guarded:
-    """Poisoned outputs with guard bytes on both sides.
-
-    outputs: views into ``storages`` (one uint8 tensor an output: guard, elements, guard). guards: bytes of one guard.
-    """
-
-    outputs: Outputs
-    poison: int
-    storages: dict[str, torch.Tensor]
-    guards: dict[str, int]
-
-    def check(self) -> Check:
-        """Check "guards": which output, which side, how many bytes changed, and how far from the output."""
-        found = []
-        for name, storage in self.storages.items():
-            size = self.guards[name]
-            pattern = _guard_pattern(size, self.poison, storage.device)
-            for side, now in (("before", storage[:size]), ("after", storage[-size:])):
-                if torch.equal(now, pattern):
-                    continue
-                changed = (now != pattern).nonzero().flatten()
-                far = size - int(changed[0]) if side == "before" else int(changed[-1]) + 1
-                found.append(f"{len(changed):,} bytes {side} {name} were overwritten, up to {far:,} bytes away")
-        total = 2 * sum(self.guards.values())
-        return Check("guards", not found, "; ".join(found) or f"all {total:,} guard bytes around the outputs unchanged")
-
-
-def make_buffers(inputs: Inputs, *, poison: int) -> Guarded:
-    """Output tensors for ``inputs``, every byte ``poison`` (0..255), each between guards in a storage of its own.
-
-    A guard holds at least 4,096 bytes and up to 16 rows of the output, so that a store of whole tiles past the last
-    row hits the guard and not foreign memory. Views are contiguous and at least 64-byte aligned on cpu.
-    """
-    if not 0 <= poison <= 255:
-        raise ValueError(f"poison {poison} is not a byte")
-    tensors, storages, guards = {}, {}, {}
-    for name, (shape, dtype) in _expected(inputs).items():
-        itemsize = torch.empty(0, dtype=dtype).element_size()
-        nbytes = itemsize * torch.Size(shape).numel()
-        rows_bytes = GUARD_ROWS * shape[-1] * itemsize
-        guard = min(MAX_GUARD_BYTES, max(MIN_GUARD_BYTES, (rows_bytes + 255) // 256 * 256))
-        storage = torch.empty(guard + nbytes + guard, dtype=torch.uint8, device=_device(inputs))
-        pattern = _guard_pattern(guard, poison, storage.device)
-        storage[:guard] = pattern
-        storage[guard : guard + nbytes] = poison
-        storage[guard + nbytes :] = pattern
-        tensors[name] = storage[guard : guard + nbytes].view(dtype).view(shape)
-        storages[name], guards[name] = storage, guard
-    return Guarded(_outputs(inputs, tensors), poison, storages, guards)
-
-
-def poison_allocator(inputs: Inputs, *, poison: int) -> None:
-    """Leave poisoned free blocks behind, so that ``torch.empty`` inside a kernel that allocates is likely not zero.
-
-    PyTorch's caching allocator on a GPU hands a freed block of the same size out again; on cpu the C library does so
-    for small blocks only. A hint, never evidence: the check that follows is the same.
-    """
-    for shape, dtype in _expected(inputs).values():
-        block = torch.empty(shape, dtype=dtype, device=_device(inputs))
-        as_ints(block).fill_(_poison_int(poison, block.element_size()))
-        del block
 
 
 def check_unwritten(first: Outputs, second: Outputs, poison1: int, poison2: int) -> Check:
@@ -168,10 +37,10 @@ def check_unwritten(first: Outputs, second: Outputs, poison1: int, poison2: int)
     for name, tensor in named_tensors(first).items():
         size = tensor.element_size()
         elements += tensor.numel()
-        unwritten = as_ints(tensor) == _poison_int(poison1, size)
+        unwritten = as_ints(tensor) == poison_int(poison1, size)
         if name not in later or not bool(unwritten.any()):
             continue
-        unwritten &= as_ints(later[name]) == _poison_int(poison2, size)
+        unwritten &= as_ints(later[name]) == poison_int(poison2, size)
         count = int(unwritten.sum())
         if count:
             where = where_words(unwritten)
@@ -208,7 +77,7 @@ def check_unchanged(inputs: Inputs, before: Snapshot) -> Check:
         itemsize = tensor.element_size()
         whole = old.numel() // itemsize * itemsize
         layout = (tensor.size(), tensor.stride(), tensor.storage_offset())
-        old_view = old[:whole].view(_SIGNED[itemsize]).as_strided(*layout)
+        old_view = old[:whole].view(as_ints(tensor).dtype).as_strided(*layout)
         changed = old_view != as_ints(tensor)
         count = int(changed.sum())
         if count:
@@ -240,7 +109,7 @@ def _overlap(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.device == b.device and a0 < b1 and b0 < a1
 
 
-def check_outputs(inputs: Inputs, outputs: object, op: str, *, strict: bool) -> Check:
+def check_outputs(inputs: Inputs, outputs: object, *, strict: bool) -> Check:
     """Check "dtype and shape" of what a kernel returned; raises OutputError with one sentence if it is no output.
 
     Wanted: the op's outputs dataclass with dense tensors on the inputs' device; codes [M, N] (or [B, S, N]) FP8,
@@ -248,10 +117,10 @@ def check_outputs(inputs: Inputs, outputs: object, op: str, *, strict: bool) -> 
     No output may overlap an input or another output. strict: also contiguous, because the next kernel takes rows
     back to back by pointer.
     """
-    wanted = _OUTPUT_TYPES[op]
+    wanted = inputs.OUTPUTS
     if not isinstance(outputs, wanted):
-        raise OutputError(f"the kernel returned {type(outputs).__name__} where {op} returns {wanted.__name__}")
-    expected, device = _expected(inputs), _device(inputs)
+        raise OutputError(f"the kernel returned {type(outputs).__name__} where {inputs.op} returns {wanted.__name__}")
+    expected, device = inputs.expected(), inputs.device
     for field in fields(outputs):  # type: ignore[arg-type]
         value = getattr(outputs, field.name)
         if field.name not in expected:

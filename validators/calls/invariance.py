@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from validators.calls import integrity
-from validators.cases.tensors import GemmInputs, GemmOutputs, Inputs, NormQuantInputs, NormQuantOutputs, Outputs
+from validators.calls.buffers import POISONS, make_buffers
+from validators.cases.tensors import Inputs, Outputs, as_ints, named_tensors
 from validators.process import doing
 from validators.records.record import Check
 
@@ -61,8 +62,8 @@ def batch_invariance(
     judged for one row, and not where the kernel raises on the other batch: that is a limit of shapes.
     """
     name, kind = "batch invariance", "invariance"
-    flat, wanted = flatten_inputs(inputs), flatten_outputs(outputs)
-    m = _row_count(flat)
+    flat, wanted = inputs.flat(), outputs.flat()
+    m = flat.row_count
     if m < 2:
         return Check(name, None, f"the case has {'one row' if m else 'no row'}, so there is no other batch", kind)
     sampled = sorted({round(i * (m - 1) / max(1, rows - 1)) for i in range(rows)})
@@ -71,10 +72,10 @@ def batch_invariance(
     for run, (words, indices) in enumerate(batches, start=1):
         which = f"row {indices[0]}" if len(indices) == 1 else f"{len(indices)} rows"
         with doing.during(f"{which} {'was' if len(indices) == 1 else 'were'} run {words} ({name})"):
-            got, problem = _call(kernel, take_rows(flat, indices), run)
+            got, problem = _call(kernel, flat.take_rows(indices), run)
         if got is None:
             return Check(name, None, f"not judged, for {which} {words}: {problem}", kind)
-        differing = _differences(select_rows(wanted, indices), got, indices, open_rows)
+        differing = _differences(wanted.take_rows(indices), got, indices, open_rows)
         if differing:
             return _verdict(name, kind, judged, f"{which} {words} of {m} rows: {differing}")
     detail = f"{len(sampled)} rows alone and {(m + 1) // 2} of {m} rows in another batch and order gave the same bits"
@@ -86,15 +87,15 @@ def layout_equals_contiguous(
 ) -> Check:
     """Check "strided equals contiguous": strided or 3-D inputs give the bits of the contiguous 2-D inputs."""
     name, kind = "strided equals contiguous", "invariance"
-    tensors = integrity.named_tensors(inputs)
+    tensors = named_tensors(inputs)
     if all(tensor.is_contiguous() and tensor.dim() <= 2 for tensor in tensors.values()):
         return Check(name, None, "the inputs are contiguous and two-dimensional, so there is no other layout", kind)
     with doing.during(f"it was run on contiguous two-dimensional inputs ({name})"):
-        got, problem = _call(kernel, flatten_inputs(inputs), 1)
+        got, problem = _call(kernel, inputs.flat(), 1)
     if got is None:
         return Check(name, None, f"not judged, on contiguous inputs: {problem}", kind)
-    flat = flatten_outputs(outputs)
-    differing = _differences(flat, got, list(range(_row_count(flatten_inputs(inputs)))), open_rows)
+    flat = outputs.flat()
+    differing = _differences(flat, got, list(range(inputs.row_count)), open_rows)
     if differing:
         return _verdict(name, kind, judged, f"against the same values in contiguous rows: {differing}")
     return Check(name, True if judged else None, "the bits equal those of contiguous two-dimensional inputs", kind)
@@ -106,10 +107,10 @@ def _verdict(name: str, kind: str, judged: bool, detail: str) -> Check:
 
 def _call(kernel: Kernel, inputs: Inputs, run: int) -> tuple[Outputs, str] | tuple[None, str]:
     """The kernel's outputs, or None and a sentence why there are none."""
-    buffers = integrity.make_buffers(inputs, poison=integrity.POISONS[run % 2])
+    buffers = make_buffers(inputs, poison=POISONS[run % 2])
     try:
         outputs = kernel.call(inputs, buffers.outputs)
-        integrity.check_outputs(inputs, outputs, kernel.op, strict=False)
+        integrity.check_outputs(inputs, outputs, strict=False)
     except integrity.OutputError as error:
         return None, str(error)
     except Exception as error:
@@ -125,7 +126,7 @@ def _differences(wanted: Outputs, got: Outputs, indices: list[int], open_rows: O
     differing = integrity.describe_differences(integrity.same_bits(wanted, got))
     if not differing:
         return ""
-    ours, theirs = integrity.named_tensors(wanted), integrity.named_tensors(got)
+    ours, theirs = named_tensors(wanted), named_tensors(got)
     values: dict[str, Any] = {}
     rows = None if open_rows is None else open_rows()[torch.tensor(indices, dtype=torch.long)]
     for name, tensor in theirs.items():
@@ -135,7 +136,7 @@ def _differences(wanted: Outputs, got: Outputs, indices: list[int], open_rows: O
         skip = nan_elements(ours[name]) & nan_elements(tensor)
         if rows is not None and name in ("codes", "scale"):
             skip |= rows.to(skip.device)[:, None]
-        same = torch.where(skip, integrity.as_ints(ours[name]), integrity.as_ints(tensor))
+        same = torch.where(skip, as_ints(ours[name]), as_ints(tensor))
         values[name] = same.view(tensor.dtype)
     return integrity.describe_differences(integrity.same_bits(wanted, dataclasses.replace(got, **values)))
 
@@ -144,63 +145,5 @@ def nan_elements(tensor: torch.Tensor) -> torch.Tensor:
     """Which elements are NaN, by their bits where the type is an FP8 one."""
     if tensor.element_size() > 1:
         return tensor.isnan()
-    bits = integrity.as_ints(tensor)
+    bits = as_ints(tensor)
     return (bits == 0x80) if tensor.dtype == torch.float8_e4m3fnuz else (bits & 0x7F) == 0x7F
-
-
-# ---- rows
-
-
-def _contiguous(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.reshape(-1, tensor.shape[-1]).contiguous()
-
-
-def _index_rows(tensor: torch.Tensor, indices: list[int]) -> torch.Tensor:
-    # FP8 tensors cannot be indexed with a list on every device and version; their bytes can.
-    picked = integrity.as_ints(tensor)[torch.tensor(indices, device=tensor.device)]
-    return picked.view(tensor.dtype)
-
-
-def flatten_inputs(inputs: Inputs) -> Inputs:
-    """The same inputs with every tensor contiguous and x (and residual) two-dimensional [M, N]."""
-    if isinstance(inputs, GemmInputs):
-        contiguous: dict[str, Any] = {n: tensor.contiguous() for n, tensor in integrity.named_tensors(inputs).items()}
-        return dataclasses.replace(inputs, **contiguous)
-    if isinstance(inputs, NormQuantInputs):
-        residual = None if inputs.residual is None else _contiguous(inputs.residual)
-        return dataclasses.replace(
-            inputs, x=_contiguous(inputs.x), residual=residual, weight=inputs.weight.contiguous()
-        )
-    return dataclasses.replace(inputs, x=_contiguous(inputs.x))
-
-
-def flatten_outputs(outputs: Outputs) -> Outputs:
-    """The same outputs as contiguous two-dimensional tensors: codes and residual_out [M, N], scale [M, 1]."""
-    tensors: dict[str, Any] = {name: _contiguous(t) for name, t in integrity.named_tensors(outputs).items()}
-    return dataclasses.replace(outputs, **tensors)
-
-
-def _row_count(inputs: Inputs) -> int:
-    return (inputs.a if isinstance(inputs, GemmInputs) else inputs.x).shape[0]
-
-
-def take_rows(inputs: Inputs, indices: list[int]) -> Inputs:
-    """Two-dimensional ``inputs`` with only these rows, in this order: of x and residual, or of a and a_scale."""
-    if isinstance(inputs, GemmInputs):
-        return dataclasses.replace(
-            inputs, a=_index_rows(inputs.a, indices), a_scale=_index_rows(inputs.a_scale, indices)
-        )
-    if isinstance(inputs, NormQuantInputs) and inputs.residual is not None:
-        residual = _index_rows(inputs.residual, indices)
-        return dataclasses.replace(inputs, x=_index_rows(inputs.x, indices), residual=residual)
-    return dataclasses.replace(inputs, x=_index_rows(inputs.x, indices))
-
-
-def select_rows(outputs: Outputs, indices: list[int]) -> Outputs:
-    """Two-dimensional ``outputs`` with only these rows, in this order."""
-    if isinstance(outputs, GemmOutputs):
-        return GemmOutputs(_index_rows(outputs.out, indices))
-    codes, scale = _index_rows(outputs.codes, indices), _index_rows(outputs.scale, indices)
-    if isinstance(outputs, NormQuantOutputs) and outputs.residual_out is not None:
-        return NormQuantOutputs(codes, scale, _index_rows(outputs.residual_out, indices))
-    return dataclasses.replace(outputs, codes=codes, scale=scale)

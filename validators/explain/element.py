@@ -25,6 +25,7 @@ from reference.add_rmsnorm_quant import (
 from reference.contract import GemmContract, NormQuantContract
 from reference.formats import FloatFormat, bytes_of, code_preimages, decode, encode, format_of, order_key
 from reference.quantize import Row, ScaleTruth, codes_admissible, scale_admissible, t_bounds
+from validators.calls.call import KernelFault, run_kernel
 from validators.cases.tensors import (
     GemmInputs,
     GemmOutputs,
@@ -35,6 +36,7 @@ from validators.cases.tensors import (
     QuantInputs,
     QuantOutputs,
 )
+from validators.explain.identify import choose_contract
 from validators.judge.compare import settled
 from validators.judge.gemm import bits_of
 
@@ -374,7 +376,6 @@ def command(parsed: argparse.Namespace) -> int:
     """
     from validators.cases.suite import find
     from validators.commands.plan import one_kernel
-    from validators.run import KernelFault, choose_contract, run_kernel
 
     case = find([parsed.case])[0]
     parsed.op = case.op

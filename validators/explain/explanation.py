@@ -77,6 +77,7 @@ def diagnose(
             found = Diagnosis(*explain_gemm(inputs, outputs, contract))
         else:
             assert isinstance(contract, NormQuantContract)
+            assert isinstance(inputs, NormQuantInputs | QuantInputs)
             contract = settled(inputs, outputs, contract)
             found = _explain_norm(inputs, outputs, contract, failing, comparisons)
     return Diagnosis(first + found.sentences + last, None if first else found.near)
@@ -209,8 +210,8 @@ def _noise(
     inputs: Inputs, outputs: Outputs, contract: NormQuantContract, rows: list[int], met: dict[str, torch.Tensor]
 ) -> dict[str, int]:
     """Right elements of the rows, by output, that even the contract's own nominal values miss: rounding noise."""
-    flat, given = nearby.flatten_inputs(inputs), nearby.flatten_outputs(outputs)
-    part = nearby.take_rows(flat, rows), nearby.select_rows(given, rows)
+    flat, given = inputs.flat(), outputs.flat()
+    part = flat.take_rows(rows), given.take_rows(rows)
     wrong = {c.output: c.violations for c in nearby.compare(*part, contract)}
     return {output: max(0, int((~hit).sum()) - wrong.get(output, 0)) for output, hit in met.items()}
 

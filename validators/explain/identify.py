@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from reference.contract import GEMM_CONTRACTS, NORM_QUANT_CONTRACTS, NormQuantContract
+from reference.contract import GEMM_CONTRACTS, NORM_QUANT_CONTRACTS, GemmContract, NormQuantContract, get_contract
 from validators.calls import integrity
+from validators.calls.call import KernelFault, call, copy_outputs
 from validators.cases.case import Case
 from validators.cases.inputs import build
 from validators.cases.recipes import reasons_impossible
@@ -17,10 +17,8 @@ from validators.explain.bits import observations
 from validators.explain.nearby import AnyContract
 from validators.explain.units import match_shares, sentences
 from validators.judge.compare import compare
+from validators.kernels.kernel import Kernel
 from validators.process import doing
-
-if TYPE_CHECKING:
-    from validators.kernels.kernel import Kernel
 
 MOST_NEAR = 3
 """Changed presets that are named where no preset fits; the first is the one that is used."""
@@ -125,9 +123,7 @@ def identification_cases(op: str, *, rows: int, dtype: str, fp8: str, seed: int)
 def identify(
     kernel: Kernel, *, device: str = "cpu", rows: int = 64, seed: int = 0, dtype: str = "bf16", fp8: str = "e4m3fn"
 ) -> IdentifyResult:
-    """Judge the kernel's outputs under every preset of its op. Raises ``run.KernelFault`` if the kernel fails."""
-    from validators.run import KernelFault
-
+    """Judge the kernel's outputs under every preset of its op. Raises ``KernelFault`` if the kernel fails."""
     table: Mapping[str, AnyContract] = GEMM_CONTRACTS if kernel.op == "ptpc_gemm" else NORM_QUANT_CONTRACTS
     scenes: list[nearby.Scene] = []
     used: list[str] = []
@@ -191,17 +187,15 @@ def identify(
 
 
 def _run(kernel: Kernel, case: Case, device: str) -> tuple[Inputs, Outputs, str]:
-    """Inputs, outputs of the first of two calls, and where the second differs; raises ``run.KernelFault``."""
-    from validators.run import KernelFault, call, copy_outputs
-
+    """Inputs, outputs of the first of two calls, and where the second differs; raises ``KernelFault``."""
     inputs = build(case, device=device)
     with doing.during(f"it was run on {case.id} to find its contract"):
         first, _, _ = call(kernel, inputs, 0x7F)
         outputs = copy_outputs(first)  # a static tensor would be written again by the second call
         again, _, _ = call(kernel, inputs, 0x7F)
     try:
-        integrity.check_outputs(inputs, first, kernel.op, strict=False)
-        integrity.check_outputs(inputs, again, kernel.op, strict=False)
+        integrity.check_outputs(inputs, first, strict=False)
+        integrity.check_outputs(inputs, again, strict=False)
     except integrity.OutputError as error:
         raise KernelFault(f"{error}, on {case.id}, a case to find the contract by") from error
     return inputs, outputs, integrity.describe_differences(integrity.same_bits(outputs, again))
@@ -216,3 +210,28 @@ def _candidate(scenes: Sequence[nearby.Scene], contract: AnyContract) -> Candida
             judged += c.judged
             several += c.judged - c.single
     return Candidate(contract.name, totals, judged, several, nearby.title(contract))
+
+
+_identified: dict[tuple[str, ...], IdentifyResult] = {}
+
+
+def choose_contract(
+    kernel: Kernel, case: Case, given: str | None, device: str
+) -> tuple[NormQuantContract | GemmContract | None, str, tuple[str, ...]]:
+    """(contract or None, where it comes from, evidence lines if identified)."""
+    if given not in (None, "identify"):
+        return get_contract(kernel.op, str(given)), "given", ()
+    if given is None and kernel.contract is not None:
+        return get_contract(kernel.op, kernel.contract), "declared", ()
+    result = identification(kernel, case, device)
+    best = result.best
+    return (None if best is None else get_contract(kernel.op, best)), "identified", tuple(result.lines())
+
+
+def identification(kernel: Kernel, case: Case, device: str) -> IdentifyResult:
+    """What ``identify`` finds for the kernel and the types of the case. Raises KernelFault."""
+    # Once a process and type: identification calls the kernel on cases of its own and judges every preset.
+    key = kernel.name, kernel.op, device, case.dtype, case.fp8
+    if key not in _identified:
+        _identified[key] = identify(kernel, device=device, dtype=case.dtype, fp8=case.fp8)
+    return _identified[key]

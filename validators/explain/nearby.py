@@ -19,7 +19,6 @@ from reference import notation
 from reference.contract import GEMM_CONTRACTS, NORM_QUANT_CONTRACTS, GemmContract, NormQuantContract
 from reference.formats import FloatFormat, format_of
 from reference.quantize import scale_of
-from validators.calls.invariance import flatten_inputs, flatten_outputs, select_rows, take_rows
 from validators.cases.tensors import (
     GemmInputs,
     Inputs,
@@ -67,12 +66,12 @@ class Scene(NamedTuple):
 
 def scene_of(inputs: Inputs, outputs: Outputs, rows: Sequence[int] = ()) -> Scene:
     """rows: those to ask about first, for example of violations; evenly spread ones are added."""
-    flat, given = flatten_inputs(inputs), flatten_outputs(outputs)
-    count, width = (flat.a if isinstance(flat, GemmInputs) else flat.x).shape
+    flat, given = inputs.flat(), outputs.flat()
+    count, width = flat.leading.shape
     few = max(2, min(FEW_ROWS, FEW_ELEMENTS // width))
     spread = torch.linspace(0, max(0, count - 1), min(count, few)).long().tolist()
     chosen = list(dict.fromkeys([*rows[:few], *spread]))
-    return Scene((take_rows(flat, chosen), select_rows(given, chosen)), (flat, given))
+    return Scene((flat.take_rows(chosen), given.take_rows(chosen)), (flat, given))
 
 
 def outcome(scenes: Iterable[tuple[Inputs, Outputs]], contract: AnyContract) -> Outcome:
@@ -182,7 +181,7 @@ def _without_effect(contract: AnyContract, inputs: Inputs) -> set[str]:
         without |= {"round_after_normalize", "round_after_weight"}
     if getattr(inputs, "residual", None) is None:
         without |= {"norm_input", "residual_store"}
-    if not isinstance(inputs, GemmInputs) and inputs.fp8_dtype == torch.float8_e4m3fn:
+    if getattr(inputs, "fp8_dtype", None) == torch.float8_e4m3fn:
         without.add("fnuz_max")
     return without
 

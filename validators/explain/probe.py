@@ -14,16 +14,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from reference.accumulators import UNITS, emulate
 from reference.formats import FORMATS, FloatFormat, encode
-
-if TYPE_CHECKING:
-    from validators.kernels.kernel import Kernel
+from validators.calls.call import call as call_kernel
+from validators.cases.tensors import GemmInputs, GemmOutputs
+from validators.kernels.kernel import Kernel
 
 KernelCall = Callable[[Tensor, Tensor], Tensor]
 SCHEMA = 1
@@ -304,18 +304,15 @@ def _same(seen: Mapping[str, float], wanted: list[Probe], fmt: FloatFormat, unit
 def kernel_call(kernel: Kernel, *, device: str = "cpu", fp8: str = "e4m3fn", dtype: str = "bf16") -> KernelCall:
     """A ``ptpc_gemm`` kernel of the registry as a function of codes: scales 1, no bias, outputs of ``dtype``.
 
-    Raises ``run.KernelFault`` at the call if the kernel fails.
+    Raises ``KernelFault`` at the call if the kernel fails.
     """
-    from validators.cases.tensors import GemmInputs, GemmOutputs
-    from validators.run import call
-
     fp8_dtype = {"e4m3fn": torch.float8_e4m3fn, "e4m3fnuz": torch.float8_e4m3fnuz}[fp8]
     out_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[dtype]
 
     def run(a: Tensor, b: Tensor) -> Tensor:
         left, right = (x.to(device).view(fp8_dtype) for x in (a, b))
         ones = [torch.ones(len(x), 1, dtype=torch.float32, device=device) for x in (a, b)]
-        outputs, _, _ = call(kernel, GemmInputs(left, ones[0], right, ones[1], None, out_dtype), 0x7F)
+        outputs, _, _ = call_kernel(kernel, GemmInputs(left, ones[0], right, ones[1], None, out_dtype), 0x7F)
         assert isinstance(outputs, GemmOutputs)
         return outputs.out
 

@@ -156,6 +156,7 @@ def open_rows(inputs: Inputs, contract: NormQuantContract | GemmContract) -> tor
     if isinstance(inputs, GemmInputs):
         return torch.zeros(inputs.a.shape[0], dtype=torch.bool)
     assert isinstance(contract, NormQuantContract)
+    assert isinstance(inputs, NormQuantInputs | QuantInputs)
     if contract.unsettled:
         return torch.stack([open_rows(inputs, member) for member in contract.members()]).any(dim=0)
     n, fp8 = inputs.x.shape[-1], format_of(inputs.fp8_dtype).name

@@ -358,17 +358,6 @@ STAGES: dict[str, dict[str, Stage]] = {
 """The stages of each op, by name, in the order in which they run."""
 
 
-def empty_outputs(inputs: NormQuantInputs | QuantInputs) -> NormQuantOutputs | QuantOutputs:
-    """Uninitialised outputs of the right shapes, dtypes and device for ``inputs``."""
-    codes = torch.empty(inputs.x.shape, dtype=torch.uint8, device=inputs.x.device).view(inputs.fp8_dtype)
-    scale = torch.empty((*inputs.x.shape[:-1], 1), dtype=torch.float32, device=inputs.x.device)
-    if isinstance(inputs, QuantInputs):
-        return QuantOutputs(codes, scale)
-    if inputs.residual is None:
-        return NormQuantOutputs(codes, scale)
-    return NormQuantOutputs(codes, scale, torch.empty(inputs.x.shape, dtype=inputs.x.dtype, device=inputs.x.device))
-
-
 def _rows(buffer: Tensor, what: str) -> Tensor:
     try:
         return buffer.view(-1, buffer.shape[-1])
@@ -398,7 +387,7 @@ def execute(
     if unknown:
         raise EmulatedError(f"op {op} has no stage {sorted(unknown)[0]!r}; known: {', '.join(STAGES[op])}")
     pipeline = [(stages or {}).get(name, stage) for name, stage in STAGES[op].items()]
-    out = empty_outputs(inputs) if buffers is None else buffers
+    out = inputs.empty() if buffers is None else buffers
     assert isinstance(out, NormQuantOutputs | QuantOutputs)
 
     n, fp8 = inputs.x.shape[-1], FP8_NAMES[inputs.fp8_dtype]

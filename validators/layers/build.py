@@ -21,7 +21,9 @@ import torch
 
 from reference.contract import GemmContract, NormQuantContract, get_contract
 from reference.glm4_moe import Glm4MoeError
+from validators.calls.call import KernelFault
 from validators.cases.case import Case
+from validators.explain.identify import choose_contract
 from validators.kernels.kernel import KernelError, find_kernel
 from validators.layers import presets
 from validators.layers.checkpoint import Checkpoint, CheckpointError, write_checkpoint
@@ -37,7 +39,6 @@ from validators.process.guard import guarded
 from validators.records import store
 from validators.records.files import check_file, new_folder, write_whole
 from validators.records.record import Record, Status
-from validators.run import KernelFault, choose_contract
 from validators.words import OPS
 
 DEFAULT_QUANT = "emulated/aiter-hip-gfx950"

@@ -18,6 +18,8 @@ from torch import Tensor
 from reference.contract import NormQuantContract, Reduction
 from reference.glm4_moe import Config, Layer, Linear
 from validators.calls import integrity
+from validators.calls.buffers import POISONS
+from validators.calls.call import call
 from validators.cases.tensors import (
     GemmInputs,
     GemmOutputs,
@@ -29,7 +31,6 @@ from validators.cases.tensors import (
     QuantOutputs,
 )
 from validators.kernels.kernel import Kernel
-from validators.run import call
 
 Route = Literal["per_token", "group", "mxfp4", "bf16"]
 ROUTES: Mapping[str, Route] = {"": "bf16", "fp8": "group", "fp8_per_token": "per_token", "mxfp4": "mxfp4"}
@@ -109,14 +110,14 @@ class Path:
 
     def run(self, kernel: Kernel, inputs: Inputs) -> Outputs:
         """One call of a kernel; raises KernelFault if it raises, writes outside its buffers or returns no output."""
-        from validators.run import KernelFault
+        from validators.calls.call import KernelFault
 
-        outputs, guards, seconds = call(kernel, inputs, integrity.POISONS[0])
+        outputs, guards, seconds = call(kernel, inputs, POISONS[0])
         self.seconds += seconds
         if guards.ok is False:
             raise KernelFault(guards.detail)
         try:
-            integrity.check_outputs(inputs, outputs, kernel.op, strict=False)
+            integrity.check_outputs(inputs, outputs, strict=False)
         except integrity.OutputError as error:
             raise KernelFault(str(error)) from error
         return outputs

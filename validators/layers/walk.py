@@ -23,6 +23,7 @@ from reference import glm4_moe as glm
 from reference.contract import GemmContract, NormQuantContract
 from reference.glm4_moe import Layer, Linear, Mlp, Moe, Routed, Source
 from validators.calls import integrity
+from validators.calls.call import Claim
 from validators.cases.tensors import (
     GemmInputs,
     GemmOutputs,
@@ -43,7 +44,7 @@ from validators.layers.tp import Group, column_shard, row_shard, rows_of
 from validators.layers.wiring import Memory, Suspects
 from validators.layers.wiring import explain as explain_wiring
 from validators.records.record import Check, Status
-from validators.run import Claim, judge
+from validators.run import judge
 
 ALONE = Group()
 _T = TypeVar("_T")
@@ -393,7 +394,7 @@ class Walk:
         rank: int,
     ) -> None:
         try:
-            shape = integrity.check_outputs(inputs, outputs, op, strict=False)
+            shape = integrity.check_outputs(inputs, outputs, strict=False)
         except integrity.OutputError as error:
             self._stop(arm, layer, step, op, contract.name, str(error), rank)
         comparisons, more = judge(Claim(inputs, outputs, (), 0.0), contract)
@@ -421,7 +422,7 @@ class Walk:
                 tuple(comparisons),
                 found,
                 explanations,
-                _shape(inputs),
+                inputs.shape,
                 rank,
                 time.perf_counter() - began,
             )
@@ -500,10 +501,3 @@ def _digest(arm: Arm) -> str:
 
 def _copy(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.clone()
-
-
-def _shape(inputs: Inputs) -> tuple[int, ...]:
-    """(m, n) of a norm or quantizer, (m, n, k) of a GEMM. No tensor is kept: a walk holds one layer's weights."""
-    if isinstance(inputs, GemmInputs):
-        return len(inputs.a), *inputs.b.shape
-    return tuple(inputs.x.shape)

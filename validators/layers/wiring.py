@@ -16,6 +16,7 @@ from torch import Tensor
 
 from reference.contract import GemmContract, NormQuantContract
 from reference.glm4_moe import Linear
+from validators.calls.call import Claim
 from validators.cases.tensors import (
     GemmInputs,
     Inputs,
@@ -25,7 +26,7 @@ from validators.cases.tensors import (
     QuantOutputs,
 )
 from validators.layers.path import Path, twin_contract
-from validators.run import Claim, judge
+from validators.run import judge
 
 NAMED_FROM = 0.5
 """Share of the violations that a named hypothesis explains: a policy that words an explanation and decides nothing."""

@@ -67,3 +67,16 @@ def worst(c: Comparison) -> str:
 def percent_low(share: float) -> str | None:
     """``4.2 %`` for a share of 0.042 by which outputs are too small; None where no output keeps any of its value."""
     return f"{100 * share:.2g} %" if 0.0 < share < 1.0 else None
+
+
+DECLARED, MACHINE, IMPOSSIBLE = "declared", "machine", "impossible"
+"""Who says that a case is UNSUPPORTED: the kernel; this machine (its memory); the recipe. Kept as ``limit`` in the
+provenance of a record."""
+
+
+def how_to_declare(kernel: str, text: str | None = None) -> str:
+    """``if that is a limit, declare it: fused.unsupported = lambda case: "why" if case.n % 16 else None``."""
+    if ":" not in kernel:
+        return "if that is a limit, the adapter's unsupported(case) says so with a sentence"
+    name = kernel.rpartition(":")[2]
+    return f'if that is a limit, declare it: {name}.unsupported = lambda case: "why" if {text or "..."} else None'

@@ -14,16 +14,13 @@ from dataclasses import dataclass
 from validators.cases import shapes
 from validators.cases.case import Case, CaseError
 from validators.records.record import Record, Status
+from validators.records.wording import DECLARED, MACHINE, how_to_declare
 from validators.words import OPS
 
 MOST_EXAMPLES = 3
 """Example cases that are kept of each reason."""
 MOST_NAMED = 3
 """Reasons, or shapes of the model, that a sentence names."""
-
-DECLARED, MACHINE, IMPOSSIBLE = "declared", "machine", "impossible"
-"""Who says that a case is UNSUPPORTED: the kernel; this machine (its memory); the recipe. Kept as ``limit`` in the
-provenance of a record."""
 
 # How the reason of an entry of ``supports`` begins (``kernels.plugin``); the feature's name says the same.
 _SUPPORTS = 'the kernel does not offer "'
@@ -267,11 +264,3 @@ def hints(records: Sequence[Record]) -> list[str]:
             what = f"{kernel} raised in {count}" + (f": those, and no others, where {text}" if text else "")
             found.append(f"{what}; {how_to_declare(kernel, text)}")
     return found
-
-
-def how_to_declare(kernel: str, text: str | None = None) -> str:
-    """``if that is a limit, declare it: fused.unsupported = lambda case: "why" if case.n % 16 else None``."""
-    if ":" not in kernel:
-        return "if that is a limit, the adapter's unsupported(case) says so with a sentence"
-    name = kernel.rpartition(":")[2]
-    return f'if that is a limit, declare it: {name}.unsupported = lambda case: "why" if {text or "..."} else None'

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from validators.calls import integrity, invariance
-from validators.calls.integrity import POISONS, OutputError
+from validators.calls.buffers import POISONS, Guarded, make_buffers
+from validators.calls.integrity import OutputError
 from validators.cases.tensors import (
     GemmInputs,
     GemmOutputs,
@@ -19,6 +20,8 @@ from validators.cases.tensors import (
     Outputs,
     QuantInputs,
     QuantOutputs,
+    as_ints,
+    named_tensors,
 )
 from validators.judge.where import where_words
 from validators.kernels.kernel import Kernel
@@ -73,8 +76,8 @@ def _kernel(call: Callable[[Inputs, Outputs], Outputs], op: str = "add_rmsnorm_q
     return Kernel("test/kernel", op, None, call)
 
 
-def _two_calls(inputs: Inputs, call: Callable[[Inputs, Outputs], object]) -> list[integrity.Guarded]:
-    pair = [integrity.make_buffers(inputs, poison=poison) for poison in POISONS]
+def _two_calls(inputs: Inputs, call: Callable[[Inputs, Outputs], object]) -> list[Guarded]:
+    pair = [make_buffers(inputs, poison=poison) for poison in POISONS]
     for guarded in pair:
         call(inputs, guarded.outputs)
     return pair
@@ -83,18 +86,18 @@ def _two_calls(inputs: Inputs, call: Callable[[Inputs, Outputs], object]) -> lis
 @pytest.mark.parametrize("fp8", [FN, FNUZ], ids=["fn", "fnuz"])
 def test_buffers_have_the_ops_shapes_and_hold_only_poison(fp8: torch.dtype) -> None:
     x3d = _values(2, 6, 40)
-    for inputs, op in (
-        (_norm_inputs(fp8=fp8), "add_rmsnorm_quant"),
-        (dataclasses.replace(_norm_inputs(), residual=None), "add_rmsnorm_quant"),
-        (NormQuantInputs(x3d, x3d.clone(), _values(40), 1e-5, fp8), "add_rmsnorm_quant"),
-        (QuantInputs(x3d, fp8), "per_token_quant"),
-        (_gemm_inputs(), "ptpc_gemm"),
+    for inputs in (
+        _norm_inputs(fp8=fp8),
+        dataclasses.replace(_norm_inputs(), residual=None),
+        NormQuantInputs(x3d, x3d.clone(), _values(40), 1e-5, fp8),
+        QuantInputs(x3d, fp8),
+        _gemm_inputs(),
     ):
         for poison in POISONS:
-            guarded = integrity.make_buffers(inputs, poison=poison)
-            assert integrity.check_outputs(inputs, guarded.outputs, op, strict=True).ok
+            guarded = make_buffers(inputs, poison=poison)
+            assert integrity.check_outputs(inputs, guarded.outputs, strict=True).ok
             assert guarded.check().ok
-            for tensor in integrity.named_tensors(guarded.outputs).values():
+            for tensor in named_tensors(guarded.outputs).values():
                 assert tensor.data_ptr() % 64 == 0
                 assert bool((tensor.contiguous().view(torch.uint8) == poison).all())
 
@@ -103,11 +106,11 @@ def test_unwritten_elements_are_named() -> None:
     inputs = _norm_inputs(m=9, n=43)
 
     def tail_missing(inputs: Inputs, buffers: Outputs) -> None:
-        kept = {n: integrity.as_ints(t).clone() for n, t in integrity.named_tensors(buffers).items()}
+        kept = {n: as_ints(t).clone() for n, t in named_tensors(buffers).items()}
         _fill(inputs, buffers)
         codes = buffers.codes  # type: ignore[union-attr]
         codes.view(torch.uint8)[:, 40:] = kept["codes"][:, 40:]
-        integrity.as_ints(buffers.residual_out)[-1] = kept["residual_out"][-1]  # type: ignore[union-attr,arg-type]
+        as_ints(buffers.residual_out)[-1] = kept["residual_out"][-1]  # type: ignore[union-attr,arg-type]
 
     first, second = _two_calls(inputs, tail_missing)
     check = integrity.check_unwritten(first.outputs, second.outputs, *POISONS)
@@ -122,7 +125,7 @@ def test_a_written_value_equal_to_one_poison_is_not_unwritten() -> None:
     inputs = QuantInputs(_values(4, 16), FN)
 
     def constant(inputs: Inputs, buffers: Outputs) -> None:
-        for tensor in integrity.named_tensors(buffers).values():
+        for tensor in named_tensors(buffers).values():
             tensor.view(torch.uint8).fill_(POISONS[0])
 
     first, second = _two_calls(inputs, constant)
@@ -132,7 +135,7 @@ def test_a_written_value_equal_to_one_poison_is_not_unwritten() -> None:
 @pytest.mark.parametrize(("offset", "side"), [(0, "after"), (300, "after"), (-1, "before")])
 def test_a_store_outside_an_output_is_named(offset: int, side: str) -> None:
     inputs = _norm_inputs(m=1, n=43)
-    guarded = integrity.make_buffers(inputs, poison=POISONS[0])
+    guarded = make_buffers(inputs, poison=POISONS[0])
     _fill(inputs, guarded.outputs)
     assert guarded.check().ok is True
     size, storage = guarded.guards["codes"], guarded.storages["codes"]
@@ -146,7 +149,7 @@ def test_a_store_outside_an_output_is_named(offset: int, side: str) -> None:
 
 def test_a_guard_reaches_sixteen_rows() -> None:
     inputs = _gemm_inputs(m=3, n=4096, k=8)
-    guarded = integrity.make_buffers(inputs, poison=POISONS[1])
+    guarded = make_buffers(inputs, poison=POISONS[1])
     assert guarded.guards["out"] >= 16 * 4096 * 2
 
 
@@ -167,7 +170,7 @@ def test_nan_inputs_compare_as_bytes() -> None:
     inputs.x[0] = float("nan")
     before = integrity.snapshot(inputs)
     assert integrity.check_unchanged(inputs, before).ok is True
-    integrity.as_ints(inputs.x)[0, 0] ^= 1
+    as_ints(inputs.x)[0, 0] ^= 1
     assert integrity.check_unchanged(inputs, before).ok is False
 
 
@@ -202,18 +205,18 @@ def _bad_outputs() -> list[tuple[str, Callable[[NormQuantInputs, NormQuantOutput
 @pytest.mark.parametrize(("change", "sentence"), [b[1:] for b in _bad_outputs()], ids=[b[0] for b in _bad_outputs()])
 def test_outputs_that_cannot_be_judged_get_one_sentence(change: Callable, sentence: str) -> None:
     inputs = _norm_inputs()
-    outputs = _fill(inputs, integrity.make_buffers(inputs, poison=POISONS[0]).outputs)
+    outputs = _fill(inputs, make_buffers(inputs, poison=POISONS[0]).outputs)
     with pytest.raises(OutputError) as caught:
-        integrity.check_outputs(inputs, change(inputs, outputs), "add_rmsnorm_quant", strict=True)
+        integrity.check_outputs(inputs, change(inputs, outputs), strict=True)
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_a_residual_that_nobody_asked_for_is_refused() -> None:
     inputs = _norm_inputs()
-    outputs = _fill(inputs, integrity.make_buffers(inputs, poison=POISONS[0]).outputs)
+    outputs = _fill(inputs, make_buffers(inputs, poison=POISONS[0]).outputs)
     with pytest.raises(OutputError, match="although the case has no residual"):
-        integrity.check_outputs(dataclasses.replace(inputs, residual=None), outputs, "add_rmsnorm_quant", strict=True)
+        integrity.check_outputs(dataclasses.replace(inputs, residual=None), outputs, strict=True)
 
 
 def test_outputs_from_one_allocation_are_fine_until_they_overlap() -> None:
@@ -221,10 +224,10 @@ def test_outputs_from_one_allocation_are_fine_until_they_overlap() -> None:
     memory = torch.zeros(80, dtype=torch.uint8)
     codes = memory[:64].view(FN).view(4, 16)
     apart = QuantOutputs(codes, memory[64:].view(torch.float32).view(4, 1))
-    assert integrity.check_outputs(inputs, apart, "per_token_quant", strict=True).ok
+    assert integrity.check_outputs(inputs, apart, strict=True).ok
     overlapping = QuantOutputs(codes, memory[48:64].view(torch.float32).view(4, 1))
     with pytest.raises(OutputError, match="codes and scale share memory"):
-        integrity.check_outputs(inputs, overlapping, "per_token_quant", strict=True)
+        integrity.check_outputs(inputs, overlapping, strict=True)
 
 
 def test_same_bits_sees_the_sign_of_zero_and_nan_payloads() -> None:
@@ -285,7 +288,7 @@ def test_where_words(mask: torch.Tensor, words: str) -> None:
 
 
 def _run(inputs: Inputs, call: Callable[[Inputs, Outputs], Outputs] = _fill) -> Outputs:
-    return call(inputs, integrity.make_buffers(inputs, poison=POISONS[0]).outputs)
+    return call(inputs, make_buffers(inputs, poison=POISONS[0]).outputs)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import torch
 
 from reference.contract import get_contract
 from tests.support.case_inputs import ADD, GEMM, QUANT
+from validators.calls.call import run_kernel
 from validators.cases import memory, shapes
 from validators.cases.case import Case
 from validators.cases.inputs import batch_of, build
@@ -27,8 +28,8 @@ from validators.cases.tensors import (
 from validators.judge.verdict import decide
 from validators.kernels.kernel import Kernel, all_kernels
 from validators.records.record import Comparison, Status
-from validators.run import judge, run_kernel, validate
-from validators.signoff.limits import MACHINE
+from validators.records.wording import MACHINE
+from validators.run import judge, validate
 
 CONTRACT = "aiter-hip-gfx950"
 Amax = Callable[[torch.Tensor], torch.Tensor]

@@ -7,11 +7,11 @@ import pytest
 from reference.contract import GemmContract, NormQuantContract, get_contract
 from tests import zoo
 from validators.__main__ import main
+from validators.calls.call import Claim, run_kernel
 from validators.cases.case import Case
 from validators.explain.element import ElementError, element_report
 from validators.judge.compare import compare
 from validators.kernels.kernel import Kernel, find_kernel
-from validators.run import Claim, run_kernel
 
 
 def claim(kernel: Kernel, case: str) -> Claim:

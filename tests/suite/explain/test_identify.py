@@ -10,14 +10,15 @@ import torch
 from reference.contract import GEMM_CONTRACTS, NORM_QUANT_CONTRACTS
 from tests import zoo
 from tests.benchmarks.identification import CONTRACTS, ask
+from validators.calls.call import KernelFault
 from validators.cases.case import Case
 from validators.cases.recipes import ADD, GEMM, QUANT
 from validators.cases.tensors import QuantInputs, QuantOutputs
-from validators.explain.identify import LARGEST_FLOOR, IdentifyResult, identification_cases, identify
+from validators.explain.identify import LARGEST_FLOOR, IdentifyResult, identification, identification_cases, identify
 from validators.kernels import emulated, emulated_gemm
 from validators.kernels.kernel import Kernel, find_kernel
 from validators.records.record import Status
-from validators.run import KernelFault, identification, validate
+from validators.run import validate
 
 
 @pytest.mark.parametrize("name", CONTRACTS)

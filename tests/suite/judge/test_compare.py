@@ -14,7 +14,7 @@ import torch
 from reference.contract import GEMM_CONTRACTS, NORM_QUANT_CONTRACTS
 from reference.formats import FORMATS, code_preimages, decode, encode
 from tests.zoo import all_defects
-from validators.calls.integrity import make_buffers
+from validators.calls.buffers import make_buffers
 from validators.cases.case import Case
 from validators.cases.inputs import build
 from validators.cases.recipes import ADD, QUANT

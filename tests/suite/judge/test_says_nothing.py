@@ -10,6 +10,7 @@ import torch
 from reference.contract import GEMM_CONTRACTS
 from reference.formats import format_of, round_to
 from reference.ptpc_gemm import gemm_truth, operand, says_nothing
+from validators.calls.call import run_kernel
 from validators.cases.case import Case
 from validators.cases.inputs import build
 from validators.cases.recipes import GEMM
@@ -20,7 +21,7 @@ from validators.judge.verdict import decide
 from validators.kernels import emulated_gemm
 from validators.kernels.kernel import Kernel, find_kernel
 from validators.records.record import Record, Status
-from validators.run import judge, run_kernel, validate
+from validators.run import judge, validate
 
 
 def judged(recipe: str, k: int, name: str = "emulated/unknown") -> Record:

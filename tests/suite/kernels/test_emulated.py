@@ -13,7 +13,6 @@ from torch import Tensor
 from reference.contract import GEMM_CONTRACTS, NORM_QUANT_CONTRACTS
 from tests import zoo
 from tests.support.variants import legitimate_variants
-from validators.calls import integrity
 from validators.cases.case import Case
 from validators.cases.tensors import (
     GemmInputs,
@@ -24,6 +23,7 @@ from validators.cases.tensors import (
     Outputs,
     QuantInputs,
     QuantOutputs,
+    as_ints,
 )
 from validators.kernels import emulated, emulated_gemm
 from validators.kernels.emulated_rounding import encode
@@ -440,7 +440,7 @@ def test_a_defect_in_one_block_leaves_the_other_columns_clean(identity: str) -> 
     for field in dataclasses.fields(found[0]):
         one, other = (getattr(outputs, field.name) for outputs in found)
         if one is not None:
-            bits = [integrity.as_ints(v) for v in (one, other)]
+            bits = [as_ints(v) for v in (one, other)]
             columns = (bits[0] != bits[1]).reshape(-1, one.shape[-1]).any(0).nonzero().flatten().tolist()
             first = zoo.BLOCK if one.shape[-1] > zoo.BLOCK else 0
             assert all(first <= column < first + zoo.BLOCK for column in columns)

@@ -10,11 +10,11 @@ import torch
 from validators.cases.case import Case
 from validators.cases.recipes import QUANT
 from validators.cases.tensors import Inputs, Outputs, QuantInputs, QuantOutputs
-from validators.explain.identify import identify
+from validators.explain.identify import identification, identify
 from validators.kernels import compressed_tensors, emulated, torchao
 from validators.kernels.kernel import Kernel, find_kernel
 from validators.records.record import Status
-from validators.run import identification, validate
+from validators.run import validate
 
 LIBRARIES = {"torchao": torchao, "compressed_tensors": compressed_tensors}
 CONTRACTS = {"torchao": "torchao", "compressed_tensors": "compressed-tensors"}

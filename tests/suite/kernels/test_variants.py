@@ -19,7 +19,7 @@ from tests.benchmarks.legitimate import (
     native_claimants,
     run,
 )
-from validators.calls.integrity import make_buffers
+from validators.calls.buffers import make_buffers
 from validators.cases.case import Case
 from validators.cases.inputs import build
 from validators.cases.recipes import ADD, GEMM, QUANT

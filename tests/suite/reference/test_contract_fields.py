@@ -11,7 +11,7 @@ from reference.add_rmsnorm_quant import flushed_residual, quant_truth
 from reference.contract import NORM_QUANT_CONTRACTS, NormQuantContract
 from reference.formats import FORMATS
 from reference.quantize import ScaleTruth, scale_admissible, scale_of
-from validators.calls.integrity import POISONS, make_buffers
+from validators.calls.buffers import POISONS, make_buffers
 from validators.calls.invariance import batch_invariance
 from validators.cases.case import Case
 from validators.cases.inputs import build

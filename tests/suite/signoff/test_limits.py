@@ -11,18 +11,9 @@ import pytest
 from validators.cases import shapes
 from validators.cases.case import Case
 from validators.records.record import Check, Comparison, Record, Status
+from validators.records.wording import DECLARED, IMPOSSIBLE, MACHINE, how_to_declare
 from validators.signoff.judged import identified_sentences, never_judged_sentences
-from validators.signoff.limits import (
-    DECLARED,
-    IMPOSSIBLE,
-    MACHINE,
-    condition,
-    declared_limits,
-    hints,
-    how_to_declare,
-    is_declared,
-    sentences,
-)
+from validators.signoff.limits import condition, declared_limits, hints, is_declared, sentences
 
 ADD, QUANT, GEMM = "add_rmsnorm_quant", "per_token_quant", "ptpc_gemm"
 

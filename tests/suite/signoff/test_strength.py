@@ -13,11 +13,11 @@ from reference.contract import NORM_QUANT_CONTRACTS
 from tests import zoo
 from tests.benchmarks.strength import representatives, row
 from validators.__main__ import main
+from validators.calls.call import run_kernel
 from validators.cases.case import Case
 from validators.cases.suite import cases_for
 from validators.judge.compare import compare
 from validators.records.record import Record, Status
-from validators.run import run_kernel
 from validators.signoff import strength
 from validators.signoff.strength import (
     DECLARED,

@@ -11,13 +11,14 @@ import pytest
 from reference.contract import get_contract
 from tests.benchmarks.truncation import markdown, table
 from tests.studies.suspicions import Suspicion, suspicions
+from validators.calls.call import call
 from validators.cases.case import Case
 from validators.cases.inputs import build
 from validators.cases.suite import find
 from validators.judge.compare import compare
 from validators.kernels.kernel import all_kernels, find_kernel
 from validators.records.record import Record, Status
-from validators.run import call, validate
+from validators.run import validate
 
 ROOT = Path(__file__).resolve().parents[3]
 DOCUMENT = (ROOT / "docs" / "suspicions.md").read_text(encoding="utf-8")
