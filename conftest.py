@@ -126,7 +126,8 @@ def _device(config: pytest.Config) -> str:
 
 def _kernels(config: pytest.Config) -> list[tuple[str, Kernel]]:
     """(spec as given, kernel); the same name may serve several ops."""
-    from validators.kernels.kernel import KernelError, all_kernels, find_kernel
+    from validators.kernels.kernel import KernelError
+    from validators.kernels.registry import all_kernels, find_kernel
 
     if not config.option.kernel:
         return [("", kernel) for kernel in all_kernels()]

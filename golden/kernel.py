@@ -20,7 +20,7 @@ from validators.cases.case import Case
 from validators.cases.inputs import build, digest
 from validators.cases.tensors import GemmOutputs, NormQuantOutputs, Outputs, QuantOutputs
 from validators.judge.verdict import decide, strength
-from validators.kernels import kernel as base
+from validators.kernels import registry
 from validators.kernels.kernel import Kernel
 from validators.records.record import Check, Comparison, Record
 from validators.records.record import Status as Verdict
@@ -48,7 +48,7 @@ class Judged:
 
 def find(name: str | None, op: str) -> Kernel | None:
     """The kernel of the suite's registry, or None. A user's own kernel has no golden: nobody else could check it."""
-    return next((k for k in base.all_kernels() if k.name == name and k.op == op), None)
+    return next((k for k in registry.all_kernels() if k.name == name and k.op == op), None)
 
 
 def run(kernel: Kernel, case: Case, contract: NormQuantContract | GemmContract, device: str) -> Judged:

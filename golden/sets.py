@@ -126,7 +126,7 @@ def marked_kernels(arch: str, recorded: set[tuple[str, str]] | None = None) -> l
     Cases that a kernel does not offer are left out.
     """
     from validators.cases.case import Case
-    from validators.kernels.kernel import all_kernels
+    from validators.kernels.registry import all_kernels
 
     found = []
     for kernel in all_kernels():

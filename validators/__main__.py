@@ -199,7 +199,7 @@ def _list(parsed: argparse.Namespace) -> int:
 
 
 def _list_kernels(parsed: argparse.Namespace) -> Iterator[str]:
-    from validators.kernels.kernel import all_kernels
+    from validators.kernels.registry import all_kernels
 
     for kernel in all_kernels():
         if parsed.op in (None, kernel.op):

@@ -27,7 +27,8 @@ from typing import Any
 from validators.arch import architecture
 from validators.calls.call import warm_up
 from validators.cases.case import Case
-from validators.kernels.kernel import KernelError, find_kernel
+from validators.kernels.kernel import KernelError
+from validators.kernels.registry import find_kernel
 from validators.process import doing
 from validators.process.guard import say
 from validators.records.record import Record, Status
@@ -56,7 +57,7 @@ def run_isolated(
 ) -> Iterator[Record]:
     """One record a case, in the cases' order, from ``validators.validate`` in a worker process.
 
-    kernel_name, op: as for ``validators.kernels.kernel.find_kernel``. A case that takes longer than ``time_limit_s``
+    kernel_name, op: as for ``validators.kernels.registry.find_kernel``. A case that takes longer than ``time_limit_s``
     seconds, or that kills the worker, gives a record with status ERROR and the next case starts in a new worker.
     Raises KernelError if the kernel cannot be loaded. The worker is killed when the generator is closed.
     """

@@ -26,7 +26,8 @@ from validators.cases.tensors import (
     QuantInputs,
     QuantOutputs,
 )
-from validators.kernels.kernel import Kernel, KernelError, find_kernel
+from validators.kernels.kernel import Kernel, KernelError
+from validators.kernels.registry import find_kernel
 
 PRESETS = ("unfused", "fused", "bf16-norms", "bf16")
 OPS = {"norm": "add_rmsnorm_quant", "quant": "per_token_quant", "gemm": "ptpc_gemm"}

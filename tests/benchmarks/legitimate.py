@@ -26,7 +26,7 @@ from validators.cases.recipes import ADD, GEMM, QUANT, reasons_impossible, recip
 from validators.cases.tensors import Inputs, Outputs
 from validators.judge.compare import compare
 from validators.kernels import emulated, emulated_gemm
-from validators.kernels.kernel import all_kernels
+from validators.kernels.registry import all_kernels
 from validators.words import DTYPES, FP8_FORMATS
 
 # Rows x columns: model width, the widest, both sides of a vector and of a block, one column more than a block.

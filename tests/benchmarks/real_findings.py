@@ -32,7 +32,8 @@ from validators.cases.tensors import (
     QuantInputs,
     QuantOutputs,
 )
-from validators.kernels.kernel import Kernel, find_kernel
+from validators.kernels.kernel import Kernel
+from validators.kernels.registry import find_kernel
 
 QUANTIZERS = ("vllm/dynamic_per_token_scaled_fp8_quant", "sgl_kernel/sgl_per_token_quant_fp8")
 GEMMS = ("vllm/cutlass_scaled_mm", "sgl_kernel/fp8_scaled_mm")

@@ -21,7 +21,7 @@ from reference.contract import NORM_QUANT_CONTRACTS
 from tests.support.variants import legitimate_variants
 from tests.zoo import emulated
 from validators.cases.tensors import Inputs, NormQuantOutputs, Outputs, QuantOutputs
-from validators.kernels import kernel as base
+from validators.kernels import registry
 from validators.kernels.kernel import Kernel
 from validators.records.record import Status
 
@@ -30,7 +30,7 @@ CONTRACT = NORM_QUANT_CONTRACTS["aiter-triton"]
 GAUSSIAN = f"add_rmsnorm_quant-m24-n528-bf16-e4m3fn-gaussian_gain-s0@{NAME}@cpu"
 MODEL = f"add_rmsnorm_quant-m16-n5120-bf16-e4m3fn-model-s0@{NAME}@cpu"
 TOKENS = f"per_token_quant-m24-n528-bf16-e4m3fn-gaussian-s0@{NAME}@cpu"
-REGISTRY = base.all_kernels
+REGISTRY = registry.all_kernels
 
 Change = Callable[[Kernel], Kernel]
 
@@ -61,7 +61,7 @@ def replace_kernel(monkeypatch: pytest.MonkeyPatch) -> Callable[[Change], None]:
 
     def put(change: Change) -> None:
         changed = [change(k) if k.name == NAME else k for k in REGISTRY()]
-        monkeypatch.setattr(base, "all_kernels", lambda: changed)
+        monkeypatch.setattr(registry, "all_kernels", lambda: changed)
 
     return put
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 
 from reference.contract import NORM_QUANT_CONTRACTS
-from validators.kernels.emulated import Variant, illegal
+from validators.kernels.emulated_variant import Variant, illegal
 
 _ORDERS = {
     "tree": Variant(),

@@ -108,7 +108,7 @@ def of_claim(target: Target, chosen: policy.Policy, device: str, records: str) -
 
 def of_machine(chosen: policy.Policy, device: str, records: str) -> list[Stage]:
     """Every stage of the policy, with every kernel of this machine."""
-    from validators.kernels.kernel import find_kernel
+    from validators.kernels.registry import find_kernel
 
     wanted = {r.stage: r for r in chosen.require}
     where = ("--records", records)

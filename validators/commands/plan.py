@@ -65,7 +65,7 @@ def check_options(parsed: argparse.Namespace) -> None:
 
 
 def _available(parsed: argparse.Namespace) -> list[tuple[str, Kernel, str]]:
-    from validators.kernels.kernel import all_kernels
+    from validators.kernels.registry import all_kernels
 
     chosen = []
     for kernel in all_kernels():
@@ -82,7 +82,7 @@ def _available(parsed: argparse.Namespace) -> list[tuple[str, Kernel, str]]:
 def one_kernel(parsed: argparse.Namespace) -> tuple[str, Kernel, str]:
     """(name as given, kernel, device) of ``--kernel``, its contract option checked."""
     from validators.cases.case import Case
-    from validators.kernels.kernel import all_kernels, find_kernel
+    from validators.kernels.registry import all_kernels, find_kernel
 
     op = parsed.op or (Case.parse(parsed.case[0]).op if parsed.case else None)
     kernel = find_kernel(parsed.kernel, op)

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from reference.contract import GEMM_CONTRACTS, GemmContract
 from validators.cases.tensors import GemmInputs, GemmOutputs, Inputs, Outputs
-from validators.kernels.emulated import FP8_NAMES, EmulatedError, versions
 from validators.kernels.emulated_rounding import round_to
+from validators.kernels.emulated_variant import FP8_NAMES, STAND_IN, EmulatedError, versions
 from validators.kernels.kernel import Kernel
 
 UNIT_GROUP = 32
@@ -226,7 +226,7 @@ def kernels() -> list[Kernel]:
             make(contract),
             versions=versions,
             emulated=True,
-            notes="fp32 PyTorch stand-in; shows the pipeline, says nothing about a shipped kernel",
+            notes=STAND_IN,
         )
         for name, contract in GEMM_CONTRACTS.items()
         if name in EMULATED

@@ -1,14 +1,12 @@
-"""What a kernel under test is, and the registry of those that the suite brings along."""
+"""What a kernel under test is."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from validators.cases.case import Case
 from validators.cases.tensors import Inputs, Outputs
-from validators.process.supervise import watched
 
 
 class KernelError(RuntimeError):
@@ -80,45 +78,3 @@ class Kernel:
         is known the digest of its source."""
         source = dict(self.source())
         return {"kernel_versions": dict(self.versions()), **({"kernel_source": source} if source else {})}
-
-
-# One provider a file; each has kernels() -> list[Kernel] that imports nothing heavy.
-PROVIDERS = (
-    "emulated",
-    "torch_native",
-    "inductor",
-    "aiter_hip",
-    "aiter_triton",
-    "triton_own",
-    "vllm",
-    "sgl_kernel",
-    "torchao",
-    "compressed_tensors",
-)
-
-
-def all_kernels() -> list[Kernel]:
-    """Every kernel that the suite brings along, available here or not, in a fixed order."""
-    found: list[Kernel] = []
-    for provider in PROVIDERS:
-        found.extend(map(watched, importlib.import_module(f"validators.kernels.{provider}").kernels()))
-    return found
-
-
-def find_kernel(name: str, op: str | None = None) -> Kernel:
-    """The kernel ``name``; a path ``file.py:function`` or ``module:function`` loads the user's own.
-
-    Raises KernelError with one sentence that lists the known names.
-    """
-    if ":" in name:
-        from validators.kernels import plugin
-
-        return watched(plugin.load(name, op))
-    if name.endswith(".py"):
-        raise KernelError(f"{name!r} is a file; name the function in it: {name}:FUNCTION")
-    kernels = all_kernels()
-    matches = [k for k in kernels if k.name == name and op in (None, k.op)]
-    if not matches:
-        known = ", ".join(k.name for k in kernels if op in (None, k.op))
-        raise KernelError(f"unknown kernel {name!r}{f' for op {op}' if op else ''}; known: {known}")
-    return matches[0]

@@ -24,7 +24,8 @@ from reference.glm4_moe import Glm4MoeError
 from validators.calls.call import KernelFault
 from validators.cases.case import Case
 from validators.explain.identify import choose_contract
-from validators.kernels.kernel import KernelError, find_kernel
+from validators.kernels.kernel import KernelError
+from validators.kernels.registry import find_kernel
 from validators.layers import presets
 from validators.layers.checkpoint import Checkpoint, CheckpointError, write_checkpoint
 from validators.layers.checkpoint_check import listed

@@ -26,7 +26,8 @@ from validators.cases.tensors import (
     QuantOutputs,
 )
 from validators.judge.verdict import decide
-from validators.kernels.kernel import Kernel, all_kernels
+from validators.kernels.kernel import Kernel
+from validators.kernels.registry import all_kernels
 from validators.records.record import Comparison, Status
 from validators.records.wording import MACHINE
 from validators.run import judge, validate

@@ -16,7 +16,7 @@ import pytest
 from tests.support.made import failed, lanes_passed, record
 from validators.__main__ import exit_code, main
 from validators.cases.case import Case, CaseError
-from validators.kernels import kernel as base
+from validators.kernels import registry
 from validators.kernels.kernel import Kernel, KernelError
 from validators.records.record import Record, Status
 from validators.records.store import Sink, load
@@ -77,7 +77,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     isolate.run_isolated = run_isolated  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "validators.cases.suite", suite)
     monkeypatch.setitem(sys.modules, "validators.isolate", isolate)
-    monkeypatch.setattr(base, "all_kernels", lambda: list(KERNELS))
+    monkeypatch.setattr(registry, "all_kernels", lambda: list(KERNELS))
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     return state
 

@@ -11,7 +11,8 @@ from validators.calls.call import Claim, run_kernel
 from validators.cases.case import Case
 from validators.explain.element import ElementError, element_report
 from validators.judge.compare import compare
-from validators.kernels.kernel import Kernel, find_kernel
+from validators.kernels.kernel import Kernel
+from validators.kernels.registry import find_kernel
 
 
 def claim(kernel: Kernel, case: str) -> Claim:

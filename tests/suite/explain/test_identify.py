@@ -16,7 +16,8 @@ from validators.cases.recipes import ADD, GEMM, QUANT
 from validators.cases.tensors import QuantInputs, QuantOutputs
 from validators.explain.identify import LARGEST_FLOOR, IdentifyResult, identification, identification_cases, identify
 from validators.kernels import emulated, emulated_gemm
-from validators.kernels.kernel import Kernel, find_kernel
+from validators.kernels.kernel import Kernel
+from validators.kernels.registry import find_kernel
 from validators.records.record import Status
 from validators.run import validate
 

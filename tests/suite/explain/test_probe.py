@@ -13,7 +13,7 @@ from reference.accumulators import Unit, emulate, get_unit
 from reference.formats import E4M3FN, FORMATS, decode, encode
 from validators.explain import probe as kit
 from validators.explain.probe import NOT_SEEN, ProbeError, probe
-from validators.kernels.kernel import find_kernel
+from validators.kernels.registry import find_kernel
 
 EACH, SUM = "toward zero, each term before the sum", "toward zero, the sum"
 FLOOR, FLOOR_2 = "toward minus infinity", "toward minus infinity, nothing from 2 bits below on"

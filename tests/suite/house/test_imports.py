@@ -339,7 +339,7 @@ def test_signoff_runs_where_torch_is_not_installed() -> None:
 
 def test_listing_the_kernels_imports_no_kernel_library() -> None:
     code = (
-        "import sys\nfrom validators.kernels.kernel import all_kernels\n"
+        "import sys\nfrom validators.kernels.registry import all_kernels\n"
         f"assert all_kernels()\nprint(*(name for name in {HEAVY!r} if name in sys.modules))"
     )
     done = _python(code)

@@ -19,7 +19,8 @@ from validators.cases.tensors import GemmInputs, GemmOutputs
 from validators.explain.element import element_report
 from validators.judge.verdict import decide
 from validators.kernels import emulated_gemm
-from validators.kernels.kernel import Kernel, find_kernel
+from validators.kernels.kernel import Kernel
+from validators.kernels.registry import find_kernel
 from validators.records.record import Record, Status
 from validators.run import judge, validate
 

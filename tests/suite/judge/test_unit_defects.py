@@ -164,7 +164,7 @@ def test_packed_rows_are_no_defect_where_they_are_packed() -> None:
 
 @pytest.mark.parametrize("fp8", ["e4m3fn", "e4m3fnuz"])
 def test_all_pairs_of_codes_are_judged_exactly(fp8: str) -> None:
-    from validators.kernels.kernel import find_kernel
+    from validators.kernels.registry import find_kernel
 
     record = validate(find_kernel("emulated/fp32", GEMM), Case(GEMM, 256, 256, "code_pairs", k=16, fp8=fp8))
     assert record.status is Status.PASSED
@@ -175,7 +175,7 @@ def test_all_pairs_of_codes_are_judged_exactly(fp8: str) -> None:
 @pytest.mark.parametrize("kernel_name", ["emulated/fp32", "emulated/unknown"])
 @pytest.mark.parametrize("k", [5120, 520])
 def test_scales_that_are_no_powers_of_two_are_judged_exactly(kernel_name: str, k: int) -> None:
-    from validators.kernels.kernel import find_kernel
+    from validators.kernels.registry import find_kernel
 
     record = validate(find_kernel(kernel_name, GEMM), Case(GEMM, 48, 160, "odd_scales", k=k))
     assert record.status is Status.PASSED

@@ -27,9 +27,10 @@ from validators.cases.tensors import (
 )
 from validators.kernels import emulated, emulated_gemm
 from validators.kernels.emulated_rounding import encode
+from validators.kernels.emulated_variant import FP8_NAMES, EmulatedError, Variant
 
 FORMATS = ("e4m3fn", "e4m3fnuz")
-TORCH_FP8 = {name: dtype for dtype, name in emulated.FP8_NAMES.items()}
+TORCH_FP8 = {name: dtype for dtype, name in FP8_NAMES.items()}
 TORCH_T = {"bf16": torch.bfloat16, "fp16": torch.float16}
 POISON = 0x55
 GUARD = 16
@@ -183,7 +184,7 @@ def test_variants_move_few_codes_by_one_step(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "variant"), [(n, v) for n, v in VARIANTS if v.order in ("chunks", "lanes")])
-def test_variants_respect_the_declared_reduction(name: str, variant: emulated.Variant) -> None:
+def test_variants_respect_the_declared_reduction(name: str, variant: Variant) -> None:
     reduction = NORM_QUANT_CONTRACTS[name].reduction
     for n in (1, 63, 769, 5120, 8192, 12288):
         chain = emulated.chain_length(NORM_QUANT_CONTRACTS[name], variant, n)
@@ -194,13 +195,13 @@ def test_variants_respect_the_declared_reduction(name: str, variant: emulated.Va
 
 def test_illegal_variants_are_refused_in_one_sentence() -> None:
     for contract, variant in (
-        ("vllm", emulated.Variant(product="weight_first")),
-        ("aiter-hip-gfx950", emulated.Variant(rsqrt="ulp_up")),
-        ("aiter-hip-gfx950", emulated.Variant(scale="up")),
-        ("vllm", emulated.Variant(reciprocal="up")),
-        ("eager", emulated.Variant(order="tree", fma=True)),
+        ("vllm", Variant(product="weight_first")),
+        ("aiter-hip-gfx950", Variant(rsqrt="ulp_up")),
+        ("aiter-hip-gfx950", Variant(scale="up")),
+        ("vllm", Variant(reciprocal="up")),
+        ("eager", Variant(order="tree", fma=True)),
     ):
-        with pytest.raises(emulated.EmulatedError, match=r"contract|order"):
+        with pytest.raises(EmulatedError, match=r"contract|order"):
             emulated.make(NORM_QUANT_CONTRACTS[contract], variant)
 
 
@@ -208,7 +209,7 @@ def test_inexact_reciprocals_leave_powers_of_two_alone() -> None:
     x = torch.full((1, 8), 448.0, dtype=torch.bfloat16)
     contract = NORM_QUANT_CONTRACTS["aiter-triton"]
     for direction in ("up", "down", "ulp_up", "ulp_down"):
-        out = emulated.make(contract, emulated.Variant(reciprocal=direction))(QuantInputs(x, torch.float8_e4m3fn))
+        out = emulated.make(contract, Variant(reciprocal=direction))(QuantInputs(x, torch.float8_e4m3fn))
         assert out.scale.item() == 1.0
         assert bool((out.codes.view(torch.uint8) == 0x7E).all())
 
@@ -256,16 +257,16 @@ def test_bias_after_the_store_rounds_twice() -> None:
 
 
 def test_wrong_inputs_are_refused_in_one_sentence() -> None:
-    with pytest.raises(emulated.EmulatedError, match="expected inputs of ptpc_gemm"):
+    with pytest.raises(EmulatedError, match="expected inputs of ptpc_gemm"):
         emulated_gemm.make(GEMM_CONTRACTS["fp32"])(QuantInputs(gaussian(1, 8), torch.float8_e4m3fn))
-    with pytest.raises(emulated.EmulatedError, match="has no stage 'nope'"):
+    with pytest.raises(EmulatedError, match="has no stage 'nope'"):
         emulated.execute(
             QuantInputs(gaussian(1, 8), torch.float8_e4m3fn),
             None,
             NORM_QUANT_CONTRACTS["vllm"],
             stages={"nope": lambda w: None},
         )
-    with pytest.raises(emulated.EmulatedError, match="cannot quantize"):
+    with pytest.raises(EmulatedError, match="cannot quantize"):
         emulated.make(NORM_QUANT_CONTRACTS["vllm"])(QuantInputs(torch.ones(1, 8), torch.float8_e4m3fn))
 
 

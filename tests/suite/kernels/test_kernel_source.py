@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from validators.kernels import source
-from validators.kernels.kernel import find_kernel
+from validators.kernels.registry import find_kernel
 
 MAIN = """import torch
 import helper

@@ -12,7 +12,8 @@ from validators.cases.recipes import QUANT
 from validators.cases.tensors import Inputs, Outputs, QuantInputs, QuantOutputs
 from validators.explain.identify import identification, identify
 from validators.kernels import compressed_tensors, emulated, torchao
-from validators.kernels.kernel import Kernel, find_kernel
+from validators.kernels.kernel import Kernel
+from validators.kernels.registry import find_kernel
 from validators.records.record import Status
 from validators.run import validate
 

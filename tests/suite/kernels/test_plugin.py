@@ -20,7 +20,8 @@ from validators.cases.tensors import (
     QuantOutputs,
 )
 from validators.kernels import plugin
-from validators.kernels.kernel import Kernel, KernelError, find_kernel
+from validators.kernels.kernel import Kernel, KernelError
+from validators.kernels.registry import find_kernel
 from validators.records.record import Status
 from validators.records.text import failure_report
 from validators.run import validate

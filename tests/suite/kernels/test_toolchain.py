@@ -14,7 +14,8 @@ import torch
 from validators import arch, toolchain
 from validators.cases.case import Case
 from validators.kernels import aiter_hip
-from validators.kernels.kernel import Kernel, find_kernel
+from validators.kernels.kernel import Kernel
+from validators.kernels.registry import find_kernel
 from validators.run import validate
 
 HIPCC = """#!/bin/sh

@@ -20,7 +20,7 @@ from reference.glm4_moe import Layer, Linear
 from tests import zoo
 from tests.benchmarks import traces
 from tests.zoo.wiring import DEFECTS, TripleRight, WiringDefect, accepted_names
-from validators.kernels import kernel as base
+from validators.kernels import registry
 from validators.layers import build as layers
 from validators.layers import presets as layers_presets
 from validators.layers.path import TWIN, Path, PathError, route_of
@@ -59,7 +59,7 @@ def not_passed(result: Result) -> list[Judged]:
     ],
 )
 def test_a_right_wiring_passes_in_every_op(norm: str, gemm: str) -> None:
-    if reason := base.find_kernel(gemm, "ptpc_gemm").unavailable("cpu"):
+    if reason := registry.find_kernel(gemm, "ptpc_gemm").unavailable("cpu"):
         pytest.skip(reason)
     result = tiny_walk(norm, gemm, judge_unfused=True)
     assert [(j.layer, j.step, j.arm, j.reasons) for j in not_passed(result)] == []

@@ -45,7 +45,8 @@ from tests.support.fakes import unpacked_wheel
 from tests.support.made import failed, record
 from validators.cases.tensors import GemmInputs, GemmOutputs, Inputs, NormQuantInputs, Outputs, QuantInputs
 from validators.kernels import extension
-from validators.kernels.kernel import Kernel, find_kernel
+from validators.kernels.kernel import Kernel
+from validators.kernels.registry import find_kernel
 from validators.records.record import Record, Status
 from validators.records.store import Sink
 

@@ -19,6 +19,7 @@ from validators.cases.recipes import ADD, QUANT
 from validators.cases.tensors import Inputs, NormQuantInputs, NormQuantOutputs, Outputs, QuantInputs
 from validators.judge.compare import compare, open_rows, settled
 from validators.kernels import emulated
+from validators.kernels.emulated_variant import EmulatedError, Variant
 from validators.kernels.kernel import Kernel
 from validators.records.record import Check
 
@@ -166,12 +167,12 @@ def test_a_build_that_flushes_is_admitted_where_the_contract_says_either(
     inputs = build(Case(op, 48, 512, recipe, dtype=dtype))
     assert isinstance(inputs, NormQuantInputs | QuantInputs)
     for flush in (False, True):
-        outputs = emulated.make(contract, emulated.Variant(flush=flush))(inputs)
+        outputs = emulated.make(contract, Variant(flush=flush))(inputs)
         assert sum(violations(inputs, outputs, contract).values()) == 0, flush
     if (op, dtype, recipe) == (ADD, "bf16", "subnormal_rows"):
         assert violations(inputs, outputs, contract.replace(denormals="preserve"))["residual_out"] > 0
-        with pytest.raises(emulated.EmulatedError, match="preserves numbers below"):
-            emulated.make(contract.replace(denormals="preserve"), emulated.Variant(flush=True))
+        with pytest.raises(EmulatedError, match="preserves numbers below"):
+            emulated.make(contract.replace(denormals="preserve"), Variant(flush=True))
 
 
 def test_a_flush_is_of_both_operands_or_of_the_result_and_of_nothing_else() -> None:
@@ -215,7 +216,7 @@ def test_an_element_that_a_flush_can_move_is_not_judged(weight: float) -> None:
     w[0] = 1.0
     inputs = NormQuantInputs(x.bfloat16(), None, w.bfloat16(), 1e-5, torch.float8_e4m3fn)
     for flush in (False, True):
-        outputs = emulated.make(contract, emulated.Variant(flush=flush))(inputs)
+        outputs = emulated.make(contract, Variant(flush=flush))(inputs)
         found = {c.output: c for c in compare(inputs, outputs, contract)}
         assert sum(c.violations for c in found.values()) == 0
         assert found["codes"].judged == (64 if weight == 1.0 else 0)

@@ -27,6 +27,7 @@ from validators.cases.case import Case
 from validators.cases.inputs import build
 from validators.cases.recipes import reasons_impossible, recipe_names
 from validators.kernels import emulated, emulated_rounding
+from validators.kernels.emulated_variant import Variant
 from validators.words import OPS
 
 # ---- what is used
@@ -104,8 +105,8 @@ def _use(area: str) -> None:
         for name in sets.REFERENCE_CASES:
             truth.compute(Case.parse(name))
     else:
-        rooted = [emulated.Variant(rsqrt=kind) for kind in ("nearest", "up", "ulp_down")]  # type: ignore[arg-type]
-        free = [emulated.Variant(order="chunks", fma=True, scale="up", reciprocal="down", mean="multiply"), *rooted]
+        rooted = [Variant(rsqrt=kind) for kind in ("nearest", "up", "ulp_down")]  # type: ignore[arg-type]
+        free = [Variant(order="chunks", fma=True, scale="up", reciprocal="down", mean="multiply"), *rooted]
         for case in _cases():
             if case.recipe not in ("gaussian", "nonfinite", "zero_rows", "random_bytes"):
                 continue

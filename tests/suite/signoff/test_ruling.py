@@ -332,7 +332,7 @@ def test_the_policies_of_the_repository_are_whole() -> None:
 @pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.toml")), ids=lambda p: p.stem)
 def test_the_example_claims_name_kernels_that_exist(file: Path) -> None:
     from reference.contract import get_contract
-    from validators.kernels.kernel import all_kernels
+    from validators.kernels.registry import all_kernels
 
     target = claims.from_file(file)
     known = {(k.op, k.name) for k in all_kernels()}

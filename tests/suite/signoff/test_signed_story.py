@@ -15,7 +15,8 @@ from tests import zoo
 from tests.benchmarks.power import CAUGHT, accepted_explanations, cost, first_explanation, well_explained
 from validators.cases.case import Case
 from validators.cases.suite import cases_for
-from validators.kernels.kernel import Kernel, find_kernel
+from validators.kernels.kernel import Kernel
+from validators.kernels.registry import find_kernel
 from validators.records.record import Record, Status
 from validators.run import validate
 from validators.signoff.claims import Target

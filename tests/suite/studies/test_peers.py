@@ -15,7 +15,7 @@ from tests import zoo
 from tests.studies import peers
 from tests.studies.peers_pages import Row, markdown, picture
 from tests.studies.peers_run import SETS, WHOLE, BenchError, measure
-from validators.kernels import kernel as base
+from validators.kernels import registry
 
 ROOT = Path(__file__).resolve().parents[3]
 CRITERIA = ("SGL-MATCH", "TE-CPP", "SGL-GFX95")
@@ -73,7 +73,7 @@ def test_a_rerun_agrees_with_the_page() -> None:
 @pytest.mark.parametrize("op", [peers.QUANT, peers.GEMM])
 def test_this_suite_catches_what_it_is_recorded_to_catch(op: str) -> None:
     """Its judge alone, without poison, guards or a second call, on every defect of the op, and on correct kernels."""
-    if op == peers.GEMM and (reason := base.find_kernel("torch_native/scaled_mm").unavailable("cpu")):
+    if op == peers.GEMM and (reason := registry.find_kernel("torch_native/scaled_mm").unavailable("cpu")):
         pytest.skip(f"one of the eight correct kernels is not here: {reason}")
     [row] = [r for r in measure((), [d.id for d in zoo.all_defects() if d.op == op], whole=False) if r.name == SETS]
     recorded = pages()[0][row.label]

@@ -16,7 +16,7 @@ from validators.cases.case import Case
 from validators.cases.inputs import build
 from validators.cases.suite import find
 from validators.judge.compare import compare
-from validators.kernels.kernel import all_kernels, find_kernel
+from validators.kernels.registry import all_kernels, find_kernel
 from validators.records.record import Record, Status
 from validators.run import validate
 

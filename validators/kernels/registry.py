@@ -1,0 +1,39 @@
+"""The kernels that the suite brings along, and the user's own by its path."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from validators import kernels
+from validators.kernels import plugin
+from validators.kernels.kernel import Kernel, KernelError
+from validators.process.supervise import watched
+
+
+def all_kernels() -> list[Kernel]:
+    """Every kernel that the suite brings along, available here or not: stand-ins first, then by the provider's name.
+
+    A provider is a module of this folder with a function ``kernels() -> list[Kernel]``. It imports nothing heavy.
+    """
+    names = sorted(found.name for found in pkgutil.iter_modules(kernels.__path__))
+    offers = [getattr(importlib.import_module(f"{kernels.__name__}.{name}"), "kernels", None) for name in names]
+    found = [watched(kernel) for offer in offers if callable(offer) for kernel in offer()]
+    return sorted(found, key=lambda kernel: not kernel.emulated)
+
+
+def find_kernel(name: str, op: str | None = None) -> Kernel:
+    """The kernel ``name``; a path ``file.py:function`` or ``module:function`` loads the user's own.
+
+    Raises KernelError with one sentence that lists the known names.
+    """
+    if ":" in name:
+        return watched(plugin.load(name, op))
+    if name.endswith(".py"):
+        raise KernelError(f"{name!r} is a file; name the function in it: {name}:FUNCTION")
+    brought = all_kernels()
+    matches = [k for k in brought if k.name == name and op in (None, k.op)]
+    if not matches:
+        known = ", ".join(k.name for k in brought if op in (None, k.op))
+        raise KernelError(f"unknown kernel {name!r}{f' for op {op}' if op else ''}; known: {known}")
+    return matches[0]
