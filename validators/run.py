@@ -26,7 +26,7 @@ from validators.judge.gpu.survey import survey_on
 from validators.judge.statistics import FALSE_ALARM, BiasResult
 from validators.judge.verdict import decide, strength
 from validators.kernels.kernel import Kernel, KernelError
-from validators.records.record import Check, Comparison, Record, Status
+from validators.records.record import Check, Comparison, Explanation, Record, Status
 from validators.records.store import provenance
 from validators.records.wording import DECLARED, IMPOSSIBLE, MACHINE
 
@@ -75,7 +75,7 @@ def validate(kernel: Kernel, case: Case, *, contract: str | None = None, device:
     if chosen is None:
         status = Status.FAILED
         reasons = (f"the outputs fit no contract of the closed list; nearest is {judged_by.name}", *reasons)
-    explanations: tuple[str, ...] = ()
+    explanations: tuple[Explanation, ...] = ()
     if status is Status.FAILED:
         explanations, near = diagnose(claim.inputs, claim.outputs, judged_by, comparisons, checks)
         if near and chosen is not None:

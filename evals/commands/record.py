@@ -8,7 +8,7 @@ from typing import Any
 from evals.errors import EvalError
 from evals.stats.gate import Gate
 from evals.stats.parity import Parity, Verdict
-from validators.records.record import Check, Record, Status
+from validators.records.record import Check, Explanation, Record, Status
 
 OP = "gsm8k_parity"
 LANE = "parity"
@@ -71,7 +71,7 @@ def record(
         emulated=emulated,
         fake=fake,
         checks=tuple(_check(g) for g in parity.gates),
-        explanations=(parity.sentence,) if status is Status.PASSED else (),
+        explanations=(Explanation("", parity.sentence, kind="result"),) if status is Status.PASSED else (),
         strength={
             "questions": float(parity.questions),
             "margin": parity.policy.margin,

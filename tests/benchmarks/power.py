@@ -48,7 +48,7 @@ def accepted_explanations(defect: zoo.Defect) -> tuple[str, ...]:
 
 def first_explanation(record: Record) -> str:
     """The record's first explanation, or its first reason: run to run differences are their own explanation."""
-    return next(iter((*record.explanations, *record.reasons)), "")
+    return next(iter((*(e.text for e in record.explanations), *record.reasons)), "")
 
 
 def well_explained(defect: zoo.Defect, record: Record) -> bool:

@@ -76,7 +76,12 @@ def _case(record: Record) -> Line:
             line[name] = sum(getattr(c, name) for c in record.comparisons)
     observed = [f"{c.output}: {c.observed}" for c in record.comparisons if c.observed]
     broken = [f"{c.name}: {c.detail}" for c in record.checks if c.ok is False]
-    more = {"reasons": record.reasons, "explanations": record.explanations, "checks": broken, "observed": observed}
+    more = {
+        "reasons": record.reasons,
+        "explanations": [e.text for e in record.explanations],
+        "checks": broken,
+        "observed": observed,
+    }
     return {**line, **{name: list(found) for name, found in more.items() if found}}
 
 

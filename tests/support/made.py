@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from validators.records.record import Check, Comparison, Element, Record, Status
+from validators.records.record import Check, Comparison, Element, Explanation, Record, Status
 
 CASE = "add_rmsnorm_quant-m512-n5120-bf16-e4m3fn-midpoints-s3"
 
@@ -76,6 +76,11 @@ def record(status: Status = Status.PASSED, **changes: Any) -> Record:
     return Record(**{**fields, **changes})
 
 
+def texts(record: Record) -> list[str]:
+    """Its explanations as they are printed."""
+    return [explanation.text for explanation in record.explanations]
+
+
 def failed(**changes: Any) -> Record:
     """A record with a wrong scale in 510 rows, a second output and a check that failed too."""
     fields: dict[str, Any] = {
@@ -90,7 +95,7 @@ def failed(**changes: Any) -> Record:
             Check("joint: row maximum", False, "510 rows do not decode to 448", "joint"),
             Check("bias", None, "mean -0.01 ulp", "statistical"),
         ),
-        "explanations": ("every violation vanishes if the scale is halved",),
+        "explanations": (Explanation("scale-halved", "every violation vanishes if the scale is halved", 1.0),),
         "identified": ("eager: 0 violations", "vllm: 550 violations"),
     }
     return record(Status.FAILED, **{**fields, **changes})

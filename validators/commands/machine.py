@@ -26,6 +26,7 @@ from validators.signoff import claims, policy, stages
 from validators.signoff import decision as signoff
 from validators.signoff.claims import ClaimError, Target
 from validators.signoff.ruling import rule
+from validators.signoff.write import write
 from validators.words import OPS
 
 PATHS = (
@@ -79,7 +80,7 @@ def command(parsed: argparse.Namespace) -> int:
     for line in lines(decided):
         print(line)
     # After the decision, which a page that cannot be written must not cost.
-    paths = signoff.write(decided, parsed.out, warn=_warn)
+    paths = write(decided, parsed.out, warn=_warn)
     page = paths[-1].resolve()
     print(f"{decided.decision} after {_clock(time.monotonic() - start)}; the report is {page}")
     return decided.exit_code

@@ -12,6 +12,7 @@ from validators.signoff import claims, policy
 from validators.signoff import decision as signoff
 from validators.signoff.claims import ClaimError, Target
 from validators.signoff.ruling import Ruling
+from validators.signoff.write import write
 
 DEFAULT_POLICY = "merge"
 
@@ -43,7 +44,7 @@ def command(parsed: argparse.Namespace) -> int:
     # The decision first: a page that cannot be written must not cost it.
     for line in lines(decided):
         print(line)
-    paths = signoff.write(decided, out, warn=_warn) if out else []
+    paths = write(decided, out, warn=_warn) if out else []
     if paths:
         print(f"written: {', '.join(map(str, paths))}")
     return decided.exit_code

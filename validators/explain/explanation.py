@@ -22,7 +22,7 @@ from validators.explain.bits import observations
 from validators.explain.gemm import explain_gemm
 from validators.explain.norm import HYPOTHESES
 from validators.judge.compare import settled
-from validators.records.record import Check, Comparison
+from validators.records.record import Check, Comparison, Explanation
 from validators.records.wording import LEAST, MOST, vanishes
 
 SAMPLE_ROWS, SAMPLE_ELEMENTS = 48, 2**18
@@ -35,10 +35,10 @@ MOST_DEFECTS, MOST_PRESETS = 3, 2
 
 
 class Diagnosis(NamedTuple):
-    """sentences: explanations, best first. near: ``eager, but for an amax floor of 1e-10`` where a contract with one or
+    """explanations: best first. near: ``eager, but for an amax floor of 1e-10`` where a contract with one or
     two changed fields admits every element, else None."""
 
-    sentences: tuple[str, ...]
+    explanations: tuple[Explanation, ...]
     near: str | None = None
 
 
@@ -48,9 +48,9 @@ def explain(
     contract: NormQuantContract | GemmContract,
     comparisons: Sequence[Comparison],
     checks: Sequence[Check] = (),
-) -> tuple[str, ...]:
-    """The sentences of ``diagnose``."""
-    return diagnose(inputs, outputs, contract, comparisons, checks).sentences
+) -> tuple[Explanation, ...]:
+    """The explanations of ``diagnose``."""
+    return diagnose(inputs, outputs, contract, comparisons, checks).explanations
 
 
 def diagnose(
@@ -60,13 +60,13 @@ def diagnose(
     comparisons: Sequence[Comparison],
     checks: Sequence[Check] = (),
 ) -> Diagnosis:
-    """Sentences that would explain the violations, best first; empty if nothing known does.
+    """What would explain the violations, best first; empty if nothing known does.
 
     A failed integrity check (unwritten elements, overwritten guards or inputs) explains before any arithmetic does;
     a failed invariance is a symptom and comes after.
     """
-    first = tuple(f"{c.name}: {c.detail}" for c in checks if c.ok is False and c.kind == "integrity")
-    last = tuple(f"{c.name}: {c.detail}" for c in checks if c.ok is False and c.kind == "invariance")
+    broken = {kind: [c for c in checks if c.ok is False and c.kind == kind] for kind in ("integrity", "invariance")}
+    first, last = (tuple(Explanation(c.name, c.detail, kind="check") for c in found) for found in broken.values())
     failing = [c.output for c in comparisons if c.violations]
     if not failing:
         return Diagnosis(first + last)
@@ -80,7 +80,7 @@ def diagnose(
             assert isinstance(inputs, NormQuantInputs | QuantInputs)
             contract = settled(inputs, outputs, contract)
             found = _explain_norm(inputs, outputs, contract, failing, comparisons)
-    return Diagnosis(first + found.sentences + last, None if first else found.near)
+    return Diagnosis(first + found.explanations + last, None if first else found.near)
 
 
 def violating_rows(comparisons: Sequence[Comparison], rows: int, width: int = 1) -> list[int]:
@@ -113,8 +113,8 @@ def _explain_norm(
         return Diagnosis((*sentences, *_followed(scenes, contract, presets)), nearby.title(single[0].contract))
     scored = _defects(inputs, outputs, contract, failing, rows, comparisons)
     # A changed field is asked by the judgement itself below; here it may only explain a part.
-    whole = [sentence for sentence, share, defect in scored if share >= MOST and defect]
-    part = [sentence for sentence, share, defect in scored if share < MOST or not defect]
+    whole = [e for e in scored if e.share is not None and e.share >= MOST and e.kind == "defect"]
+    part = [e for e in scored if e not in whole]
     if whole:
         return Diagnosis(tuple([*whole, *part][:MOST_DEFECTS]))
     several = nearby.first_admitting(scenes, [contract], least=judged) or nearby.first_admitting(scenes, [contract])
@@ -122,18 +122,18 @@ def _explain_norm(
     sentences = [change_sentence(c, contract, storage) for c in several[:2]]
     follows = _followed(scenes, contract, presets)
     bits = () if several or follows else observations([s.whole for s in scenes], contract)
-    shown = tuple(f"the bits show: {sentence}" for sentence in bits)
+    shown = tuple(Explanation("the bits show", sentence, kind="observation") for sentence in bits)
     return Diagnosis((*sentences, *follows, *part[:MOST_DEFECTS], *shown), near)
 
 
-def change_sentence(change: nearby.Change, contract: NormQuantContract, storage: str) -> str:
+def change_sentence(change: nearby.Change, contract: NormQuantContract, storage: str) -> Explanation:
     """``no-amax-floor: every violation vanishes if amax has no floor (contract eager+amax_floor=0)``.
 
     storage: the type of x, bf16 or fp16.
     """
     note = f" (contract {change.contract.name})"
     if change.fields == {"round_quotient": True}:
-        return vanishes(f"codes-through-{storage}", f"y/s is rounded to {storage} before FP8", note=note)
+        return vanishes(f"codes-through-{storage}", f"y/s is rounded to {storage} before FP8", note=note, kind="field")
     for hypothesis in HYPOTHESES:
         differs = {f: v for f, v in hypothesis.contract.items() if getattr(contract, f) != v}
         if not hypothesis.stages and differs == change.fields:
@@ -143,12 +143,12 @@ def change_sentence(change: nearby.Change, contract: NormQuantContract, storage:
         slug = "+".join(f"{field}={nearby.notation.text_of(value)}" for field, value in change.fields.items())
         words = " and ".join(nearby.field_words(f, v) for f, v in change.fields.items())
         sentence = f"the contract has {words}"
-    return vanishes(slug, sentence, note=note)
+    return vanishes(slug, sentence, note=note, kind="field")
 
 
 def _followed(
     scenes: Sequence[nearby.Scene], declared: NormQuantContract, presets: Sequence[NormQuantContract]
-) -> tuple[str, ...]:
+) -> tuple[Explanation, ...]:
     """Presets that admit every element: nearest to the declared contract first, then the strictest."""
     found = []
     for contract in presets:
@@ -157,7 +157,7 @@ def _followed(
             found.append((nearby.distance(declared, contract, scenes[0].whole[0]), result.open, contract))
     found.sort(key=lambda item: item[:2])
     return tuple(
-        vanishes(f"follows {c.name}", f"it is judged under the contract {c.name!r} ({c.source})")
+        vanishes(c.name, f"it is judged under the contract {c.name!r} ({c.source})", kind="contract")
         for _, _, c in found[:MOST_PRESETS]
     )
 
@@ -169,9 +169,8 @@ def _defects(
     failing: list[str],
     rows: list[int],
     comparisons: Sequence[Comparison],
-) -> list[tuple[str, float, bool]]:
-    """Hypotheses that nothing contradicts, best first: (sentence, share of the violations that it meets, whether
-    it is a defect and not changed fields of the contract alone)."""
+) -> list[Explanation]:
+    """Hypotheses that nothing contradicts, best first; of kind "field" where they change fields of the contract alone."""
     chosen = torch.tensor(rows, device=inputs.x.device)
     scene = explain_scene.make_scene(inputs, outputs, chosen, contract)  # type: ignore[arg-type]
     widths = explain_scene.tolerances(scene, contract)
@@ -196,11 +195,12 @@ def _defects(
             scored.append(((share, -broken, -far, -position), hypothesis, changed, prediction, found))
     # Among hypotheses that meet the same violations, the one whose scales lie nearest comes first.
     scored.sort(key=lambda s: s[0], reverse=True)
-    kept: list[tuple[str, float, bool]] = []
+    kept: list[Explanation] = []
     for (share, *_), hypothesis, changed, prediction, found in scored:
         wide = explain_scene.wide_tolerances(scene, changed, hypothesis.stages)
         if not _contradicted(base, found, explain_scene.met(scene, prediction, wide), noise):
-            kept.append((vanishes(hypothesis.slug, hypothesis.sentence, share), share, bool(hypothesis.stages)))
+            kind = "defect" if hypothesis.stages else "field"
+            kept.append(vanishes(hypothesis.slug, hypothesis.sentence, share, kind=kind))
         if len(kept) == MOST_DEFECTS:
             break
     return kept

@@ -19,7 +19,8 @@ from reference.ptpc_gemm import GemmTruth, emulated_truth, gemm_truth, is_emulat
 from validators.cases.tensors import GemmInputs, GemmOutputs
 from validators.explain import nearby
 from validators.explain.nearby import Change
-from validators.explain.units import match_shares, sentences
+from validators.explain.units import followed, match_shares
+from validators.records.record import Explanation
 from validators.records.wording import LEAST, MOST, percent_low, vanishes
 
 SAMPLE_ROWS = 64
@@ -358,8 +359,8 @@ def _sample(count: int, most: int, worst: Tensor, device: torch.device) -> Tenso
 
 def explain_gemm(
     inputs: GemmInputs, outputs: GemmOutputs, contract: GemmContract
-) -> tuple[tuple[str, ...], str | None]:
-    """(sentences, best first; the contract with one changed field that fits, in words, or None).
+) -> tuple[tuple[Explanation, ...], str | None]:
+    """(explanations, best first; the contract with one changed field that fits, in words, or None).
 
     Looks at violating rows and columns first.
     """
@@ -412,13 +413,14 @@ def explain_gemm(
         # "unknown" admits nearly everything at long K, so it explains nothing.
         if near is None and name not in (contract.name, "unknown") and not bool(bad_of(scene, other).any()):
             words = f"it is judged under the contract {name!r} ({other.source})"
-            follows.append(vanishes(f"follows {name}", words))
+            follows.append(vanishes(name, words, kind="contract"))
     if not (near or follows) and is_emulated(contract):
         # Another interval, split-K or unit than the presets name. Positive data shows it; on other data many agree.
         shares = match_shares(inputs, outputs, rows=rows[:UNIT_ROWS], cols=cols[:UNIT_COLS])
-        follows += [s for s in sentences(shares) if s.startswith("follows ") and "no known" not in s]
+        follows += followed(shares)
     found = _defects(scene, got, bad, truth)
-    first = (vanishes(*_named(near), note=f" (contract {near.contract.name})"),) if near else ()
+    note = f" (contract {near.contract.name})" if near else ""
+    first = (vanishes(*_named(near), note=note, kind="field"),) if near else ()
     more = (*_weight_tile(scene, got, bad, out_format), *_bias_direction(got, truth.value, bad))
     return (*first, *follows, *found, *more), nearby.title(near.contract) if near else None
 
@@ -444,8 +446,8 @@ def _named(change: Change) -> tuple[str, str]:
     return slug, sentences_of.get(slug, f"the contract has {nearby.field_words(field, value)}")
 
 
-def _defects(scene: GemmScene, got: Tensor, bad: Tensor, truth: GemmTruth) -> list[str]:
-    """Sentences of known defects that meet violations and that no right element contradicts, best first."""
+def _defects(scene: GemmScene, got: Tensor, bad: Tensor, truth: GemmTruth) -> list[Explanation]:
+    """Known defects that meet violations and that no right element contradicts, best first."""
     out_format, scored = scene.out_format, []
     for position, h in enumerate(HYPOTHESES):
         if not h.needs(scene):
@@ -472,7 +474,7 @@ def _defects(scene: GemmScene, got: Tensor, bad: Tensor, truth: GemmTruth) -> li
     return [vanishes(h.slug, h.sentence, share) for share, _, _, h in scored[:3] if share > LEAST]
 
 
-def _weight_tile(scene: GemmScene, got: Tensor, bad: Tensor, out_format: FloatFormat) -> tuple[str, ...]:
+def _weight_tile(scene: GemmScene, got: Tensor, bad: Tensor, out_format: FloatFormat) -> tuple[Explanation, ...]:
     """Is one 16 x 32 tile of the weight read in the other layout? Only where all violations lie in 16 such columns."""
     tiles = torch.unique(scene.cols[bad.any(dim=0)] // TILE_N)
     if len(tiles) != 1 or not _shufflable(scene):
@@ -494,11 +496,11 @@ def _weight_tile(scene: GemmScene, got: Tensor, bad: Tensor, out_format: FloatFo
             near = (got[:, mine] - value).abs() <= ulp(value, out_format)
             if float((near & bad[:, mine]).sum()) >= MOST * int(bad[:, mine].sum()):
                 where = f"rows {first} to {first + TILE_N - 1} of the weight, k {k} to {k + TILE_K - 1}"
-                return (f"weight-tile-misread: every violation vanishes if the tile at {where} is read as {words}",)
+                return (vanishes("weight-tile-misread", f"the tile at {where} is read as {words}"),)
     return ()
 
 
-def _bias_direction(got: Tensor, value: Tensor, bad: Tensor) -> tuple[str, ...]:
+def _bias_direction(got: Tensor, value: Tensor, bad: Tensor) -> tuple[Explanation, ...]:
     """One-sided errors in words: what a short or truncating accumulator looks like."""
     usable = bad & value.isfinite() & got.isfinite() & (value != 0)
     if int(usable.sum()) < 16:
@@ -508,7 +510,8 @@ def _bias_direction(got: Tensor, value: Tensor, bad: Tensor) -> tuple[str, ...]:
     lost = percent_low(-float(ratio.median()))
     # Beyond 100 % outputs have another sign: that is no loss of magnitude.
     if low > 0.99 and lost:
-        return (f"outputs are low in magnitude by {lost} (median): truncation or lost products",)
+        words = f"outputs are low in magnitude by {lost} (median): truncation or lost products"
+        return (Explanation("", words, kind="observation"),)
     return ()
 
 

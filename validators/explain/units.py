@@ -16,6 +16,7 @@ from torch import Tensor
 from reference.accumulators import K_MAPS, add_to_odd, emulate, get_unit, slices
 from reference.formats import decode, format_of
 from validators.cases.tensors import GemmInputs, GemmOutputs
+from validators.records.record import Explanation
 
 Order = Literal["token-first", "channel-first", "product-first"]
 Bias = Literal["none", "epilogue", "epilogue-fma", "after-store"]
@@ -185,16 +186,22 @@ def match_shares(
     return dict(sorted(shares.items(), key=lambda item: -item[1]))
 
 
-def sentences(shares: dict[str, float]) -> tuple[str, ...]:
-    """The answer in words: what predicts every output, or that nothing does and what comes closest."""
+def followed(shares: dict[str, float]) -> tuple[Explanation, ...]:
+    """What predicts every output; nothing where no candidate does."""
     perfect = [name for name, share in shares.items() if share == 1.0]
     # An exact sum rounded once is what every good accumulator tends to, so it is named before any unit.
     perfect.sort(key=lambda name: not name.startswith(EXACT))
-    if perfect:
-        rest = max((s for s in shares.values() if s < 1.0), default=0.0)
-        equal = f" (as do {len(perfect) - 1} more that this sample cannot tell apart)" if len(perfect) > 1 else ""
-        return (
-            f"follows {perfect[0]}{equal}: 100 % of the outputs bit for bit; the next candidate {100 * rest:.1f} %",
-        )
+    if not perfect:
+        return ()
+    rest = max((s for s in shares.values() if s < 1.0), default=0.0)
+    equal = f" (as do {len(perfect) - 1} more that this sample cannot tell apart)" if len(perfect) > 1 else ""
+    words = f"100 % of the outputs bit for bit; the next candidate {100 * rest:.1f} %"
+    return (Explanation(f"{perfect[0]}{equal}", words, 1.0, "contract"),)
+
+
+def sentences(shares: dict[str, float]) -> tuple[str, ...]:
+    """The answer in words: what predicts every output, or that nothing does and what comes closest."""
+    if found := followed(shares):
+        return tuple(explanation.text for explanation in found)
     name, share = next(iter(shares.items()))
     return (f"follows no known matrix unit: the closest, {name}, predicts {100 * share:.1f} % of the outputs",)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from reference.contract import GemmContract, NormQuantContract
 from validators.layers.path import TWIN
-from validators.records.record import Check, Comparison, Status
+from validators.records.record import Check, Comparison, Explanation, Status
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Judged:
     reasons: tuple[str, ...]
     comparisons: tuple[Comparison, ...] = ()
     checks: tuple[Check, ...] = ()
-    explanations: tuple[str, ...] = ()
+    explanations: tuple[Explanation, ...] = ()
     shape: tuple[int, ...] = ()
     rank: int = 0
     seconds: float = 0.0

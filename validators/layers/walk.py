@@ -43,7 +43,7 @@ from validators.layers.timing import Clock, TimedSource
 from validators.layers.tp import Group, column_shard, row_shard, rows_of
 from validators.layers.wiring import Memory, Suspects
 from validators.layers.wiring import explain as explain_wiring
-from validators.records.record import Check, Status
+from validators.records.record import Check, Explanation, Status
 from validators.run import judge
 
 ALONE = Group()
@@ -400,12 +400,12 @@ class Walk:
         comparisons, more = judge(Claim(inputs, outputs, (), 0.0), contract)
         found = (shape, *checks, *more)
         status, reasons = decide(comparisons, found)
-        explanations: tuple[str, ...] = ()
+        explanations: tuple[Explanation, ...] = ()
         if status is Status.FAILED and self._explained < MOST_EXPLAINED:
             from validators.explain.explanation import explain
 
             self._explained += 1
-            wiring: tuple[str, ...] = ()
+            wiring: tuple[Explanation, ...] = ()
             # A hypothesis runs the kernels on operands that they may refuse, and words are not worth the walk.
             with contextlib.suppress(Exception):
                 wiring = explain_wiring(inputs, outputs, contract, arm.memory, self._suspects(arm, layer, step))

@@ -26,6 +26,7 @@ from validators.cases.tensors import (
     QuantOutputs,
 )
 from validators.layers.path import Path, twin_contract
+from validators.records.record import Explanation
 from validators.run import judge
 
 NAMED_FROM = 0.5
@@ -68,56 +69,64 @@ class Suspects:
     norm: Tensor | None = None
 
 
+Named = tuple[str, str]
+"""(name, sentence) of a hypothesis."""
+
+
 def explain(
     inputs: Inputs, outputs: Outputs, contract: NormQuantContract | GemmContract, memory: Memory, suspects: Suspects
-) -> tuple[str, ...]:
-    """``name: sentence`` of the hypotheses that explain the failure, the best first."""
+) -> tuple[Explanation, ...]:
+    """The hypotheses that explain the failure, the best first."""
     before = _violations(inputs, outputs, contract)
-    found = [(1.0, text) for text in _same_bits(inputs, outputs, memory)]
-    tried: Iterator[tuple[str, Inputs, NormQuantContract | GemmContract]]
+    found = [Explanation(name, words, 1.0, "wiring") for name, words in _same_bits(inputs, outputs, memory)]
+    tried: Iterator[tuple[Named, Inputs, NormQuantContract | GemmContract]]
     if isinstance(inputs, GemmInputs):
         assert isinstance(contract, GemmContract)
-        tried = ((text, other, contract) for text, other in _products(inputs, memory, suspects))
+        tried = ((named, other, contract) for named, other in _products(inputs, memory, suspects))
     elif isinstance(inputs, NormQuantInputs):
         assert isinstance(contract, NormQuantContract)
         tried = _norms(inputs, contract, memory, suspects)
     else:
         tried = iter(())
-    for text, other, rule in tried:
+    for (name, words), other, rule in tried:
         share = 1.0 - _violations(other, outputs, rule) / before if before else 0.0
         if share >= NAMED_FROM:
-            found.append((share, f"{text}; {share:.0%} of the violations vanish then"))
-    return tuple(text for _, text in sorted(found, key=lambda item: -item[0]))
+            words = f"{words}; {share:.0%} of the violations vanish then"
+            found.append(Explanation(name, words, share, "wiring"))
+    return tuple(sorted(found, key=lambda e: -(e.share or 0.0)))
 
 
 def _violations(inputs: Inputs, outputs: Outputs, contract: NormQuantContract | GemmContract) -> int:
     return sum(c.violations for c in judge(Claim(inputs, outputs, (), 0.0), contract)[0])
 
 
-def _products(inputs: GemmInputs, memory: Memory, suspects: Suspects) -> Iterator[tuple[str, GemmInputs]]:
+def _products(inputs: GemmInputs, memory: Memory, suspects: Suspects) -> Iterator[tuple[Named, GemmInputs]]:
     change = dataclasses.replace
     before = suspects.linear
     if before is not None and before.scale is not None and before.weight.shape == inputs.b.shape:
         yield (
-            "layer-before: the weights are those of the layer before",
+            ("layer-before", "the weights are those of the layer before"),
             change(inputs, b=before.weight, b_scale=before.scale, bias=before.bias),
         )
     if memory.weight_scale is not None and memory.weight_scale.shape == inputs.b_scale.shape:
         yield (
-            "other-ranks-weight-scale: the weight scales are the rank before's",
+            ("other-ranks-weight-scale", "the weight scales are the rank before's"),
             change(inputs, b_scale=memory.weight_scale),
         )
     codes, scale = suspects.clean.quantize(inputs.a.float().bfloat16())
-    yield "quantized-twice: the codes were quantized as if they were values", change(inputs, a=codes, a_scale=scale)
+    yield ("quantized-twice", "the codes were quantized as if they were values"), change(inputs, a=codes, a_scale=scale)
     one = torch.ones_like(inputs.a_scale)
-    yield "token-scale-dropped: the token scale is not applied", change(inputs, a_scale=one)
-    yield "weight-scale-doubled: the weight scale is applied twice as large", change(inputs, b_scale=inputs.b_scale * 2)
+    yield ("token-scale-dropped", "the token scale is not applied"), change(inputs, a_scale=one)
+    yield (
+        ("weight-scale-doubled", "the weight scale is applied twice as large"),
+        change(inputs, b_scale=inputs.b_scale * 2),
+    )
     if inputs.bias is not None:
-        yield "bias-lost: the bias is not added", change(inputs, bias=None)
-        yield "bias-twice: the bias is added twice", change(inputs, bias=inputs.bias * 2)
+        yield ("bias-lost", "the bias is not added"), change(inputs, bias=None)
+        yield ("bias-twice", "the bias is added twice"), change(inputs, bias=inputs.bias * 2)
     if len(inputs.a) == len(inputs.b):
         yield (
-            "token-scale-along-columns: the token scale multiplies columns",
+            ("token-scale-along-columns", "the token scale multiplies columns"),
             change(inputs, a_scale=one, b_scale=inputs.b_scale * inputs.a_scale),
         )
     k = inputs.a.shape[1]
@@ -125,52 +134,56 @@ def _products(inputs: GemmInputs, memory: Memory, suspects: Suspects) -> Iterato
         if 0 < kept < k:
             short = inputs.a.clone()
             short.view(torch.uint8)[:, kept:] = 0
-            yield f"products-lost: only the first {kept} of {k} products are added", change(inputs, a=short)
+            yield ("products-lost", f"only the first {kept} of {k} products are added"), change(inputs, a=short)
     n = memory.norm
     if n is not None and n.x.shape == inputs.a.shape:
         suspects.clean.residual = n.residual
         codes, scale = suspects.clean.quantize(suspects.clean.add_rmsnorm(n.weight, n.x))
-        yield "normed-again: the bf16 norm was quantized again", change(inputs, a=codes, a_scale=scale)
+        yield ("normed-again", "the bf16 norm was quantized again"), change(inputs, a=codes, a_scale=scale)
 
 
 def _norms(
     inputs: NormQuantInputs, contract: NormQuantContract, memory: Memory, suspects: Suspects
-) -> Iterator[tuple[str, NormQuantInputs, NormQuantContract]]:
-    yield "unfused-path: this is a bf16 norm and then the quantizer", inputs, twin_contract(suspects.quant)
+) -> Iterator[tuple[Named, NormQuantInputs, NormQuantContract]]:
+    yield ("unfused-path", "this is a bf16 norm and then the quantizer"), inputs, twin_contract(suspects.quant)
     change = dataclasses.replace
     if suspects.norm is not None:
-        yield "layer-before: the norm's weight is the layer before's", change(inputs, weight=suspects.norm), contract
+        yield (
+            ("layer-before", "the norm's weight is the layer before's"),
+            change(inputs, weight=suspects.norm),
+            contract,
+        )
     plus = (inputs.weight.float() + 1.0).to(inputs.weight.dtype)
-    yield "weight-plus-one: the norm multiplies with 1 + weight", change(inputs, weight=plus), contract
+    yield ("weight-plus-one", "the norm multiplies with 1 + weight"), change(inputs, weight=plus), contract
     for back, residual in enumerate(reversed(memory.residuals), 1):
-        text = f"stale-residual: the residual is that of {back} norm{'s' if back > 1 else ''} before"
+        text = ("stale-residual", f"the residual is that of {back} norm{'s' if back > 1 else ''} before")
         yield text, change(inputs, residual=residual), contract
 
 
-def _same_bits(inputs: Inputs, outputs: Outputs, memory: Memory) -> Iterator[str]:
+def _same_bits(inputs: Inputs, outputs: Outputs, memory: Memory) -> Iterator[Named]:
     if (
         isinstance(outputs, QuantOutputs)
         and memory.token_scale is not None
         and _equal(outputs.scale, memory.token_scale)
     ):
-        yield "other-ranks-token-scale: the token scales are the rank before's, bit for bit"
+        yield ("other-ranks-token-scale", "the token scales are the rank before's, bit for bit")
     if not isinstance(outputs, NormQuantOutputs) or not isinstance(inputs, NormQuantInputs):
         return
     for place, scale in memory.scales:
         if _equal(outputs.scale, scale):
-            yield f"scale-of-an-earlier-call: the token scales are those of {place}, bit for bit"
+            yield ("scale-of-an-earlier-call", f"the token scales are those of {place}, bit for bit")
             break
     kept = outputs.residual_out
     if kept is None or inputs.residual is None:
         return
     if _equal(kept, inputs.residual):
-        yield "residual-kept: the residual was not updated, bit for bit"
+        yield ("residual-kept", "the residual was not updated, bit for bit")
     if memory.partial is not None and _equal(kept, (memory.partial + inputs.residual.float()).to(kept.dtype)):
-        yield "sum-not-rounded: the ranks' fp32 sum was added without its store, bit for bit"
+        yield ("sum-not-rounded", "the ranks' fp32 sum was added without its store, bit for bit")
     total = (inputs.x.float() + inputs.residual.float()).double()
     rms = (total.square().mean(-1, keepdim=True) + inputs.eps).rsqrt().float()
     if _equal(kept, (total.float() * rms * inputs.weight.float()).to(kept.dtype)):
-        yield "outputs-exchanged: the residual is the normed output, bit for bit"
+        yield ("outputs-exchanged", "the residual is the normed output, bit for bit")
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

@@ -92,12 +92,41 @@ class Check:
     kind: str = "integrity"
 
 
+EXPLANATION_KINDS = ("check", "field", "defect", "contract", "wiring", "observation", "result")
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One thing that would explain the violations of a record, or a sentence about a whole path.
+
+    name: of the check that failed, the changed field, the defect or the contract; "" where nothing has a name.
+    share: of the violations that it explains, 0 to 1; None where it is not counted. kind: one of EXPLANATION_KINDS;
+    "contract" is another contract that the outputs follow, "observation" a fact about the bits, "result" the finding
+    of an evaluation.
+    """
+
+    name: str
+    sentence: str
+    share: float | None = None
+    kind: str = "defect"
+
+    @property
+    def title(self) -> str:
+        """``tail-not-in-amax``, ``follows vllm``; "" without a name."""
+        return f"follows {self.name}" if self.kind == "contract" else self.name
+
+    @property
+    def text(self) -> str:
+        """``tail-not-in-amax: every violation vanishes if ...``."""
+        return f"{self.title}: {self.sentence}" if self.name else self.sentence
+
+
 @dataclass(frozen=True)
 class Record:
     """One verdict. Every field is a JSON value after ``to_json``.
 
     contract_from: "declared" by the kernel, "given" on the command line, "identified" from outputs.
-    explanations: sentences, most convincing first. strength: {"single_share": .., "judged": ..}.
+    explanations: most convincing first. strength: {"single_share": .., "judged": ..}.
     arch: "cpu", "sm_90", "gfx942". emulated, fake: see ``validators.kernels.kernel.Kernel``.
     """
 
@@ -115,7 +144,7 @@ class Record:
     fake: bool = False
     comparisons: tuple[Comparison, ...] = ()
     checks: tuple[Check, ...] = ()
-    explanations: tuple[str, ...] = ()
+    explanations: tuple[Explanation, ...] = ()
     identified: tuple[str, ...] = ()
     strength: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0

@@ -41,7 +41,7 @@ def failure_report(record: Record) -> str:
     lines += _labelled("also failed", *_clip_list([_comparison_line(c) for c in failing[1:]], 3))
     failed = [f"{c.name}: {c.detail}" for c in _broken(record)]
     lines += _labelled("check failed", *_clip_list(failed, 3))
-    lines += _labelled("explained by", *_clip_list([text for text in record.explanations if text not in failed], 3))
+    lines += _labelled("explained by", *_clip_list([e.text for e in record.explanations if e.text not in failed], 3))
     lines += _labelled("identified", *_clip_list(record.identified, 2))
     lines += _labelled("printed", *_last_words(str(record.provenance.get("worker_output") or "")))
     if main is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from validators.records.record import Comparison
+from validators.records.record import Comparison, Explanation
 
 MOST = 0.95
 """A hypothesis is offered as *the* explanation if it meets this share of the violations; some elements near a rounding
@@ -21,10 +21,10 @@ BEYOND = 1e6
 """Ratios and distances above this are words: nobody compares two of them."""
 
 
-def vanishes(slug: str, sentence: str, share: float = 1.0, note: str = "") -> str:
-    """``slug: every violation vanishes if SENTENCE`` or ``slug: 60 % of the violations vanish if SENTENCE``."""
+def vanishes(name: str, sentence: str, share: float = 1.0, *, note: str = "", kind: str = "defect") -> Explanation:
+    """``NAME: every violation vanishes if SENTENCE`` or ``NAME: 60 % of the violations vanish if SENTENCE``."""
     how_many = "every violation vanishes" if share >= MOST else f"{100 * share:.0f} % of the violations vanish"
-    return f"{slug}: {how_many} if {sentence}{note}"
+    return Explanation(name, f"{how_many} if {sentence}{note}", share, kind)
 
 
 def times(ratio: float) -> str:

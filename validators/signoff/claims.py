@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from validators.records.record import Record
+from validators.records.record import Record, Status
 from validators.words import OPS
 
 
@@ -193,8 +193,6 @@ def of_kernel(
 
 def of_machines(records: Sequence[Record], versions: Mapping[str, str] | None = None) -> list[Target]:
     """One claim for each architecture: every kernel that ran there."""
-    from validators.records.record import Status
-
     by_arch: dict[str, dict[str, dict[str, None]]] = {}
     for r in records:
         if r.op in OPS and r.status is not Status.UNTESTED and r.arch not in ("", "unknown", "any") and not r.fake:

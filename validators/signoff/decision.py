@@ -14,27 +14,22 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import hashlib
-import json
 import re
 import shlex
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from validators.records import store
 from validators.records import text as report
-from validators.records.files import FileError, check_folder, reason, write_whole
 from validators.records.record import Record, Status
-from validators.signoff import depths, facts, judged
+from validators.signoff import depths, facts, judged, ruling
+from validators.signoff.claims import Target, of_machines
 from validators.signoff.facts import Facts
 from validators.signoff.judged import BAD, FAILING, contradictions, inconsistency
-
-if TYPE_CHECKING:
-    from validators.signoff.claims import Target
-    from validators.signoff.policy import Policy
-    from validators.signoff.ruling import Ruling
+from validators.signoff.policy import Policy
+from validators.signoff.ruling import Ruling
 
 SIGNED, NOT_SIGNED, UNTESTED = "SIGNED", "NOT SIGNED", "UNTESTED"
 
@@ -132,9 +127,9 @@ class Signoff:
         Under a policy the rulings decide: NOT SIGNED if any is, else UNTESTED if any is.
         """
         if self.rulings:
-            by_outcome = {ruling.outcome: ruling.decision for ruling in reversed(self.rulings)}
+            by_outcome = {one.outcome: one.decision for one in reversed(self.rulings)}
             if SIGNED in by_outcome and len(by_outcome) == 1:
-                return _together([ruling.decision for ruling in self.rulings])
+                return _together([one.decision for one in self.rulings])
             return NOT_SIGNED if NOT_SIGNED in by_outcome else UNTESTED
         if not all(c.signed for c in self.claims):
             return NOT_SIGNED
@@ -152,7 +147,7 @@ class Signoff:
             return 2
         if self.decision != NOT_SIGNED:
             return 0
-        counted = [r for ruling in self.rulings for r in ruling.records] or [r for c in self.claims for r in c.records]
+        counted = [r for one in self.rulings for r in one.records] or [r for c in self.claims for r in c.records]
         seen = {r.status for r in counted}
         return 2 if Status.ERROR in seen and not seen.intersection(FAILING) else 1
 
@@ -195,9 +190,6 @@ def under_policy(
 
     Raises SignoffError where nothing can be ruled, and for a waiver that no cell needed.
     """
-    from validators.signoff import ruling
-    from validators.signoff.claims import of_machines
-
     counted = [r for r in records if not r.fake]
     fakes = len(records) - len(counted)
     if targets is None:
@@ -388,45 +380,3 @@ def _test_command(records: Sequence[Record], lane: str, records_dir: str) -> str
 
 def _now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-
-
-class TemplateError(SignoffError):
-    """The page cannot be rendered here, though the decision stands; its message says what to install."""
-
-
-def write(signoff: Signoff, out: str | Path, *, warn: Callable[[str], None] | None = None) -> list[Path]:
-    """Write ``signoff.json``, ``signoff.md`` and ``signoff.html`` into ``out``; returns their paths.
-
-    Without jinja2 the page is left out, a sentence to ``warn`` says how to install it, and without
-    ``warn`` TemplateError is raised. Raises SignoffError if a file cannot be written; files of an earlier
-    decision are then removed, and none is left half-written.
-    """
-    from validators.signoff import html as signoff_html
-    from validators.signoff import json as signoff_json
-    from validators.signoff import text as signoff_text
-
-    directory = Path(out)
-    texts: list[tuple[str, Callable[[], str]]] = [
-        ("signoff.json", lambda: json.dumps(signoff_json.to_dict(signoff), indent=2) + "\n"),
-        ("signoff.md", lambda: signoff_text.markdown(signoff)),
-        ("signoff.html", lambda: signoff_html.page(signoff)),
-    ]
-    paths = []
-    try:
-        check_folder(directory)
-        for name, _ in texts:
-            (directory / name).unlink(missing_ok=True)  # an old page must not stand beside a new decision
-        for name, text in texts:
-            try:
-                write_whole(directory / name, text())
-            except TemplateError as error:
-                if warn is None:
-                    raise
-                warn(str(error))
-                continue
-            paths.append(directory / name)
-    except FileError as error:
-        raise SignoffError(f"{error}.") from None
-    except OSError as error:
-        raise SignoffError(f"cannot write to {directory}: {reason(error)}.") from None
-    return paths

@@ -18,7 +18,7 @@ from validators.records import text as report
 from validators.records.record import Comparison, Record, Status
 from validators.signoff import judged, stages
 from validators.signoff import pictures as signoff_pictures
-from validators.signoff.decision import STAGE_LANES, Claim, Signoff, TemplateError
+from validators.signoff.decision import STAGE_LANES, Claim, Signoff, SignoffError
 from validators.signoff.judged import BAD, DRIFTED, UNCHANGED
 from validators.signoff.ruling import FAILED, NO_EVIDENCE, PASSED, UNTESTED, WAIVED, Cell, Ruling
 from validators.signoff.text import summary_sentence
@@ -32,6 +32,10 @@ MOST_OPEN = 4
 _MOST_IN_BANNER = 3
 _BINS = 10
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
+
+
+class TemplateError(SignoffError):
+    """The page cannot be rendered here, though the decision stands; its message says what to install."""
 
 
 @dataclass(frozen=True)
@@ -221,7 +225,7 @@ def _claim(c: Claim, number: int, under_policy: bool) -> dict[str, Any]:
                 "report": report.failure_report(r),
                 "reproduce": report.reproduce_line(r),
                 "elements": signoff_pictures.opened(r),
-                "explained": r.explanations[0] if r.explanations else "",
+                "explained": r.explanations[0].text if r.explanations else "",
             }
             for r in failing[:MOST_FAILING]
         ],

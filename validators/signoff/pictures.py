@@ -174,7 +174,7 @@ def parities(records: Sequence[Record]) -> list[Parity]:
             undecided = about.get("open", ()) if isinstance(about, dict) else ()
             gates = tuple((c.name, _gate(c, undecided), c.detail) for c in r.checks)
             title = f"{r.case} on {r.arch}: {r.kernel}"
-            said, again = (*r.reasons, *r.explanations), report.reproduce_line(r)
+            said, again = (*r.reasons, *(e.text for e in r.explanations)), report.reproduce_line(r)
             found.append(Parity(title, r.status.value, said, gates, _interval(r), again))
     return found
 

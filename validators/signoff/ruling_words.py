@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from validators.records import text as report
-from validators.records.record import Record, Status
+from validators.records.record import Explanation, Record, Status
 from validators.signoff import judged
 from validators.signoff.judged import contradictions, inconsistency
 from validators.signoff.policy import Waiver
@@ -99,7 +99,7 @@ def _failure(op: str, kernel: str, group: Sequence[Record], mine: Sequence[Recor
     honest = [r for r in group if inconsistency(r) is None]
     causes = Counter(cause for r in honest if (cause := cause_of(r)))
     for cause, count in causes.most_common(_MOST_CAUSES):
-        sentence = next(_about(r) for r in honest if cause_of(r) == cause)
+        sentence = next(e.sentence for r in honest if (e := _cause(r)) and e.title == cause).rstrip(".")
         text += f" {count if count < len(group) else 'All'} explained by {cause}: {sentence}."
     if liar := next((r for r in group if inconsistency(r) is not None), None):
         text += f" The record of {liar.case} says {liar.status.value} and {inconsistency(liar)}."
@@ -109,24 +109,20 @@ def _failure(op: str, kernel: str, group: Sequence[Record], mine: Sequence[Recor
 
 
 def cause_of(record: Record) -> str:
-    """The name of the record's first explanation (``tail-not-in-amax``, ``poison``), or ""."""
+    """The name of the record's first explanation (``tail-not-in-amax``, ``poison``), or of the check that failed."""
+    cause = _cause(record)
+    return cause.title if cause else ""
+
+
+def _cause(record: Record) -> Explanation | None:
     if record.op not in OPS:
-        return ""
-    first = next(iter((*record.explanations, *record.reasons)), "")
-    name, colon, _ = first.partition(":")
-    return (
-        name
-        if colon and len(name) <= 60 and (record.explanations or " " not in name or _is_check(record, name))
-        else ""
-    )
-
-
-def _is_check(record: Record, name: str) -> bool:
-    return any(check.name == name for check in record.checks)
-
-
-def _about(record: Record) -> str:
-    return next(iter((*record.explanations, *record.reasons)), "").partition(":")[2].strip().rstrip(".")
+        return None
+    if record.explanations:
+        return record.explanations[0] if record.explanations[0].name else None
+    # A kernel whose two runs differ has no explanation: the check that shows it is one.
+    violated = any(c.violations for c in record.comparisons)
+    broken = (Explanation(c.name, c.detail, kind="check") for c in record.checks if c.ok is False)
+    return None if violated else next(broken, None)
 
 
 def said(record: Record) -> str:

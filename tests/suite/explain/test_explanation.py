@@ -12,6 +12,7 @@ import torch
 
 from reference.contract import NORM_QUANT_CONTRACTS, NormQuantContract, get_contract
 from reference.formats import E4M3FN, E4M3FNUZ, FloatFormat, Overflow, decode, encode
+from tests.support.made import texts
 from validators.cases.case import Case
 from validators.cases.recipes import ADD, GEMM, QUANT
 from validators.cases.tensors import (
@@ -79,10 +80,12 @@ def test_a_hypothesis_that_right_elements_contradict_is_not_offered() -> None:
     record = validate(quantizer(inverted_twice), Case(QUANT, 64, 5120, "gaussian"))
     assert record.status is Status.FAILED
     assert record.reasons[0] == "the outputs follow eager, but for y times a reciprocal of the scale"
-    assert record.explanations[0].startswith("quotient-by-reciprocal: every violation vanishes if codes are y times ")
-    assert "(contract eager+division=reciprocal)" in record.explanations[0]
-    assert not any("ties-away-from-zero" in sentence for sentence in record.explanations)
-    assert any(sentence.startswith("follows torch-compile: ") for sentence in record.explanations)
+    assert record.explanations[0].text.startswith(
+        "quotient-by-reciprocal: every violation vanishes if codes are y times "
+    )
+    assert "(contract eager+division=reciprocal)" in record.explanations[0].text
+    assert not any("ties-away-from-zero" in sentence for sentence in texts(record))
+    assert any(sentence.startswith("follows torch-compile: ") for sentence in texts(record))
 
 
 def test_rounding_ties_away_from_zero_is_still_named_where_it_is_so() -> None:
@@ -93,14 +96,16 @@ def test_rounding_ties_away_from_zero_is_still_named_where_it_is_so() -> None:
 
     record = validate(quantizer(away), Case(QUANT, 64, 1024, "midpoints"))
     assert record.status is Status.FAILED
-    assert record.explanations[0].startswith("ties-away-from-zero: every violation vanishes"), record.explanations
+    assert record.explanations[0].text.startswith("ties-away-from-zero: every violation vanishes"), record.explanations
 
 
 def test_one_changed_field_comes_first_and_its_contract_passes() -> None:
     kernel, case = quantizer(floored_at_1e_10), Case(QUANT, 64, 512, "zero_rows")
     record = validate(kernel, case)
     assert record.reasons[0] == "the outputs follow eager, but for an amax floor of 1e-10"
-    assert record.explanations[0].startswith("amax-floor-1e-10: every violation vanishes if amax has the floor 1e-10")
+    assert record.explanations[0].text.startswith(
+        "amax-floor-1e-10: every violation vanishes if amax has the floor 1e-10"
+    )
     again = validate(kernel, case, contract="eager+amax_floor=1e-10")
     assert (again.status, again.contract) == (Status.PASSED, "eager+amax_floor=1e-10")
     assert again.reproduce.endswith(" --contract eager+amax_floor=1e-10")
@@ -134,7 +139,7 @@ def test_a_scale_in_the_storage_type_is_a_changed_field() -> None:
     assert (contract.round_scale, contract.amax_floor) == (True, 1e-12)
     record = validate(quantizer(scale_in_bf16), Case(QUANT, 24, 520, "gaussian"))
     assert record.reasons[0] == "the outputs follow eager, but for a scale rounded to the storage type"
-    assert "(contract eager+round_scale=true)" in record.explanations[0]
+    assert "(contract eager+round_scale=true)" in record.explanations[0].text
 
 
 def test_two_changed_fields_come_after_one_and_before_another_contract() -> None:
@@ -145,8 +150,8 @@ def test_two_changed_fields_come_after_one_and_before_another_contract() -> None
 
     record = validate(quantizer(rule), Case(QUANT, 64, 512, "zero_rows"))
     assert record.reasons[0] == "the outputs follow eager, but for no amax floor and scale 1 for a row of zeros"
-    assert "(contract eager+amax_floor=0+zero_scale=1)" in record.explanations[0], record.explanations
-    assert record.explanations[1].startswith("follows aiter-triton: "), record.explanations
+    assert "(contract eager+amax_floor=0+zero_scale=1)" in record.explanations[0].text, record.explanations
+    assert record.explanations[1].text.startswith("follows aiter-triton: "), record.explanations
 
 
 def test_what_the_bits_show_where_no_contract_fits() -> None:
@@ -156,7 +161,7 @@ def test_what_the_bits_show_where_no_contract_fits() -> None:
         return x / scale, scale
 
     record = validate(quantizer(odd), Case(QUANT, 64, 512, "gaussian"))
-    shown = [s for s in record.explanations if s.startswith("the bits show: ")]
+    shown = [s for s in texts(record) if s.startswith("the bits show: ")]
     assert shown[0] == "the bits show: every scale is a bf16 number (the low half of its bits is zero)"
     assert shown[-1] == "the bits show: every code follows from the kernel's own scale of its row"
     lines = identify(quantizer(odd, None)).lines()
@@ -165,7 +170,7 @@ def test_what_the_bits_show_where_no_contract_fits() -> None:
 
 def test_right_scales_and_codes_toward_zero_are_told_apart() -> None:
     record = validate(quantizer(truncating), Case(QUANT, 64, 512, "gaussian"))
-    shown = [s for s in record.explanations if s.startswith("the bits show: ")]
+    shown = [s for s in texts(record) if s.startswith("the bits show: ")]
     assert shown[0] == "the bits show: every scale is right"
     assert shown[1].endswith(" codes, by the scale of its row, are one step off toward zero")
 
@@ -176,7 +181,7 @@ def test_amax_right_and_quotient_wrong_is_said() -> None:
         return x / scale, scale
 
     record = validate(quantizer(near), Case(QUANT, 64, 512, "gaussian"))
-    assert any("amax is right, the quotient is not" in s and "all too large" in s for s in record.explanations)
+    assert any("amax is right, the quotient is not" in s and "all too large" in s for s in texts(record))
 
 
 def accumulated(inputs: GemmInputs) -> torch.Tensor:
@@ -192,11 +197,11 @@ def after_store(inputs: GemmInputs) -> torch.Tensor:
 def test_a_bias_after_the_store_is_one_changed_field_and_no_other_contract() -> None:
     record = validate(gemm(after_store), Case(GEMM, 24, 48, "gaussian", k=176, bias=True))
     assert record.reasons[0] == "the outputs follow fp32, but for the bias added after the store"
-    assert record.explanations[0] == (
+    assert record.explanations[0].text == (
         "bias-after-store: every violation vanishes if the bias is added after the store "
         "(contract fp32+bias=after_store)"
     )
-    assert not any("dequantized-fp32" in sentence for sentence in record.explanations)
+    assert not any("dequantized-fp32" in sentence for sentence in texts(record))
 
 
 def k_overrun(inputs: GemmInputs) -> torch.Tensor:
@@ -226,10 +231,10 @@ def test_what_has_another_sign_is_not_low_in_magnitude(defect: Callable[[GemmInp
     for recipe in ("small_integers", "gaussian", "one_hot_k"):
         record = validate(gemm(defect), Case(GEMM, 24, 48, recipe, k=176))
         assert record.status is Status.FAILED
-        for sentence in record.explanations:
+        for sentence in texts(record):
             assert "low in magnitude" not in sentence or float(sentence.split(" by ")[1].split(" %")[0]) < 100
     if defect is k_overrun:
-        assert record.explanations[0].startswith("k-overrun: every violation vanishes if rows are read on")
+        assert record.explanations[0].text.startswith("k-overrun: every violation vanishes if rows are read on")
 
 
 def test_a_missing_nan_has_words_and_no_figure() -> None:
@@ -240,7 +245,7 @@ def test_a_missing_nan_has_words_and_no_figure() -> None:
     assert record.status is Status.FAILED
     assert "worst: NaN missing" in record.reasons[0]
     assert wording.worst(record.comparisons[0]) == "worst: NaN missing"
-    assert record.explanations[0] == "nan-replaced: every violation vanishes if NaN is replaced by zero"
+    assert record.explanations[0].text == "nan-replaced: every violation vanishes if NaN is replaced by zero"
 
 
 def test_the_offset_of_gemma_added_in_the_storage_type_is_named() -> None:
@@ -257,7 +262,9 @@ def test_the_offset_of_gemma_added_in_the_storage_type_is_named() -> None:
     kernel = Kernel("demo/gemma", ADD, "aiter-hip-gfx950", call)  # type: ignore[arg-type]
     record = validate(kernel, Case(ADD, 34, 1024, "gaussian", gemma=True))
     assert record.status is Status.FAILED
-    assert record.explanations[0].startswith("gamma-offset-rounded: every violation vanishes if 1 + weight is rounded")
+    assert record.explanations[0].text.startswith(
+        "gamma-offset-rounded: every violation vanishes if 1 + weight is rounded"
+    )
 
 
 @pytest.mark.parametrize("overflow", ["saturate", "nan"])

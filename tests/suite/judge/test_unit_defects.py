@@ -13,6 +13,7 @@ from torch import Tensor
 
 from reference.accumulators import emulate, slices
 from reference.formats import E4M3FN
+from tests.support.made import texts
 from validators.cases.case import Case
 from validators.cases.tensors import GemmInputs, GemmOutputs, Inputs, Outputs
 from validators.kernels.kernel import Kernel
@@ -119,7 +120,7 @@ def test_each_defect_is_caught_and_named(defect: Callable[[GemmInputs], GemmOutp
     record = validate(kernel(defect), Case(GEMM, M, N, recipe, k=K))
     assert record.status is Status.FAILED
     assert record.explanations
-    assert record.explanations[0].startswith(named), record.explanations
+    assert record.explanations[0].text.startswith(named), record.explanations
 
 
 def packed_rows(operands: str) -> Kernel:
@@ -153,8 +154,8 @@ def test_a_row_stride_that_is_ignored_is_named_by_operand(
     assert record.status is Status.FAILED
     assert record.comparisons[0].violations == violations
     assert record.comparisons[0].nonfinite["got_nan"] == nans
-    assert record.explanations[0].startswith(f"{named}: every violation vanishes if {words}"), record.explanations
-    assert not any("stride" in sentence for sentence in record.explanations[1:]), record.explanations
+    assert record.explanations[0].text.startswith(f"{named}: every violation vanishes if {words}"), record.explanations
+    assert not any("stride" in sentence for sentence in texts(record)[1:]), record.explanations
 
 
 def test_packed_rows_are_no_defect_where_they_are_packed() -> None:

@@ -77,7 +77,7 @@ def test_a_wiring_defect_is_caught_placed_and_named(defect: WiringDefect) -> Non
     wrong = not_passed(walked)
     assert wrong, f"{defect.id}: {defect.summary}, and everything passed"
     assert (wrong[0].layer, wrong[0].step, wrong[0].arm) == (defect.layer, defect.step, "fused")
-    assert (*wrong[0].explanations, *wrong[0].reasons)[0].startswith(accepted_names(defect))
+    assert (*(e.text for e in wrong[0].explanations), *wrong[0].reasons)[0].startswith(accepted_names(defect))
     assert {j.arm for j in wrong} == {"fused"}
 
 

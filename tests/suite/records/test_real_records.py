@@ -47,7 +47,7 @@ from validators.cases.tensors import GemmInputs, GemmOutputs, Inputs, NormQuantI
 from validators.kernels import extension
 from validators.kernels.kernel import Kernel
 from validators.kernels.registry import find_kernel
-from validators.records.record import Record, Status
+from validators.records.record import Explanation, Record, Status
 from validators.records.store import Sink
 
 HERE = {
@@ -68,7 +68,7 @@ def of(kernel: str, case: int, make: Callable[..., Record] = record, **changes: 
 
 def three(kernel: str) -> list[Record]:
     away = of(kernel, 3, status=Status.UNSUPPORTED, reasons=("takes no such rows",), comparisons=(), checks=())
-    return [of(kernel, 1), of(kernel, 2, failed, explanations=("it is so",)), away]
+    return [of(kernel, 1), of(kernel, 2, failed, explanations=(Explanation("", "it is so"),)), away]
 
 
 # ---- what is kept ---------------------------------------------------------------------------------

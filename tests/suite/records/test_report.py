@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.made import CASE, comparison, failed, record
 from validators.records import text as report
-from validators.records.record import Check, Element, Status
+from validators.records.record import Check, Element, Explanation, Status
 
 FAILED_REPORT = f"""\
 FAILED scale: 510 of 512 rows outside their admissible set, worst 1892x
@@ -25,7 +25,7 @@ FAILED scale: 510 of 512 rows outside their admissible set, worst 1892x
   strength      97.3 % of judged elements had exactly one admissible value
   also failed   codes: 40 of 512 elements outside their admissible set, worst 1892x
   check failed  joint: row maximum: 510 rows do not decode to 448
-  explained by  every violation vanishes if the scale is halved
+  explained by  scale-halved: every violation vanishes if the scale is halved
   identified    eager: 0 violations
                 vllm: 550 violations
   provenance    commit abc1234def (clean)  torch 2.13.0  python 3.11.7  2026-08-25T10:00:00+00:00
@@ -110,7 +110,11 @@ def test_a_stack_is_shown_by_its_innermost_calls() -> None:
 def test_two_runs_that_differ_are_in_the_headline_of_a_failure() -> None:
     unstable = Check("run to run", False, "two runs differ: 1 of 4 elements of scale differ", "determinism")
     varying = Check("batch invariance", False, "row 0 alone", "invariance")
-    bad = dataclasses.replace(failed(), checks=(unstable, varying), explanations=("batch invariance: row 0 alone",))
+    bad = dataclasses.replace(
+        failed(),
+        checks=(unstable, varying),
+        explanations=(Explanation("batch invariance", "row 0 alone", kind="check"),),
+    )
     assert report.headline(bad).endswith("; and two runs differ")
     assert report.failure_report(bad).count("batch invariance: row 0 alone") == 1
 
@@ -124,7 +128,7 @@ def test_report_is_bounded_and_one_record_cannot_break_its_layout() -> None:
         reasons=many,
         checks=checks,
         comparisons=outputs,
-        explanations=many,
+        explanations=tuple(Explanation("", text) for text in many),
         identified=many,
         kernel="a\nb",
         provenance={"worker_output": "\n".join(many), "kernel_versions": {f"lib{i}": "1" for i in range(99)}},

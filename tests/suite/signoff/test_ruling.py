@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.made import record
 from validators.__main__ import main
-from validators.records.record import Check, Record, Status
+from validators.records.record import Check, Explanation, Record, Status
 from validators.records.store import Sink
 from validators.signoff import claims, depths, policy
 from validators.signoff import decision as signoff
@@ -137,7 +137,7 @@ def test_a_failure_of_a_stage_that_is_not_required_counts_too() -> None:
 
 def test_many_failures_of_one_cause_are_one_reason_that_names_it() -> None:
     def broken(r: Record) -> Record:
-        why = ("tail-not-in-amax: every violation vanishes if the tail is left out",)
+        why = (Explanation("tail-not-in-amax", "every violation vanishes if the tail is left out", 1.0),)
         return dataclasses.replace(r, status=Status.FAILED, reasons=("scale: wrong",), explanations=why)
 
     records = [broken(r) if r.op == NORM else r for r in path()]

@@ -14,10 +14,10 @@ import pytest
 from tests.support.made import CASE, comparison, failed, lanes_passed, record
 from validators.records.record import Check, Record, Status
 from validators.records.store import Sink, StoreError
-from validators.signoff import decision as signoff
 from validators.signoff import html as signoff_html
 from validators.signoff import text as signoff_text
 from validators.signoff.decision import REQUIRED_LANES, SignoffError, decide, signoff_directory
+from validators.signoff.write import write
 
 ROOT = Path(__file__).resolve().parents[3]
 BAD = (Status.FAILED, Status.NONDETERMINISTIC, Status.MISTRUSTED, Status.ERROR)
@@ -201,8 +201,9 @@ def test_signoff_runs_without_torch_and_kernels(tmp_path: Path) -> None:
         for r in lanes_passed():
             sink.write(r)
     code = (
-        "import sys; sys.modules['torch'] = None; from validators.signoff import decision as s\n"
-        f"d = s.signoff_directory({str(tmp_path)!r}); s.write(d, {str(tmp_path / 'out')!r}); print(d.outcome)\n"
+        "import sys; sys.modules['torch'] = None; from validators.signoff import decision as s; "
+        "from validators.signoff.write import write\n"
+        f"d = s.signoff_directory({str(tmp_path)!r}); write(d, {str(tmp_path / 'out')!r}); print(d.outcome)\n"
         "assert not [m for m in sys.modules if m.startswith(('validators.kernels', 'validators.judge.compare'))]"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -330,7 +331,7 @@ def test_files_written(tmp_path: Path) -> None:
     with Sink(tmp_path) as sink:
         sink.write(failed())
     decided = signoff_directory(tmp_path)
-    assert [p.name for p in signoff.write(decided, tmp_path / "out")] == ["signoff.json", "signoff.md", "signoff.html"]
+    assert [p.name for p in write(decided, tmp_path / "out")] == ["signoff.json", "signoff.md", "signoff.html"]
     found = json.loads((tmp_path / "out" / "signoff.json").read_text())
     assert (found["schema"], found["decision"], found["exit_code"]) == (1, "NOT SIGNED", 1)
     assert found["claims"][0]["lanes"]["adversarial"] == {"FAILED": 1}
@@ -356,18 +357,18 @@ def test_without_jinja2_the_decision_stands(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "jinja2", None)
     (tmp_path / "signoff.html").write_text("a page of an earlier decision")
     said: list[str] = []
-    paths = signoff.write(decide(lanes_passed()), tmp_path, warn=said.append)
+    paths = write(decide(lanes_passed()), tmp_path, warn=said.append)
     assert [p.name for p in paths] == ["signoff.json", "signoff.md"]
     assert not (tmp_path / "signoff.html").exists()
     assert said == ["signoff.html needs jinja2, which is not installed; install it with: python -m pip install jinja2"]
     with pytest.raises(SignoffError, match="pip install jinja2"):
-        signoff.write(decide(lanes_passed()), tmp_path)
+        write(decide(lanes_passed()), tmp_path)
 
 
 def test_unwritable_output_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SignoffError, match="cannot write"):
-        signoff.write(decide(lanes_passed()), tmp_path / "file")
+        write(decide(lanes_passed()), tmp_path / "file")
 
 
 def test_budget_bars() -> None:

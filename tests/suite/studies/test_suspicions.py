@@ -33,7 +33,7 @@ def judged(suspicion: Suspicion, *, innocent: bool = False, contract: str | None
 
 
 def words(record: Record) -> str:
-    return "\n".join((*record.reasons, *record.explanations))
+    return "\n".join((*record.reasons, *(e.text for e in record.explanations)))
 
 
 def section(identity: str) -> str:
