@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-OPS = ("add_rmsnorm_quant", "per_token_quant", "ptpc_gemm")
+from pathlib import Path
+
+_OP_FILES = (Path(__file__).resolve().parent / "cases" / "ops").glob("[a-z]*.py")
+OPS = tuple(sorted(file.stem for file in _OP_FILES))
+"""An op exists where it has a file in ``cases/ops``: nothing else lists it."""
 LANES = ("exact", "random", "adversarial", "special", "shapes", "model")
 """Strongest evidence first; the order of a summary's columns."""
 DTYPES = ("bf16", "fp16")

@@ -19,7 +19,7 @@ import torch
 from reference.contract import NORM_QUANT_CONTRACTS
 from validators.cases.case import Case
 from validators.cases.inputs import build
-from validators.cases.recipes import ADD
+from validators.cases.recipe import ADD
 from validators.cases.tensors import NormQuantInputs, NormQuantOutputs
 from validators.judge.compare import compare
 from validators.judge.gpu.survey import survey_on

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from reference.contract import NORM_QUANT_CONTRACTS
 from tests.support.variants import legitimate_variants
-from validators.cases.recipes import ADD
+from validators.cases.recipe import ADD
 from validators.explain.identify import IdentifyResult, identify
 from validators.kernels import emulated
 from validators.kernels.kernel import Kernel

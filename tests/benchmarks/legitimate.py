@@ -22,7 +22,8 @@ from reference.contract import GEMM_CONTRACTS, NORM_QUANT_CONTRACTS, GemmContrac
 from tests.support.variants import legitimate_variants
 from validators.cases.case import Case
 from validators.cases.inputs import build
-from validators.cases.recipes import ADD, GEMM, QUANT, reasons_impossible, recipe_names
+from validators.cases.recipe import ADD, GEMM, QUANT
+from validators.cases.recipes import reasons_impossible, recipe_names
 from validators.cases.tensors import Inputs, Outputs
 from validators.judge.compare import compare
 from validators.kernels import emulated, emulated_gemm

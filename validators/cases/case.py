@@ -49,7 +49,7 @@ class Case:
             raise CaseError(f"unknown dtype {self.dtype!r}; known: {', '.join(DTYPES)}")
         if self.fp8 not in FP8_FORMATS:
             raise CaseError(f"unknown FP8 format {self.fp8!r}; known: {', '.join(FP8_FORMATS)}")
-        if self.m < 0 or self.n < 1 or (self.k < 1) == (self.op == "ptpc_gemm"):
+        if self.m < 0 or self.n < 1 or self.k < 0:
             raise CaseError(f"impossible shape m={self.m} n={self.n} k={self.k} for op {self.op}")
         if not re.fullmatch(r"[a-z][a-z0-9_]*", self.recipe):
             raise CaseError(f"recipe name {self.recipe!r} is not lower-case letters, digits and underscores")
@@ -59,7 +59,7 @@ class Case:
         """``add_rmsnorm_quant-m512-n5120-bf16-e4m3fn-midpoints-s3``, options between recipe and seed."""
         shape = f"m{self.m}-n{self.n}" + (f"-k{self.k}" if self.k else "")
         options = [
-            *([] if self.residual or self.op != "add_rmsnorm_quant" else ["nores"]),
+            *([] if self.residual else ["nores"]),
             *(["gammafp32"] if self.gamma == "fp32" else []),
             *(["gemma"] if self.gemma else []),
             *([] if self.eps == "1e-5" else [f"eps{self.eps}"]),

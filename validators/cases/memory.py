@@ -5,16 +5,10 @@ from __future__ import annotations
 import torch
 
 from validators.cases.case import Case
+from validators.cases.op import op_named
 
 LARGE_ELEMENTS = 2**31
 """Elements of a tensor past which a signed 32-bit offset wraps. Such cases are for a GPU: a CPU takes minutes."""
-
-BYTES_PER_ELEMENT = {"add_rmsnorm_quant": 24, "per_token_quant": 12, "ptpc_gemm": 12}
-"""Bytes that one validation holds at a time for each element of the largest tensor, from above.
-
-Of the norm: x and residual 4, their snapshot 4, codes and stored residual 3 for each of two calls and one copy, one for
-a mask, and 6 for the kernel's own. Of the quantizer: 2, 2, 1 for each of three, a mask, 4. Of a GEMM: its output 2 for
-each of three, a mask, and its blocks in float64."""
 
 
 def elements(case: Case) -> int:
@@ -27,7 +21,7 @@ def beyond_memory(case: Case, device: str) -> str | None:
     count = elements(case)
     if count <= LARGE_ELEMENTS:
         return None
-    needed = count * BYTES_PER_ELEMENT[case.op] / 1e9
+    needed = count * op_named(case.op).bytes_per_element / 1e9
     what = f"the case has a tensor of {count:,} elements and needs about {needed:.0f} GB"
     if device == "cpu":
         return f"{what}; cases of more than 2^31 elements run on a GPU only"

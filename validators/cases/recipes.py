@@ -2,50 +2,29 @@
 
 from __future__ import annotations
 
-from validators.cases.case import Case, CaseError
-from validators.cases.recipe import ADD, GEMM, QUANT, GemmRecipe, NormRecipe, RecipeInfo
-from validators.cases.recipes_gemm import RECIPES as _GEMM_RECIPES
-from validators.cases.recipes_norm import RECIPES as _NORM_RECIPES
-from validators.cases.recipes_rounding import RECIPES as _ROUNDING_RECIPES
-from validators.cases.recipes_shapes import RECIPES as _SHAPES_RECIPES
-from validators.cases.recipes_special import RECIPES as _SPECIAL_RECIPES
+import functools
 
-_ALL: tuple[RecipeInfo, ...] = (
-    *_NORM_RECIPES,
-    *_ROUNDING_RECIPES,
-    *_SPECIAL_RECIPES,
-    *_SHAPES_RECIPES,
-    *_GEMM_RECIPES,
-)
-_BY_KEY: dict[tuple[str, str], RecipeInfo] = {(recipe.name, op): recipe for recipe in _ALL for op in recipe.ops}
+from validators.cases.case import Case, CaseError
+from validators.cases.op import op_named
+from validators.cases.recipe import RecipeInfo
 
 
 def recipe_names(op: str) -> list[str]:
     """Names of the recipes of ``op``, in a fixed order."""
-    return [name for name, of in _BY_KEY if of == op]
+    return [recipe.name for recipe in op_named(op).recipes]
 
 
 def recipe_info(name: str, op: str) -> RecipeInfo:
     """The recipe ``name`` for ``op``; raises CaseError with the known names."""
-    if (name, op) not in _BY_KEY:
+    found = _by_name(op).get(name)
+    if found is None:
         raise CaseError(f"unknown recipe {name!r} for op {op}; known: {', '.join(recipe_names(op))}")
-    return _BY_KEY[name, op]
+    return found
 
 
-def norm_recipe(case: Case) -> NormRecipe:
-    """The recipe of a case of ``add_rmsnorm_quant`` or ``per_token_quant``; raises CaseError."""
-    recipe = recipe_info(case.recipe, case.op)
-    if not isinstance(recipe, NormRecipe):
-        raise CaseError(f"recipe {case.recipe} does not make inputs of {case.op}")
-    return recipe
-
-
-def gemm_recipe(case: Case) -> GemmRecipe:
-    """The recipe of a case of ``ptpc_gemm``; raises CaseError."""
-    recipe = recipe_info(case.recipe, case.op)
-    if not isinstance(recipe, GemmRecipe):
-        raise CaseError(f"recipe {case.recipe} does not make inputs of {case.op}")
-    return recipe
+@functools.cache
+def _by_name(op: str) -> dict[str, RecipeInfo]:
+    return {recipe.name: recipe for recipe in op_named(op).recipes}
 
 
 def lane_of(case: Case) -> str:
@@ -60,12 +39,8 @@ def reasons_impossible(case: Case) -> str | None:
         return f"weight type {case.gamma!r} is neither T nor fp32"
     if case.layout not in ("contiguous", "strided", "3d", "3dstrided"):
         return f"layout {case.layout!r} is none of contiguous, strided, 3d, 3dstrided"
-    if case.op != ADD and (case.gamma != "T" or case.gemma or case.eps != "1e-5" or not case.residual):
-        return f"{case.op} has no residual, weight or eps to vary"
-    if case.op != GEMM and case.bias:
-        return f"{case.op} has no bias"
-    if case.op == GEMM and case.layout in ("3d", "3dstrided"):
-        return "ptpc_gemm takes two-dimensional operands only"
+    if reason := op_named(case.op).impossible(case):
+        return reason
     try:
         eps = float(case.eps)
     except ValueError:
@@ -73,16 +48,3 @@ def reasons_impossible(case: Case) -> str | None:
     if not 0 <= eps < 1:
         return f"eps {case.eps} is not in [0, 1)"
     return recipe.impossible(case)
-
-
-__all__ = [
-    "ADD",
-    "GEMM",
-    "QUANT",
-    "gemm_recipe",
-    "lane_of",
-    "norm_recipe",
-    "reasons_impossible",
-    "recipe_info",
-    "recipe_names",
-]

@@ -56,27 +56,6 @@ GEMM_BOUNDARY_K = (16, 32, 48, 64, 96, 112, 128, 144, 176, 250, 256, 384, 512, 5
 """Inner sizes at both sides of an instruction (32), a promotion interval (128) and a tile (256)."""
 
 
-def model_widths(op: str) -> tuple[int, ...]:
-    """Widths of the rows that ``op`` meets in the model at any tensor-parallel degree, the widest first.
-
-    The norm stands in front of qkv, gate_up and the experts, whose input is never split. The quantizer also stands in
-    front of o and down, whose input is: 12288 and 1536 over the degree.
-    """
-    if op == "add_rmsnorm_quant":
-        return (HIDDEN,)
-    split = {width // tp for width in (ATTENTION, EXPERT) for tp in TENSOR_PARALLEL}
-    return tuple(sorted({HIDDEN, *split}, reverse=True))
-
-
-def model_shapes(op: str) -> tuple[tuple[int, int], ...]:
-    """(n, k) of every shape of the model that ``op`` meets, k = 0 for rows; the largest first."""
-    if op != "ptpc_gemm":
-        return tuple((n, 0) for n in model_widths(op))
-    return tuple(
-        sorted({(s.n, s.k) for tp in TENSOR_PARALLEL for s in glm_gemm_shapes(tp)}, key=lambda s: (-s[0] * s[1], s))
-    )
-
-
 class GemmShape(NamedTuple):
     """One linear layer of the model on one rank: out [m, n] = a [m, k] b [n, k]^T."""
 
@@ -100,6 +79,31 @@ def glm_gemm_shapes(tp: int) -> tuple[GemmShape, ...]:
         GemmShape("shared_gate_up", 3072 // tp, HIDDEN),
         GemmShape("shared_down", HIDDEN, 1536 // tp),
     )
+
+
+def _rows_of(widths: set[int]) -> tuple[tuple[int, int], ...]:
+    return tuple((n, 0) for n in sorted(widths, reverse=True))
+
+
+_LINEARS = {(s.n, s.k) for tp in TENSOR_PARALLEL for s in glm_gemm_shapes(tp)}
+_SPLIT = {width // tp for width in (ATTENTION, EXPERT) for tp in TENSOR_PARALLEL}
+_QUANTIZER = _rows_of({HIDDEN, *_SPLIT})
+_MODEL_SHAPES = {
+    # In front of qkv, gate_up and the experts, whose input is never split.
+    "add_rmsnorm_quant": _rows_of({HIDDEN}),
+    "ptpc_gemm": tuple(sorted(_LINEARS, key=lambda s: (-s[0] * s[1], s))),
+}
+
+
+def model_shapes(op: str) -> tuple[tuple[int, int], ...]:
+    """(n, k) of every shape of the model that ``op`` meets at any tensor-parallel degree, k = 0 for rows; the largest
+    first. An op that is not listed is a quantizer: it is also in front of o and down, whose input is split."""
+    return _MODEL_SHAPES.get(op, _QUANTIZER)
+
+
+def model_widths(op: str) -> tuple[int, ...]:
+    """n of ``model_shapes``."""
+    return tuple(n for n, _ in model_shapes(op))
 
 
 MODEL_GEMMS = tuple(dict.fromkeys((s.n, s.k) for s in glm_gemm_shapes(8) if s.layer != "gate_up"))

@@ -146,23 +146,27 @@ def _unavailable(device: str) -> str | None:
     return arch.no_gpu(device) or arch.no_triton(interpreted=False)
 
 
-def _unsupported(case: Case) -> str | None:
-    stored_sum = case.op == "add_rmsnorm_quant" and case.residual and (case.m == 1 or case.layout.endswith("strided"))
+def _unsupported_norm(case: Case) -> str | None:
+    stored_sum = case.residual and (case.m == 1 or case.layout.endswith("strided"))
     if stored_sum and torch.__version__.startswith("2.9.") and not torch.cuda.is_available():
         # Measured with 2.9.1: where a row's bits differ, they follow the unrounded sum (10 of 22 cases of one row, and
         # padded rows). All 151 other cases of depth default hold; 2.11, 2.13 and 2.14 need no limit.
         rows = "a single row" if case.m == 1 else "padded rows"
         return f"Inductor of torch 2.9 skips the rounding of a stored sum in {rows} on a CPU, strict casts or not"
+    return _unsupported(case)
+
+
+def _unsupported(case: Case) -> str | None:
     if case.fp8 == "e4m3fnuz" and torch.cuda.is_available() and not arch.is_rocm():
         return "Inductor's GPU back end, Triton, has no e4m3fnuz on NVIDIA"
     return None
 
 
-def _common() -> dict[str, Any]:
+def _common(unsupported: Callable[[Case], str | None]) -> dict[str, Any]:
     return {
         "contract": "torch-compile",
         "unavailable": _unavailable,
-        "unsupported": _unsupported,
+        "unsupported": unsupported,
         "versions": functools.partial(arch.versions, "triton"),
     }
 
@@ -177,20 +181,19 @@ def default_options() -> Kernel:
         op="add_rmsnorm_quant",
         call=_add_rmsnorm_quant,
         notes="default options: Inductor may skip the rounding of a stored sum that it uses again",
-        **_common(),
+        **_common(_unsupported_norm),
     )
 
 
 def kernels() -> list[Kernel]:
     """The fused form, compiled with strict casts, and the quantizer; on a CPU or a GPU."""
-    common = _common()
     return [
         Kernel(
             name="inductor/add_rmsnorm_quant",
             op="add_rmsnorm_quant",
             call=functools.partial(_add_rmsnorm_quant, strict_casts=True),
             options={_STRICT_CASTS: True},
-            **common,
+            **_common(_unsupported_norm),
         ),
-        Kernel(name="inductor/per_token_quant", op="per_token_quant", call=_per_token_quant, **common),
+        Kernel(name="inductor/per_token_quant", op="per_token_quant", call=_per_token_quant, **_common(_unsupported)),
     ]

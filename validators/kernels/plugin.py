@@ -285,7 +285,7 @@ def _unsupported(
         "bias": case.bias,
         "fp32_gamma": case.gamma == "fp32",
         "gemma": case.gemma,
-        "residual_none": case.op == "add_rmsnorm_quant" and not case.residual,
+        "residual_none": not case.residual,
     }
     for feature, needed in wanted.items():
         if needed and not supports[feature]:

@@ -33,7 +33,7 @@ _FEATURES: tuple[tuple[str, Callable[[Case], bool]], ...] = (
     ("bf16", lambda c: c.dtype == "bf16"),
     ("e4m3fnuz", lambda c: c.fp8 == "e4m3fnuz"),
     ("e4m3fn", lambda c: c.fp8 == "e4m3fn"),
-    ("no residual", lambda c: c.op == "add_rmsnorm_quant" and not c.residual),
+    ("no residual", lambda c: not c.residual),
     ("fp32 weight", lambda c: c.gamma == "fp32"),
     ("gain 1 + weight", lambda c: c.gemma),
     ("bias", lambda c: c.bias),
@@ -89,7 +89,7 @@ class Limits:
             what = f"{self.declared} of {self.cases} cases of {self.op}"
             found.append(f"{self.kernel} does not offer {what}: {'; '.join(parts)}")
         if self.hidden:
-            what = "widths" if self.op != "ptpc_gemm" else "GEMM shapes"
+            what = "GEMM shapes" if any(k for _, k in shapes.model_shapes(self.op)) else "widths"
             examples = "; ".join(self.hidden[:MOST_NAMED]) + ("; ..." if len(self.hidden) > MOST_NAMED else "")
             found.append(
                 f"that leaves out {len(self.hidden)} of the {self.model_shapes} {what} of {shapes.MODEL}: {examples}"

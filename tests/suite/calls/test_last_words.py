@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from validators.cases.case import Case
-from validators.cases.recipes import ADD, QUANT
+from validators.cases.recipe import ADD, QUANT
 from validators.cases.tensors import NormQuantInputs, NormQuantOutputs
 from validators.isolate import run_isolated
 from validators.judge.verdict import decide

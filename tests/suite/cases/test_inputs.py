@@ -9,7 +9,8 @@ from tests.support.case_inputs import ADD, QUANT, case_of, decode, gemm_case, no
 from validators.cases import inputs as inputs_module
 from validators.cases.case import Case, CaseError
 from validators.cases.generator import GAUSSIAN_MAX
-from validators.cases.inputs import batch_of, build, describe, digest
+from validators.cases.inputs import build, describe, digest
+from validators.cases.layout import batch_of
 from validators.cases.recipes import lane_of, reasons_impossible, recipe_names
 from validators.cases.tensors import GemmInputs, Inputs, NormQuantInputs, QuantInputs
 from validators.words import DTYPES, FP8_FORMATS, OPS

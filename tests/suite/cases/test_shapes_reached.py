@@ -12,7 +12,8 @@ from tests.support.case_inputs import ADD, GEMM, QUANT
 from validators.calls.call import run_kernel
 from validators.cases import memory, shapes
 from validators.cases.case import Case
-from validators.cases.inputs import batch_of, build
+from validators.cases.inputs import build
+from validators.cases.layout import batch_of
 from validators.cases.recipes_shapes import VECTOR
 from validators.cases.suite import cases_for
 from validators.cases.tensors import (

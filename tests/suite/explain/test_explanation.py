@@ -14,7 +14,7 @@ from reference.contract import NORM_QUANT_CONTRACTS, NormQuantContract, get_cont
 from reference.formats import E4M3FN, E4M3FNUZ, FloatFormat, Overflow, decode, encode
 from tests.support.made import texts
 from validators.cases.case import Case
-from validators.cases.recipes import ADD, GEMM, QUANT
+from validators.cases.recipe import ADD, GEMM, QUANT
 from validators.cases.tensors import (
     GemmInputs,
     GemmOutputs,

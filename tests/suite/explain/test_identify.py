@@ -12,7 +12,7 @@ from tests import zoo
 from tests.benchmarks.identification import CONTRACTS, ask
 from validators.calls.call import KernelFault
 from validators.cases.case import Case
-from validators.cases.recipes import ADD, GEMM, QUANT
+from validators.cases.recipe import ADD, GEMM, QUANT
 from validators.cases.tensors import QuantInputs, QuantOutputs
 from validators.explain.identify import LARGEST_FLOOR, IdentifyResult, identification, identification_cases, identify
 from validators.kernels import emulated, emulated_gemm

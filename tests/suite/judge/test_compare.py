@@ -17,7 +17,7 @@ from tests.zoo import all_defects
 from validators.calls.buffers import make_buffers
 from validators.cases.case import Case
 from validators.cases.inputs import build
-from validators.cases.recipes import ADD, QUANT
+from validators.cases.recipe import ADD, QUANT
 from validators.cases.tensors import GemmOutputs, NormQuantOutputs, Outputs, QuantOutputs
 from validators.judge import codes as compare_codes
 from validators.judge import compare as module

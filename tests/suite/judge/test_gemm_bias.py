@@ -14,7 +14,7 @@ from reference.formats import FORMATS, FloatFormat, format_of, neighbours, round
 from reference.ptpc_gemm import GemmTruth, operand
 from validators.cases.case import Case
 from validators.cases.inputs import build
-from validators.cases.recipes import GEMM
+from validators.cases.recipe import GEMM
 from validators.cases.tensors import GemmInputs, GemmOutputs
 from validators.judge.gemm import judge_gemm
 from validators.judge.gemm_bias import Bias, allowances, copies

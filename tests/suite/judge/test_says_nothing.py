@@ -13,7 +13,7 @@ from reference.ptpc_gemm import gemm_truth, operand, says_nothing
 from validators.calls.call import run_kernel
 from validators.cases.case import Case
 from validators.cases.inputs import build
-from validators.cases.recipes import GEMM
+from validators.cases.recipe import GEMM
 from validators.cases.suite import cases_for
 from validators.cases.tensors import GemmInputs, GemmOutputs
 from validators.explain.element import element_report

@@ -10,7 +10,7 @@ import torch
 from reference.contract import GEMM_CONTRACTS
 from validators.cases.case import Case
 from validators.cases.inputs import build
-from validators.cases.recipes import GEMM
+from validators.cases.recipe import GEMM
 from validators.cases.tensors import GemmInputs, GemmOutputs
 from validators.judge.gemm import judge_gemm
 from validators.judge.statistics import FALSE_ALARM, azuma_lambda, rounding_bias

@@ -15,7 +15,7 @@ from reference.formats import FORMATS, FloatFormat, code_preimages
 from reference.quantize import is_power_of_two, t_bounds
 from validators.cases.case import Case
 from validators.cases.inputs import build
-from validators.cases.recipes import ADD
+from validators.cases.recipe import ADD
 from validators.cases.tensors import NormQuantInputs, NormQuantOutputs
 from validators.judge.codes import resolve, survey_tables
 from validators.judge.compare import compare

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from validators.cases.case import Case
-from validators.cases.recipes import QUANT
+from validators.cases.recipe import QUANT
 from validators.cases.tensors import Inputs, Outputs, QuantInputs, QuantOutputs
 from validators.explain.identify import identification, identify
 from validators.kernels import compressed_tensors, emulated, torchao

@@ -22,7 +22,7 @@ from tests.benchmarks.legitimate import (
 from validators.calls.buffers import make_buffers
 from validators.cases.case import Case
 from validators.cases.inputs import build
-from validators.cases.recipes import ADD, GEMM, QUANT
+from validators.cases.recipe import ADD, GEMM, QUANT
 
 SHAPES = ((5, 264), (3, 1002), (2, 5120))
 

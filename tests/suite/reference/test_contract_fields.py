@@ -15,7 +15,7 @@ from validators.calls.buffers import POISONS, make_buffers
 from validators.calls.invariance import batch_invariance
 from validators.cases.case import Case
 from validators.cases.inputs import build
-from validators.cases.recipes import ADD, QUANT
+from validators.cases.recipe import ADD, QUANT
 from validators.cases.tensors import Inputs, NormQuantInputs, NormQuantOutputs, Outputs, QuantInputs
 from validators.judge.compare import compare, open_rows, settled
 from validators.kernels import emulated

@@ -15,7 +15,8 @@ from reference.formats import FORMATS, decode
 from tests.support import oracle
 from validators.cases.case import Case
 from validators.cases.inputs import build
-from validators.cases.recipes import GEMM, reasons_impossible, recipe_names
+from validators.cases.recipe import GEMM
+from validators.cases.recipes import reasons_impossible, recipe_names
 from validators.cases.tensors import GemmInputs, GemmOutputs
 from validators.judge.compare import compare
 from validators.judge.gemm import judge_gemm

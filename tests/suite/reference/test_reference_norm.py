@@ -18,7 +18,8 @@ from tests.support import oracle
 from tests.support.variants import legitimate_variants
 from validators.cases.case import Case
 from validators.cases.inputs import build
-from validators.cases.recipes import ADD, QUANT, reasons_impossible, recipe_names
+from validators.cases.recipe import ADD, QUANT
+from validators.cases.recipes import reasons_impossible, recipe_names
 from validators.cases.tensors import Inputs, NormQuantInputs, NormQuantOutputs, Outputs, QuantInputs, QuantOutputs
 from validators.judge.compare import compare, settled
 from validators.kernels import emulated
