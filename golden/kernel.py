@@ -13,7 +13,7 @@ from golden.outcome import Outcome, State
 from golden.sets import elsewhere
 from golden.store import GoldenError, Row, Tensor
 from golden.tensors import Drift, drift_of, from_stored, stored_outputs
-from reference.contract import GemmContract, NormQuantContract, get_contract
+from reference.contract import Contract, get_contract
 from validators import arch
 from validators.calls.call import Claim, KernelFault, run_kernel
 from validators.cases.case import Case
@@ -51,7 +51,7 @@ def find(name: str | None, op: str) -> Kernel | None:
     return next((k for k in registry.all_kernels() if k.name == name and k.op == op), None)
 
 
-def run(kernel: Kernel, case: Case, contract: NormQuantContract | GemmContract, device: str) -> Judged:
+def run(kernel: Kernel, case: Case, contract: Contract, device: str) -> Judged:
     """Run and judge; raises KernelFault where there are no outputs."""
     claim = run_kernel(kernel, case, device)
     comparisons, statistical = judge(claim, contract)

@@ -9,13 +9,16 @@ most ``2u`` relative); ``1.0`` always means "correctly rounded".
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal, TypeVar
 
 from reference import notation
 
+C = TypeVar("C", bound="Contract")
 ReductionKind = Literal["any", "lanes", "serial"]
 
 
@@ -43,8 +46,40 @@ class Reduction:
         return min(n - 1, self.count + (math.ceil(math.log2(partials)) if partials > 1 else 0))
 
 
+class Contract:
+    """What the contracts of all ops have: frozen dataclasses with these fields, and named presets by op."""
+
+    ops: ClassVar[tuple[str, ...]]
+    """The ops whose kernels may declare it."""
+    name: str
+    source: str
+    deterministic: bool
+    batch_invariant: bool
+    unsettled: tuple[tuple[str, tuple[object, ...]], ...] = ()
+    """Fields that the sources leave open, each with its possible values, the field's own one first. One call of a
+    kernel follows one choice of them in all its rows (``members``): which one may depend on the build or the shape,
+    but not on the row. A field that is changed is settled by that."""
+
+    def __post_init__(self) -> None:
+        if self.unsettled:
+            kept = tuple((name, values) for name, values in self.unsettled if values[0] == getattr(self, name))
+            object.__setattr__(self, "unsettled", kept)
+
+    def members(self: C) -> tuple[C, ...]:
+        """The contracts with every field settled that this one stands for, its own values first."""
+        if not self.unsettled:
+            return (self,)
+        names = [name for name, _ in self.unsettled]
+        chosen = itertools.product(*(values for _, values in self.unsettled))
+        return tuple(self.replace(unsettled=(), **dict(zip(names, values, strict=True))) for values in chosen)
+
+    def replace(self: C, **changes: object) -> C:
+        """The same contract with some fields changed (used to explain violations)."""
+        return dataclasses.replace(self, **changes)  # type: ignore
+
+
 @dataclass(frozen=True)
-class NormQuantContract:
+class NormQuantContract(Contract):
     """Declared arithmetic of ``add_rmsnorm_quant`` and of its last stage, ``per_token_quant``.
 
     With ``z`` the norm's input, ``rms = 1/sqrt(mean(z^2) + eps)``, ``y = z * rms * w``,
@@ -68,6 +103,7 @@ class NormQuantContract:
     before it is rounded to T; both roundings are monotone, so a set is given by its ends.
     """
 
+    ops: ClassVar[tuple[str, ...]] = ("add_rmsnorm_quant", "per_token_quant")
     name: str
     norm_input: Literal["unrounded", "stored"] = "unrounded"
     residual_store: Literal["rne", "truncate", "truncate_bf16"] = "rne"
@@ -106,19 +142,6 @@ class NormQuantContract:
     source: str = ""
     """Where the declaration comes from, for reports; ``reference.evidence`` has it field by field."""
     unsettled: tuple[tuple[str, tuple[object, ...]], ...] = ()
-    """Fields that the sources leave open, each with its possible values, the field's own one first. One call of a
-    kernel follows one choice of them in all its rows (``members``): which one may depend on the build or the shape,
-    but not on the row. A field that is changed is settled by that."""
-
-    def __post_init__(self) -> None:
-        kept = tuple((name, values) for name, values in self.unsettled if values[0] == getattr(self, name))
-        object.__setattr__(self, "unsettled", kept)
-
-    def members(self) -> tuple[NormQuantContract, ...]:
-        """The contracts with every field settled that this one stands for, its own values first."""
-        names = [name for name, _ in self.unsettled]
-        chosen = itertools.product(*(values for _, values in self.unsettled))
-        return tuple(self.replace(unsettled=(), **dict(zip(names, values, strict=True))) for values in chosen)
 
     def qmax(self, fp8: str) -> float:
         """Value that a row's largest element is scaled to, for format ``"e4m3fn"`` or ``"e4m3fnuz"``."""
@@ -144,15 +167,12 @@ class NormQuantContract:
             return "truncate" if storage == "bf16" else "rne"
         return self.residual_store
 
-    def replace(self, **changes: object) -> NormQuantContract:
-        """The same contract with some fields changed (used to explain violations)."""
-        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
-
 
 @dataclass(frozen=True)
-class GemmContract:
+class GemmContract(Contract):
     """Declared arithmetic of ``ptpc_gemm``: ``out = store_T((sum_k a*b) * sa * sb (+ bias))``."""
 
+    ops: ClassVar[tuple[str, ...]] = ("ptpc_gemm",)
     name: str
     accumulator: str = "fp32"
     """``fp32``: every product exact, every addition an fp32 RNE, any order. ``unknown``: a fused
@@ -171,10 +191,6 @@ class GemmContract:
     deterministic: bool = True
     batch_invariant: bool = False
     source: str = ""
-
-    def replace(self, **changes: object) -> GemmContract:
-        """The same contract with some fields changed (used to explain violations)."""
-        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
 
 
 _AITER_HIP = NormQuantContract(
@@ -354,19 +370,32 @@ GEMM_CONTRACTS: dict[str, GemmContract] = {
 }
 
 
-def get_contract(op: str, name: str) -> NormQuantContract | GemmContract:
+_HERE: dict[str, Mapping[str, Contract]] = {
+    **dict.fromkeys(NormQuantContract.ops, NORM_QUANT_CONTRACTS),
+    **dict.fromkeys(GemmContract.ops, GEMM_CONTRACTS),
+}
+
+
+def presets(op: str) -> Mapping[str, Contract]:
+    """The contracts of ``op`` by name: of a table here, or ``CONTRACTS`` of the module of this folder with its name."""
+    if op in _HERE:
+        return _HERE[op]
+    found: Mapping[str, Contract] = importlib.import_module(f"reference.{op}").CONTRACTS
+    return found
+
+
+def get_contract(op: str, name: str) -> Contract:
     """The preset ``name`` for ``op``, or a preset with changed fields (``eager+amax_floor=1e-10``, see ``notation``).
 
     Raises KeyError with one sentence: the known names, or what is wrong with a changed field.
     """
-    table: dict[str, NormQuantContract] | dict[str, GemmContract]
-    table = GEMM_CONTRACTS if op == "ptpc_gemm" else NORM_QUANT_CONTRACTS
+    table = presets(op)
     preset, changes = notation.split(name)
     if preset not in table:
         raise KeyError(f"unknown contract {name!r} for op {op}; known: {', '.join(sorted(table))}")
     if not changes:
-        return table[preset]  # type: ignore[return-value]
+        return table[preset]
     try:
-        return notation.parse(table[preset], changes)  # type: ignore[index]
+        return notation.parse(table[preset], changes)
     except notation.NotationError as error:
         raise KeyError(f"contract {name!r}: {error}") from None

@@ -5,18 +5,19 @@ from __future__ import annotations
 import functools
 import shlex
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from reference.contract import GemmContract, NormQuantContract, get_contract
+from reference.contract import Contract, GemmContract, get_contract
 from validators.arch import architecture
 from validators.calls import invariance
 from validators.calls.call import Claim, KernelFault, run_kernel
 from validators.cases.case import Case
 from validators.cases.memory import beyond_memory
 from validators.cases.recipes import lane_of, reasons_impossible
-from validators.cases.tensors import GemmInputs, GemmOutputs
 from validators.explain.explanation import diagnose
 from validators.explain.identify import choose_contract, identification
 from validators.judge.compare import compare, open_rows
@@ -96,15 +97,24 @@ def validate(kernel: Kernel, case: Case, *, contract: str | None = None, device:
     )
 
 
-def judge(claim: Claim, contract: NormQuantContract | GemmContract) -> tuple[list[Comparison], list[Check]]:
+def judge(claim: Claim, contract: Contract) -> tuple[list[Comparison], list[Check]]:
     """Comparisons of the claim's outputs, and the statistical checks."""
-    if isinstance(claim.inputs, GemmInputs) and isinstance(contract, GemmContract):
-        assert isinstance(claim.outputs, GemmOutputs)
-        accumulate = accumulate_on(claim.inputs.device.type)
-        comparisons, bias = judge_gemm(claim.inputs, claim.outputs, contract, accumulate)
-        return comparisons, [bias_check(bias, contract)] if bias.elements >= BIAS_ELEMENTS else []
-    survey = survey_on(claim.inputs.device.type)
-    return compare(claim.inputs, claim.outputs, contract, survey=survey), []
+    return _JUDGES.get(claim.inputs.op, _judge)(claim, contract)
+
+
+def _judge(claim: Claim, contract: Contract) -> tuple[list[Comparison], list[Check]]:
+    return compare(claim.inputs, claim.outputs, contract, survey=survey_on(claim.inputs.device.type)), []
+
+
+def _judge_gemm(claim: Claim, contract: Any) -> tuple[list[Comparison], list[Check]]:
+    inputs: Any = claim.inputs
+    outputs: Any = claim.outputs
+    comparisons, bias = judge_gemm(inputs, outputs, contract, accumulate_on(inputs.device.type))
+    return comparisons, [bias_check(bias, contract)] if bias.elements >= BIAS_ELEMENTS else []
+
+
+_JUDGES: dict[str, Callable[[Claim, Any], tuple[list[Comparison], list[Check]]]] = {"ptpc_gemm": _judge_gemm}
+"""Ops of which more is known than a comparison."""
 
 
 def bias_check(bias: BiasResult, contract: GemmContract) -> Check:
@@ -118,7 +128,7 @@ def bias_check(bias: BiasResult, contract: GemmContract) -> Check:
     return Check("bias", bias.ok if judged else None, detail, "statistical")
 
 
-def _invariances(kernel: Kernel, case: Case, claim: Claim, contract: NormQuantContract | GemmContract) -> list[Check]:
+def _invariances(kernel: Kernel, case: Case, claim: Claim, contract: Contract) -> list[Check]:
     checks = []
     judged, rows = contract.batch_invariant, functools.partial(open_rows, claim.inputs, contract)
     if case.m * max(case.n, case.k) <= INVARIANCE_ELEMENTS:

@@ -9,7 +9,13 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterator
 
-from reference.contract import GEMM_CONTRACTS, NORM_QUANT_CONTRACTS, GemmContract, NormQuantContract, Reduction
+from reference.contract import (
+    GEMM_CONTRACTS,
+    NORM_QUANT_CONTRACTS,
+    Contract,
+    NormQuantContract,
+    Reduction,
+)
 from reference.evidence import INHERITS, KINDS, OPEN, contract_of, declared, evidence_of
 from reference.notation import text_of
 
@@ -34,7 +40,7 @@ def text(value: object) -> str:
     return text_of(value)
 
 
-def _values(contract: NormQuantContract | GemmContract, field: str) -> str:
+def _values(contract: Contract, field: str) -> str:
     sets = dict(contract.unsettled) if isinstance(contract, NormQuantContract) else {}
     return " or ".join(f"`{text(v)}`" for v in sets.get(field, (getattr(contract, field),)))
 

@@ -8,7 +8,10 @@ line agrees with the comparison. Pure text from tensors; only ``explain_case`` r
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -22,7 +25,7 @@ from reference.add_rmsnorm_quant import (
     rounded_y,
     y_nominal,
 )
-from reference.contract import GemmContract, NormQuantContract
+from reference.contract import Contract, GemmContract, NormQuantContract
 from reference.formats import FloatFormat, bytes_of, code_preimages, decode, encode, format_of, order_key
 from reference.quantize import Row, ScaleTruth, codes_admissible, scale_admissible, t_bounds
 from validators.calls.call import KernelFault, run_kernel
@@ -33,14 +36,16 @@ from validators.cases.tensors import (
     NormQuantInputs,
     NormQuantOutputs,
     Outputs,
-    QuantInputs,
-    QuantOutputs,
+    as_ints,
+    named_tensors,
 )
+from validators.explain.element_gemm import explain_out
 from validators.explain.identify import choose_contract
+from validators.explain.lines import Text, interval, number, row_of, terms, with_bits
 from validators.judge.compare import settled
 from validators.judge.gemm import bits_of
+from validators.judge.sets import oracle_of, values_of
 
-_LABEL = 14
 _MOST_CODES = 8
 
 
@@ -48,27 +53,10 @@ class ElementError(ValueError):
     """An element, an output or a contract that the case does not have; its message is one sentence."""
 
 
-@dataclass
-class Text:
-    """Labelled lines, in the order in which the arithmetic runs."""
-
-    lines: list[str] = field(default_factory=list)
-
-    def add(self, label: str, *texts: str) -> None:
-        """``label`` before the first text, the others below it."""
-        for i, text in enumerate(texts):
-            self.lines.append("  " + (label if i == 0 else "").ljust(_LABEL) + text)
-
-    def verdict(self, ok: bool | None, what: str) -> None:
-        """The last line: ok None where the contract leaves the element unspecified."""
-        word = {True: "ADMISSIBLE", False: "NOT ADMISSIBLE", None: "UNSPECIFIED"}[ok]
-        self.add("verdict", f"{word}: {what}")
-
-
 def element_report(
     inputs: Inputs,
     outputs: Outputs,
-    contract: NormQuantContract | GemmContract,
+    contract: Contract,
     row: int,
     col: int,
     output: str | None = None,
@@ -79,58 +67,24 @@ def element_report(
     scale (any column of the row will do) or residual_out; for ``ptpc_gemm`` out. Raises ElementError for an element
     outside the output, an output that the op does not have, or a contract of another op.
     """
-    if isinstance(inputs, GemmInputs) and isinstance(outputs, GemmOutputs):
-        rows, cols, known = len(inputs.a), len(inputs.b), ("out",)
-    elif isinstance(inputs, NormQuantInputs | QuantInputs) and isinstance(outputs, NormQuantOutputs | QuantOutputs):
-        rows, cols = inputs.x.numel() // inputs.x.shape[-1], inputs.x.shape[-1]
-        stored = isinstance(outputs, NormQuantOutputs) and outputs.residual_out is not None
-        known = ("codes", "scale", *(("residual_out",) if stored else ()))
-    else:
+    if outputs.op != inputs.op:
         raise ElementError(f"outputs of type {type(outputs).__name__} do not belong to {type(inputs).__name__}")
+    tensors = named_tensors(outputs)
+    known, rows = list(tensors), inputs.row_count
     chosen = output or known[0]
     if chosen not in known:
         raise ElementError(f"this case has no output {chosen!r}; known: {', '.join(known)}")
+    # A scale is the row's: any column of the row will do.
+    cols = max(t.shape[-1] for t in tensors.values())
     if not (0 <= row < rows and 0 <= col < cols):
         raise ElementError(f"({row}, {col}) lies outside the output, which has {rows} rows and {cols} columns")
-    if isinstance(contract, GemmContract) != isinstance(inputs, GemmInputs):
+    if inputs.op not in contract.ops:
         raise ElementError(f"contract {contract.name!r} does not belong to these inputs")
     text = Text([f"{chosen} of row {row}, column {col}, under contract {contract.name}"])
     with torch.inference_mode():
-        if isinstance(inputs, GemmInputs) and isinstance(outputs, GemmOutputs):
-            from validators.explain.element_gemm import explain_out
-
-            assert isinstance(contract, GemmContract)
-            explain_out(text, inputs, outputs, contract, row, col)
-        else:
-            assert isinstance(contract, NormQuantContract)
-            contract = settled(inputs, outputs, contract)
-            _explain_row(text, inputs, outputs, contract, row, col, chosen)  # type: ignore[arg-type]
+        chosen_contract = settled(inputs, outputs, contract)
+        _LINES.get(inputs.op, _by_sets)(text, inputs, outputs, chosen_contract, row, col, chosen)
     return "\n".join(text.lines)
-
-
-def _line(tensor: torch.Tensor, row: int) -> torch.Tensor:
-    """Row ``row`` of [..., N] as [1, N] on the CPU."""
-    return tensor.reshape(-1, tensor.shape[-1])[row : row + 1].cpu()
-
-
-def number(value: float) -> str:
-    """Up to 10 significant digits; enough to tell fp32 numbers apart."""
-    return f"{value:.10g}"
-
-
-def with_bits(value: float, name: str) -> str:
-    """``0.4375  0x3ee0 bf16``: a value of the format ``name`` (bf16, fp16, fp32) with its bits."""
-    return f"{number(value)}  {bits_of(value, name)} {name}"
-
-
-def interval(low: float, high: float) -> str:
-    """``[low, high]``, or the one value where they are equal."""
-    return number(low) if low == high else f"[{number(low)}, {number(high)}]"
-
-
-def terms(budget: budgets.Budget) -> str:
-    """``25 u = reduction 20.5 + mean and eps 2.5 + rsqrt 2``."""
-    return f"{budget.total_u:.4g} u = " + " + ".join(f"{name} {value:.4g}" for name, value in budget.terms)
 
 
 # ---- add_rmsnorm_quant and per_token_quant
@@ -153,37 +107,44 @@ class _Row:
         return self.contract.qmax(self.fp8.name)
 
 
-def _explain_row(
+def _row_lines(text: Text, inputs: Any, outputs: Any, contract: NormQuantContract, row: int, col: int) -> _Row:
+    x, codes = row_of(inputs.x, row), row_of(bytes_of(outputs.codes), row)
+    scale = float(row_of(outputs.scale, row)[0, 0])
+    r = _Row(x, codes[0, col], scale, format_of(inputs.fp8_dtype), format_of(x.dtype), contract, col)
+    text.add("x", with_bits(float(x[0, col]), r.storage.name))
+    return r
+
+
+def _explain_quant(
+    text: Text, inputs: Inputs, outputs: Outputs, contract: NormQuantContract, row: int, col: int, output: str
+) -> None:
+    r = _row_lines(text, inputs, outputs, contract, row, col)
+    scales = quant_truth(r.x.float(), contract, r.fp8.name, r.storage)
+    y = r.x.double()
+    own, ok = _scale_lines(text, r, scales, y, r.storage, None)
+    if output == "scale":
+        text.verdict(ok, _scale_words(ok))
+        return
+    size = y[0, col].abs()
+    sign = -1.0 if bool(torch.signbit(y[0, col])) else 1.0
+    low, high = t_bounds(size, size, own, own, contract, r.storage)
+    nominal = torch.minimum(torch.maximum(size / own, low), high)
+    ends = sorted((float(low) * sign, float(high) * sign))
+    _code_lines(text, r, scales, float(nominal) * sign, ends[0], ends[1], cancels=False)
+
+
+def _explain_norm(
     text: Text,
-    inputs: NormQuantInputs | QuantInputs,
-    outputs: NormQuantOutputs | QuantOutputs,
+    inputs: NormQuantInputs,
+    outputs: NormQuantOutputs,
     contract: NormQuantContract,
     row: int,
     col: int,
     output: str,
 ) -> None:
-    x = _line(inputs.x, row)
-    codes = _line(bytes_of(outputs.codes), row)
-    scale = float(_line(outputs.scale, row)[0, 0])
-    r = _Row(x, codes[0, col], scale, format_of(inputs.fp8_dtype), format_of(x.dtype), contract, col)
-    text.add("x", with_bits(float(x[0, col]), r.storage.name))
-    if isinstance(inputs, QuantInputs):
-        scales = quant_truth(x.float(), contract, r.fp8.name, r.storage)
-        y = x.double()
-        own, ok = _scale_lines(text, r, scales, y, r.storage, None)
-        if output == "scale":
-            text.verdict(ok, _scale_words(ok))
-            return
-        size = y[0, col].abs()
-        sign = -1.0 if bool(torch.signbit(y[0, col])) else 1.0
-        low, high = t_bounds(size, size, own, own, contract, r.storage)
-        nominal = torch.minimum(torch.maximum(size / own, low), high)
-        ends = sorted((float(low) * sign, float(high) * sign))
-        _code_lines(text, r, scales, float(nominal) * sign, ends[0], ends[1], cancels=False)
-        return
-    assert isinstance(outputs, NormQuantOutputs)
-    residual = None if inputs.residual is None else _line(inputs.residual, row)
-    truth = norm_truth(x, residual, inputs.weight.cpu(), inputs.eps, contract, r.fp8.name, gemma=inputs.gemma)
+    r = _row_lines(text, inputs, outputs, contract, row, col)
+    residual = None if inputs.residual is None else row_of(inputs.residual, row)
+    truth = norm_truth(r.x, residual, inputs.weight.cpu(), inputs.eps, contract, r.fp8.name, gemma=inputs.gemma)
     if residual is not None:
         _residual_lines(text, r, residual, truth, outputs, row, judged=output == "residual_out")
         if output == "residual_out":
@@ -200,6 +161,29 @@ def _explain_row(
     _code_lines(text, r, truth.scale, float(t), float(low), float(high), cancels=contract.cancels)
 
 
+def _explain_out(
+    text: Text, inputs: GemmInputs, outputs: GemmOutputs, contract: GemmContract, row: int, col: int, output: str
+) -> None:
+    explain_out(text, inputs, outputs, contract, row, col)
+
+
+def _by_sets(text: Text, inputs: Inputs, outputs: Outputs, contract: Contract, row: int, col: int, output: str) -> None:
+    """Of an op whose oracle gives the sets: inputs of the element, its set, what the kernel gave."""
+    for name, tensor in named_tensors(inputs).items():
+        one = row_of(tensor, row)[0, col] if name in inputs.ROWS else tensor.reshape(-1)[0]
+        text.add(name, number(float(one)))
+    sets = oracle_of(inputs.op).sets(inputs, contract, slice(row, row + 1))[output]
+    exact, low, high = (float(part[0, col]) for part in (sets.exact, sets.low, sets.high))
+    raw = named_tensors(outputs)[output]
+    got = float(values_of(row_of(raw, row))[0][0, col])
+    bits = int(row_of(as_ints(raw), row)[0, col]) % 256 ** raw.element_size()
+    text.add("exact", number(exact))
+    text.add("admissible", "NaN" if math.isnan(exact) else interval(low, high))
+    text.add("got", f"{number(got)}  0x{bits:0{2 * raw.element_size()}x}")
+    ok = math.isnan(got) if math.isnan(exact) else low <= got <= high
+    text.verdict(None if bool(sets.open[0, col]) else ok, f"{output} {number(got)}")
+
+
 def _residual_lines(
     text: Text, r: _Row, residual: torch.Tensor, truth: NormTruth, outputs: NormQuantOutputs, row: int, *, judged: bool
 ) -> None:
@@ -211,7 +195,7 @@ def _residual_lines(
     assert outputs.residual_out is not None
     want = float(truth.residual[0, c])
     rule = "rounded to nearest even" if r.contract.store(r.storage.name) == "rne" else "rounded toward zero"
-    got = float(_line(outputs.residual_out, row)[0, c])
+    got = float(row_of(outputs.residual_out, row)[0, c])
     text.add(
         "residual_out", f"{with_bits(want, r.storage.name)}, the sum {rule}", f"{with_bits(got, r.storage.name)}, got"
     )
@@ -393,3 +377,11 @@ def command(parsed: argparse.Namespace) -> int:
     print(f"{name} on {case.id}, contract {origin}")
     print(report)
     return 1 if "NOT ADMISSIBLE" in report.splitlines()[-1] else 0
+
+
+_LINES: dict[str, Callable[..., None]] = {
+    "add_rmsnorm_quant": _explain_norm,
+    "per_token_quant": _explain_quant,
+    "ptpc_gemm": _explain_out,
+}
+"""By op; the elements of an op that is not listed are explained by the sets that its oracle gives."""

@@ -22,7 +22,7 @@ from reference.ptpc_gemm import (
 )
 from reference.quantize import is_power_of_two
 from validators.cases.tensors import GemmInputs, GemmOutputs
-from validators.explain.element import Text, interval, number, with_bits
+from validators.explain.lines import Text, interval, number, with_bits
 from validators.judge.gemm import bits_of
 
 _LARGEST = 3

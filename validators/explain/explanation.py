@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from reference.contract import NORM_QUANT_CONTRACTS, GemmContract, NormQuantContract
+from reference.contract import NORM_QUANT_CONTRACTS, Contract, GemmContract, NormQuantContract
 from reference.formats import format_of
 from validators.cases.tensors import GemmInputs, GemmOutputs, Inputs, NormQuantInputs, Outputs, QuantInputs
 from validators.explain import nearby
@@ -45,7 +45,7 @@ class Diagnosis(NamedTuple):
 def explain(
     inputs: Inputs,
     outputs: Outputs,
-    contract: NormQuantContract | GemmContract,
+    contract: Contract,
     comparisons: Sequence[Comparison],
     checks: Sequence[Check] = (),
 ) -> tuple[Explanation, ...]:
@@ -56,7 +56,7 @@ def explain(
 def diagnose(
     inputs: Inputs,
     outputs: Outputs,
-    contract: NormQuantContract | GemmContract,
+    contract: Contract,
     comparisons: Sequence[Comparison],
     checks: Sequence[Check] = (),
 ) -> Diagnosis:

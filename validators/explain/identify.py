@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from reference.contract import GEMM_CONTRACTS, NORM_QUANT_CONTRACTS, GemmContract, NormQuantContract, get_contract
+from reference.contract import GEMM_CONTRACTS, NORM_QUANT_CONTRACTS, Contract, NormQuantContract, get_contract
 from validators.calls import integrity
 from validators.calls.call import KernelFault, call, copy_outputs
 from validators.cases.case import Case
@@ -217,7 +217,7 @@ _identified: dict[tuple[str, ...], IdentifyResult] = {}
 
 def choose_contract(
     kernel: Kernel, case: Case, given: str | None, device: str
-) -> tuple[NormQuantContract | GemmContract | None, str, tuple[str, ...]]:
+) -> tuple[Contract | None, str, tuple[str, ...]]:
     """(contract or None, where it comes from, evidence lines if identified)."""
     if given not in (None, "identify"):
         return get_contract(kernel.op, str(given)), "given", ()

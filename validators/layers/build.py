@@ -19,7 +19,7 @@ from typing import NoReturn
 
 import torch
 
-from reference.contract import GemmContract, NormQuantContract, get_contract
+from reference.contract import Contract, GemmContract, NormQuantContract, get_contract
 from reference.glm4_moe import Glm4MoeError
 from validators.calls.call import KernelFault
 from validators.cases.case import Case
@@ -273,7 +273,7 @@ def find_contracts(
     kernels: Kernels, device: str, given: Mapping[str, str] | None = None
 ) -> tuple[Contracts, dict[str, str]]:
     """The contracts that were given by op, else declared, else identified, and op -> where it comes from."""
-    chosen: dict[str, NormQuantContract | GemmContract] = {}
+    chosen: dict[str, Contract] = {}
     origin = {}
     for kernel in (kernels.norm, kernels.quant, kernels.gemm):
         like = Case(kernel.op, 8, 256, "layers", k=256 if kernel.op == "ptpc_gemm" else 0)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from reference import glm4_moe as glm
-from reference.contract import GemmContract, NormQuantContract
+from reference.contract import Contract, NormQuantContract
 from reference.glm4_moe import Layer, Linear, Mlp, Moe, Routed, Source
 from validators.calls import integrity
 from validators.calls.call import Claim
@@ -372,7 +372,7 @@ class Walk:
         op: str,
         inputs: Inputs,
         outputs: Outputs,
-        contract: NormQuantContract | GemmContract,
+        contract: Contract,
         checks: list[Check],
         began: float,
         rank: int = 0,
@@ -388,7 +388,7 @@ class Walk:
         op: str,
         inputs: Inputs,
         outputs: Outputs,
-        contract: NormQuantContract | GemmContract,
+        contract: Contract,
         checks: list[Check],
         began: float,
         rank: int,

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from reference.contract import GemmContract, NormQuantContract
+from reference.contract import Contract, GemmContract, NormQuantContract
 from reference.glm4_moe import Linear
 from validators.calls.call import Claim
 from validators.cases.tensors import (
@@ -74,12 +74,12 @@ Named = tuple[str, str]
 
 
 def explain(
-    inputs: Inputs, outputs: Outputs, contract: NormQuantContract | GemmContract, memory: Memory, suspects: Suspects
+    inputs: Inputs, outputs: Outputs, contract: Contract, memory: Memory, suspects: Suspects
 ) -> tuple[Explanation, ...]:
     """The hypotheses that explain the failure, the best first."""
     before = _violations(inputs, outputs, contract)
     found = [Explanation(name, words, 1.0, "wiring") for name, words in _same_bits(inputs, outputs, memory)]
-    tried: Iterator[tuple[Named, Inputs, NormQuantContract | GemmContract]]
+    tried: Iterator[tuple[Named, Inputs, Contract]]
     if isinstance(inputs, GemmInputs):
         assert isinstance(contract, GemmContract)
         tried = ((named, other, contract) for named, other in _products(inputs, memory, suspects))
@@ -96,7 +96,7 @@ def explain(
     return tuple(sorted(found, key=lambda e: -(e.share or 0.0)))
 
 
-def _violations(inputs: Inputs, outputs: Outputs, contract: NormQuantContract | GemmContract) -> int:
+def _violations(inputs: Inputs, outputs: Outputs, contract: Contract) -> int:
     return sum(c.violations for c in judge(Claim(inputs, outputs, (), 0.0), contract)[0])
 
 

@@ -1,0 +1,126 @@
+"""``static_quant``, FP8 codes from x and one given scale: contracts, their evidence, and the admissible codes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol
+
+import torch
+
+from reference.contract import Contract, NormQuantContract
+from reference.evidence import Evidence
+from reference.formats import decode, encode, format_of
+from reference.quantize import t_bounds
+from reference.sets import Sets
+
+SCALES = (2.0**-100, 2.0**100)
+"""Scales outside leave every code open: a reciprocal may overflow or be flushed there. Within them an x below 2**-126,
+which may be flushed, has t < 2**-26 and the code 0 either way."""
+
+
+class Given(Protocol):
+    """The inputs that the oracle reads. x: [..., N] bf16 or fp16. scale: fp32, one element. fp8_dtype: of the codes."""
+
+    x: torch.Tensor
+    scale: torch.Tensor
+    fp8_dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class StaticQuantContract(Contract):
+    """Declared arithmetic, every operation rounded to fp32, s the given scale and Q the largest code value in use::
+
+    t    = x / s                       division "divide"
+         = x * fl32(1/s)               division "reciprocal"
+    code = RNE_fp8(min(max(t, -Q), Q))
+    """
+
+    ops: ClassVar[tuple[str, ...]] = ("static_quant",)
+    name: str
+    division: Literal["divide", "reciprocal"] = "reciprocal"
+    nan: Literal["propagate", "largest"] = "propagate"
+    """The code of a NaN: NaN, or Q, where the clamp is made of fminf and fmaxf, which drop a NaN. Both clamp Inf."""
+    fnuz_max: float = 240.0
+    """Q on e4m3fnuz."""
+    reciprocal_u: float = 1.0
+    """Maximal relative error of the quotient or of 1/s in units of 2**-24; exact for powers of two."""
+    deterministic: bool = True
+    batch_invariant: bool = True
+    source: str = ""
+    unsettled: tuple[tuple[str, tuple[object, ...]], ...] = ()
+
+    def qmax(self, fp8: str) -> float:
+        """Q in ``"e4m3fn"`` or ``"e4m3fnuz"``."""
+        return 448.0 if fp8 == "e4m3fn" else self.fnuz_max
+
+
+_VLLM = StaticQuantContract(
+    "vllm",
+    nan="largest",
+    fnuz_max=224.0,
+    source="vLLM csrc/quantization/w8a8/fp8/common.cu, scaled_fp8_quant_kernel_strided",
+    # The source divides; whether a build does so correctly rounded or by an approximate reciprocal is up to its flags.
+    unsettled=(("reciprocal_u", (1.0, 2.0)),),
+)
+CONTRACTS: dict[str, StaticQuantContract] = {
+    c.name: c
+    for c in (
+        _VLLM,
+        _VLLM.replace(
+            name="vllm-native",
+            nan="propagate",
+            source="vLLM QuantFP8.forward_native (input_quant_fp8.py) with a static scale",
+            unsettled=(),
+        ),
+        StaticQuantContract(
+            "compressed-tensors",
+            division="divide",
+            source="compressed-tensors quantization/lifecycle/forward.py, _quantize, strategy tensor, fp32 scale",
+        ),
+    )
+}
+
+_KERNEL = "vLLM common.cu and common.cuh: 1.0f / (*scale), a product, fmaxf(-Q, fminf(x, Q))"
+_NATIVE = "vLLM QuantFP8.forward_native: x.to(float32) * scale.reciprocal(), then clamp"
+EVIDENCE: Mapping[str, Mapping[str, Evidence]] = {
+    "vllm": {
+        "division": Evidence("source", f"{_KERNEL}; SGLang's per_tensor_quant_fp8_kernel has the same form"),
+        "nan": Evidence("document", "CUDA's fminf and fmaxf return the other argument where one is NaN"),
+        "fnuz_max": Evidence("source", "vLLM quant_type_max_v: 224 for Float8_e4m3fnuz"),
+        "reciprocal_u": Evidence("document", "CUDA: 1.0f / x is correctly rounded, or 1 ulp off under -use_fast_math"),
+    },
+    "vllm-native": {
+        "division": Evidence("source", _NATIVE),
+        "nan": Evidence("run", "torch.clamp and the conversion to FP8 keep a NaN, on a CPU"),
+        "fnuz_max": Evidence("source", "vLLM get_fp8_min_max: 224 for e4m3fnuz"),
+    },
+    "compressed-tensors": {
+        "division": Evidence("source", "compressed-tensors forward.py: scaled = x / scale, fp32 by type promotion"),
+        "nan": Evidence("run", "torch.clamp and the conversion to FP8 keep a NaN, on a CPU"),
+    },
+}
+"""From which evidence each field comes; a field that has the dataclass's default needs none."""
+
+
+def quotients(x: torch.Tensor, scale: float, contract: StaticQuantContract) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ends of t before the clamp for float64 x (values of T), float64 of the same shape; NaN for NaN."""
+    rule = NormQuantContract(contract.name, division=contract.division, reciprocal_u=contract.reciprocal_u)
+    s = torch.full_like(x, scale)
+    low, high = t_bounds(x.abs(), x.abs(), s, s, rule)
+    return torch.where(x < 0, -high, low), torch.where(x < 0, -low, high)
+
+
+def sets(inputs: Given, contract: StaticQuantContract, rows: slice) -> dict[str, Sets]:
+    """Admissible codes, decoded, of these rows of the flattened inputs."""
+    fmt = format_of(inputs.fp8_dtype)
+    q = contract.qmax(fmt.name)
+    x = inputs.x.reshape(-1, inputs.x.shape[-1])[rows].double()
+    scale = float(inputs.scale)
+    low, high = quotients(x, scale, contract)
+    ends = [decode(encode(t.clamp(-q, q), fmt), fmt) for t in (low, high)]
+    exact = (x / scale).clamp(-q, q)
+    if contract.nan == "largest":
+        exact, *ends = [torch.where(x.isnan(), torch.full_like(x, q), values) for values in (exact, *ends)]
+    known = SCALES[0] <= scale <= SCALES[1]
+    return {"codes": Sets(exact, ends[0], ends[1], torch.full_like(x, not known, dtype=torch.bool))}
