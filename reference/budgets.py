@@ -149,9 +149,9 @@ UNKNOWN_GROUPS = (1, 2, 4, 8, 16, 32, 64, 128)
 UNKNOWN_FRACTION_BITS = 23
 UNKNOWN_SPLITS = 64
 UNKNOWN_ASSUMPTION = (
-    "assumes that the matrix unit forms products exactly, that one fused add of g inputs (1 <= g <= 128) keeps at "
-    "least 23 fraction bits of the largest exponent and rounds to within 2u, and that at most 64 split-K partials "
-    "are added in fp32"
+    "assumes that the matrix unit forms products exactly. One fused add of g inputs (1 <= g <= 128) keeps at "
+    "least 23 fraction bits of the largest exponent and rounds to within 2u. At most 64 split-K partials are added "
+    "in fp32."
 )
 
 

@@ -202,7 +202,7 @@ _AITER_HIP = NormQuantContract(
     division="reciprocal",
     # v_rcp_f32 is documented to 1 ulp = 2u; rcp of a power of two is exact (ISA examples).
     reciprocal_u=2.0,
-    # at most 32 elements a thread, then a tree over the block (kernels.md 1); -ffast-math
+    # at most 32 elements per thread, then a tree over the block (kernels.md 1); -ffast-math
     # may turn the division by n into a multiplication by v_rcp: 3u, plus 1u for + eps.
     reduction=Reduction("serial", 32),
     mean_u=4.0,
@@ -223,7 +223,7 @@ _VLLM = NormQuantContract(
     # H200: 91 of 91 norm cases and 72 of 72 quantizer cases PASSED so, none with the reciprocal.
     division="divide",
     fnuz_max=224.0,
-    # block of up to 1024 threads, at most n/64 elements a thread for the sizes in use
+    # block of up to 1024 threads, at most n/64 elements per thread for the sizes in use
     reduction=Reduction("lanes", 64),
     mean_u=3.0,
     rsqrt_u=4.0,

@@ -31,7 +31,7 @@ class Evidence(NamedTuple):
 _RCP = Evidence("document", "v_rcp_f32 and v_rsq_f32: 1 ulp = 2u (LLVM AMDGPU, HIP tables); exact for powers of two")
 _RSQRTF = Evidence("document", "CUDA's table of functions: rsqrtf 2 ulp = 4u")
 _NO_NAN = Evidence(
-    "source", "fmaxf and v_max3 drop a NaN, clamps turn one into -Q: no source says what a NaN row holds"
+    "source", "fmaxf and v_max3 drop a NaN, clamps turn one into -Q: no source says what a row with NaN holds"
 )
 _HIP = "rmsnorm_quant_kernels.cu, add_rmsnorm_quant_kernel"
 _QUANT_HIP = "aiter quant_kernels.cu, data_to_per_row_scale and scaled_quant_impl"
@@ -60,7 +60,7 @@ EVIDENCE: dict[str, dict[str, Evidence]] = {
         "amax_floor": Evidence("source", f"{_HIP}: thread_max starts at 1e-10"),
         "scale_rule": Evidence("source", f"{_HIP}: max * inverted_DTYPE_MAX"),
         "reciprocal_u": _RCP,
-        "reduction": Evidence("source", f"{_HIP}: at most 32 elements a thread, then block_reduce"),
+        "reduction": Evidence("source", f"{_HIP}: at most 32 elements per thread, then block_reduce"),
         "mean_u": Evidence("document", "-ffast-math may turn the division by n into v_rcp and a product: 3u, + eps 1u"),
         "rsqrt_u": _RCP,
         "denormals": _FLUSHES,
@@ -76,7 +76,7 @@ EVIDENCE: dict[str, dict[str, Evidence]] = {
         "scale_u": Evidence("document", "Triton's fp32 division: div.full, 2 ulp on CUDA; 2.5 ulp = 5u on AMD"),
         "reciprocal_u": Evidence("document", "Triton's fp32 division: div.full, 2 ulp on CUDA; 2.5 ulp = 5u on AMD"),
         "reduction": Evidence(
-            "definition", "tl.sum of a block: assumed to be at most 128 elements a thread, then a tree"
+            "definition", "tl.sum of a block: assumed to be at most 128 elements per thread, then a tree"
         ),
         "mean_u": Evidence("document", "the same division by n, 5u, and + eps 1u"),
         "overflow": Evidence("source", "aiter rmsnorm.py, _per_token_quant: no clamp"),
@@ -156,12 +156,12 @@ EVIDENCE: dict[str, dict[str, Evidence]] = {
 OPEN: dict[str, tuple[str, ...]] = {
     "aiter-hip-gfx950": (
         "The kernel never ran on AMD hardware here: its fields come from source and from its machine code.",
-        "What a row with NaN or Inf holds hangs on v_med3_f32, for which the documents give the smallest operand: -Q.",
+        "A row with NaN or Inf depends on v_med3_f32; the documents say that it gives the smallest operand: -Q.",
     ),
-    "aiter-triton": ("Whether a value above Q saturates: by the mode register on gfx950, always on NVIDIA.",),
-    "vllm": ("Builds for ROCm and other compiler flags than the wheel's did not run here.",),
-    "vllm-native": ("Under the engine's own torch.compile the rounding points are another contract's.",),
-    "torch-compile": ("Without emulate_precision_casts Inductor keeps stored values in fp32: no contract has that.",),
+    "aiter-triton": ("A value above Q always saturates on NVIDIA; on gfx950 the mode register decides.",),
+    "vllm": ("Builds for ROCm, and builds with other compiler flags than the wheel's, did not run here.",),
+    "vllm-native": ("Under the engine's own torch.compile it rounds at other places; that is another contract.",),
+    "torch-compile": ("Without emulate_precision_casts Inductor keeps stored values in fp32; no contract has that.",),
     "torchao": (
         "A row that is not zero and whose scale underflows in fp16 (amax below 1.3e-5) has scale 0 and codes of 448 or "
         "NaN: reported, not judged.",
@@ -170,8 +170,8 @@ OPEN: dict[str, tuple[str, ...]] = {
     "unfused": (
         "Rows of zeros: without a floor the scale is 0 and the codes are any number times 0; reported, not judged.",
     ),
-    "cdna3-mfma": ("The model was not checked against silicon, and which k share a group is up to the kernel.",),
-    "unknown": ("Every unit that it stands for, CDNA4 first.",),
+    "cdna3-mfma": ("The model was not checked against silicon. Each kernel chooses which k share a group.",),
+    "unknown": ("The arithmetic of every unit that this contract is used for, above all CDNA4.",),
 }
 """What is still unsettled beyond the fields that are sets, in sentences."""
 

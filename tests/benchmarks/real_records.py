@@ -6,7 +6,7 @@ run --records`` left under DIR, in one folder or in several, and writes
 - ``docs/records/real-GPU/KERNEL.jsonl``: a first line about the run, then one line a case;
 - ``docs/records/real-GPU/signoff.md`` and ``.json``, from ``python -m validators signoff DIR``;
 - ``docs/records/real-GPU/findings.jsonl``, from FILE, which ``tests.benchmarks.real_findings --out`` wrote;
-- the table of docs/real-kernels.md and the two rows of README.md.
+- the table of docs/real-kernels.md and the two rows of docs/results.md.
 
 Without --write it prints the table. Without DIR the tables are made of the records that are kept already.
 """
@@ -31,7 +31,7 @@ from validators.records.store import load
 
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = ROOT / "docs" / "records"
-PAGE, README = ROOT / "docs" / "real-kernels.md", ROOT / "README.md"
+PAGE, RESULTS = ROOT / "docs" / "real-kernels.md", ROOT / "docs" / "results.md"
 START, END = "<!-- verdicts -->", "<!-- end of verdicts -->"
 PROVIDERS = ("vllm", "sgl_kernel")
 WHEELS = {"vllm": "vLLM", "sglang-kernel": "sglang-kernel", "sgl-kernel": "sgl-kernel"}
@@ -119,8 +119,8 @@ def _version(head: Line) -> str:
     return next((f"{words} {versions[name]}" for name, words in WHEELS.items() if name in versions), "unknown")
 
 
-def readme_cell(heads: Sequence[Line], provider: str) -> str:
-    """What README.md says about the kernels of ``vllm`` or ``sgl_kernel``."""
+def result_cell(heads: Sequence[Line], provider: str) -> str:
+    """What docs/results.md says about the kernels of ``vllm`` or ``sgl_kernel``."""
     mine = [head for head in heads if head["kernel"].startswith(f"{provider}/")]
     total: Counter[str] = Counter()
     for head in mine:
@@ -129,7 +129,7 @@ def readme_cell(heads: Sequence[Line], provider: str) -> str:
     versions, gpus = sorted({_version(head) for head in mine}), sorted({str(head["gpu"]) for head in mine})
     return (
         f"{', '.join(versions)} on {', '.join(gpus)}: {counts}; " if mine else "UNTESTED; "
-    ) + "[how, and what was found](docs/real-kernels.md)"
+    ) + "[how, and what was found](real-kernels.md)"
 
 
 def sign_offs(folder: Path = KEPT) -> str:
@@ -148,16 +148,16 @@ def with_table(page: str, heads: Sequence[Line]) -> str:
     return f"{before}{START}\n\n{table(heads)}\n{sign_offs()}\n{END}{after}"
 
 
-def with_rows(readme: str, heads: Sequence[Line]) -> str:
-    """README.md with the third cells of its two rows."""
+def with_rows(page: str, heads: Sequence[Line]) -> str:
+    """docs/results.md with the third cells of its two rows."""
     for provider in PROVIDERS:
-        cell = readme_cell(heads, provider)
-        readme, count = re.subn(
-            rf"^(\| `{provider}/\*`[^|]*\|[^|]*\|)[^|]*\|", lambda m, cell=cell: f"{m[1]} {cell} |", readme, flags=re.M
+        cell = result_cell(heads, provider)
+        page, count = re.subn(
+            rf"^(\| `{provider}/\*`[^|]*\|[^|]*\|)[^|]*\|", lambda m, cell=cell: f"{m[1]} {cell} |", page, flags=re.M
         )
         if count != 1:
-            raise RecordsError(f"README.md has {count} rows of {provider}/*, not one")
-    return readme
+            raise RecordsError(f"{RESULTS.name} has {count} rows of {provider}/*, not one")
+    return page
 
 
 def keep(directory: Path, findings: Path | None = None, folder: Path = KEPT) -> Path:
@@ -226,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(table(heads), end="")
         if parsed.write:
             PAGE.write_text(with_table(PAGE.read_text("utf-8"), heads), encoding="utf-8")
-            README.write_text(with_rows(README.read_text("utf-8"), heads), encoding="utf-8")
+            RESULTS.write_text(with_rows(RESULTS.read_text("utf-8"), heads), encoding="utf-8")
     except (RecordsError, OSError, ValueError) as error:
         print(f"real_records: {error}", file=sys.stderr)
         return 2

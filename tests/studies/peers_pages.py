@@ -113,44 +113,46 @@ def headline(rows: Sequence[Row]) -> list[str]:
         found.append(
             f"`{op}`: this suite catches {len(whole.suite.apart)} of {len(zoo)} defects at smoke depth{deeper}, and "
             f"rejects {len(whole.suite.alarms)} of {len(whole.suite.correct)} correct kernels. {len(score)} of {total} "
-            f"rows of peers reject no correct kernel. The best of these, {best}, tells {score.get(best, 0)} of "
-            f"{len(zoo)} defects from a correct kernel on this suite's inputs."
+            f"rows of published criteria reject no correct kernel. The best of these, {best}, tells "
+            f"{score.get(best, 0)} of {len(zoo)} defects from a correct kernel on this suite's inputs."
         )
     return found
 
 
 BEFORE = """\
-# Detection power beside the field's own criteria
+# Detection power compared with published criteria
 
-Written by `python -m tests.studies.peers_run --write`; the numbers are measured, none is typed.
+Written by `python -m tests.studies.peers_run --write`. All numbers are measured; none is typed by hand. The
+[glossary](glossary.md) explains the words.
 
 {headline}
 
 ![share of defects told apart, by criterion](power.svg)
 
-Every defect of the zoo ([tests/zoo](../tests/zoo)) and eight correct kernels of each op run on two kinds of
-inputs, and the outputs are shown to each public acceptance criterion
+Every defect of the zoo ([tests/zoo](../tests/zoo/__init__.py)) and eight correct kernels of each op run on two kinds
+of inputs. The outputs are judged by each published acceptance criterion
 ([tests/studies/peers.py](../tests/studies/peers.py)).
 
 - **Own inputs**: random normal bf16, 64 x 512 and 64 x 5120 (GEMM: 64 x 64, K = 512), weights as in the column
   `data`, both FP8 formats. The criteria's own tests have more and larger shapes of this kind.
 - **Suite inputs**: the smoke cases of this suite in both FP8 formats. A criterion gains from better inputs.
 - **Caught**: the criterion rejects the defect on at least one input.
-- **Told apart**: it does so on an input on which it accepts the correct kernel that the defect departs from.
+- **Told apart**: it rejects the defect on an input on which it accepts the corresponding correct kernel.
   A criterion that rejects everything catches everything, and tells nothing apart.
-- **False alarms**: correct kernels rejected on at least one input: first executions of the contract that the
-  defects break, then kernels that round at other places, as real ones do. Here the criteria are not shown
-  e4m3fnuz, the special lane and rows below floors, where correct kernels differ by design; this suite is.
+- **False alarms**: correct kernels rejected on at least one input. The first number is over executions of the
+  contract that the defects break. The second is over kernels that round at other places, as real ones do. The
+  criteria are not shown e4m3fnuz, the special lane and rows below floors, where correct kernels differ by design.
+  This suite is shown all of them.
 
-What the sources leave open is settled in the criteria's favour: references have the floor that the kernel
-declares, NaN equals NaN, rows with NaN or Inf among the inputs are left out. References are fp32 PyTorch; a
-GEMM's is exact and rounded once. Their rounding points are in the column `reference`: `fp32` rounds nothing to
-bf16, `eager` norms the stored sum and rounds the norm, `vllm` rounds the norm before and after the weight. A
-criterion of the last two kinds is listed again with an fp32 reference, which is the arithmetic of the zoo.
+If a source leaves something open, it is settled in favour of the criterion. References have the floor that the
+kernel declares, NaN equals NaN, and rows with NaN or Inf among the inputs are left out. References are fp32
+PyTorch; a GEMM's is exact and rounded once. The column `reference` gives their rounding points: `fp32` rounds
+nothing to bf16, `eager` normalizes the stored sum and rounds the norm, `vllm` rounds the norm before and after the
+weight. A criterion of the last two kinds is listed again with an fp32 reference, which is the arithmetic of the zoo.
 
-Output memory starts as zeros, and a kernel is called once, as those tests do. What only poisoned memory, guards
-or a second call can show is out of reach for the criteria, and for the rows `admissible sets` too: those judge
-the same outputs as the criteria do. `whole pipeline` is what `python -m validators run` does.
+Output memory starts as zeros, and a kernel is called once, as in the published tests. So the criteria cannot see
+what only poisoned memory, guards or a second call would show. The rows `admissible sets` cannot see it either,
+because they judge the same outputs. `whole pipeline` is what `python -m validators run` does.
 
 | criterion | data | reference | defects | own: caught | told apart | false alarms \
 | suite: caught | told apart | false alarms |

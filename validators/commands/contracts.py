@@ -20,16 +20,16 @@ from reference.evidence import INHERITS, KINDS, OPEN, contract_of, declared, evi
 from reference.notation import text_of
 
 _INTRODUCTION = (
-    "A contract is the declared arithmetic of a kernel; [reference/contract.py](../reference/contract.py) says what "
-    "each field means. This page is made by `python -m validators.commands.contracts` from "
-    "[reference/evidence.py](../reference/evidence.py), and a test holds one against the other. Fields with the "
-    "default of their dataclass are left out where nothing is said of them."
+    "A contract is the declared arithmetic of a kernel. [reference/contract.py](../reference/contract.py) says what "
+    "each field means, and the [glossary](glossary.md) explains the words. `python -m validators.commands.contracts` "
+    "makes this page from [reference/evidence.py](../reference/evidence.py), and a test compares the two. A field with "
+    "the default of its dataclass is left out unless there is evidence for it."
 )
 _SETS = (
-    "A field that the sources do not settle is a set of values. The contract then stands for several, one for each "
-    "choice of values, and one call of a kernel has to follow one of them in all its rows and outputs: which one may "
-    "depend on the build or on the shape, but not on the row. Where they differ, the record says which one was "
-    'followed. Such a field has its values below with "or" between them.'
+    "A field that the sources do not settle is a set of values. The contract then means several contracts, one for "
+    "each choice of values. One call of a kernel must follow one of them in all its rows and outputs. The choice may "
+    "depend on the build or on the shape, but not on the row. If they give different values, the record says which one "
+    'was followed. The table shows the values of such a field with "or" between them.'
 )
 
 
@@ -46,7 +46,7 @@ def _values(contract: Contract, field: str) -> str:
 
 
 def brief(op: str) -> Iterator[str]:
-    """Two or three lines a preset of ``op``: its source, the evidence for its fields, and sets of values."""
+    """Two or three lines per preset of ``op``: its source, the evidence for its fields, and sets of values."""
     for contract in (GEMM_CONTRACTS if op == "ptpc_gemm" else NORM_QUANT_CONTRACTS).values():
         yield f"{op}  {contract.name}: {contract.source}"
         kinds = Counter(e.kind for e in evidence_of(contract.name).values())
@@ -61,7 +61,7 @@ def _section(name: str) -> Iterator[str]:
     contract, evidence = contract_of(name), evidence_of(name)
     yield f"### `{name}`"
     yield ""
-    parent = f" As `{INHERITS[name]}`, but for the fields that differ." if name in INHERITS else ""
+    parent = f" As `{INHERITS[name]}`, except for the fields below that differ." if name in INHERITS else ""
     yield f"{contract.source}.{parent}"
     yield ""
     said = {*declared(contract), *evidence}

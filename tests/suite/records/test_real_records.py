@@ -29,13 +29,13 @@ from tests.benchmarks.real_findings import (
 )
 from tests.benchmarks.real_records import (
     PAGE,
-    README,
+    RESULTS,
     RecordsError,
     compact,
     keep,
     kept,
     main,
-    readme_cell,
+    result_cell,
     table,
     verdict,
     with_rows,
@@ -77,9 +77,9 @@ def three(kernel: str) -> list[Record]:
 def test_the_pages_show_what_is_kept() -> None:
     heads = kept()
     assert sorted({head["kernel"] for head in heads}) == sorted(KERNELS)
-    page, readme = PAGE.read_text("utf-8"), README.read_text("utf-8")
+    page, results = PAGE.read_text("utf-8"), RESULTS.read_text("utf-8")
     assert with_table(page, heads) == page
-    assert with_rows(readme, heads) == readme
+    assert with_rows(results, heads) == results
 
 
 def test_every_kept_file_counts_its_own_lines() -> None:
@@ -178,8 +178,8 @@ def test_shares_are_rounded_down() -> None:
     head = {**compact(three("vllm/one"))[0], "single": 2559}
     assert "| 2,560 | 99.9 % |" in table([head])
     assert "| 2,560 | 100 % |" in table([{**head, "single": 2560}])
-    assert readme_cell([head], "vllm").startswith("vLLM 0.24.0 on NVIDIA H200: 1 PASSED, 1 FAILED, 1 UNSUPPORTED; ")
-    assert readme_cell([], "vllm").startswith("UNTESTED; ")
+    assert result_cell([head], "vllm").startswith("vLLM 0.24.0 on NVIDIA H200: 1 PASSED, 1 FAILED, 1 UNSUPPORTED; ")
+    assert result_cell([], "vllm").startswith("UNTESTED; ")
 
 
 def test_a_page_without_the_table_is_refused() -> None:

@@ -139,4 +139,4 @@ def test_the_cost_of_truncation_is_as_documented() -> None:
 
 
 def test_the_document_claims_nothing_that_was_not_seen() -> None:
-    assert "none has been confirmed on hardware" in DOCUMENT.replace("**", "")
+    assert "None has been confirmed on hardware" in DOCUMENT.replace("**", "")
