@@ -62,7 +62,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--depth", default="smoke", metavar="|".join(DEPTHS), help="how many cases (default: smoke)")
     group.addoption("--dtype", default="bf16", metavar="bf16|fp16", help="storage type of the cases (default: bf16)")
     group.addoption("--fp8", metavar="e4m3fn|e4m3fnuz", help="FP8 format of the cases (default: the device's own)")
-    group.addoption("--records", metavar="DIR", help="write one JSON line a kernel case into this directory")
+    group.addoption("--records", metavar="DIR", help="write one JSON line per kernel case into this directory")
     group.addoption("--device", metavar="cpu|cuda", help="default: cuda where PyTorch sees a GPU, else cpu")
 
 

@@ -17,7 +17,7 @@ _COLUMNS = tuple(State)
 
 
 def table(outcomes: Sequence[Outcome]) -> list[tuple[str, ...]]:
-    """Header, then one line a kernel and architecture: name, arch, goldens, and how many are in each state."""
+    """Header, then one line per kernel and architecture: name, arch, goldens, and how many are in each state."""
     counts: dict[tuple[str, str], Counter[State]] = {}
     for outcome in outcomes:
         counts.setdefault((outcome.name, outcome.arch), Counter())[outcome.state] += 1
@@ -84,7 +84,7 @@ def append_history(path: str | Path, outcomes: Sequence[Outcome], where: dict[st
 
 
 def listing(rows: Sequence[Row]) -> list[tuple[str, ...]]:
-    """Header and one line a golden for ``list``: id, contract, date, torch, earlier rows, reason."""
+    """Header and one line per golden for ``list``: id, contract, date, torch, earlier rows, reason."""
     lines: list[tuple[str, ...]] = [("golden", "contract", "isa", "accepted", "torch", "earlier", "reason")]
     for row in rows:
         lines.append(

@@ -1,11 +1,11 @@
-"""Goldens on disk: a manifest with one row a golden, and one safetensors file a golden. Reading and integrity.
+"""Goldens on disk: a manifest with one row per golden, and one safetensors file per golden. Reading and integrity.
 
-Needs neither torch nor anything else of this repository, so ``list`` and the integrity of every file can be had
-anywhere. Every byte is covered: a row carries a digest of itself, of every output whole, and of what is stored of it;
-a file must be exactly the encoding of the tensors that its row names.
+Needs neither torch nor anything else of this repository, so ``list`` and the check of every file's integrity
+work anywhere. Every byte is covered: a row carries a digest of itself, of every output whole, and of what is stored of
+it; a file must be exactly the encoding of the tensors that its row names.
 
 Only what the manifest names counts. It is replaced last and in one step (``golden.commit``), so a file that no row
-names is debris of an interrupted accept and never a golden.
+names was left by an interrupted accept and is never a golden.
 """
 
 from __future__ import annotations
@@ -218,7 +218,7 @@ def decode_manifest(data: bytes) -> tuple[dict[str, Row], list[str]]:
             problems.append(f"{where} is damaged: {error}")
             continue
         if row.id in rows:
-            problems.append(f"{where} stands there twice")
+            problems.append(f"{where} is there twice")
         rows[row.id] = row
     return rows, problems
 
@@ -226,7 +226,7 @@ def decode_manifest(data: bytes) -> tuple[dict[str, Row], list[str]]:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError("a field stands twice in one object")
+        raise ValueError("a field occurs twice in one object")
     return found
 
 

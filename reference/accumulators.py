@@ -377,7 +377,7 @@ def emulate(
     cols = max(1, min(b.shape[0], size // min(a.shape[0], 128)))
     rows = max(1, size // cols)
     for number, (first, last) in enumerate(slices(a.shape[1], splits)):
-        # The k-map describes how a kernel loads its tiles, so it starts anew in each slice (a multiple of 128).
+        # The k-map describes how a kernel loads its tiles, so it starts again in each slice (a multiple of 128).
         left, right = (arrange(x[:, first:last], k_map, u.group) for x in (a, b))
         for c in range(0, b.shape[0], cols):
             col = decode_operand(right[c : c + cols], fmt)

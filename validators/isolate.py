@@ -55,7 +55,7 @@ def run_isolated(
     device: str = "cpu",
     time_limit_s: float = 120.0,
 ) -> Iterator[Record]:
-    """One record a case, in the cases' order, from ``validators.validate`` in a worker process.
+    """One record per case, in the cases' order, from ``validators.validate`` in a worker process.
 
     kernel_name, op: as for ``validators.kernels.registry.find_kernel``. A case that takes longer than ``time_limit_s``
     seconds, or that kills the worker, gives a record with status ERROR and the next case starts in a new worker.

@@ -84,7 +84,7 @@ def command(options: argparse.Namespace) -> int:
         places.check_folder(options.records)
     if options.totals:
         if options.runs or options.again or options.yardstick or options.records:
-            raise EvalError("--totals stands alone: totals hold no answers to compare or to record")
+            raise EvalError("--totals takes no other runs: totals hold no answers to compare or to record")
         return show(_totals(options, policy), options.json)
     if options.discordance is not None:
         raise EvalError("--discordance belongs to --totals: of runs it is counted")

@@ -58,7 +58,7 @@ def lm_eval(path: str | Path, *, arm: str, model: str = "unknown", kernels: dict
             sample = _sample(f"gsm8k-{index}", index, right, text, repeat, prompt)
             known = samples.setdefault((sample.question, repeat), sample)
             if known.text != sample.text:
-                raise EvalError(f"{where}: document {index} stands in the file with two different completions")
+                raise EvalError(f"{where}: document {index} is in the file with two different completions")
     settings = {"extractor": "flexible", "filters": "of lm-eval", **generation}
     return _imported(file, "lm-eval", "lm-eval-gsm8k/imported", arm, model, kernels, samples, questions, settings)
 
@@ -94,7 +94,7 @@ def sgl_eval(path: str | Path, *, arm: str, model: str = "unknown", kernels: dic
                 row.get("finish_reason"),
             )
             if (name, repeat) in samples:
-                raise EvalError(f"{where}: question {name} stands twice in this repeat")
+                raise EvalError(f"{where}: question {name} occurs twice in this repeat")
             samples[name, repeat] = sample
             questions[index] = str(row.get("problem", name))
     settings = {"extractor": "boxed"}

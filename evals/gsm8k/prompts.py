@@ -96,7 +96,7 @@ PROFILES = {
             ("Question:", "</s>", "<|im_end|>"),
             256,
             "flexible",
-            "lm-eval's task gsm8k: 5 shots drawn from train anew for each question in file order with seed 1234, "
+            "lm-eval's task gsm8k: 5 shots drawn again from train for each question in file order with seed 1234, "
             "256 new tokens (the default of its API models); strict and flexible read the same text.",
         ),
         Profile(

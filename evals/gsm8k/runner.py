@@ -25,7 +25,7 @@ from evals.gsm8k.samples import ANSWER, SCORE, Header, Sample
 WHOLE_RUN = "(the whole run)"
 """Stands for a question in the error that spoils a run."""
 BREAKER = 3
-"""So many failures per place of the pool, one after another with no success between: the server is gone, not hiccuping.
+"""So many failures per place of the pool, one after another with no success between: the server is gone for good.
 Each has by then been tried ``attempts`` times. Stopping keeps the remaining questions out of errors.jsonl."""
 EVERY_S = 10.0
 

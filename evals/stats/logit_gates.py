@@ -59,7 +59,7 @@ def collected(scored: Sequence[Scored], names: dict[str, str]) -> Tokens:
 REBATCH_FACTOR = 0.5
 """How far the candidate may move when its batches are cut otherwise, over the model's own quantisation noise. A policy:
 a kernel whose rows do not know of each other moves by the environment's order of sums alone (measured 0.00004 in the
-embedded model, 0.02 in a 135M one), one whose scale spans the batch quantizes anew (0.7); the half lies between."""
+embedded model, 0.02 in a 135M one), one whose scale spans the batch quantizes again (0.7); the half lies between."""
 
 
 def rebatching(tokens: Tokens, seed: int) -> Gate:

@@ -91,7 +91,7 @@ def check(pairs: Sequence[TokenPair]) -> None:
         if not p.logprob_a:
             raise EvalError(f"question {p.question} has no scored token")
     if len({p.question for p in pairs}) != len(pairs):
-        raise EvalError("a question stands twice in the token-level scores")
+        raise EvalError("a question occurs twice in the token-level scores")
 
 
 def statistics(pairs: Sequence[TokenPair]) -> TokenStats:

@@ -127,7 +127,7 @@ def test_a_row_cannot_reach_outside_the_store(store: Store) -> None:
 def test_a_row_that_stands_twice_and_a_foreign_schema_are_reported(store: Store) -> None:
     value = json.loads((store.root / MANIFEST).read_bytes())
     twice = {**value, "goldens": [*value["goldens"], value["goldens"][0]]}
-    assert "stands there twice" in decode_manifest(json.dumps(twice).encode())[1][0]
+    assert "is there twice" in decode_manifest(json.dumps(twice).encode())[1][0]
     with pytest.raises(GoldenError, match="schema 2"):
         decode_manifest(json.dumps({**value, "schema": 2}).encode())
 

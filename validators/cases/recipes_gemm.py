@@ -379,7 +379,7 @@ RECIPES = (
     _recipe("random_bytes", "random", "codes decoded in the wrong format, NaN codes or subnormals", _random_bytes),
     _recipe("gaussian", "random", "scales, bias or slices of k missing; partial sums stored in 16 bits", _gaussian),
     _recipe("positive_mean", "adversarial", "truncating accumulators: a bias that grows with k", _positive_mean),
-    _recipe("outlier_channels", "adversarial", "small products lost beside large ones in one group", _outlier_channels),
+    _recipe("outlier_channels", "adversarial", "small products lost among large ones in one group", _outlier_channels),
     _recipe(
         "scale_ladder",
         "adversarial",

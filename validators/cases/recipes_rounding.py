@@ -174,7 +174,7 @@ RECIPES = (
         "midpoints",
         "adversarial",
         (ADD,),
-        "residual ties beside FP8 ties: a stored residual rounded away from even, a norm that reads the other sum",
+        "residual ties and FP8 ties at once: a stored residual rounded away from even, a norm that reads the other sum",
         values=_midpoints,
         gain=_unit_gain,
     ),

@@ -85,7 +85,7 @@ RECIPES = (
         "checkpoint_gain",
         "adversarial",
         (ADD,),
-        "a bound on the scale that nobody asked for, gains clamped or kept in too narrow a type",
+        "an upper bound on the scale that the op does not have, gains clamped or kept in too narrow a type",
         values=_massive_activations,
         gain=_checkpoint_gain,
     ),

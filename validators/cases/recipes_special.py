@@ -115,7 +115,7 @@ RECIPES = (
         "special",
         _BOTH,
         "NaN or Inf turned into ordinary codes, or spread to neighbouring rows",
-        needs_rows(7, "to keep ordinary rows beside the five that hold NaN or Inf"),
+        needs_rows(7, "to keep ordinary rows next to the five that hold NaN or Inf"),
         values=_nonfinite,
     ),
     NormRecipe(

@@ -77,7 +77,7 @@ def element_report(
     # A scale is the row's: any column of the row will do.
     cols = max(t.shape[-1] for t in tensors.values())
     if not (0 <= row < rows and 0 <= col < cols):
-        raise ElementError(f"({row}, {col}) lies outside the output, which has {rows} rows and {cols} columns")
+        raise ElementError(f"({row}, {col}) is outside the output, which has {rows} rows and {cols} columns")
     if inputs.op not in contract.ops:
         raise ElementError(f"contract {contract.name!r} does not belong to these inputs")
     text = Text([f"{chosen} of row {row}, column {col}, under contract {contract.name}"])
@@ -301,7 +301,7 @@ def _scale_lines(
 def _scale_words(ok: bool | None) -> str:
     if ok is None:
         return "the contract says nothing about this row"
-    return "the scale lies in its set" if ok else "the scale lies outside its set"
+    return "the scale is in its set" if ok else "the scale is outside its set"
 
 
 def _code_lines(text: Text, r: _Row, truth: ScaleTruth, t: float, low: float, high: float, *, cancels: bool) -> None:

@@ -135,7 +135,7 @@ def _verdict(text: Text, got: float, truth: GemmTruth, name: str, wide: bool) ->
     if value != value:
         text.verdict(got != got, "a NaN among the operands makes the output NaN")
     elif abs(low) == torch.inf or abs(high) == torch.inf:
-        text.verdict(None, f"the exact value lies beyond the range of {name}")
+        text.verdict(None, f"the exact value is beyond the range of {name}")
     elif low <= got <= high and wide:
         text.verdict(None, "inside a set that is as wide as an output, which says nothing about it")
     elif low <= got <= high:

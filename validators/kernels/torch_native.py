@@ -156,7 +156,7 @@ def kernels() -> list[Kernel]:
     On the CPU ``_scaled_mm`` takes every size, both formats, bf16/fp16/fp32 outputs and adds its bias in
     the epilogue. It multiplies the scales into the operands and not into the sum: torch 2.13 equals
     ``(a * a_scale) @ (b * b_scale).T`` in fp32 bit for bit, which leaves the contract ``fp32`` where a sum
-    cancels. On a GPU its accumulator is the matrix unit's: one admissible value an output on Hopper, whose unit is
+    cancels. On a GPU its accumulator is the matrix unit's: one admissible value per output on Hopper, whose unit is
     known bit for bit, and the contract ``unknown`` elsewhere.
     """
     return [

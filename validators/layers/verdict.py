@@ -177,7 +177,7 @@ def records(
     extra: dict[str, Any],
     of: int = 0,
 ) -> list[Record]:
-    """One record an op of a layer, in the order walked, then one of the trajectories.
+    """One record per op of a layer, in the order walked, then one of the trajectories.
 
     origin: op -> where its contract comes from. of: layers that the model has, walked or not. The walk's own bf16 norms
     are a check of the trajectories' record.

@@ -83,7 +83,7 @@ class Walk:
     """A walk of ``tokens`` int64 [T] through ``source`` with a fused and an unfused path.
 
     judge_unfused: also judge the linears of the unfused path, which runs the same GEMM kernel.
-    say: called with one line a layer. clock: where the time goes. unjudged: linears that are not quantized, as
+    say: called with one line per layer. clock: where the time goes. unjudged: linears that are not quantized, as
     ``Checkpoint.check`` names them; they run in bf16, their products in float64, and no kernel is judged on them.
     """
 

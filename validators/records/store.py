@@ -146,7 +146,7 @@ def _hints(kind: Any) -> dict[str, Any]:
 class Sink:
     """Appends records to ``directory/records-<host>-<pid>.jsonl``, synced to disk line by line.
 
-    The file is made with the first record, never over an existing one, and anew in a forked process,
+    The file is made with the first record, never over an existing one, and again in a forked process,
     so that no two processes ever write to the same file. The directory is made and tried at once: a
     run must not find out after its work that its records go nowhere. Raises StoreError.
     """

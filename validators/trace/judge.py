@@ -290,7 +290,7 @@ def command(parsed: argparse.Namespace) -> int:
         raise TraceError("a record names a kernel and an architecture, so --records needs --kernel and --arch.")
     taught = _taught(parsed.role)
     finding = judge(load(parsed.file, taught), expect, parsed.forbid, parsed.layers)
-    finding.lines += [f"note: told by --role, not found here: {wanted} is {role}" for role, wanted in taught]
+    finding.lines += [f"note: given by --role, not found here: {wanted} is {role}" for role, wanted in taught]
     print("\n".join(finding.lines))
     if parsed.records:
         with Sink(parsed.records) as sink:
@@ -319,7 +319,7 @@ def record_of(finding: Finding, parsed: argparse.Namespace) -> Record:
         word, colon, sentence = line.partition(": ")
         if colon and word in outcomes:
             checks.append(Check("launches", outcomes[word], sentence, "integrity"))
-        elif line.startswith("note: told by"):
+        elif line.startswith("note: given by"):
             checks.append(Check("roles", None, line.removeprefix("note: "), "integrity"))
     reasons = tuple(f"launches: {c.detail}" for c in checks if c.name == "launches" and c.ok is False)
     reasons = reasons or tuple(

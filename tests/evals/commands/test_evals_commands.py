@@ -116,7 +116,7 @@ BAD = [
     (["gsm8k", "compare", "--totals", "10/200", "10/100"], "over 200 and 100 questions", ""),
     (["gsm8k", "compare", "--totals", "190/200", "189/200"], "at least 0.0050 here", ""),
     ([*SEED_CASE[:-1], "nan"], "state a --discordance", ""),
-    ([*SEED_CASE, "a", "b"], "--totals stands alone", ""),
+    ([*SEED_CASE, "a", "b"], "--totals takes no other runs", ""),
     (["import", "helm", "f", "--out", "x"], "unknown harness 'helm'; known: lm-eval, sgl-eval", ""),
     (["import", "lm-eval", "nothing.jsonl", "--out", "x"], "cannot read nothing.jsonl", ""),
 ]

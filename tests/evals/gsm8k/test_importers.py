@@ -306,7 +306,7 @@ def test_files_that_are_none_of_sgl_evals(tmp_path: Path) -> None:
     with pytest.raises(EvalError, match=r"f.jsonl:1 is no sample of sgl-eval"):
         importers.sgl_eval(write(tmp_path / "f.jsonl", [{"id": "x"}]), arm="a")
     twice = [sgl_eval_row("gsm8k-1", "1", "1")] * 2
-    with pytest.raises(EvalError, match="stands twice in this repeat"):
+    with pytest.raises(EvalError, match="occurs twice in this repeat"):
         importers.sgl_eval(write(tmp_path / "f.jsonl", twice), arm="a")
     (tmp_path / "f.jsonl").write_text("{\n")
     with pytest.raises(EvalError, match=r"f.jsonl:1 is not JSON"):

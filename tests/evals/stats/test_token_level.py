@@ -167,7 +167,7 @@ def test_ragged_missing_and_mixed_input_is_one_sentence() -> None:
         tokens.statistics([replace(pairs[0], kl=pairs[0].kl[:-1])])
     with pytest.raises(EvalError, match="at least one question"):
         tokens.statistics([])
-    with pytest.raises(EvalError, match="stands twice"):
+    with pytest.raises(EvalError, match="occurs twice"):
         tokens.statistics([pairs[0], pairs[0]])
     with pytest.raises(EvalError, match="on other questions"):
         tokens.gates(pairs, None, ruler_of(pairs, pairs[:2]))

@@ -200,8 +200,8 @@ def test_the_cases_above_have_violations_of_every_output() -> None:
 @pytest.mark.parametrize(
     ("row", "col", "output", "contract", "sentence"),
     [
-        (4, 0, None, None, "(4, 0) lies outside the output, which has 4 rows and 40 columns"),
-        (0, -1, None, None, "(0, -1) lies outside the output, which has 4 rows and 40 columns"),
+        (4, 0, None, None, "(4, 0) is outside the output, which has 4 rows and 40 columns"),
+        (0, -1, None, None, "(0, -1) is outside the output, which has 4 rows and 40 columns"),
         (0, 0, "out", None, "this case has no output 'out'; known: codes, scale"),
         (0, 0, "residual_out", None, "this case has no output 'residual_out'; known: codes, scale"),
         (0, 0, None, "fp32", "contract 'fp32' does not belong to these inputs"),
@@ -236,7 +236,7 @@ def test_the_command_says_admissible_with_its_exit_code(capsys: pytest.CaptureFi
         (["nonsense", "--kernel", "emulated/eager", "--row", "0"], "is not a case id"),
         (
             ["per_token_quant-m4-n40-bf16-e4m3fn-gaussian-s0", "--kernel", "emulated/eager", "--row", "9"],
-            "lies outside",
+            "is outside",
         ),
         (["per_token_quant-m4-n40-bf16-e4m3fn-gaussian-s0", "--kernel", "nobody", "--row", "0"], "unknown kernel"),
         (["per_token_quant-m4-n40-bf16-e4m3fn-gaussian-s0", "--kernel", "emulated/eager"], "required: --row"),

@@ -40,7 +40,7 @@ def tiny(tmp_path: Path) -> Path:
 
 
 def change(directory: Path, made: dict[str, Tensor | None]) -> None:
-    """Write tensors anew, with new ones beside the first of the names; None takes one away."""
+    """Write the tensors again, with new ones next to the first of the names; None removes one."""
     index = json.loads((directory / INDEX).read_text())
     where = index["weight_map"]
     beside = where[next(name for name in made if name in where)]

@@ -158,7 +158,7 @@ def test_types_that_the_name_does_not_give_are_no_evidence(tmp_path: Path, capsy
     assert "--role fused=NAME" in out
     code, out, _ = run(capsys, path, "--layers", str(LAYERS), "--role", "fused=add_rmsnorm_quant_kernel")
     assert code == 0
-    assert "note: told by --role, not found here: add_rmsnorm_quant_kernel is fused" in out
+    assert "note: given by --role, not found here: add_rmsnorm_quant_kernel is fused" in out
     assert run(capsys, path, "--layers", str(LAYERS), "--role", "norm=add_rmsnorm_quant_kernel")[0] == 1
 
 

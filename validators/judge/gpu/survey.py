@@ -19,7 +19,7 @@ Surveyor = Callable[..., "Survey | None"]
 """``validators.judge.gpu.survey_triton.survey``, handed in so that the judgement imports no kernel library."""
 
 LEAST = 2**22
-"""Elements below which compiling a kernel would cost more than it saves."""
+"""Fewer elements than this are judged without the pass: compiling it would cost more time than it saves."""
 AGAIN = 64
 """Every so many surveys of a kind, one is held against the judgement without it again. A policy: it costs a tenth."""
 
