@@ -65,6 +65,11 @@ class Contract:
             kept = tuple((name, values) for name, values in self.unsettled if values[0] == getattr(self, name))
             object.__setattr__(self, "unsettled", kept)
 
+    @property
+    def floor(self) -> float:
+        """The amax below which the contract's scale is a constant; 0 without a floor."""
+        return 0.0
+
     def members(self: C) -> tuple[C, ...]:
         """The contracts with every field settled that this one stands for, its own values first."""
         if not self.unsettled:
@@ -142,6 +147,10 @@ class NormQuantContract(Contract):
     source: str = ""
     """Where the declaration comes from, for reports; ``reference.evidence`` has it field by field."""
     unsettled: tuple[tuple[str, tuple[object, ...]], ...] = ()
+
+    @property
+    def floor(self) -> float:
+        return max(self.amax_floor, 1.0 / self.scale_floor_divisor if self.scale_floor_divisor else 0.0)
 
     def qmax(self, fp8: str) -> float:
         """Value that a row's largest element is scaled to, for format ``"e4m3fn"`` or ``"e4m3fnuz"``."""

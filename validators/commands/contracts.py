@@ -13,7 +13,6 @@ from reference.contract import (
     GEMM_CONTRACTS,
     NORM_QUANT_CONTRACTS,
     Contract,
-    NormQuantContract,
     Reduction,
 )
 from reference.evidence import INHERITS, KINDS, OPEN, contract_of, declared, evidence_of
@@ -41,7 +40,7 @@ def text(value: object) -> str:
 
 
 def _values(contract: Contract, field: str) -> str:
-    sets = dict(contract.unsettled) if isinstance(contract, NormQuantContract) else {}
+    sets = dict(contract.unsettled)
     return " or ".join(f"`{text(v)}`" for v in sets.get(field, (getattr(contract, field),)))
 
 
@@ -52,7 +51,7 @@ def brief(op: str) -> Iterator[str]:
         kinds = Counter(e.kind for e in evidence_of(contract.name).values())
         if kinds:
             yield "    evidence: " + ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
-        if isinstance(contract, NormQuantContract) and contract.unsettled:
+        if contract.unsettled:
             sets = "; ".join(f"{f} {' or '.join(text(v) for v in values)}" for f, values in contract.unsettled)
             yield f"    unsettled: {sets}"
 
@@ -65,7 +64,7 @@ def _section(name: str) -> Iterator[str]:
     yield f"{contract.source}.{parent}"
     yield ""
     said = {*declared(contract), *evidence}
-    if isinstance(contract, NormQuantContract):
+    if contract.unsettled:
         said |= {field for field, _ in contract.unsettled}
     fields = [f.name for f in dataclasses.fields(contract) if f.name in said]
     if fields:

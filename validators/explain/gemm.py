@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -428,8 +429,7 @@ def explain_gemm(
 def _one_field(inputs: GemmInputs, contract: GemmContract, fits: Callable[[GemmContract], bool]) -> Change | None:
     """The declared contract with one other field, where that fits."""
     for change in nearby.changes(contract, nearby.alternatives(contract, inputs), 1):
-        assert isinstance(change.contract, GemmContract)
-        if fits(change.contract):
+        if fits(cast(GemmContract, change.contract)):
             return change
     return None
 

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from reference.contract import GEMM_CONTRACTS, NORM_QUANT_CONTRACTS, Contract, NormQuantContract, get_contract
+from reference.contract import NORM_QUANT_CONTRACTS, Contract, get_contract, presets
 from validators.calls import integrity
 from validators.calls.call import KernelFault, call, copy_outputs
 from validators.cases.case import Case
 from validators.cases.inputs import build
 from validators.cases.recipes import reasons_impossible
-from validators.cases.tensors import GemmInputs, GemmOutputs, Inputs, Outputs
+from validators.cases.tensors import Inputs, Outputs
 from validators.explain import nearby
-from validators.explain.bits import observations
-from validators.explain.nearby import AnyContract
-from validators.explain.units import match_shares, sentences
+from validators.explain.op import op_explained
 from validators.judge.compare import compare
 from validators.kernels.kernel import Kernel
 from validators.process import doing
 
 MOST_NEAR = 3
 """Changed presets that are named where no preset fits; the first is the one that is used."""
-LARGEST_FLOOR = max(nearby.floor_of(contract) for contract in NORM_QUANT_CONTRACTS.values())
+LARGEST_FLOOR = max(contract.floor for contract in NORM_QUANT_CONTRACTS.values())
 """Largest floor of amax that a preset declares, so that a source settles it: 1/512, vLLM's. Identification takes no
 larger one for a property. Whatever stores one scale for all rows fits a contract whose floor lies above them all."""
 
@@ -102,88 +102,82 @@ class IdentifyResult:
         return [*out, *self.units]
 
 
-def small_rows(op: str, *, rows: int, dtype: str, fp8: str, seed: int) -> Case:
-    """Rows of every size, asked of changed presets alone: they tell a floor from a rule for rows of zeros."""
-    return Case(op, rows, 512, "magnitude_ladder", dtype=dtype, fp8=fp8, seed=seed)
-
-
 def identification_cases(op: str, *, rows: int, dtype: str, fp8: str, seed: int) -> list[Case]:
-    """The cases that tell contracts apart: ordinary rows for the rounding points, zero rows for the floors."""
-    if op == "ptpc_gemm":
-        return [
-            Case(op, rows, 128, recipe, k=1024, dtype=dtype, fp8=fp8, seed=seed)
-            for recipe in ("gaussian", "positive_mean")
-        ]
-    names = ["gaussian", "zero_rows"]
-    return [
-        Case(op, rows, 5120 if name == "gaussian" else 512, name, dtype=dtype, fp8=fp8, seed=seed) for name in names
-    ]
+    """The cases that tell the contracts of ``op`` apart."""
+    asked = op_explained(op).cases
+    return [Case(op, rows, recipe=recipe, dtype=dtype, fp8=fp8, seed=seed, **shape) for recipe, shape in asked]
 
 
 def identify(
     kernel: Kernel, *, device: str = "cpu", rows: int = 64, seed: int = 0, dtype: str = "bf16", fp8: str = "e4m3fn"
 ) -> IdentifyResult:
     """Judge the kernel's outputs under every preset of its op. Raises ``KernelFault`` if the kernel fails."""
-    table: Mapping[str, AnyContract] = GEMM_CONTRACTS if kernel.op == "ptpc_gemm" else NORM_QUANT_CONTRACTS
+    explained, table = op_explained(kernel.op), presets(kernel.op)
     scenes: list[nearby.Scene] = []
-    used: list[str] = []
-    units: tuple[str, ...] = ()
+    used: list[Case] = []
     unstable = ""
     for case in identification_cases(kernel.op, rows=rows, dtype=dtype, fp8=fp8, seed=seed):
         if reasons_impossible(case) or kernel.unsupported(case):
             continue
         inputs, outputs, differing = _run(kernel, case, device)
-        used.append(case.id)
+        used.append(case)
         unstable = unstable or differing
-        if isinstance(inputs, GemmInputs) and case.recipe == "positive_mean":
-            assert isinstance(outputs, GemmOutputs)
-            # Positive data tells units apart best: on zero-mean data promoted partial sums are often exact.
-            units = sentences(match_shares(inputs, outputs))
         scenes.append(nearby.scene_of(inputs, outputs))
     if not used:
         raise KernelFault(f"{kernel.name} supports none of the cases that identification uses")
+    last = explained.cases[-1][0]
+    units = explained.units(inputs, outputs) if used[-1].recipe == last else ()
     candidates = [_candidate(scenes, contract) for contract in table.values()]
     candidates.sort(key=lambda c: (c.total, -c.judged, c.open))
-    near: list[Candidate] = []
-    refused: list[Candidate] = []
-    but_zeros: list[Candidate] = []
-    bits: tuple[str, ...] = ()
-    order = [table[c.contract] for c in candidates]
-    added: list[nearby.Scene] = []
+    result = IdentifyResult(kernel.name, tuple(candidates), tuple(case.id for case in used), units, unstable=unstable)
     # A preset without a rule for rows of zeros leaves them open, so that they cannot speak against it.
     silent = not candidates[0].total and candidates[0].judged < max(c.judged for c in candidates)
-    if isinstance(order[0], NormQuantContract) and (candidates[0].total or silent):
-        case = small_rows(kernel.op, rows=rows, dtype=dtype, fp8=fp8, seed=seed)
-        added = [] if kernel.unsupported(case) else [nearby.scene_of(*_run(kernel, case, device)[:2])]
-        silent = silent and bool(added) and nearby.admits(added, order[0]) is None
-    if isinstance(order[0], NormQuantContract) and (candidates[0].total or silent):
-        every = [*scenes, *added]
-        most = max(c.judged + nearby.outcome([s.whole for s in added], table[c.contract]).judged for c in candidates)
-        found = nearby.first_admitting(every, order, least=most)
-        if not found and not silent:
-            # A contract that leaves rows of zeros open would admit them whatever they hold, NaN included.
-            ordinary = [s for s, case in zip(scenes, used, strict=True) if Case.parse(case).recipe != "zero_rows"]
-            names = {c.name for c in order if ordinary and nearby.admits(ordinary, c)}
-            but_zeros = [c for c in candidates if c.contract in names]
-        if not found and not but_zeros and not silent:
-            found = nearby.first_admitting(every, order)
-        small = [change for change in found if nearby.floor_of(change.contract) <= LARGEST_FLOOR]
-        near = [_candidate(scenes, change.contract) for change in small[:MOST_NEAR]]
-        refused = [_candidate(scenes, change.contract) for change in found[:MOST_NEAR]] if not small else []
-        bits = (
-            () if near or refused or but_zeros or silent else observations([scene.whole for scene in scenes], order[0])
-        )
-    return IdentifyResult(
-        kernel.name,
-        tuple(candidates),
-        tuple(used),
-        units,
-        tuple(near),
-        bits,
-        tuple(refused),
-        tuple(but_zeros),
-        unstable,
-    )
+    if not explained.changes or not (candidates[0].total or silent):
+        return result
+    order = [table[c.contract] for c in candidates]
+    small = Case(kernel.op, rows, 512, explained.small, dtype=dtype, fp8=fp8, seed=seed) if explained.small else None
+    asked = small is not None and not kernel.unsupported(small)
+    added = [nearby.scene_of(*_run(kernel, small, device)[:2])] if small is not None and asked else []
+    silent = silent and bool(added) and nearby.admits(added, order[0]) is None
+    if not (candidates[0].total or silent):
+        return result
+    zeros = [case.recipe == explained.zeros for case in used]
+    return dataclasses.replace(result, **_changed(scenes, zeros, added, candidates, order, silent=silent))
+
+
+def _changed(
+    scenes: Sequence[nearby.Scene],
+    zeros: Sequence[bool],
+    added: Sequence[nearby.Scene],
+    candidates: Sequence[Candidate],
+    order: Sequence[Contract],
+    *,
+    silent: bool,
+) -> dict[str, Any]:
+    """What is found among presets with changed fields, by field of ``IdentifyResult``.
+
+    zeros: which scenes hold rows of zeros. added: scenes that presets were not asked about. order: the presets, in the
+    order of candidates. silent: the best preset admits all that it judges, and leaves rows open that others judge.
+    """
+    every = [*scenes, *added]
+    open_too = [nearby.outcome([s.whole for s in added], contract).judged for contract in order]
+    most = max(c.judged + more for c, more in zip(candidates, open_too, strict=True))
+    found = nearby.first_admitting(every, order, least=most)
+    but_zeros: list[Candidate] = []
+    if not found and not silent:
+        # A contract that leaves rows of zeros open would admit them whatever they hold, NaN included.
+        ordinary = [scene for scene, empty in zip(scenes, zeros, strict=True) if not empty]
+        names = {c.name for c in order if ordinary and nearby.admits(ordinary, c)}
+        but_zeros = [c for c in candidates if c.contract in names]
+    if not found and not but_zeros and not silent:
+        found = nearby.first_admitting(every, order)
+    small = [change for change in found if change.contract.floor <= LARGEST_FLOOR]
+    near = [_candidate(scenes, change.contract) for change in small[:MOST_NEAR]]
+    refused = [_candidate(scenes, change.contract) for change in found[:MOST_NEAR]] if not small else []
+    bits: tuple[str, ...] = ()
+    if not (near or refused or but_zeros or silent):
+        bits = op_explained(scenes[0].whole[0].op).bits([scene.whole for scene in scenes], order[0])
+    return {"near": tuple(near), "refused": tuple(refused), "but_zeros": tuple(but_zeros), "bits": bits}
 
 
 def _run(kernel: Kernel, case: Case, device: str) -> tuple[Inputs, Outputs, str]:
@@ -201,7 +195,7 @@ def _run(kernel: Kernel, case: Case, device: str) -> tuple[Inputs, Outputs, str]
     return inputs, outputs, integrity.describe_differences(integrity.same_bits(outputs, again))
 
 
-def _candidate(scenes: Sequence[nearby.Scene], contract: AnyContract) -> Candidate:
+def _candidate(scenes: Sequence[nearby.Scene], contract: Contract) -> Candidate:
     totals: dict[str, int] = {}
     judged = several = 0
     for scene in scenes:

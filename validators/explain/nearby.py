@@ -9,29 +9,18 @@ same judgement that gives verdicts, right elements included. Diagnosis and ident
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
-from typing import Any, NamedTuple, TypeVar, cast
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 
 from reference import notation
-from reference.contract import GEMM_CONTRACTS, NORM_QUANT_CONTRACTS, GemmContract, NormQuantContract
-from reference.formats import FloatFormat, format_of
-from reference.quantize import scale_of
-from validators.cases.tensors import (
-    GemmInputs,
-    Inputs,
-    NormQuantInputs,
-    NormQuantOutputs,
-    Outputs,
-    QuantInputs,
-    QuantOutputs,
-)
+from reference.contract import Contract, presets
+from validators.cases.tensors import Inputs, Outputs
+from validators.explain.op import op_explained
 from validators.judge.compare import admits_all, compare
 
-Contract = TypeVar("Contract", NormQuantContract, GemmContract)
-AnyContract = NormQuantContract | GemmContract
+SomeContract = TypeVar("SomeContract", bound=Contract)
 
 LOOSE = ("unspecified", "either", "any")
 """Values that say less than their field's others. A contract that says less admits more, so it explains nothing; only
@@ -45,7 +34,7 @@ SPLITS = (1, 2, 3, 4, 8)
 class Change(NamedTuple):
     """A contract, and the fields in which it differs from the one that was asked about."""
 
-    contract: AnyContract
+    contract: Contract
     fields: dict[str, object]
 
 
@@ -74,14 +63,14 @@ def scene_of(inputs: Inputs, outputs: Outputs, rows: Sequence[int] = ()) -> Scen
     return Scene((flat.take_rows(chosen), given.take_rows(chosen)), (flat, given))
 
 
-def outcome(scenes: Iterable[tuple[Inputs, Outputs]], contract: AnyContract) -> Outcome:
+def outcome(scenes: Iterable[tuple[Inputs, Outputs]], contract: Contract) -> Outcome:
     """The sum over the scenes."""
     found = [c for inputs, outputs in scenes for c in compare(inputs, outputs, contract)]
     judged = sum(c.judged for c in found)
     return Outcome(sum(c.violations for c in found), judged, judged - sum(c.single for c in found))
 
 
-def admits(scenes: Sequence[Scene], contract: AnyContract) -> Outcome | None:
+def admits(scenes: Sequence[Scene], contract: Contract) -> Outcome | None:
     """The outcome over all rows, or None if the contract does not admit every judged element."""
     for scene in scenes:
         if not admits_all(*scene.few, contract):
@@ -90,71 +79,28 @@ def admits(scenes: Sequence[Scene], contract: AnyContract) -> Outcome | None:
     return found if found.judged and not found.violations else None
 
 
-def preset_of(contract: Contract) -> Contract:
+def preset_of(contract: SomeContract) -> SomeContract:
     """The preset that the contract's name starts with; the contract itself where it is none of the closed list."""
-    table = GEMM_CONTRACTS if isinstance(contract, GemmContract) else NORM_QUANT_CONTRACTS
-    return cast(Contract, table.get(notation.split(contract.name)[0], contract))
+    return cast(SomeContract, presets(contract.ops[0]).get(notation.split(contract.name)[0], contract))
 
 
-def floor_of(contract: AnyContract) -> float:
-    """The amax below which the contract's scale is a constant; 0 without a floor."""
-    if not isinstance(contract, NormQuantContract):
-        return 0.0
-    divisor = contract.scale_floor_divisor
-    return max(contract.amax_floor, 1.0 / divisor if divisor else 0.0)
-
-
-def observed(scenes: Sequence[Scene], contract: AnyContract) -> dict[str, list[object]]:
-    """Numbers that the outputs themselves show: what the scales of the smallest rows would come from."""
-    if not isinstance(contract, NormQuantContract):
-        return {}
-    floors: dict[str, list[object]] = {"amax_floor": [], "zero_scale": [], "scale_floor_divisor": []}
-    for scene in scenes:
-        inputs, outputs = scene.whole
-        assert isinstance(inputs, NormQuantInputs | QuantInputs)
-        assert isinstance(outputs, NormQuantOutputs | QuantOutputs)
-        residual = inputs.residual if isinstance(inputs, NormQuantInputs) else None
-        total = inputs.x if residual is None else inputs.x + residual
-        scale = outputs.scale.reshape(-1).double().cpu()
-        empty = (total == 0).all(dim=-1).reshape(-1).cpu()
-        usable = scale.isfinite() & (scale > 0)
-        qmax = contract.qmax({torch.float8_e4m3fn: "e4m3fn", torch.float8_e4m3fnuz: "e4m3fnuz"}[inputs.fp8_dtype])
-        smallest = scale[usable].amin().reshape(1) if bool(usable.any()) else scale[:0]
-        for s in torch.cat((scale[empty & usable], smallest)).unique().tolist()[:4]:
-            floors["zero_scale"].append(s)
-            floors["amax_floor"] += _short(s * qmax, partial(_gives, contract, qmax, s, format_of(inputs.x.dtype)))
-            floors["scale_floor_divisor"] += _short(1.0 / (s * qmax), partial(_divides, qmax, s))
-    return floors
-
-
-def _divides(qmax: float, scale: float, divisor: float) -> bool:
-    return divisor > 0 and float(torch.tensor(1.0 / (qmax * divisor), dtype=torch.float32)) == scale
-
-
-def _gives(contract: NormQuantContract, qmax: float, scale: float, storage: FloatFormat, floor: float) -> bool:
-    amax = torch.tensor(floor, dtype=torch.float32).double()
-    bare = contract.replace(amax_floor=0.0, scale_floor_divisor=None, zero_scale=None)
-    rules = notation.literals(contract, "scale_rule")
-    return any(float(scale_of(amax, bare.replace(scale_rule=rule), qmax, storage)) == scale for rule in rules)
-
-
-def _short(value: float, right: Callable[[float], bool]) -> list[object]:
-    """The shortest decimal number near ``value`` that is right, or nothing; nobody writes a floor of many digits."""
-    for digits in range(1, 5):
-        text = float(f"{value:.{digits}g}")
-        if right(text):
-            return [text]
-    return []
+def _observed(scenes: Sequence[Scene], contract: Contract) -> dict[str, list[object]]:
+    """Numbers that the outputs of all scenes show, by field."""
+    found: dict[str, list[object]] = {}
+    for inputs, outputs in (scene.whole for scene in scenes):
+        for field, values in op_explained(inputs.op).observed(inputs, outputs, contract).items():
+            found.setdefault(field, []).extend(values)
+    return found
 
 
 def alternatives(
-    contract: AnyContract, inputs: Inputs, seen: Mapping[str, Sequence[object]] | None = None
+    contract: Contract, inputs: Inputs, seen: Mapping[str, Sequence[object]] | None = None
 ) -> dict[str, list[object]]:
-    """Field -> its other values, for the fields that can matter for these inputs. seen: of ``observed``."""
-    table: Mapping[str, Any] = GEMM_CONTRACTS if isinstance(contract, GemmContract) else NORM_QUANT_CONTRACTS
+    """Field -> its other values, for the fields that can matter for these inputs. seen: numbers that the outputs show."""
+    table = presets(contract.ops[0])
     found: dict[str, list[object]] = {}
     for field in notation.changeable(contract):
-        if field in _without_effect(contract, inputs):
+        if field in op_explained(inputs.op).without_effect(contract, inputs):
             continue
         values: list[object] = [*notation.literals(contract, field)]
         if field == "splits":
@@ -169,47 +115,30 @@ def alternatives(
     return found
 
 
-def _without_effect(contract: AnyContract, inputs: Inputs) -> set[str]:
-    """Fields that say nothing about these inputs."""
-    if isinstance(contract, GemmContract):
-        known = contract.accumulator not in ("fp32", "unknown")
-        without = {"scaling"} if known else {"splits", "scale_order"}
-        bias = isinstance(inputs, GemmInputs) and inputs.bias is not None
-        return without | (set() if bias else {"bias"})
-    without = {"nonfinite"}
-    if not isinstance(inputs, NormQuantInputs):
-        without |= {"round_after_normalize", "round_after_weight"}
-    if getattr(inputs, "residual", None) is None:
-        without |= {"norm_input", "residual_store"}
-    if getattr(inputs, "fp8_dtype", None) == torch.float8_e4m3fn:
-        without.add("fnuz_max")
-    return without
-
-
-def distance(first: AnyContract, second: AnyContract, inputs: Inputs) -> int:
+def distance(first: Contract, second: Contract, inputs: Inputs) -> int:
     """Fields that matter for these inputs and in which the two contracts differ."""
-    fields = set(notation.changeable(first)) - _without_effect(first, inputs)
+    fields = set(notation.changeable(first)) - op_explained(inputs.op).without_effect(first, inputs)
     return sum(getattr(first, f) != getattr(second, f) for f in fields)
 
 
-def changed(contract: Contract, fields: Mapping[str, object]) -> Contract:
+def changed(contract: SomeContract, fields: Mapping[str, object]) -> SomeContract:
     """``contract`` with other fields, named in the notation."""
     return notation.named(preset_of(contract), contract.replace(**fields))
 
 
-def changes(contract: AnyContract, options: Mapping[str, Sequence[object]], count: int) -> Iterator[Change]:
+def changes(contract: Contract, options: Mapping[str, Sequence[object]], count: int) -> Iterator[Change]:
     """Every contract that differs in ``count`` fields; options: of ``alternatives``."""
     for fields in itertools.combinations(options, count):
         if count > 1 and "denormals" in fields:
             continue
         for values in itertools.product(*(options[f] for f in fields)):
             new = dict(zip(fields, values, strict=True))
-            yield Change(changed(contract, new), new)  # type: ignore[type-var]
+            yield Change(changed(contract, new), new)
 
 
 def first_admitting(
     scenes: Sequence[Scene],
-    contracts: Sequence[AnyContract],
+    contracts: Sequence[Contract],
     *,
     least: int = 0,
     most_fields: int = 2,
@@ -224,9 +153,9 @@ def first_admitting(
         return []
     for count in range(1, most_fields + 1):
         found: list[tuple[tuple[int, ...], Change]] = []
-        tried = set[AnyContract]()
+        tried = set[Contract]()
         for place, contract in enumerate(contracts if count == 1 else contracts[:pairs_of]):
-            options = alternatives(contract, _widest(scenes), observed(scenes, contract))
+            options = alternatives(contract, _widest(scenes), _observed(scenes, contract))
             for change in changes(contract, options, count):
                 bare = change.contract.replace(name="", source="")
                 if bare in tried:
@@ -246,7 +175,7 @@ def _unusual(change: Change) -> tuple[int, int]:
 
     Of two descriptions of one arithmetic the usual one is better, and a floor of amax better than one of the scale.
     """
-    table: Mapping[str, Any] = GEMM_CONTRACTS if isinstance(change.contract, GemmContract) else NORM_QUANT_CONTRACTS
+    table = presets(change.contract.ops[0])
     order, listed = notation.changeable(change.contract), notation.literals
     unusual = [
         order.index(f)
@@ -301,9 +230,9 @@ def field_words(field: str, value: object) -> str:
     return f"{field}={text}"
 
 
-def title(contract: AnyContract) -> str:
+def title(contract: Contract) -> str:
     """``eager, but for an amax floor of 1e-10``; the name alone where it is a preset's."""
-    preset = preset_of(contract)  # type: ignore[type-var]
+    preset = preset_of(contract)
     differs = [f for f in notation.changeable(preset) if getattr(preset, f) != getattr(contract, f)]
     words = " and ".join(field_words(f, getattr(contract, f)) for f in differs)
     return f"{preset.name}, but for {words}" if words else preset.name

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from reference.formats import BF16, FP16, FloatFormat, decode, encode, format_of, round_fp32, round_to
-from validators.cases.tensors import NormQuantInputs
 from validators.explain.scene import Hypothesis, Scene, Stage
 
 _FRACTION = (1 << 52) - 1  # bits of a float64's fraction
@@ -42,7 +41,6 @@ def _amax_over(keep: Callable[[Scene], Tensor]) -> Stage:
 
 
 def _next_first(scene: Scene, mean: Tensor) -> Tensor:
-    assert isinstance(scene.inputs, NormQuantInputs)
     assert scene.inputs.residual is not None
     n = scene.n
     x, r = (v.reshape(-1, n)[:, 0].double() for v in (scene.inputs.x, scene.inputs.residual))
@@ -66,7 +64,6 @@ def _rms_outside(scene: Scene, rms: Tensor) -> Tensor:
 
 def _bytes_misread(scene: Scene, w: Tensor) -> Tensor:
     assert scene.weight is not None
-    assert isinstance(scene.inputs, NormQuantInputs)
     view = scene.weight.view(scene.inputs.x.dtype)[: scene.n].double()
     return view + 1.0 if scene.inputs.gemma else view
 
@@ -141,7 +138,6 @@ def _unclamped(scene: Scene, t: Tensor) -> Tensor:
 
 def _wrap(limit: int) -> Stage:
     def total(scene: Scene, value: Tensor) -> Tensor:
-        assert isinstance(scene.inputs, NormQuantInputs)
         n = scene.n
         rows = scene.rows % max(1, limit // n)
         x = scene.inputs.x.reshape(-1, n)[rows].double()
@@ -165,7 +161,6 @@ def _x_stride_ignored(scene: Scene, total: Tensor) -> Tensor:
 
 
 def _residual_with_x_stride(scene: Scene, total: Tensor) -> Tensor:
-    assert isinstance(scene.inputs, NormQuantInputs)
     assert scene.inputs.residual is not None
     return round_fp32(scene.x + _as_stride(scene, scene.inputs.residual, scene.inputs.x.stride(0)))
 
@@ -322,15 +317,13 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
         "gamma-not-plus-one",
         "the weight is taken without adding 1",
         {"w": lambda s, w: w - 1.0},
-        needs=lambda s: isinstance(s.inputs, NormQuantInputs) and s.inputs.gemma,
+        needs=lambda s: _norm(s) and s.inputs.gemma,
     ),
     Hypothesis(
         "gamma-offset-rounded",
         "1 + weight is rounded to the type of the weight",
         {"w": lambda s, w: w if s.weight is None else round_to(w, format_of(s.weight.dtype))},
-        needs=lambda s: (
-            isinstance(s.inputs, NormQuantInputs) and s.inputs.gemma and s.inputs.weight.dtype != torch.float32
-        ),
+        needs=lambda s: _norm(s) and s.inputs.gemma and s.inputs.weight.dtype != torch.float32,
     ),
     Hypothesis("gamma-dropped", "the weight is not applied", {"w": lambda s, w: torch.ones_like(w)}, needs=_norm),
     Hypothesis(

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,7 +54,7 @@ class Scene:
     scale: Tensor
     stored: Tensor | None
     quant_only: bool
-    inputs: NormQuantInputs | QuantInputs = field(repr=False)
+    inputs: Any = field(repr=False)
     scales_of_all: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)
 
     @property
@@ -157,7 +158,7 @@ def make_scene(
     n = inputs.x.shape[-1]
     device = inputs.x.device
     x = inputs.x.reshape(-1, n)
-    norm = inputs if isinstance(inputs, NormQuantInputs) else None
+    norm: Any = inputs if inputs.op == "add_rmsnorm_quant" else None
     w = torch.ones(n, dtype=torch.float64, device=device)
     if norm:
         w = (norm.weight.float() + 1.0).double() if norm.gemma else norm.weight.double()

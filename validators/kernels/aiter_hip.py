@@ -24,7 +24,6 @@ from validators.cases.case import Case
 from validators.cases.tensors import (
     GemmInputs,
     GemmOutputs,
-    Inputs,
     NormQuantInputs,
     NormQuantOutputs,
     Outputs,
@@ -132,9 +131,7 @@ def _gemma(inputs: NormQuantInputs) -> dict[str, bool]:
     return {"gemma_norm": True} if inputs.gemma else {}
 
 
-def _add_rmsnorm_quant(inputs: Inputs, buffers: Outputs) -> NormQuantOutputs:
-    assert isinstance(inputs, NormQuantInputs)
-    assert isinstance(buffers, NormQuantOutputs)
+def _add_rmsnorm_quant(inputs: NormQuantInputs, buffers: NormQuantOutputs) -> NormQuantOutputs:
     aiter = aiter_module()
     codes, scale, x = _flat(buffers.codes), _flat(buffers.scale), _flat(inputs.x)
     if inputs.residual is None:
@@ -155,8 +152,7 @@ def _add_rmsnorm_quant(inputs: Inputs, buffers: Outputs) -> NormQuantOutputs:
     return buffers
 
 
-def _unfused(inputs: Inputs, buffers: Outputs) -> NormQuantOutputs:
-    assert isinstance(inputs, NormQuantInputs)
+def _unfused(inputs: NormQuantInputs, buffers: Outputs) -> NormQuantOutputs:
     aiter = aiter_module()
     x = _flat(inputs.x)
     if inputs.residual is None:
@@ -171,8 +167,7 @@ def _unfused(inputs: Inputs, buffers: Outputs) -> NormQuantOutputs:
     return NormQuantOutputs(codes.view(shape), scale.view(*shape[:-1], 1), residual_out)
 
 
-def _per_token_quant_hip(inputs: Inputs, buffers: Outputs) -> QuantOutputs:
-    assert isinstance(inputs, QuantInputs)
+def _per_token_quant_hip(inputs: QuantInputs, buffers: Outputs) -> QuantOutputs:
     codes, scale = aiter_module().per_token_quant_hip(inputs.x, quant_dtype=inputs.fp8_dtype)
     return QuantOutputs(codes, scale)
 
@@ -199,8 +194,7 @@ def _shuffle(weight: torch.Tensor) -> torch.Tensor:
     return shuffled
 
 
-def _bpreshuffle(inputs: Inputs, buffers: Outputs) -> GemmOutputs:
-    assert isinstance(inputs, GemmInputs)
+def _bpreshuffle(inputs: GemmInputs, buffers: Outputs) -> GemmOutputs:
     out = aiter_module().gemm_a8w8_bpreshuffle(
         inputs.a, _shuffle(inputs.b), inputs.a_scale, inputs.b_scale, None, inputs.out_dtype
     )
@@ -208,8 +202,7 @@ def _bpreshuffle(inputs: Inputs, buffers: Outputs) -> GemmOutputs:
     return GemmOutputs(out if inputs.bias is None else out + inputs.bias)
 
 
-def _ck(inputs: Inputs, buffers: Outputs) -> GemmOutputs:
-    assert isinstance(inputs, GemmInputs)
+def _ck(inputs: GemmInputs, buffers: Outputs) -> GemmOutputs:
     out = aiter_module().gemm_a8w8_CK(inputs.a, inputs.b, inputs.a_scale, inputs.b_scale, inputs.bias, inputs.out_dtype)
     return GemmOutputs(out)
 

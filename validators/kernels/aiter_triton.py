@@ -29,7 +29,7 @@ import torch
 
 from validators import arch, toolchain
 from validators.cases.case import Case
-from validators.cases.tensors import Inputs, NormQuantInputs, NormQuantOutputs, Outputs
+from validators.cases.tensors import NormQuantInputs, NormQuantOutputs
 from validators.kernels.kernel import Kernel, KernelError
 
 PATH_VARIABLE = "AITER_TRITON_PATH"
@@ -181,9 +181,7 @@ def _launch_values(inputs: NormQuantInputs, outputs: NormQuantOutputs) -> dict[s
     }
 
 
-def _add_rmsnorm_quant(inputs: Inputs, buffers: Outputs) -> NormQuantOutputs:
-    assert isinstance(inputs, NormQuantInputs)
-    assert isinstance(buffers, NormQuantOutputs)
+def _add_rmsnorm_quant(inputs: NormQuantInputs, buffers: NormQuantOutputs) -> NormQuantOutputs:
     name = _WITHOUT_RESIDUAL if inputs.residual is None else _WITH_RESIDUAL
     path = find_file()
     kernel = getattr(load(path), name, None)

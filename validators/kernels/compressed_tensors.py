@@ -14,7 +14,7 @@ import torch
 
 from validators import arch
 from validators.cases.case import Case
-from validators.cases.tensors import Inputs, Outputs, QuantInputs, QuantOutputs
+from validators.cases.tensors import Outputs, QuantInputs, QuantOutputs
 from validators.kernels.kernel import Kernel
 
 
@@ -37,12 +37,11 @@ def _unsupported(case: Case) -> str | None:
     return "compressed-tensors quantizes to e4m3fn only" if case.fp8 != "e4m3fn" else None
 
 
-def _per_token(inputs: Inputs, buffers: Outputs) -> QuantOutputs:
+def _per_token(inputs: QuantInputs, buffers: Outputs) -> QuantOutputs:
     from compressed_tensors.quantization import QuantizationArgs
     from compressed_tensors.quantization.lifecycle.forward import quantize
     from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
 
-    assert isinstance(inputs, QuantInputs)
     x = inputs.x
     args = QuantizationArgs(num_bits=8, type="float", strategy="token", symmetric=True, dynamic=True)
     rows = x.reshape(1, -1, x.shape[-1])

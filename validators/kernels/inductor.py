@@ -36,7 +36,6 @@ import torch
 from validators import arch
 from validators.cases.case import Case
 from validators.cases.tensors import (
-    Inputs,
     NormQuantInputs,
     NormQuantOutputs,
     Outputs,
@@ -123,16 +122,14 @@ def _run(
         return compiled(x, *args, *constants)
 
 
-def _add_rmsnorm_quant(inputs: Inputs, buffers: Outputs, strict_casts: bool = False) -> NormQuantOutputs:
-    assert isinstance(inputs, NormQuantInputs)
+def _add_rmsnorm_quant(inputs: NormQuantInputs, buffers: Outputs, strict_casts: bool = False) -> NormQuantOutputs:
     qmax = torch.finfo(inputs.fp8_dtype).max
     tensors = (inputs.residual, inputs.weight)
     constants = (inputs.eps, inputs.gemma, inputs.fp8_dtype, qmax)
     return NormQuantOutputs(*_run(_fused, inputs.x, tensors, constants, strict_casts))
 
 
-def _per_token_quant(inputs: Inputs, buffers: Outputs) -> QuantOutputs:
-    assert isinstance(inputs, QuantInputs)
+def _per_token_quant(inputs: QuantInputs, buffers: Outputs) -> QuantOutputs:
     qmax = torch.finfo(inputs.fp8_dtype).max
     return QuantOutputs(*_run(_per_token, inputs.x, (), (inputs.fp8_dtype, qmax)))
 

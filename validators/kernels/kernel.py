@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from validators.cases.case import Case
-from validators.cases.tensors import Inputs, Outputs
+from validators.cases.tensors import Outputs
 
 
 class KernelError(RuntimeError):
@@ -43,9 +44,9 @@ class Kernel:
 
     name: ``provider/function``, e.g. ``aiter_hip/add_rmsnorm_quant``. op: one of ``OPS``. contract: name
     of the declared preset, or None (then it is identified from the outputs). call(inputs, buffers):
-    computes the op. ``buffers`` has poisoned and guarded output tensors of the right shape and dtype; a
-    kernel that writes in place (in_place=True) fills and returns them, any other ignores them and
-    returns its own tensors. unavailable(device) -> one sentence why the kernel cannot run at all on
+    computes the op; both are of the op's own types. ``buffers`` has poisoned and guarded output tensors of the right
+    shape and dtype; a kernel that writes in place (in_place=True) fills and returns them, any other ignores them
+    and returns its own tensors. unavailable(device) -> one sentence why the kernel cannot run at all on
     device "cpu" / "cuda" on this machine, or None. unsupported(case) -> one sentence why this case is
     outside what the kernel offers, or None: the one place where its limits are stated. versions() -> library
     versions for the record. source() -> {"sha256": of the kernel's own files together, "files": name -> sha256}, or {}
@@ -60,7 +61,7 @@ class Kernel:
     name: str
     op: str
     contract: str | None
-    call: Callable[[Inputs, Outputs], Outputs]
+    call: Callable[[Any, Any], Outputs]
     in_place: bool = False
     unavailable: Callable[[str], str | None] = _available
     unsupported: Callable[[Case], str | None] = _supports_everything

@@ -6,6 +6,7 @@ The parameter names are the protocol, and they say which op it is::
     f(out, input, residual_in, residual_out, scale, weight, epsilon)                    the same, in place
     f(x, fp8_dtype) -> (codes, scale)                                                   per_token_quant
     f(a, a_scale, b, b_scale, bias, out_dtype) -> out [M, N], with b (N, K)             ptpc_gemm
+    f(<fields of the op's inputs>) -> <its outputs>                                     any other op
 
 Further parameters need defaults. One named ``gemma`` or ``gemma_norm`` is passed True in gemma cases. Five
 attributes of the function may say more: ``contract`` (name of the declared preset; without it the
@@ -17,6 +18,7 @@ contract is identified from the outputs), ``devices`` (of "cpu" and "cuda"; both
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import importlib.util
@@ -34,19 +36,12 @@ import torch
 from reference.contract import get_contract
 from validators import arch
 from validators.cases.case import Case
-from validators.cases.tensors import (
-    GemmInputs,
-    GemmOutputs,
-    Inputs,
-    NormQuantInputs,
-    NormQuantOutputs,
-    Outputs,
-    QuantInputs,
-    QuantOutputs,
-)
+from validators.cases.op import op_named
+from validators.cases.tensors import Inputs, NormQuantInputs, NormQuantOutputs, Outputs
 from validators.kernels import source
 from validators.kernels.kernel import Kernel, KernelError
 from validators.kernels.plugin_words import COPY_RESIDUAL, clipped, in_residual, result_words, what_to_wrap
+from validators.words import OPS
 
 DEFAULT_SUPPORTS: dict[str, bool] = {
     "3d": False,
@@ -69,17 +64,22 @@ class _Protocol:
     in_place: bool = False
 
 
-_PROTOCOLS = (
-    _Protocol("add_rmsnorm_quant", ("x", "residual", "weight", "eps", "fp8_dtype")),
-    _Protocol(
-        "add_rmsnorm_quant",
-        ("out", "input", "residual_in", "residual_out", "scale", "weight", "epsilon"),
-        in_place=True,
-    ),
-    _Protocol("per_token_quant", ("x", "fp8_dtype")),
-    _Protocol("ptpc_gemm", ("a", "a_scale", "b", "b_scale", "bias", "out_dtype")),
-)
+_IN_PLACE = {"add_rmsnorm_quant": ("out", "input", "residual_in", "residual_out", "scale", "weight", "epsilon")}
+"""Parameters of the form that writes in place, by op."""
 
+
+def _protocols() -> tuple[_Protocol, ...]:
+    """Of each op the form that returns, whose parameters are the fields of its inputs, then the one in place."""
+    found: list[_Protocol] = []
+    for op in OPS:
+        required = [f.name for f in dataclasses.fields(op_named(op).inputs) if f.default is dataclasses.MISSING]
+        found.append(_Protocol(op, tuple(required)))
+        if op in _IN_PLACE:
+            found.append(_Protocol(op, _IN_PLACE[op], in_place=True))
+    return tuple(found)
+
+
+_PROTOCOLS = _protocols()
 
 _MOST_NAMED = 6
 """Functions of a file that a sentence names."""
@@ -107,7 +107,9 @@ def load(spec: str, op: str | None = None) -> Kernel:
         raise KernelError(f"{spec} computes {protocol.op} by its parameter names, not {op}")
     gemma = next((p for p in _GEMMA_PARAMETERS if p in inspect.signature(function).parameters), None)
     supports = _supports(spec, function, protocol, gemma)
-    call: Callable[[Inputs, Outputs], Outputs] = functools.partial(_CALLS[protocol], function, gemma)
+    call: Callable[[Inputs, Outputs], Outputs] = functools.partial(
+        _call_in_place if protocol.in_place else _call, function, gemma
+    )
     return Kernel(
         name=spec,
         op=protocol.op,
@@ -220,7 +222,7 @@ def _supports(spec: str, function: Callable[..., object], protocol: _Protocol, g
     if "3dstrided" not in declared:
         # Who takes both takes their combination, unless it says otherwise.
         supports["3dstrided"] = supports["3d"] and supports["strided"]
-    if supports["gemma"] and protocol.op == "add_rmsnorm_quant" and gemma is None:
+    if supports["gemma"] and op_named(protocol.op).norm and gemma is None:
         raise KernelError(f"{spec}.supports says gemma, but no parameter is named {' or '.join(_GEMMA_PARAMETERS)}")
     return supports
 
@@ -310,32 +312,30 @@ def _tensors(result: object, form: str, optional_last: bool = False) -> tuple[An
     return tuple(result)
 
 
-def _call_norm(
-    function: Callable[..., object], gemma: str | None, inputs: Inputs, buffers: Outputs
-) -> NormQuantOutputs:
-    assert isinstance(inputs, NormQuantInputs)
-    result = function(
-        x=inputs.x,
-        residual=inputs.residual,
-        weight=inputs.weight,
-        eps=inputs.eps,
-        fp8_dtype=inputs.fp8_dtype,
-        **_gemma(gemma, inputs),
-    )
-    if inputs.residual is not None and (sentence := in_residual(result, inputs.residual)):
+def _call(function: Callable[..., object], gemma: str | None, inputs: Inputs, buffers: Outputs) -> Outputs:
+    """A call of the form that returns: parameters are fields of the inputs, results are fields of the outputs."""
+    given = {f.name: getattr(inputs, f.name) for f in dataclasses.fields(inputs) if f.default is dataclasses.MISSING}
+    result = function(**given, **_gemma(gemma, inputs))
+    names, expected = [f.name for f in dataclasses.fields(inputs.OUTPUTS)], inputs.expected()
+    if len(names) == 1:
+        if not isinstance(result, torch.Tensor):
+            raise KernelError(f"the kernel returned {result_words(result)}, not the tensor {names[0]} [M, N]")
+        return inputs.outputs({names[0]: result})
+    residual = given.get("residual")
+    if residual is not None and (sentence := in_residual(result, residual)):
         raise KernelError(sentence, COPY_RESIDUAL)
-    codes, scale, residual_out = _tensors(result, "codes, scale, residual_out", optional_last=True)
-    if inputs.residual is not None and residual_out is None:
-        raise KernelError("the kernel returned None as residual_out although there was a residual")
+    optional = dataclasses.fields(inputs.OUTPUTS)[-1].default is None
+    values = dict(zip(names, _tensors(result, ", ".join(names), optional_last=optional), strict=True))
+    missing = [name for name in expected if values[name] is None]
+    if missing:
+        raise KernelError(f"the kernel returned None as {missing[0]} although there was a residual")
     # Without a residual there is nothing to judge: returning x itself is a common convention.
-    return NormQuantOutputs(codes, scale, None if inputs.residual is None else residual_out)
+    return inputs.outputs({name: values[name] for name in expected})
 
 
 def _call_in_place(
-    function: Callable[..., object], gemma: str | None, inputs: Inputs, buffers: Outputs
+    function: Callable[..., object], gemma: str | None, inputs: NormQuantInputs, buffers: NormQuantOutputs
 ) -> NormQuantOutputs:
-    assert isinstance(inputs, NormQuantInputs)
-    assert isinstance(buffers, NormQuantOutputs)
     function(
         out=buffers.codes,
         input=inputs.x,
@@ -349,32 +349,5 @@ def _call_in_place(
     return buffers
 
 
-def _gemma(parameter: str | None, inputs: NormQuantInputs) -> dict[str, bool]:
-    return {parameter: True} if parameter is not None and inputs.gemma else {}
-
-
-def _call_quant(function: Callable[..., object], gemma: str | None, inputs: Inputs, buffers: Outputs) -> QuantOutputs:
-    assert isinstance(inputs, QuantInputs)
-    result = function(x=inputs.x, fp8_dtype=inputs.fp8_dtype)
-    codes, scale = _tensors(result, "codes, scale")
-    return QuantOutputs(codes, scale)
-
-
-def _call_gemm(function: Callable[..., object], gemma: str | None, inputs: Inputs, buffers: Outputs) -> GemmOutputs:
-    assert isinstance(inputs, GemmInputs)
-    out = function(
-        a=inputs.a,
-        a_scale=inputs.a_scale,
-        b=inputs.b,
-        b_scale=inputs.b_scale,
-        bias=inputs.bias,
-        out_dtype=inputs.out_dtype,
-    )
-    if not isinstance(out, torch.Tensor):
-        raise KernelError(f"the kernel returned {result_words(out)}, not the tensor out [M, N]")
-    return GemmOutputs(out)
-
-
-_CALLS: dict[_Protocol, Callable[..., Outputs]] = dict(
-    zip(_PROTOCOLS, (_call_norm, _call_in_place, _call_quant, _call_gemm), strict=True)
-)
+def _gemma(parameter: str | None, inputs: Inputs) -> dict[str, bool]:
+    return {parameter: True} if parameter is not None and getattr(inputs, "gemma", False) else {}

@@ -31,7 +31,9 @@ def what_to_wrap(
     for name, parameters in forms:
         if op in (None, name):
             first.setdefault(name, parameters)
-    defs = " or ".join(f"def {_NAMES[name]}({', '.join(names)}): return kernel(...)" for name, names in first.items())
+    defs = " or ".join(
+        f"def {_NAMES.get(name, name)}({', '.join(names)}): return kernel(...)" for name, names in first.items()
+    )
     return f"{what}; parameter names are the protocol, so wrap it in a function that has them: {defs}"
 
 

@@ -27,7 +27,7 @@ import torch
 
 from validators import arch
 from validators.cases.case import Case
-from validators.cases.tensors import GemmInputs, GemmOutputs, Inputs, Outputs, QuantInputs, QuantOutputs
+from validators.cases.tensors import GemmInputs, GemmOutputs, Outputs, QuantInputs, QuantOutputs
 from validators.kernels import extension
 from validators.kernels.kernel import Kernel, KernelError
 
@@ -63,8 +63,7 @@ def _unavailable(op: str, device: str) -> str | None:
     return missing(op)
 
 
-def _per_token(inputs: Inputs, buffers: Outputs) -> QuantOutputs:
-    assert isinstance(inputs, QuantInputs)
+def _per_token(inputs: QuantInputs, buffers: Outputs) -> QuantOutputs:
     x = inputs.x
     codes = torch.empty(x.shape, dtype=inputs.fp8_dtype, device=x.device)
     scale = torch.empty((*x.shape[:-1], 1), dtype=torch.float32, device=x.device)
@@ -74,8 +73,7 @@ def _per_token(inputs: Inputs, buffers: Outputs) -> QuantOutputs:
     return QuantOutputs(codes, scale)
 
 
-def _scaled_mm(inputs: Inputs, buffers: Outputs) -> GemmOutputs:
-    assert isinstance(inputs, GemmInputs)
+def _scaled_mm(inputs: GemmInputs, buffers: Outputs) -> GemmOutputs:
     # The transposed view of (N, K) is the column-major (K, N) that the op wants.
     b = inputs.b.t()
     op = _op("fp8_scaled_mm")

@@ -15,7 +15,6 @@ from validators.cases.case import Case
 from validators.cases.tensors import (
     GemmInputs,
     GemmOutputs,
-    Inputs,
     NormQuantInputs,
     NormQuantOutputs,
     Outputs,
@@ -40,9 +39,7 @@ def _quantize(y: torch.Tensor, fp8_dtype: torch.dtype) -> tuple[torch.Tensor, to
     return codes, scale
 
 
-def _add_rmsnorm_quant(inputs: Inputs, buffers: Outputs) -> NormQuantOutputs:
-
-    assert isinstance(inputs, NormQuantInputs)
+def _add_rmsnorm_quant(inputs: NormQuantInputs, buffers: Outputs) -> NormQuantOutputs:
     storage = inputs.x.dtype
     hidden = inputs.x if inputs.residual is None else inputs.x + inputs.residual
     wide = hidden.float()
@@ -53,13 +50,11 @@ def _add_rmsnorm_quant(inputs: Inputs, buffers: Outputs) -> NormQuantOutputs:
     return NormQuantOutputs(codes, scale, None if inputs.residual is None else hidden)
 
 
-def _per_token_quant(inputs: Inputs, buffers: Outputs) -> QuantOutputs:
-    assert isinstance(inputs, QuantInputs)
+def _per_token_quant(inputs: QuantInputs, buffers: Outputs) -> QuantOutputs:
     return QuantOutputs(*_quantize(inputs.x, inputs.fp8_dtype))
 
 
-def _gemm(inputs: Inputs, buffers: Outputs) -> GemmOutputs:
-    assert isinstance(inputs, GemmInputs)
+def _gemm(inputs: GemmInputs, buffers: Outputs) -> GemmOutputs:
     # FP8 products are exact in fp32, and the scales multiply the finished sum.
     out = (inputs.a.float() @ inputs.b.float().t()) * inputs.a_scale * inputs.b_scale.reshape(1, -1)
     if inputs.bias is not None:
@@ -67,9 +62,7 @@ def _gemm(inputs: Inputs, buffers: Outputs) -> GemmOutputs:
     return GemmOutputs(out.to(inputs.out_dtype))
 
 
-def _scaled_mm(inputs: Inputs, use_fast_accum: bool) -> GemmOutputs:
-
-    assert isinstance(inputs, GemmInputs)
+def _scaled_mm(inputs: GemmInputs, use_fast_accum: bool) -> GemmOutputs:
     out = torch._scaled_mm(
         inputs.a,
         inputs.b.t(),
@@ -82,11 +75,11 @@ def _scaled_mm(inputs: Inputs, use_fast_accum: bool) -> GemmOutputs:
     return GemmOutputs(out)
 
 
-def _exact_accumulation(inputs: Inputs, buffers: Outputs) -> GemmOutputs:
+def _exact_accumulation(inputs: GemmInputs, buffers: Outputs) -> GemmOutputs:
     return _scaled_mm(inputs, use_fast_accum=False)
 
 
-def _fast_accumulation(inputs: Inputs, buffers: Outputs) -> GemmOutputs:
+def _fast_accumulation(inputs: GemmInputs, buffers: Outputs) -> GemmOutputs:
     return _scaled_mm(inputs, use_fast_accum=True)
 
 

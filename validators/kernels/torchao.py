@@ -11,7 +11,7 @@ import functools
 import importlib.util
 
 from validators import arch
-from validators.cases.tensors import Inputs, Outputs, QuantInputs, QuantOutputs
+from validators.cases.tensors import Outputs, QuantInputs, QuantOutputs
 from validators.kernels.kernel import Kernel
 
 
@@ -26,11 +26,10 @@ def _unavailable(device: str) -> str | None:
     return arch.no_gpu(device) if device != "cpu" else None
 
 
-def _per_token(inputs: Inputs, buffers: Outputs) -> QuantOutputs:
+def _per_token(inputs: QuantInputs, buffers: Outputs) -> QuantOutputs:
     from torchao.quantization import Float8Tensor, PerRow
     from torchao.quantization.quantize_.common import KernelPreference
 
-    assert isinstance(inputs, QuantInputs)
     made = Float8Tensor.from_hp(
         inputs.x, inputs.fp8_dtype, granularity=PerRow(), kernel_preference=KernelPreference.TORCH
     )

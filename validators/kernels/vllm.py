@@ -23,7 +23,6 @@ from validators.cases.case import Case
 from validators.cases.tensors import (
     GemmInputs,
     GemmOutputs,
-    Inputs,
     NormQuantInputs,
     NormQuantOutputs,
     Outputs,
@@ -73,8 +72,7 @@ def _outputs(x: torch.Tensor, fp8_dtype: torch.dtype) -> tuple[torch.Tensor, tor
     return codes, torch.empty((*x.shape[:-1], 1), dtype=torch.float32, device=x.device)
 
 
-def _rms_norm(inputs: Inputs, buffers: Outputs) -> NormQuantOutputs:
-    assert isinstance(inputs, NormQuantInputs)
+def _rms_norm(inputs: NormQuantInputs, buffers: Outputs) -> NormQuantOutputs:
     codes, scale = _outputs(inputs.x, inputs.fp8_dtype)
     # The op overwrites the residual with the sum; the copy keeps the inputs as they were.
     residual = None if inputs.residual is None else inputs.residual.clone(memory_format=torch.contiguous_format)
@@ -83,15 +81,13 @@ def _rms_norm(inputs: Inputs, buffers: Outputs) -> NormQuantOutputs:
     return NormQuantOutputs(codes, scale, residual)
 
 
-def _per_token(inputs: Inputs, buffers: Outputs) -> QuantOutputs:
-    assert isinstance(inputs, QuantInputs)
+def _per_token(inputs: QuantInputs, buffers: Outputs) -> QuantOutputs:
     codes, scale = _outputs(inputs.x, inputs.fp8_dtype)
     _op("dynamic_per_token_scaled_fp8_quant")(codes, inputs.x, scale, None)
     return QuantOutputs(codes, scale)
 
 
-def _scaled_mm(inputs: Inputs, buffers: Outputs) -> GemmOutputs:
-    assert isinstance(inputs, GemmInputs)
+def _scaled_mm(inputs: GemmInputs, buffers: Outputs) -> GemmOutputs:
     shape = (inputs.a.shape[0], inputs.b.shape[0])
     out = torch.empty(shape, dtype=inputs.out_dtype, device=inputs.a.device)
     # The transposed view of (N, K) is the column-major (K, N) that the op wants.

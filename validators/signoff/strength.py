@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from reference.contract import NormQuantContract, get_contract
+from reference.contract import Contract, get_contract
 from validators.cases.case import Case, CaseError
 from validators.records.record import Record, Status
 
@@ -145,13 +145,12 @@ def caught_by(cases: Iterable[Case], table: Table) -> frozenset[str]:
 
 def not_defects(op: str, contract: str | None, table: Table) -> frozenset[str]:
     """Ids of the table's defects that contract ``contract`` declares as its arithmetic."""
-    if op == "ptpc_gemm" or contract is None:
+    if contract is None:
         return frozenset()
     try:
         declared = get_contract(op, contract)
     except KeyError:
         return frozenset()
-    assert isinstance(declared, NormQuantContract)
     return frozenset(
         identity
         for identity, fields in DECLARED.items()
@@ -159,7 +158,7 @@ def not_defects(op: str, contract: str | None, table: Table) -> frozenset[str]:
     )
 
 
-def _declares(contract: NormQuantContract, field: str, value: object) -> bool:
+def _declares(contract: Contract, field: str, value: object) -> bool:
     """Whether the contract has the value; one that truncates in bf16 alone truncates where the defects are measured."""
     own = getattr(contract, field)
     return own == value or (value == "truncate" and own == "truncate_bf16")

@@ -1,0 +1,164 @@
+"""What explains the outputs of the norm and of the per-token quantizer: hypotheses on a scene, and numbers of floors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+
+from reference import notation
+from reference.contract import NormQuantContract
+from reference.formats import FloatFormat, format_of
+from reference.quantize import scale_of
+from validators.cases.tensors import Inputs, NormQuantInputs, NormQuantOutputs, Outputs, QuantInputs, QuantOutputs
+from validators.explain import nearby
+from validators.explain import scene as explain_scene
+from validators.explain.bits import observations
+from validators.explain.norm import HYPOTHESES
+from validators.explain.op import Asked, Diagnosis
+from validators.explain.search import MOST_DEFECTS, named_change, search
+from validators.judge.compare import compare
+from validators.records.record import Explanation
+from validators.records.wording import LEAST, MOST, vanishes
+
+
+def diagnose_rows(asked: Asked) -> Diagnosis:
+    """What would explain the violations of the norm or the quantizer."""
+    inputs, outputs, contract, _, _ = asked
+    whole = inputs.flat(), outputs.flat()
+    return search(
+        asked,
+        lambda rows: _defects(asked, rows),
+        lambda change: _change_words(change, asked),
+        lambda: observations([whole], contract),
+    )
+
+
+def _change_words(change: nearby.Change, asked: Asked) -> Explanation | None:
+    """``no-amax-floor: every violation vanishes if amax has no floor (contract eager+amax_floor=0)``."""
+    if change.fields == {"round_quotient": True}:
+        storage = format_of(asked.inputs.x.dtype).name
+        return named_change(change, f"codes-through-{storage}", f"y/s is rounded to {storage} before FP8")
+    for hypothesis in HYPOTHESES:
+        differs = {f: v for f, v in hypothesis.contract.items() if getattr(asked.contract, f) != v}
+        if not hypothesis.stages and differs == change.fields:
+            return named_change(change, hypothesis.slug, hypothesis.sentence)
+    return None
+
+
+def _defects(asked: Asked, rows: list[int]) -> list[Explanation]:
+    """Hypotheses that nothing contradicts, best first; of kind "field" where they change fields of the contract alone."""
+    inputs, outputs, contract, failing, _ = asked
+    scene = explain_scene.make_scene(inputs, outputs, torch.tensor(rows, device=inputs.device), contract)
+    widths = explain_scene.tolerances(scene, contract)
+    nominal = explain_scene.predict(scene, contract, {})
+    base = explain_scene.met(scene, nominal, widths)
+    noise = _noise(inputs, outputs, contract, rows, base)
+    scored = []
+    for position, hypothesis in enumerate(HYPOTHESES):
+        if not hypothesis.needs(scene):
+            continue
+        changed = contract.replace(**hypothesis.contract)
+        if hypothesis.contract and changed == contract:
+            continue
+        try:
+            prediction = explain_scene.predict(scene, changed, hypothesis.stages)
+            found = explain_scene.met(scene, prediction, widths)
+        except (RuntimeError, IndexError):  # a layout that this hypothesis cannot describe
+            continue
+        share, broken = _score(base, found, failing)
+        if share > LEAST:
+            far = explain_scene.scale_distance(scene, prediction)
+            scored.append(((share, -broken, -far, -position), hypothesis, changed, prediction, found))
+    # Among hypotheses that meet the same violations, the one whose scales lie nearest comes first.
+    scored.sort(key=lambda s: s[0], reverse=True)
+    kept: list[Explanation] = []
+    for (share, *_), hypothesis, changed, prediction, found in scored:
+        wide = explain_scene.wide_tolerances(scene, changed, hypothesis.stages)
+        if not _contradicted(base, found, explain_scene.met(scene, prediction, wide), noise):
+            kind = "defect" if hypothesis.stages else "field"
+            kept.append(vanishes(hypothesis.slug, hypothesis.sentence, share, kind=kind))
+        if len(kept) == MOST_DEFECTS:
+            break
+    return kept
+
+
+def _noise(
+    inputs: Inputs, outputs: Outputs, contract: NormQuantContract, rows: list[int], met: dict[str, torch.Tensor]
+) -> dict[str, int]:
+    """Right elements of the rows, by output, that even the contract's own nominal values miss: rounding noise."""
+    flat, given = inputs.flat(), outputs.flat()
+    part = flat.take_rows(rows), given.take_rows(rows)
+    wrong = {c.output: c.violations for c in compare(*part, contract)}
+    return {output: max(0, int((~hit).sum()) - wrong.get(output, 0)) for output, hit in met.items()}
+
+
+def _contradicted(
+    base: dict[str, torch.Tensor], found: dict[str, torch.Tensor], wide: dict[str, torch.Tensor], noise: dict[str, int]
+) -> bool:
+    """Whether elements that the contract gives right speak against a hypothesis: more than noise can, and more than
+    one to twenty that it explains (the other side of ``MOST``)."""
+    for output, was in base.items():
+        against, explained = int((was & ~wide[output]).sum()), int((found[output] & ~was).sum())
+        if against > max(2 * noise[output], (1 - MOST) * explained):
+            return True
+    return False
+
+
+def _score(
+    base: dict[str, torch.Tensor], found: dict[str, torch.Tensor], failing: Sequence[str]
+) -> tuple[float, float]:
+    """(share of what the contract misses that the hypothesis meets, share of what it met that the hypothesis breaks).
+
+    The first is the smallest over the failing outputs, less what it breaks anywhere.
+    """
+    shares, broken = [], 0.0
+    for output, was in base.items():
+        now = found[output]
+        missed, kept = int((~was).sum()), int(was.sum())
+        if output in failing and missed:
+            shares.append(float((now & ~was).sum()) / missed)
+        if kept:
+            broken = max(broken, float((was & ~now).sum()) / kept)
+    share = min(shares) if shares else 0.0
+    return round(max(0.0, share - broken), 3), round(broken, 4)
+
+
+def observed(
+    inputs: NormQuantInputs | QuantInputs, outputs: NormQuantOutputs | QuantOutputs, contract: NormQuantContract
+) -> dict[str, list[object]]:
+    """Numbers that the outputs themselves show: what the scales of the smallest rows would come from."""
+    floors: dict[str, list[object]] = {"amax_floor": [], "zero_scale": [], "scale_floor_divisor": []}
+    residual = getattr(inputs, "residual", None)
+    total = inputs.x if residual is None else inputs.x + residual
+    scale = outputs.scale.reshape(-1).double().cpu()
+    empty = (total == 0).all(dim=-1).reshape(-1).cpu()
+    usable = scale.isfinite() & (scale > 0)
+    qmax = contract.qmax(format_of(inputs.fp8_dtype).name)
+    smallest = scale[usable].amin().reshape(1) if bool(usable.any()) else scale[:0]
+    for s in torch.cat((scale[empty & usable], smallest)).unique().tolist()[:4]:
+        floors["zero_scale"].append(s)
+        floors["amax_floor"] += _short(s * qmax, partial(_gives, contract, qmax, s, format_of(inputs.x.dtype)))
+        floors["scale_floor_divisor"] += _short(1.0 / (s * qmax), partial(_divides, qmax, s))
+    return floors
+
+
+def _divides(qmax: float, scale: float, divisor: float) -> bool:
+    return divisor > 0 and float(torch.tensor(1.0 / (qmax * divisor), dtype=torch.float32)) == scale
+
+
+def _gives(contract: NormQuantContract, qmax: float, scale: float, storage: FloatFormat, floor: float) -> bool:
+    amax = torch.tensor(floor, dtype=torch.float32).double()
+    bare = contract.replace(amax_floor=0.0, scale_floor_divisor=None, zero_scale=None)
+    rules = notation.literals(contract, "scale_rule")
+    return any(float(scale_of(amax, bare.replace(scale_rule=rule), qmax, storage)) == scale for rule in rules)
+
+
+def _short(value: float, right: Callable[[float], bool]) -> list[object]:
+    """The shortest decimal number near ``value`` that is right, or nothing; nobody writes a floor of many digits."""
+    for digits in range(1, 5):
+        text = float(f"{value:.{digits}g}")
+        if right(text):
+            return [text]
+    return []
