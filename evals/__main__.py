@@ -19,7 +19,7 @@ from validators.process.guard import guarded
 from validators.process.supervise import supervised
 
 COMMANDS = {
-    "gsm8k run": ("evals.gsm8k.runner", "ask an OpenAI-compatible server the questions, resumably"),
+    "gsm8k run": ("evals.commands.run", "ask an OpenAI-compatible server the questions, resumably"),
     "gsm8k compare": ("evals.commands.compare", "the verdict on two runs, or on two totals"),
     "import": ("evals.commands.importing", "another harness's samples as a run"),
     "parity": ("evals.commands.parity", "the embedded model on two kernels: run both arms and judge"),

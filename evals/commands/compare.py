@@ -10,14 +10,19 @@ import shlex
 import sys
 from pathlib import Path
 
-from evals.commands import places, report
+from evals.commands import report
+from evals.commands.record import Subject, record
 from evals.errors import EvalError
 from evals.gsm8k import store
 from evals.gsm8k.answers import find_extractor
 from evals.gsm8k.samples import TokenPair
-from evals.stats import tokens as token_level
+from evals.stats import tokens
 from evals.stats.pairing import check_headers
-from evals.stats.parity import POLICIES, Parity, Policy, Verdict, decide, decide_totals, find_policy
+from evals.stats.parity import Parity, decide, decide_totals
+from evals.stats.policy import POLICIES, Policy, Verdict, find_policy
+from evals.stats.token_gates import TokenLevel, Yardstick
+from validators.records import files
+from validators.records.store import Sink
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +31,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--totals", nargs=2, metavar="RIGHT/ALL", help="two totals in place of runs: 1250/1319 1244/1319"
     )
     parser.add_argument("--discordance", type=float, metavar="SHARE", help="with --totals: share of changed questions")
-    parser.add_argument("--again", metavar="RUN", help="the baseline's own re-run, the noise floor")
+    parser.add_argument("--rerun", metavar="RUN", help="the baseline's own re-run, the noise floor")
     parser.add_argument("--yardstick", metavar="RUN", help="a higher-precision arm, for the token level")
     parser.add_argument("--any-model", action="store_true", help="the arms may serve models of different names")
     parser.add_argument("--aa", action="store_true", help="the two runs are the same arm twice, on purpose")
@@ -79,11 +84,11 @@ def command(options: argparse.Namespace) -> int:
     """0 for PARITY, 1 for REGRESSION and INCONCLUSIVE; EvalError where there can be no verdict."""
     policy = policy_of(options)
     if options.json and options.json != "-":
-        places.check_file(options.json)
+        files.check_file(options.json)
     if options.records:
-        places.check_folder(options.records)
+        files.check_folder(options.records)
     if options.totals:
-        if options.runs or options.again or options.yardstick or options.records:
+        if options.runs or options.rerun or options.yardstick or options.records:
             raise EvalError("--totals takes no other runs: totals hold no answers to compare or to record")
         return show(_totals(options, policy), options.json)
     if options.discordance is not None:
@@ -91,26 +96,28 @@ def command(options: argparse.Namespace) -> int:
     if len(options.runs) != 2:
         raise EvalError("name two run directories, baseline and candidate, or two --totals")
     _check_paths(options)
-    a, b = (store.read(run) for run in options.runs)
-    again = store.read(options.again) if options.again else None
-    ruler = store.read(options.yardstick) if options.yardstick else None
-    for run in (a, b, again, ruler):
+    return _compare(options, policy)
+
+
+def _compare(options: argparse.Namespace, policy: Policy) -> int:
+    baseline, candidate = (store.read(run) for run in options.runs)
+    rerun = store.read(options.rerun) if options.rerun else None
+    yardstick = store.read(options.yardstick) if options.yardstick else None
+    for run in (baseline, candidate, rerun, yardstick):
         if run is not None:
             _check_scores(run, policy)
-    if again is not None:
-        check_headers(a.header, again.header, any_model=policy.any_model, same_arm=True)
+    if rerun is not None:
+        check_headers(baseline.header, rerun.header, any_model=policy.any_model, same_arm=True)
     verdict = decide(
-        a.everything,
-        b.everything,
-        again=again.everything if again else None,
-        tokens=_pairs(a, b, "candidate"),
-        noise=_pairs(a, again, "re-run"),
-        yardstick=_yardstick(ruler, a, b),
+        baseline.everything,
+        candidate.everything,
+        rerun=rerun.everything if rerun else None,
+        tokens=_token_level(baseline, candidate, rerun, yardstick),
         policy=policy,
-        headers=(a.header, b.header),
+        headers=(baseline.header, candidate.header),
     )
     if options.records:
-        _record(verdict, a, b, options)
+        _record(verdict, baseline, candidate, options)
     return show(verdict, options.json)
 
 
@@ -121,13 +128,13 @@ def show(parity: Parity, json_file: str | None) -> int:
     else:
         sys.stdout.write(report.text(parity))
         if json_file:
-            places.write_file(json_file, report.as_json(parity))
+            files.write_whole(json_file, report.as_json(parity))
     return 0 if parity.verdict is Verdict.PARITY else 1
 
 
 def _check_paths(options: argparse.Namespace) -> None:
     """EvalError where one directory stands for two runs, which would agree with itself."""
-    named = [("baseline", options.runs[0]), ("re-run", options.again), ("yardstick", options.yardstick)]
+    named = [("baseline", options.runs[0]), ("re-run", options.rerun), ("yardstick", options.yardstick)]
     named += [] if options.aa else [("candidate", options.runs[1])]
     seen: dict[Path, str] = {}
     for name, run in named:
@@ -154,18 +161,28 @@ def _check_scores(run: store.Run, policy: Policy) -> None:
         )
 
 
-def _pairs(a: store.Run, b: store.Run | None, name: str) -> list[TokenPair] | None:
-    if b is None or not (a.tokens or b.tokens):
+def _token_level(
+    baseline: store.Run, candidate: store.Run, rerun: store.Run | None, yardstick: store.Run | None
+) -> TokenLevel | None:
+    """The scores of the gold solutions; None where neither arm has any."""
+    pairs = _pairs(baseline, candidate, "candidate")
+    noise = None if rerun is None else _pairs(baseline, rerun, "re-run")
+    measured = yardstick is not None and _pairs(baseline, yardstick, "yardstick") is not None
+    if pairs is None:
+        return None
+    if yardstick is None or not measured:
+        return TokenLevel(pairs, noise)
+    own = (tokens.pairs(yardstick.tokens, arm.tokens) for arm in (baseline, candidate))
+    return TokenLevel(pairs, noise, Yardstick(*own))
+
+
+def _pairs(a: store.Run, b: store.Run, name: str) -> list[TokenPair] | None:
+    """name: of ``b``, for the sentence of the error."""
+    if not (a.tokens or b.tokens):
         return None
     if not a.tokens or not b.tokens:
         raise EvalError(f"only the {'baseline' if a.tokens else name} has token scores: score both, or neither")
-    return token_level.pairs(a.tokens, b.tokens)
-
-
-def _yardstick(ruler: store.Run | None, a: store.Run, b: store.Run) -> token_level.Yardstick | None:
-    if ruler is None or _pairs(a, ruler, "yardstick") is None:
-        return None
-    return token_level.Yardstick(*(token_level.pairs(ruler.tokens, arm.tokens) for arm in (a, b)))
+    return tokens.pairs(a.tokens, b.tokens)
 
 
 def _totals(options: argparse.Namespace, policy: Policy) -> Parity:
@@ -183,24 +200,23 @@ def _totals(options: argparse.Namespace, policy: Policy) -> Parity:
     return decide_totals(a, b, n, options.discordance, policy)
 
 
-def _record(parity: Parity, a: store.Run, b: store.Run, options: argparse.Namespace) -> None:
-    from evals.commands.record import record, write
-
-    kernel = options.kernel or b.header.kernels.get("add_rmsnorm_quant")
+def _record(parity: Parity, baseline: store.Run, candidate: store.Run, options: argparse.Namespace) -> None:
+    header = candidate.header
+    kernel = options.kernel or header.kernels.get("add_rmsnorm_quant")
     if not kernel:
         raise EvalError("the candidate's run names no kernel of add_rmsnorm_quant: say with --kernel whose claim it is")
-    about = b.header.provenance
-    line = f"python -m evals gsm8k compare {shlex.join([str(a.path), str(b.path)])} --margin {options.margin:g}"
-    made = record(
-        parity,
+    about = header.provenance
+    runs = shlex.join([str(baseline.path), str(candidate.path)])
+    subject = Subject(
         kernel=kernel,
-        model=b.header.model,
-        seed=b.header.seed,
+        model=header.model,
+        seed=header.seed,
         device=str(about.get("device", "unknown")),
         arch=str(about.get("arch", "unknown")),
         emulated=bool(about.get("emulated", False)),
-        reproduce=line,
-        provenance={"arms": [a.header.arm, b.header.arm], "profile": b.header.profile},
-        kernels=b.header.kernels,
+        reproduce=f"python -m evals gsm8k compare {runs} --margin {options.margin:g}",
+        provenance={"arms": [baseline.header.arm, header.arm], "profile": header.profile},
+        kernels=header.kernels,
     )
-    write(made, options.records)
+    with Sink(options.records) as sink:
+        sink.write(record(parity, subject))

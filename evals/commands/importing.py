@@ -15,16 +15,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("harness", metavar="|".join(READERS), help="whose file it is")
     parser.add_argument("file", help="samples_*.jsonl, output-rs*.jsonl, or a folder that holds them")
     parser.add_argument("--out", required=True, metavar="RUN", help="run directory to write")
-    parser.add_argument("--arm", help="name of the arm (default: the run directory's name)")
+    parser.add_argument("--name", help="what this arm is called (default: the run directory's name)")
     parser.add_argument("--model", default="unknown", help="the model that answered; the files do not say")
-    parser.add_argument("--norm-kernel", metavar="NAME", help="kernel of add_rmsnorm_quant that it was served with")
+    parser.add_argument("--kernel", metavar="NAME", help="kernel of add_rmsnorm_quant that it was served with")
 
 
 def command(options: argparse.Namespace) -> int:
     if options.harness not in READERS:
         raise EvalError(f"unknown harness {options.harness!r}; known: {', '.join(READERS)}")
-    arm = options.arm or options.out.rstrip("/").rsplit("/", 1)[-1]
-    kernels = {"add_rmsnorm_quant": options.norm_kernel} if options.norm_kernel else {}
+    arm = options.name or options.out.rstrip("/").rsplit("/", 1)[-1]
+    kernels = {"add_rmsnorm_quant": options.kernel} if options.kernel else {}
     found = READERS[options.harness](options.file, arm=arm, model=options.model, kernels=kernels)
     if (Path(options.out) / store.HEADER).exists():
         raise EvalError(f"{options.out} holds a run already; take a new directory")

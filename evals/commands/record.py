@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from evals.errors import EvalError
 from evals.stats.gate import Gate
-from evals.stats.parity import Parity, Verdict
+from evals.stats.parity import Parity
+from evals.stats.policy import Verdict
 from validators.records.record import Check, Explanation, Record, Status
+from validators.records.store import provenance
 
 OP = "gsm8k_parity"
 LANE = "parity"
@@ -26,50 +28,52 @@ def case_name(model: str, parity: Parity, seed: int) -> str:
     return f"parity-{stem}-n{parity.questions}-margin{100 * parity.policy.margin:g}-s{seed}"
 
 
-def record(
-    parity: Parity,
-    *,
-    kernel: str,
-    model: str,
-    seed: int = 0,
-    device: str = "unknown",
-    arch: str = "unknown",
-    contract: str | None = None,
-    contract_from: str = "declared",
-    emulated: bool = False,
-    fake: bool = False,
-    seconds: float = 0.0,
-    reproduce: str = "",
-    provenance: dict[str, Any] | None = None,
-    kernels: Mapping[str, str] | None = None,
-) -> Record:
-    """kernel: the candidate's norm kernel, whose claim this is. emulated, fake: of that kernel, passed through.
-    device, arch: where the candidate ran, ``cpu`` and ``cpu``, ``cuda`` and ``sm_90``. kernels: op -> kernel of the
-    candidate, as far as it is known."""
-    from validators.records.store import provenance as machine
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """Whose verdict it is, and where it was reached.
 
+    kernel: the candidate's norm kernel, whose claim this is. device, arch: where the candidate ran, ``cpu`` and
+    ``cpu``, ``cuda`` and ``sm_90``. emulated, fake: of that kernel, passed through. kernels: op -> kernel of the
+    candidate, as far as it is known. provenance: JSON values beyond those of the machine.
+    """
+
+    kernel: str
+    model: str
+    seed: int = 0
+    device: str = "unknown"
+    arch: str = "unknown"
+    contract: str | None = None
+    emulated: bool = False
+    fake: bool = False
+    reproduce: str = ""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    kernels: Mapping[str, str] = field(default_factory=dict)
+
+
+def record(parity: Parity, subject: Subject) -> Record:
+    """The verdict as a record of the suite."""
     status = STATUS[parity.verdict]
     about = {
-        **machine(device if device.startswith(("cpu", "cuda")) else "cpu"),
-        **(provenance or {}),
+        **provenance(subject.device if subject.device.startswith(("cpu", "cuda")) else "cpu"),
+        **subject.provenance,
         "policy": parity.policy.name,
         "extractor": parity.extractor,
-        "evidence": evidence(parity, kernels),
+        "evidence": evidence(parity, subject.kernels),
         "parity": {key: parity.numbers[key] for key in ("difference", "interval_95") if key in parity.numbers},
     }
     return Record(
         status=status,
         reasons=() if status is Status.PASSED else (parity.sentence,),
-        kernel=kernel,
+        kernel=subject.kernel,
         op=OP,
-        case=case_name(model, parity, seed),
+        case=case_name(subject.model, parity, subject.seed),
         lane=LANE,
-        contract=contract,
-        contract_from=contract_from if contract else "",
-        device=device,
-        arch=arch,
-        emulated=emulated,
-        fake=fake,
+        contract=subject.contract,
+        contract_from="declared" if subject.contract else "",
+        device=subject.device,
+        arch=subject.arch,
+        emulated=subject.emulated,
+        fake=subject.fake,
         checks=tuple(_check(g) for g in parity.gates),
         explanations=(Explanation("", parity.sentence, kind="result"),) if status is Status.PASSED else (),
         strength={
@@ -79,13 +83,12 @@ def record(
             "lost": float(parity.table.lost),
             "gained": float(parity.table.gained),
         },
-        seconds=seconds,
-        reproduce=reproduce,
+        reproduce=subject.reproduce,
         provenance=about,
     )
 
 
-def evidence(parity: Parity, kernels: Mapping[str, str] | None) -> dict[str, Any]:
+def evidence(parity: Parity, kernels: Mapping[str, str]) -> dict[str, Any]:
     """How much the verdict shows, for a policy to hold against what it asks.
 
     ``validators.signoff.evidence`` says the fields.
@@ -105,19 +108,8 @@ def evidence(parity: Parity, kernels: Mapping[str, str] | None) -> dict[str, Any
         "aa": policy.aa,
         "open": [g.name for g in parity.gates if g.decides and g.ok is None],
         "any_model": policy.any_model,
-        "kernels": dict(kernels or {}),
+        "kernels": dict(kernels),
     }
-
-
-def write(made: Record, directory: str) -> None:
-    """Appends the record to ``directory``; EvalError where that is not possible."""
-    from validators.records.store import Sink, StoreError
-
-    try:
-        with Sink(directory) as sink:
-            sink.write(made)
-    except StoreError as error:
-        raise EvalError(str(error)) from None
 
 
 def _check(gate: Gate) -> Check:

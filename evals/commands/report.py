@@ -34,14 +34,19 @@ def as_json(parity: Parity) -> str:
     value = dataclasses.asdict(parity)
     value["verdict"] = parity.verdict.value
     value["table"]["count"] = parity.table.count
-    return json.dumps(_plain(value), indent=1, allow_nan=False) + "\n"
+    return strict_json(value)
 
 
-def _plain(value: Any) -> Any:
+def strict_json(value: Any) -> str:
+    """JSON that every reader takes: a number that is not finite is the text nan, inf or -inf."""
+    return json.dumps(_finite(value), indent=1, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(name): _finite(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [_finite(item) for item in value]
     return value

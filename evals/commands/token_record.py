@@ -10,15 +10,18 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
-import json
-import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evals.commands import places
+from evals.commands.report import strict_json
 from evals.errors import EvalError
+from evals.offline.models import TextModel
+from evals.offline.questions import GoldSolutions
+from evals.offline.token_table import Table
+from validators.records import files
+from validators.records.store import provenance
 
 SCHEMA, VERSION = "evals-tokens", 1
 CHUNK = 1 << 22
@@ -46,18 +49,16 @@ def reproduce(options: argparse.Namespace, specs: Sequence[str]) -> str:
     return f"python -m evals tokens {shlex.join([*words, '--device', options.device])}"
 
 
-def made(
-    options: argparse.Namespace, specs: Sequence[str], model: Any, asked: Any, rows: Sequence[Any]
+def contents(
+    options: argparse.Namespace, specs: Sequence[str], model: TextModel, gold: GoldSolutions, table: Table
 ) -> dict[str, Any]:
-    """The object. model: ``Loaded``; asked: ``Asked``; rows: ``Row``, all of them over the same tokens."""
-    from validators.records.store import provenance
-
-    stats = rows[0].stats
+    """The object, as JSON values. specs: of the arms under test; all rows are over the same tokens."""
+    stats = table.rows[0].stats
     return {
         "schema": SCHEMA,
         "version": VERSION,
         "model": {"name": model.decoder.name, "sha256": {file.name: digest(file) for file in model.files}},
-        "data": {"name": asked.name, "sha256": asked.sha256},
+        "data": {"name": gold.name, "sha256": gold.sha256},
         "questions": stats.questions,
         "tokens": stats.tokens,
         "seed": options.seed,
@@ -67,21 +68,10 @@ def made(
         "yardstick": options.yardstick,
         "provenance": provenance(options.device),
         "reproduce": reproduce(options, specs),
-        "rows": [dataclasses.asdict(row) for row in rows],
+        "rows": [dataclasses.asdict(row) for row in (*table.floor, *table.rows)],
     }
 
 
 def write(file: str, value: dict[str, Any]) -> None:
     """``value`` as strict JSON: a number that is not finite is the text nan, inf or -inf, as in the suite's records."""
-    text = json.dumps(_strict(value), indent=1, allow_nan=False)
-    places.write_file(file, text + "\n")
-
-
-def _strict(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(name): _strict(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
-    return value
+    files.write_whole(file, strict_json(value))

@@ -1,4 +1,4 @@
-"""``gsm8k run``: one arm's answers from a server, resumable at any moment, each question exactly once.
+"""One arm's answers from a server, resumable at any moment, each question exactly once.
 
 The last answer is held back until the server has been found to be the one that the run began with. So a run that was
 killed before that lacks a question, and no verdict can be made of it. A server that proves to be another one leaves a
@@ -7,27 +7,23 @@ run-level error in ``errors.jsonl`` that nothing settles.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import math
-import os
-import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from evals.errors import EvalError
 from evals.gsm8k import data, probe, prompts, store
-from evals.gsm8k.client import Client, Limits, RequestFailed
+from evals.gsm8k.client import Client, Completion, Limits, RequestFailed
 from evals.gsm8k.samples import ANSWER, SCORE, Header, Sample
+from evals.progress import Progress
 
 WHOLE_RUN = "(the whole run)"
 """Stands for a question in the error that spoils a run."""
 BREAKER = 3
 """So many failures per place of the pool, one after another with no success between: the server is gone for good.
 Each has by then been tried ``attempts`` times. Stopping keeps the remaining questions out of errors.jsonl."""
-EVERY_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -42,127 +38,132 @@ class Task:
     solution: str
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--server", required=True, metavar="URL", help="host:port of an OpenAI-compatible server")
-    parser.add_argument("--arm", required=True, metavar="NAME", help="what this run is called, such as unfused")
-    parser.add_argument("--out", required=True, metavar="RUN", help="run directory; an unfinished one is resumed")
-    parser.add_argument("--model", help="as the server names it (default: the only one that it serves)")
-    parser.add_argument("--profile", default="sglang-5shot-clean", help=f"{', '.join(prompts.PROFILES)}")
-    parser.add_argument("--data", metavar="PATH", help="GSM8K's JSONL file or folder (default: GSM8K_PATH, the hub)")
-    parser.add_argument("--any-data", action="store_true", help="take questions that are not GSM8K's")
-    parser.add_argument("--questions", type=int, metavar="N", help="only the first N of the seeded order")
-    parser.add_argument("--repeat", type=int, default=1, metavar="R", help="ask each question R times")
-    parser.add_argument("--seed", type=int, default=0, help="of the order of the questions")
-    parser.add_argument("--max-tokens", type=int, metavar="N", help="new tokens (default: the profile's)")
-    parser.add_argument("--concurrency", type=int, default=32, metavar="C", help="requests in flight")
-    parser.add_argument("--timeout", type=float, default=600.0, metavar="S", help="seconds for one attempt")
-    parser.add_argument("--attempts", type=int, default=5, metavar="N", help="attempts of one request")
-    parser.add_argument("--tokens", action="store_true", help="also score the gold solutions, token by token")
-    parser.add_argument("--norm-kernel", metavar="NAME", help="kernel of add_rmsnorm_quant that the server runs")
-    parser.add_argument("--api-key-variable", metavar="NAME", help="environment variable that holds the server's key")
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One arm's run. name: of the arm. kernel: of add_rmsnorm_quant that the server runs, as the user says. model: as
+    the server names it, None for the only one. max_tokens: None for the profile's. score_solutions: whether gold
+    solutions are scored as well. show: whether progress is written to stderr."""
+
+    server: str
+    out: str
+    name: str
+    profile: prompts.Profile
+    data: data.Data
+    tasks: list[Task]
+    repeat: int = 1
+    seed: int = 0
+    model: str | None = None
+    kernel: str | None = None
+    max_tokens: int | None = None
+    score_solutions: bool = False
+    limits: Limits = field(default_factory=Limits)
+    api_key: str | None = None
+    show: bool = True
+
+    @property
+    def questions(self) -> int:
+        return len(self.tasks) // self.repeat
 
 
-def command(options: argparse.Namespace) -> int:
-    for name in ("questions", "repeat", "max_tokens", "concurrency", "timeout", "attempts"):
-        value = getattr(options, name)
-        if value is not None and not 0 < value < math.inf:
-            raise EvalError(f"--{name.replace('_', '-')} must be positive, and is {value:g}")
-    tasks, found, profile = _tasks(options)
-    if options.tokens and profile.kind == "chat":
-        raise EvalError(f"profile {profile.id} sends chat messages; gold solutions need a completion profile")
-    return asyncio.run(_run(options, tasks, found, profile))
+def tasks(
+    profile: prompts.Profile,
+    questions: data.Data,
+    train: Sequence[data.Problem],
+    *,
+    seed: int,
+    count: int | None,
+    repeat: int,
+) -> list[Task]:
+    """What is asked, in the order of ``seed``, the first ``count`` of it; EvalError if there are fewer.
 
-
-def _tasks(options: argparse.Namespace) -> tuple[list[Task], data.Data, prompts.Profile]:
-    profile = prompts.find_profile(options.profile)
-    found = data.load(options.data, any_data=options.any_data)
-    train: Any = ()
-    if profile.shots_from.startswith("train"):
-        place = options.data if options.data and os.path.isdir(options.data) else None
-        train = data.load(place, split="train", any_data=options.any_data).problems
-    texts = prompts.prompts(profile, found.problems, train)
-    order = data.ordered(prompts.asked(profile, found.problems), options.seed)
-    if options.questions is not None and options.questions > len(order):
-        raise EvalError(f"--questions {options.questions} is more than the {len(order)} that there are")
-    kept = order[: options.questions]
-    tasks = [
-        Task(p.id, repeat, place, p.answer, texts[p.id], " " + p.solution)
-        for repeat in range(options.repeat)
-        for place, p in enumerate(kept)
+    train: the train file, where the profile takes its shots from there.
+    """
+    texts = prompts.prompts(profile, questions.problems, train)
+    order = data.ordered(prompts.asked(profile, questions.problems), seed)
+    if count is not None and count > len(order):
+        raise EvalError(f"--questions {count} is more than the {len(order)} that there are")
+    return [
+        Task(p.id, number, place, p.answer, texts[p.id], " " + p.solution)
+        for number in range(repeat)
+        for place, p in enumerate(order[:count])
     ]
-    return tasks, found, profile
 
 
-async def _run(options: argparse.Namespace, tasks: list[Task], found: data.Data, profile: prompts.Profile) -> int:
-    key = os.environ.get(options.api_key_variable) if options.api_key_variable else None
-    if options.api_key_variable and not key:
-        raise EvalError(f"the environment variable {options.api_key_variable} is not set")
-    limits = Limits(concurrency=options.concurrency, timeout=options.timeout, attempts=options.attempts)
-    async with Client(options.server, limits, key) as client:
-        model = await probe.served_model(client, options.model)
+class Report(NamedTuple):
+    """text: what the run directory holds. left: a sentence on what is still to be asked; empty where nothing is."""
+
+    text: str
+    left: str
+
+
+async def run(plan: Plan) -> Report:
+    """Asks what the run directory lacks."""
+    async with Client(plan.server, plan.limits, plan.api_key) as client:
+        model = await probe.served_model(client, plan.model)
         await probe.wake(client, model)
-        words = await probe.fingerprint(client, model)
-        method = await probe.find_method(client, model) if options.tokens else None
-        if options.tokens and method is None:
+        fingerprint = await probe.fingerprint(client, model)
+        method = await probe.find_method(client, model) if plan.score_solutions else None
+        if plan.score_solutions and method is None:
             raise EvalError(
                 f"{client.server} gives no log-probabilities of a prompt (neither by /generate, prompt_logprobs nor "
-                "echo); leave --tokens out"
+                "echo); leave --score-solutions out"
             )
-        settings = {
-            **profile.settings(),
-            "repeat": options.repeat,
-            "concurrency": options.concurrency,
-            **({"max_tokens": options.max_tokens} if options.max_tokens else {}),
-            **({"prompt_logprobs": method} if method else {}),
-        }
-        header = Header(
-            options.arm,
-            model,
-            "openai",
-            profile.id,
-            found.name,
-            found.sha256,
-            len(tasks) // options.repeat,
-            options.seed,
-            {"add_rmsnorm_quant": options.norm_kernel} if options.norm_kernel else {},
-            settings,
-            words,
-            {"started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())},
-        )
-        with store.Writer(options.out, header) as writer:
-            return await _Run(client, writer, tasks, method, len(tasks) // options.repeat).go(words)
+        with store.Writer(plan.out, _header(plan, model, fingerprint, method)) as writer:
+            return await _Run(client, writer, plan, method).go(fingerprint)
+
+
+def _header(plan: Plan, model: str, fingerprint: dict[str, Any], method: str | None) -> Header:
+    settings = {
+        **plan.profile.settings(),
+        "repeat": plan.repeat,
+        "concurrency": plan.limits.concurrency,
+        **({"max_tokens": plan.max_tokens} if plan.max_tokens else {}),
+        **({"prompt_logprobs": method} if method else {}),
+    }
+    return Header(
+        arm=plan.name,
+        model=model,
+        backend="openai",
+        profile=plan.profile.id,
+        data=plan.data.name,
+        data_sha256=plan.data.sha256,
+        questions=plan.questions,
+        seed=plan.seed,
+        kernels={"add_rmsnorm_quant": plan.kernel} if plan.kernel else {},
+        settings=settings,
+        fingerprint=fingerprint,
+        provenance={"started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())},
+    )
 
 
 class _Run:
     """One process's part of a run."""
 
-    def __init__(self, client: Client, writer: store.Writer, tasks: list[Task], method: str | None, questions: int):
-        self.client, self.writer, self.tasks, self.method = client, writer, tasks, method
-        self.questions, self.header = questions, writer.header
+    def __init__(self, client: Client, writer: store.Writer, plan: Plan, method: str | None):
+        self.client, self.writer, self.plan, self.method = client, writer, plan, method
+        self.tasks, self.header = plan.tasks, writer.header
         self.failed, self.in_row, self.asked = 0, 0, 0
         self.checked, self.lock = client.disturbances, asyncio.Lock()
         self.held: Sample | None = None
         self.first_error = ""
-        self.progress = _Progress(len(tasks), len(writer.done))
+        self.progress: Progress | None = None
 
-    async def go(self, words: dict[str, Any]) -> int:
+    async def go(self, fingerprint: dict[str, Any]) -> Report:
         self._not_spoiled()
-        self._same(words, spoil=False)
+        self._same(fingerprint, spoil=False)
         left = [t for t in self.tasks if (t.question, t.repeat) not in self.writer.done]
         unscored = [t for t in self.tasks if t.repeat == 0 and t.question not in self.writer.scored]
         unscored = unscored if self.method else []
         if left:
             await self._warm_up(left)
-        try:
-            await self._pool(unscored, self._score)
+        await self._pool(unscored, self._score)
+        done = len(self.writer.done)
+        with Progress("questions answered", len(self.tasks), done=done, show=self.plan.show) as self.progress:
             await self._pool(left, self._ask)
-            if self.asked:
-                await self._check()
-            if self.held is not None:
-                self.writer.add(self.held)
-                self.progress.step()
-        finally:
-            self.progress.end()
+        if self.asked:
+            await self._check()
+        if self.held is not None:
+            self.writer.add(self.held)
         return self._report()
 
     async def _warm_up(self, left: list[Task]) -> None:
@@ -172,7 +173,7 @@ class _Run:
             if isinstance(result, EvalError):
                 raise result
 
-    async def _complete(self, task: Task) -> Any:
+    async def _complete(self, task: Task) -> Completion:
         settings = self.header.settings
         return await self.client.complete(
             self.header.model,
@@ -182,7 +183,7 @@ class _Run:
             stop=settings["stop"],
         )
 
-    async def _pool(self, tasks: list[Task], work: Any) -> None:
+    async def _pool(self, tasks: list[Task], work: Callable[[Task], Awaitable[None]]) -> None:
         """Workers that draw from one iterator: what is in memory does not grow with the number of questions."""
         source = iter(tasks)
         count = min(self.client.limits.concurrency, len(tasks))
@@ -194,7 +195,7 @@ class _Run:
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
 
-    async def _worker(self, source: Iterator[Task], work: Any) -> None:
+    async def _worker(self, source: Iterator[Task], work: Callable[[Task], Awaitable[None]]) -> None:
         for task in source:
             try:
                 await work(task)
@@ -206,25 +207,25 @@ class _Run:
         done = await self._complete(task)
         await self._settle()
         sample = Sample(
-            task.question,
-            task.order,
-            task.gold,
-            done.text,
-            done.finish,
-            None,
-            done.tokens,
-            done.length,
-            prompts.prompt_sha256(task.text),
-            task.repeat,
-            done.attempts,
-            round(done.seconds, 4),
+            question=task.question,
+            order=task.order,
+            gold=task.gold,
+            text=done.text,
+            finish=done.finish,
+            tokens=done.tokens,
+            length=done.length,
+            prompt_sha256=prompts.prompt_sha256(task.text),
+            repeat=task.repeat,
+            attempts=done.attempts,
+            seconds=round(done.seconds, 4),
         )
         self.asked += 1
         if self.held is None:
             self.held = sample
             return
         self.writer.add(sample)
-        self.progress.step()
+        if self.progress is not None:
+            self.progress.tick(len(self.writer.done))
 
     async def _score(self, task: Task) -> None:
         assert self.method is not None
@@ -238,19 +239,16 @@ class _Run:
         self.first_error = self.first_error or f"{task.question}: {error}"
         self.writer.add(
             Sample(
-                task.question,
-                task.order,
-                task.gold,
-                None,
-                None,
-                str(error),
-                None,
-                None,
-                prompts.prompt_sha256(task.text),
-                task.repeat,
-                error.attempts,
-                round(error.seconds, 4),
-                ANSWER if answer else SCORE,
+                question=task.question,
+                order=task.order,
+                gold=task.gold,
+                text=None,
+                error=str(error),
+                prompt_sha256=prompts.prompt_sha256(task.text),
+                repeat=task.repeat,
+                attempts=error.attempts,
+                seconds=round(error.seconds, 4),
+                what=ANSWER if answer else SCORE,
             )
         )
         if self.in_row >= BREAKER * self.client.limits.concurrency:
@@ -295,46 +293,14 @@ class _Run:
         if any(s.question == WHOLE_RUN for s in store.read(self.writer.path).errors):
             raise EvalError(f"{self.writer.path} is spoiled, the server changed during the run; take a new directory")
 
-    def _report(self) -> int:
-        done = len(self.writer.done)
-        print(f"{done:,} of {len(self.tasks):,} answers in {self.writer.path} (model {self.header.model})")
+    def _report(self) -> Report:
+        done, path = len(self.writer.done), self.writer.path
+        text = f"{done:,} of {len(self.tasks):,} answers in {path} (model {self.header.model})"
         if self.method:
-            print(f"{len(self.writer.scored):,} of {self.questions:,} gold solutions scored, by {self.method}")
-        if self.failed:
-            raise EvalError(
-                f"{self.failed} requests ended in an error, so there is no verdict yet (first {self.first_error}); the "
-                "same command asks them again"
-            )
-        return 0
-
-
-class _Progress:
-    """A line every ten seconds on stderr, or a bar where rich and a terminal are there."""
-
-    def __init__(self, total: int, done: int) -> None:
-        self.total, self.done, self.start, self.first, self.last = total, done, time.monotonic(), done, time.monotonic()
-        self.bar: Any = None
-        if sys.stderr.isatty():
-            try:
-                from rich.console import Console
-                from rich.progress import Progress
-            except ImportError:
-                return
-            self.bar = Progress(console=Console(stderr=True), transient=True)
-            self.bar.add_task("questions", total=total, completed=done)
-            self.bar.start()
-
-    def step(self) -> None:
-        if self.done == self.first:
-            self.start = self.last = time.monotonic()
-        self.done += 1
-        if self.bar is not None:
-            self.bar.advance(self.bar.task_ids[0])
-        elif time.monotonic() - self.last >= EVERY_S:
-            self.last = time.monotonic()
-            rate = (self.done - self.first - 1) / (self.last - self.start)
-            print(f"{self.done:,} of {self.total:,} questions, {rate:.1f} a second", file=sys.stderr, flush=True)
-
-    def end(self) -> None:
-        if self.bar is not None:
-            self.bar.stop()
+            scored = len(self.writer.scored)
+            text += f"\n{scored:,} of {self.plan.questions:,} gold solutions scored, by {self.method}"
+        left = (
+            f"{self.failed} requests ended in an error, so there is no verdict yet (first {self.first_error}); the "
+            "same command asks them again"
+        )
+        return Report(text, left if self.failed else "")

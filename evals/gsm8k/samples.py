@@ -7,6 +7,7 @@ of ours, so runs can be judged elsewhere, and years later. An error is stored as
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,3 +99,21 @@ class TokenPair:
     kl: tuple[float, ...]
     same_top1: tuple[bool, ...]
     kl_kind: str = "full"
+
+
+@dataclass(frozen=True)
+class TeacherForced:
+    """One question, teacher-forced: the scores by pass, and by name the pair with what the pass is compared with.
+
+    pairs: KL over the whole vocabulary. flat: the same with ``flat_divergence`` in the place of KL. noise, flat_noise:
+    the same of every pass that is compared with the baseline, and of the baseline (by the empty name), with the
+    yardstick, whose scores come first; empty without a yardstick.
+    """
+
+    place: int
+    baseline: TokenScore
+    scores: Mapping[str, TokenScore]
+    pairs: Mapping[str, TokenPair]
+    flat: Mapping[str, TokenPair]
+    noise: Mapping[str, TokenPair]
+    flat_noise: Mapping[str, TokenPair]

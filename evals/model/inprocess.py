@@ -7,17 +7,26 @@ with quantized activations that moves values across rounding boundaries, and is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from evals.gsm8k.samples import TokenPair, TokenScore
+from evals.gsm8k.samples import TeacherForced, TokenPair, TokenScore
 from evals.model.arms import Arm
 from evals.model.decoder import Cache, Decoder
 
 COMPACT = 0.8  # a batch is repacked when so small a share of its sequences is still being written
+
+
+class GoldSolution(NamedTuple):
+    """A question's id, and the token ids of its prompt and of its gold solution."""
+
+    question: str
+    prompt: Sequence[int]
+    solution: Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -128,24 +137,6 @@ class Pass:
     against: str = ""
 
 
-@dataclass(frozen=True)
-class Scored:
-    """One question, teacher-forced: the scores by pass, and by name the pair with what the pass is compared with.
-
-    pairs: KL over the whole vocabulary. flat: the same with ``flat_divergence`` in the place of KL. noise, flat_noise:
-    the same of every pass that is compared with the baseline, and of the baseline (by the empty name), with the ruler,
-    whose scores come first; empty without a ruler.
-    """
-
-    place: int
-    baseline: TokenScore
-    scores: Mapping[str, TokenScore]
-    pairs: Mapping[str, TokenPair]
-    flat: Mapping[str, TokenPair]
-    noise: Mapping[str, TokenPair]
-    flat_noise: Mapping[str, TokenPair]
-
-
 FLAT = "flat: half the variance over the vocabulary of the log-probabilities' differences"
 
 
@@ -168,22 +159,22 @@ def score(
     model: Decoder,
     baseline: Arm,
     passes: Sequence[Pass],
-    questions: Sequence[tuple[str, Sequence[int], Sequence[int]]],
+    questions: Sequence[GoldSolution],
     *,
     batch: int = 32,
     vocabulary: int = 0,
-    ruler: str = "",
+    yardstick: str = "",
     tick: Callable[[int], None] = lambda done: None,
-) -> Iterator[Scored]:
+) -> Iterator[TeacherForced]:
     """Teacher-forces (id, prompt ids, solution ids) through the baseline and every pass, batch by batch.
 
     vocabulary: ids from there on are padding of the embedding and are left out of the flat divergence; 0 for none.
-    ruler: the pass (against the baseline) by whose distributions the noise of the others is measured.
+    yardstick: the pass (against the baseline) by whose distributions the noise of the others is measured.
     """
     done = 0
-    kept = {ruler, *(entry.against for entry in passes)}
-    # The ruler's distributions are needed for every other pass.
-    order = sorted(passes, key=lambda entry: entry.name != ruler)
+    kept = {yardstick, *(entry.against for entry in passes)}
+    # The yardstick's distributions are needed for every other pass.
+    order = sorted(passes, key=lambda entry: entry.name != yardstick)
     for places in batches([len(a) + len(s) for _, a, s in questions], batch):
         some = [questions[place] for place in places]
         asked, solved = [a for _, a, _ in some], [s for _, _, s in some]
@@ -200,16 +191,16 @@ def score(
             if entry.name in kept:
                 logprobs[entry.name] = made
             wanted = [("pairs", "flat", entry.against, entry.name, made)]
-            if entry.name == ruler:
-                wanted.append(("noise", "flat_noise", ruler, "", logprobs[""]))
-            elif ruler and not entry.against:
-                wanted.append(("noise", "flat_noise", ruler, entry.name, made))
+            if entry.name == yardstick:
+                wanted.append(("noise", "flat_noise", yardstick, "", logprobs[""]))
+            elif yardstick and not entry.against:
+                wanted.append(("noise", "flat_noise", yardstick, entry.name, made))
             for full, flat, base, name, other in wanted:
                 start, both = logprobs[base], (scores[base], scores[name])
                 found[full][name] = _pairs(*both, divergence(start, other), sizes, "full")
                 found[flat][name] = _pairs(*both, flat_divergence(start[:, :width], other[:, :width]), sizes, FLAT)
         for row, place in enumerate(places):
-            yield Scored(
+            yield TeacherForced(
                 place,
                 scores[""][row],
                 {entry.name: scores[entry.name][row] for entry in passes},
@@ -223,18 +214,18 @@ def _pairs(
     a: Sequence[TokenScore], b: Sequence[TokenScore], divergences: Tensor, sizes: Sequence[int], kind: str
 ) -> list[TokenPair]:
     made = []
-    for x, y, each in zip(a, b, divergences.split(list(sizes)), strict=True):
+    for x, y, each in zip(a, b, torch.split(divergences, list(sizes)), strict=True):
         same = tuple(p == q for p, q in zip(x.top1, y.top1, strict=True))
         made.append(TokenPair(x.question, x.logprob, y.logprob, tuple(each.tolist()), same, kind))
     return made
 
 
 def _scores(
-    logprobs: Tensor, gold: Tensor, sizes: Sequence[int], some: Sequence[tuple[str, Sequence[int], Sequence[int]]]
+    logprobs: Tensor, gold: Tensor, sizes: Sequence[int], questions: Sequence[GoldSolution]
 ) -> list[TokenScore]:
-    chosen = logprobs.gather(1, gold[:, None])[:, 0].split(list(sizes))
-    first = logprobs.argmax(-1).split(list(sizes))
+    chosen = torch.split(logprobs.gather(1, gold[:, None])[:, 0], list(sizes))
+    first = torch.split(logprobs.argmax(-1), list(sizes))
     return [
         TokenScore(name, tuple(solved), tuple(chosen[row].tolist()), tuple(first[row].tolist()))
-        for row, (name, _, solved) in enumerate(some)
+        for row, (name, _, solved) in enumerate(questions)
     ]

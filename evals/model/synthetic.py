@@ -12,8 +12,11 @@ are there on purpose. A model that answers everything has wide margins everywher
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
 
 MASK = (1 << 64) - 1
 HELD_OUT_IN_256 = 8  # about 3 % of all problems are never trained on
@@ -46,7 +49,7 @@ class Dice:
         """A whole number in low..high, both included; the bias is below 2**-50 for the ranges used here."""
         return low + ((self.next() * (high - low + 1)) >> 64)
 
-    def one_of(self, values: tuple) -> object:
+    def one_of(self, values: Sequence[T]) -> T:
         return values[(self.next() * len(values)) >> 64]
 
     def percent(self, chance: int) -> bool:
@@ -99,8 +102,8 @@ def _factors(dice: Dice) -> tuple[int, int, bool]:
 def problem(seed: int, index: int) -> Problem:
     """Problem ``index`` of stream ``seed``."""
     dice = Dice(seed, index)
-    name, item = str(dice.one_of(NAMES)), str(dice.one_of(ITEMS))
-    wanted = int(dice.one_of(LINES))  # type: ignore[call-overload]
+    name, item = dice.one_of(NAMES), dice.one_of(ITEMS)
+    wanted = dice.one_of(LINES)
     value = _operand(dice)
     story, work, hard = [f"{name} has {value} {item}."], [], False
 
@@ -129,11 +132,11 @@ def problem(seed: int, index: int) -> Problem:
             shares = tuple(k for k in range(2, 10) if value % k == 0 and value // k > 1)
             if not shares:
                 continue
-            parts = int(dice.one_of(shares))  # type: ignore[call-overload]
+            parts = dice.one_of(shares)
             story.append(f"{name} makes {parts} equal parts and keeps one.")
             value = line(value, "/", parts, value // parts, item)
         elif body - len(work) >= 2:
-            place = str(dice.one_of(PLACES))
+            place = dice.one_of(PLACES)
             count, each, long = _factors(dice)
             story.append(f"{name} finds {count} {place} with {each} {item} each.")
             found = line(count, "*", each, count * each, item)
@@ -148,14 +151,6 @@ def problem(seed: int, index: int) -> Problem:
     if value > LARGEST:  # rare; the next index of a far stream stands in, so that every index has a problem
         return problem(seed + 1_000_003, index)
     return Problem(" ".join([*story, asks]), "\n".join([*work, f"#### {value}"]), str(value), len(work), hard)
-
-
-def training(seed: int, first: int, count: int) -> Iterator[Problem]:
-    """The problems of indices first..first+count-1 that may be trained on."""
-    for index in range(first, first + count):
-        made = problem(seed, index)
-        if not made.held_out:
-            yield made
 
 
 def held_out(count: int = EMBEDDED_QUESTIONS, seed: int = EMBEDDED_SEED) -> list[Problem]:

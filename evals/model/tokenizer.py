@@ -7,17 +7,15 @@ outside it is an error here, since an unknown token would quietly stand for anyt
 
 from __future__ import annotations
 
-import json
 import re
 from functools import lru_cache
-from pathlib import Path
 
 from evals.model.synthetic import ITEMS, NAMES, PLACES, completion, problem, prompt
 
 PATTERN = r"####|<<|>>| ?[A-Za-z]+ ?|[0-9]|\n|[^A-Za-z0-9\n]"
 PIECES = re.compile(PATTERN)
 PAD, END, UNKNOWN = "<pad>", "<end>", "<unk>"
-PAD_ID, END_ID, UNKNOWN_ID = 0, 1, 2
+END_ID, UNKNOWN_ID = 1, 2
 SAMPLED = 4000  # problems searched for pieces; the vocabulary is complete long before
 
 
@@ -46,41 +44,3 @@ def decode(ids: list[int]) -> str:
     """The text of ids, special tokens left out."""
     pieces = list(vocabulary())
     return "".join(pieces[place] for place in ids if place > UNKNOWN_ID)
-
-
-def write(folder: Path) -> None:
-    """``tokenizer.json`` and ``tokenizer_config.json`` of the ``tokenizers`` library, with the same cuts."""
-    tokens = [
-        {
-            "id": place,
-            "content": name,
-            "single_word": False,
-            "lstrip": False,
-            "rstrip": False,
-            "normalized": False,
-            "special": True,
-        }
-        for place, name in enumerate([PAD, END, UNKNOWN])
-    ]
-    split = {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated", "invert": False}
-    made = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": tokens,
-        "normalizer": None,
-        "pre_tokenizer": split,
-        "post_processor": None,
-        "decoder": {"type": "Fuse"},
-        "model": {"type": "WordLevel", "vocab": vocabulary(), "unk_token": UNKNOWN},
-    }
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "pad_token": PAD,
-        "eos_token": END,
-        "unk_token": UNKNOWN,
-        "padding_side": "left",
-        "clean_up_tokenization_spaces": False,
-    }
-    (folder / "tokenizer.json").write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")

@@ -11,26 +11,15 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from evals.gsm8k.samples import TokenPair
+from evals.gsm8k.samples import TeacherForced, TokenPair
 from evals.stats.gate import Gate
-from evals.stats.tokens import (
-    LEAST_QUESTIONS,
-    MEAN_NOISE_LIMIT,
-    NOISE_LIMIT,
-    Yardstick,
-    kl_ratio,
-    statistics,
-    typical_kl_ratio,
-)
-
-if TYPE_CHECKING:
-    from evals.model.inprocess import Scored
+from evals.stats.token_gates import LEAST_QUESTIONS, MEAN_NOISE_LIMIT, NOISE_LIMIT, TokenLevel, Yardstick
+from evals.stats.tokens import kl_ratio, statistics, typical_kl_ratio
 
 
 @dataclass(frozen=True)
-class Tokens:
+class InProcessPairs:
     """Token-level pairs by comparison: ``candidate``, ``re-run``, ``yardstick`` (each with the baseline), and
     ``candidate again`` (with the candidate). full: with KL; flat: with the flat divergence. noise, flat_noise: of
     ``baseline`` and ``candidate`` with the yardstick, whose scores come first."""
@@ -41,14 +30,16 @@ class Tokens:
     flat_noise: dict[str, list[TokenPair]]
 
     @property
-    def yardstick(self) -> Yardstick:
-        return Yardstick(self.noise["baseline"], self.noise["candidate"])
+    def token_level(self) -> TokenLevel:
+        """The pairs with KL, as the gates of the token level take them."""
+        yardstick = Yardstick(self.noise["baseline"], self.noise["candidate"])
+        return TokenLevel(self.full["candidate"], self.full["re-run"], yardstick)
 
 
-def collected(scored: Sequence[Scored], names: dict[str, str]) -> Tokens:
-    """The pairs of ``scored`` by comparison. names: comparison -> name of its pass; a yardstick was the ruler."""
+def collected(scored: Sequence[TeacherForced], names: dict[str, str]) -> InProcessPairs:
+    """The pairs of ``scored`` by comparison. names: comparison -> name of its pass."""
     noise = {"baseline": "", "candidate": names["candidate"]}
-    return Tokens(
+    return InProcessPairs(
         flat={n: [s.flat[own] for s in scored] for n, own in names.items()},
         full={n: [s.pairs[own] for s in scored] for n, own in names.items()},
         noise={n: [s.noise[own] for s in scored] for n, own in noise.items()},
@@ -62,10 +53,10 @@ a kernel whose rows do not know of each other moves by the environment's order o
 embedded model, 0.02 in a 135M one), one whose scale spans the batch quantizes again (0.7); the half lies between."""
 
 
-def rebatching(tokens: Tokens, seed: int) -> Gate:
+def rebatching(pairs: InProcessPairs, seed: int) -> Gate:
     """The gate on the candidate's dependence on its batch: a row's result must not depend on its neighbours."""
-    value, low, high = _typical(tokens.flat["candidate again"], tokens.flat["yardstick"], seed)
-    ok = _within(low, high, REBATCH_FACTOR, tokens)
+    value, low, high = _typical(pairs.flat["candidate again"], pairs.flat["yardstick"], seed)
+    ok = _within(low, high, REBATCH_FACTOR, pairs)
     return Gate(
         "batch",
         ok,
@@ -74,13 +65,13 @@ def rebatching(tokens: Tokens, seed: int) -> Gate:
     )
 
 
-def change(tokens: Tokens, seed: int) -> Gate:
+def change(pairs: InProcessPairs, seed: int) -> Gate:
     """The gate on the candidate's quantisation noise: as ``evals.stats.tokens`` on KL, here on the flat divergence,
     where every token counts."""
-    noise = tokens.flat_noise
+    noise = pairs.flat_noise
     value, low, high = _typical(noise["candidate"], noise["baseline"], seed)
-    apart, _, _ = _typical(tokens.flat["candidate"], tokens.flat["yardstick"], seed)
-    ok = _within(low, high, NOISE_LIMIT, tokens)
+    apart, _, _ = _typical(pairs.flat["candidate"], pairs.flat["yardstick"], seed)
+    ok = _within(low, high, NOISE_LIMIT, pairs)
     return Gate(
         "logits",
         ok,
@@ -90,9 +81,9 @@ def change(tokens: Tokens, seed: int) -> Gate:
     )
 
 
-def mean_change(tokens: Tokens, seed: int) -> Gate:
+def mean_change(pairs: InProcessPairs, seed: int) -> Gate:
     """The same on the mean, which sees what hits few tokens; it can only say no."""
-    noise = tokens.flat_noise
+    noise = pairs.flat_noise
     value, low, high = math.nan, math.nan, math.nan
     if statistics(noise["candidate"]).finite:
         value, (low, high) = kl_ratio(noise["candidate"], noise["baseline"], seed=seed)
@@ -106,18 +97,18 @@ def mean_change(tokens: Tokens, seed: int) -> Gate:
     )
 
 
-def _within(low: float, high: float, limit: float, tokens: Tokens) -> bool | None:
+def _within(low: float, high: float, limit: float, pairs: InProcessPairs) -> bool | None:
     """Yes or no where the bounds show it, on no fewer questions than the token level asks for."""
-    if len(tokens.full["candidate"]) < LEAST_QUESTIONS:
+    if len(pairs.full["candidate"]) < LEAST_QUESTIONS:
         return None
     return True if high <= limit else False if low > limit else None
 
 
-def _typical(pairs: list[TokenPair], ruler: list[TokenPair], seed: int) -> tuple[float, float, float]:
+def _typical(pairs: list[TokenPair], yardstick: list[TokenPair], seed: int) -> tuple[float, float, float]:
     """Ratio at a typical token with its bounds; NaN, which no gate calls a yes, where scores are not finite."""
     if not statistics(pairs).finite:
         return math.nan, math.nan, math.nan
-    value, (low, high), _ = typical_kl_ratio(pairs, ruler, seed=seed)
+    value, (low, high), _ = typical_kl_ratio(pairs, yardstick, seed=seed)
     return value, low, high
 
 
@@ -130,7 +121,7 @@ def only_reported(gate: Gate) -> Gate:
     return dataclasses.replace(gate, ok=None, sentence=words, decides=False)
 
 
-def gates(tokens: Tokens, seed: int) -> list[Gate]:
-    """All gates of this module that ``tokens`` has the pairs for."""
-    made = [change(tokens, seed), mean_change(tokens, seed)]
-    return [*made, rebatching(tokens, seed)] if "candidate again" in tokens.flat else made
+def gates(pairs: InProcessPairs, seed: int) -> list[Gate]:
+    """All gates of this module that ``pairs`` has the pairs for."""
+    made = [change(pairs, seed), mean_change(pairs, seed)]
+    return [*made, rebatching(pairs, seed)] if "candidate again" in pairs.flat else made

@@ -13,17 +13,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from evals.errors import EvalError
-from evals.gsm8k import empty
 from evals.gsm8k.answers import Extractor, find_extractor
-from evals.gsm8k.samples import Header, Sample, TokenPair
-from evals.stats import answer_gates, paired, sequential
-from evals.stats import tokens as token_level
+from evals.gsm8k.samples import Header, Sample
+from evals.stats import answer_gates, empty, paired, sequential, token_gates
 from evals.stats.gate import Gate
 from evals.stats.paired import NonInferiority, Table, planned
 from evals.stats.pairing import Graded, Texts, align, check_headers, texts
-from evals.stats.policy import POLICIES, Policy, Verdict, find_policy, verdict_of
-
-__all__ = ["POLICIES", "Parity", "Policy", "Verdict", "decide", "decide_totals", "find_policy"]
+from evals.stats.policy import POLICIES, Policy, Verdict, verdict_of
+from evals.stats.token_gates import TokenLevel
 
 
 @dataclass(frozen=True)
@@ -48,30 +45,26 @@ def decide(
     baseline: Sequence[Sample],
     candidate: Sequence[Sample],
     *,
-    again: Sequence[Sample] | None = None,
-    tokens: Sequence[TokenPair] | None = None,
-    noise: Sequence[TokenPair] | None = None,
-    yardstick: token_level.Yardstick | None = None,
+    rerun: Sequence[Sample] | None = None,
+    tokens: TokenLevel | None = None,
     policy: Policy = POLICIES["non-inferiority"],
     headers: tuple[Header, Header] | None = None,
 ) -> Parity:
     """The verdict on ``candidate`` against ``baseline``. Empty completions of imported runs are counted both ways.
 
-    again: the baseline's own re-run. tokens, noise: token-level pairs of the baseline with the candidate and with its
-    re-run; yardstick: of a higher-precision arm with both. headers: of both arms; checked where given. Raises EvalError
-    where there can be no verdict.
+    rerun: the baseline's own re-run. tokens: the scores of the gold solutions. headers: of both arms; checked where
+    given. Raises EvalError where there can be no verdict.
     """
-    scores = (tokens, noise, yardstick)
-    if headers is None or policy.early_stop or not empty.among(headers, baseline, candidate, again or ()):
-        return _decide(baseline, candidate, again, scores, policy, headers)
+    if headers is None or policy.early_stop or not empty.among(headers, baseline, candidate, rerun or ()):
+        return _decide(baseline, candidate, rerun, tokens, policy, headers)
     extractor = _extractor(policy, headers)
-    own = None if again is None else empty.filled(again, extractor, right=False)
+    own = None if rerun is None else empty.filled(rerun, extractor, right=False)
     against, for_ = (
         _decide(
             empty.filled(baseline, extractor, right=not favour),
             empty.filled(candidate, extractor, right=favour),
             own,
-            scores,
+            tokens,
             policy,
             headers,
         )
@@ -82,28 +75,24 @@ def decide(
     shown = for_ if against.verdict is Verdict.REGRESSION else against
     gates = (*shown.gates, gate)
     found = replace(shown, gates=gates, verdict=verdict_of(gates))
-    return replace(found, sentence=f"{quotable(found, headers, bool(tokens))} Empty: {gate.sentence}.")
-
-
-_Scores = tuple[Sequence[TokenPair] | None, Sequence[TokenPair] | None, token_level.Yardstick | None]
+    return replace(found, sentence=f"{quotable(found, headers, tokens is not None)} Empty: {gate.sentence}.")
 
 
 def _decide(
     baseline: Sequence[Sample],
     candidate: Sequence[Sample],
-    again: Sequence[Sample] | None,
-    scores: _Scores,
+    rerun: Sequence[Sample] | None,
+    tokens: TokenLevel | None,
     policy: Policy,
     headers: tuple[Header, Header] | None,
 ) -> Parity:
-    tokens, noise, yardstick = scores
     differ = ""
     if headers is not None:
         differ = check_headers(*headers, any_model=policy.any_model, same_arm=policy.aa)
         _complete(headers, baseline, candidate, policy)
     if policy.early_stop:
         baseline, candidate = _beginning(baseline, candidate)
-        again = None if again is None else [s for s in again if s.question in {b.question for b in baseline}]
+        rerun = None if rerun is None else [s for s in rerun if s.question in {b.question for b in baseline}]
     pairs = align(baseline, candidate)
     extractor = _extractor(policy, headers)
     rules, how = answer_gates.by_rule(pairs), texts(pairs)
@@ -119,11 +108,11 @@ def _decide(
         *answer_gates.reported(table, marks, how, pairs),
         answer_gates.sensitivity(pairs, rules, policy, extractor),
     ]
-    if again is not None:
-        rerun = align(baseline, again, names=("baseline", "its re-run"))
-        gates.append(answer_gates.excess(pairs, rerun, marks, extractor))
-    if tokens:
-        gates += token_level.gates(tokens, noise, yardstick, alpha=policy.alpha, seed=policy.seed)
+    if rerun is not None:
+        floor = align(baseline, rerun, names=("baseline", "its re-run"))
+        gates.append(answer_gates.excess(pairs, floor, marks, extractor))
+    if tokens is not None:
+        gates += token_gates.gates(tokens, alpha=policy.alpha, seed=policy.seed)
     else:
         gates.append(
             Gate(
@@ -146,12 +135,12 @@ def _decide(
         needed,
         {**_numbers(table, bounds, marks, how, headers), "tokens": _scored(tokens)},
     )
-    return replace(parity, sentence=quotable(parity, headers, bool(tokens)))
+    return replace(parity, sentence=quotable(parity, headers, tokens is not None))
 
 
-def _scored(tokens: Sequence[TokenPair] | None) -> int:
+def _scored(tokens: TokenLevel | None) -> int:
     """Tokens of gold solutions that both arms have scored."""
-    return sum(len(pair.kl) for pair in tokens or ())
+    return sum(len(pair.kl) for pair in tokens.candidate) if tokens is not None else 0
 
 
 def decide_totals(baseline: int, candidate: int, count: int, discordance: float, policy: Policy) -> Parity:

@@ -15,36 +15,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any, NamedTuple
 
 from evals.errors import EvalError
 from evals.gsm8k.samples import TokenPair, TokenScore
-from evals.stats.gate import Gate
 from evals.stats.paired import ALPHA, Interval
 
-MEAN_MARGIN = 0.005
-"""Nats a token, a policy: what removing activation quantisation altogether moves (0.006 in the 135M model measured), so
-a candidate that loses as much has lost as much as its whole quantisation error. A truncating cast loses 0.029."""
-NOISE_ERRORS = 3.0
-"""The margin is never below three standard errors of the baseline against itself: less cannot be told from a re-run."""
-NOISE_LIMIT = 1.2
-"""The candidate's quantisation noise over the baseline's, at a typical token. Both round the same values to the same
-codes by the same scales, so a legitimate kernel's ratio is 1, in a model of any depth. (KL between the two arms cannot
-say that: as they part from layer to layer it tends to twice the noise; a correct fused kernel lay at 0.9 of it in a 10M
-model and at 1.34 in a 135M one.) A policy: a fifth more. Legitimate kernels had 0.96 to 1.0, the mildest defect, a
-per-tensor scale, 1.34 in the 135M model."""
-MEAN_NOISE_LIMIT = 2.0
-"""The same of mean KL, which sees what hits few tokens. These hold most of it, so that its bounds are narrower than
-they should be; hence twice, and only ever a no."""
 KL_FLOOR = 1e-6
 """Nats. Log-probabilities in float32 are spaced by 1e-6 at the size of ten, so a KL below is rounding."""
-NOISE_FACTOR = 20.0
-"""Without a higher-precision arm: KL to the baseline over the baseline's own re-run. Wide, since a correct fused kernel
-lay at 8; a truncating cast at 94, a neighbour's scale at 320."""
-LEAST_QUESTIONS = 20
-"""Fewer clusters decide nothing: the normal bound and the bootstrap then cover visibly less than they say (Student's
-95 % quantile is 5 % above the normal one at 20, 78 % at 3)."""
 RESAMPLES = 2000
 """Of the bootstrap: the 5 % quantile then has a sampling error of half a per cent in probability."""
 
@@ -53,7 +31,7 @@ RESAMPLES = 2000
 class TokenStats:
     """Numbers about pairs of arms on gold solutions.
 
-    mean_dlogp: candidate minus baseline, nats a token, with its question-clustered error. kl_mean, kl_p99: nats, over
+    mean_dlogp: candidate minus baseline, nats per token, with its question-clustered error. kl_mean, kl_p99: nats, over
     tokens. top1: share of places with the same first choice. dispersion: standard deviation over questions of the
     per-question mean dlogp. finite: False if any logprob or KL is not finite; the numbers are then NaN.
     """
@@ -197,152 +175,6 @@ def _bounds(above: Any, below: Any, alpha: float, seed: int) -> Interval:
     # Order statistics: interpolation between a number and infinity has no meaning.
     low, high = np.quantile(ratios, [alpha, 1 - alpha], method="inverted_cdf")
     return Interval(float(low), float(high))
-
-
-@dataclass(frozen=True)
-class Yardstick:
-    """A higher-precision arm against the baseline and against the candidate: its scores are the ``a`` of both."""
-
-    baseline: Sequence[TokenPair]
-    candidate: Sequence[TokenPair]
-
-
-def gates(
-    tokens: Sequence[TokenPair],
-    noise: Sequence[TokenPair] | None,
-    yardstick: Yardstick | None,
-    *,
-    alpha: float = ALPHA,
-    seed: int = 0,
-) -> list[Gate]:
-    """The token-level gates: finite, mean, noise, and what is reported beside them.
-
-    tokens: baseline against candidate. noise: baseline against its own re-run. A gate is False only where its bound
-    shows it, never because the data are few.
-    """
-    found = statistics(tokens)
-    again = statistics(noise) if noise else None
-    ruler = statistics(yardstick.baseline) if yardstick else None
-    for name, other in (("re-run", again), ("yardstick", ruler)):
-        if other is not None and not other.finite:
-            raise EvalError(f"the {name}'s token scores are not finite, so nothing can be compared with it")
-    if any(not math.isfinite(x) for p in tokens for x in p.logprob_a):
-        raise EvalError("the baseline's token scores are not finite, so nothing can be compared with it")
-    size = f"{found.tokens:,} tokens of {found.questions:,} gold solutions"
-    if found.questions < LEAST_QUESTIONS:
-        size += f"; fewer than {LEAST_QUESTIONS} decide nothing"
-    if not found.finite:
-        return [Gate("finite", False, f"a log-probability of the candidate is not finite ({size})")]
-    return [
-        Gate("finite", True, f"every log-probability is finite ({size})"),
-        _mean_gate(found, again, alpha),
-        *_noise_gates(tokens, found, noise, again, yardstick, ruler, alpha, seed),
-        _agreement(found, again, ruler),
-    ]
-
-
-def _mean_gate(found: TokenStats, again: TokenStats | None, alpha: float) -> Gate:
-    z = NormalDist().inv_cdf(1 - alpha)
-    floor = NOISE_ERRORS * again.error if again is not None and math.isfinite(again.error) else 0.0
-    margin = max(MEAN_MARGIN, floor)
-    low, high = found.mean_dlogp - z * found.error, found.mean_dlogp + z * found.error
-    ok = True if low > -margin else False if high < -margin else None
-    return Gate(
-        "mean dlogp",
-        ok if found.questions >= LEAST_QUESTIONS else None,
-        f"the candidate's log-probability of the right tokens differs by {found.mean_dlogp:+.5f} nats a token "
-        f"(error {found.error:.5f}, t = {found.t:+.1f}; between {low:+.5f} and {high:+.5f}, each with "
-        f"{100 * (1 - alpha):g} %); allowed is a loss of {margin:.4g}",
-    )
-
-
-def _noise_gates(
-    tokens: Sequence[TokenPair],
-    found: TokenStats,
-    noise: Sequence[TokenPair] | None,
-    again: TokenStats | None,
-    yardstick: Yardstick | None,
-    ruler: TokenStats | None,
-    alpha: float,
-    seed: int,
-) -> list[Gate]:
-    """With a yardstick the typical noise decides, the mean noise can say no, and KL between the arms is reported."""
-    words = f"KL(baseline || candidate) is {found.kl_mean:.3g} nats a token ({found.kl_kind}; p99 {found.kl_p99:.3g})"
-    if found.kl_mean == 0:
-        return [Gate("KL", True, f"{words}: the two arms have the same distributions")]
-    enough = found.questions >= LEAST_QUESTIONS
-    sure = f"each with {100 * (1 - alpha):g} %"
-    if yardstick and ruler is not None and ruler.kl_mean > 0:
-        _same_kind(tokens, yardstick.baseline)
-        _same_kind(yardstick.candidate, yardstick.baseline)
-        value, (low, high), counted = typical_kl_ratio(yardstick.candidate, yardstick.baseline, alpha=alpha, seed=seed)
-        if not counted:
-            return [Gate("noise", True, f"{words}: neither arm differs from the yardstick by more than {KL_FLOOR:g}")]
-        ok = _within(low, high, NOISE_LIMIT)
-        typical = Gate(
-            "noise",
-            ok if enough else None,
-            f"at a typical token the candidate's quantisation noise, KL(yardstick || arm), is {value:.3g} of the "
-            f"baseline's (between {low:.3g} and {high:.3g}, {sure}; {counted:,} tokens above {KL_FLOOR:g} nats); "
-            f"allowed {NOISE_LIMIT:g}",
-        )
-        value, (low, high) = kl_ratio(yardstick.candidate, yardstick.baseline, alpha=alpha, seed=seed)
-        beyond = enough and low > MEAN_NOISE_LIMIT
-        mean = Gate(
-            "mean noise",
-            False if beyond else None,
-            f"on the mean it is {value:.3g} of the baseline's (between {low:.3g} and {high:.3g}); no above "
-            f"{MEAN_NOISE_LIMIT:g}, since a few tokens hold most of it",
-            decides=beyond,
-        )
-        apart, _, _ = typical_kl_ratio(tokens, yardstick.baseline, alpha=alpha, seed=seed)
-        between = Gate(
-            "KL",
-            None,
-            f"{words}, {apart:.3g} of the baseline's noise at a typical token; two arms with that noise "
-            "that have nothing in common but the model differ by 2",
-            decides=False,
-        )
-        return [typical, mean, between]
-    if noise and again is not None and again.kl_mean > 0:
-        _same_kind(tokens, noise)
-        value, (low, high) = kl_ratio(tokens, noise, alpha=alpha, seed=seed)
-        return [
-            Gate(
-                "KL",
-                _within(low, high, NOISE_FACTOR) if enough else None,
-                f"{words}, {value:.3g} of the baseline's own re-run (no higher-precision arm was given; between "
-                f"{low:.3g} and {high:.3g}, {sure}); allowed {NOISE_FACTOR:g}",
-            )
-        ]
-    return [
-        Gate(
-            "KL",
-            None,
-            f"{words}; not judged, because there is neither a higher-precision arm nor a re-run that differs "
-            "to measure it by",
-            decides=False,
-        )
-    ]
-
-
-def _within(low: float, high: float, factor: float) -> bool | None:
-    return True if high <= factor else False if low > factor else None
-
-
-def _same_kind(a: Sequence[TokenPair], b: Sequence[TokenPair]) -> None:
-    if {p.kl_kind for p in a} != {p.kl_kind for p in b}:
-        raise EvalError("the KL of candidate and yardstick were estimated in different ways and cannot be compared")
-
-
-def _agreement(found: TokenStats, again: TokenStats | None, ruler: TokenStats | None) -> Gate:
-    parts = [f"same first choice at {100 * found.top1:.4g} % of places"]
-    if again is not None:
-        parts.append(f"{100 * again.top1:.4g} % on a re-run (KL {again.kl_mean:.3g})")
-    if ruler is not None:
-        parts.append(f"{100 * ruler.top1:.4g} % against the higher-precision arm (KL {ruler.kl_mean:.3g})")
-    parts.append(f"per-question mean dlogp spreads by {found.dispersion:.3g}")
-    return Gate("first choice", None, "; ".join(parts), decides=False)
 
 
 def pair(a: TokenScore, b: TokenScore) -> TokenPair:

@@ -19,14 +19,24 @@ import multiprocessing
 import sys
 import tarfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from evals.commands import places
 from evals.errors import EvalError
 from evals.model import synthetic, tokenizer
+from evals.studies.config import glm4_moe
+from evals.studies.export import (
+    dequantized,
+    join_experts,
+    quantized,
+    stored,
+    write_checkpoint,
+    write_tokenizer,
+)
 from validators.process.guard import guarded
+from validators.records import files
 
 CHUNK = 8192  # problems a worker makes at a time, sorted by length, so that batches have little padding
 MARKS = (0.82, 0.84, 0.86, 0.88, 0.89, 0.90, 0.91, 0.92, 0.93, 0.94, 0.95, 0.96)
@@ -34,12 +44,20 @@ BAND = (0.86, 0.945)  # held-out accuracy of a model on which defects can show a
 ROUTER_STEP = 1e-3  # of the correction bias, DeepSeek-V3's update
 
 
+def training_problems(seed: int, first: int, count: int) -> Iterator[synthetic.Problem]:
+    """The problems of indices first..first+count-1 that may be trained on."""
+    for index in range(first, first + count):
+        made = synthetic.problem(seed, index)
+        if not made.held_out:
+            yield made
+
+
 def make_chunk(seed: int, number: int, batch: int) -> list[tuple[Any, Any]]:
     """One chunk as batches: ids uint8 [B, T] padded with 0 to a multiple of 16, and int16 [B] where answers begin."""
     import numpy
 
     rows = []
-    for made in synthetic.training(seed, number * CHUNK, CHUNK):
+    for made in training_problems(seed, number * CHUNK, CHUNK):
         asked = tokenizer.encode(synthetic.prompt(made.question))
         rows.append((len(asked), asked + tokenizer.encode(synthetic.completion(made.solution)) + [1]))
     rows.sort(key=lambda row: len(row[1]))
@@ -208,8 +226,6 @@ def build(size: str, device: str, seed: int) -> Any:
     import torch
     from transformers import Glm4MoeForCausalLM
 
-    from evals.model.config import glm4_moe
-
     torch.manual_seed(seed)
     model: Any = Glm4MoeForCausalLM(glm4_moe(size))
     for name, parameter in model.named_parameters():  # parameters alone: rotary frequencies must stay fp32
@@ -245,8 +261,6 @@ def train(options: argparse.Namespace) -> tuple[Any, list[Snapshot]]:
     ids, starts = evaluation_batch(synthetic.held_out(512, seed=options.seed + 1))
     ids, starts = ids.to(device), starts.to(device)
     print("experts by", choose_experts(model, ids[:8], starts[:8]), flush=True)
-    from evals.model.checkpoint import stored
-
     trainer, balance = Trainer(model, options.rate), Balance(model)
     model.train()
     began = asked = time.monotonic()
@@ -304,8 +318,6 @@ def export(model: Any, snapshots: list[Snapshot], options: argparse.Namespace) -
     """
     from safetensors.torch import save_file
 
-    from evals.model.checkpoint import dequantized, join_experts, quantized, write
-
     out = Path(options.out)
     problems = synthetic.held_out(options.questions)
     ids, starts = evaluation_batch(problems)
@@ -322,10 +334,10 @@ def export(model: Any, snapshots: list[Snapshot], options: argparse.Namespace) -
     others = [snapshot for snapshot in (within[:-1][-1:] + snapshots[-1:]) if snapshot is not chosen]
     print(f"chosen: step {chosen.step}; beside it: {[other.step for other in others]}", flush=True)
     work = out / "folders"
-    write(work / "bf16", chosen.state, model.config, fp8=False)
-    write(work / "fp8", quantized(chosen.state), model.config, fp8=True)
-    tokenizer.write(work / "bf16")
-    tokenizer.write(work / "fp8")
+    write_checkpoint(work / "bf16", chosen.state, model.config, fp8=False)
+    write_checkpoint(work / "fp8", quantized(chosen.state), model.config, fp8=True)
+    write_tokenizer(work / "bf16")
+    write_tokenizer(work / "fp8")
     facts = {
         "command": vars(options),
         "chosen_step": chosen.step,
@@ -375,7 +387,7 @@ def _command(arguments: list[str] | None) -> int:
     parser.add_argument("--workers", type=int, default=12)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args(arguments)
-    places.check_folder(options.out)
+    files.check_folder(options.out)
     model, snapshots = train(options)
     export(model, snapshots, options)
     return 0

@@ -56,7 +56,7 @@ def measure(questions: int, concurrency: int, folder: Path) -> tuple[float, floa
             "run",
             "--server",
             url,
-            "--arm",
+            "--name",
             "a",
             "--out",
             str(run),

@@ -14,21 +14,26 @@ import time
 from pathlib import Path
 from typing import Any
 
-from evals.commands import parity as embedded
 from evals.model.arms import make_arm
-from evals.stats import logit_gates
-from evals.stats.parity import Verdict, find_policy
-from evals.stats.policy import verdict_of
-from evals.stats.tokens import gates as token_gates
+from evals.model.decoder import Decoder
+from evals.offline import parity
+from evals.offline.models import DEFAULT_MODEL, load_embedded
+from evals.offline.questions import embedded_questions
+from evals.stats import logit_gates, token_gates
+from evals.stats.policy import Verdict, find_policy, verdict_of
 from tests.evals.defects import DEFECTS, arm
 
 
-def run(model: Any, candidate: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+def settings(options: argparse.Namespace) -> parity.Settings:
+    return parity.Settings(device=options.device, token_questions=options.token_questions)
+
+
+def run(model: Decoder, candidate: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """One run of both arms, as ``python -m evals parity`` does it, in numbers."""
     began = time.monotonic()
     baseline, tested = make_arm("unfused", options.device), make_arm(candidate, options.device)
-    asked = embedded.questions(options.questions, seed)
-    verdict = embedded.judge(model, baseline, tested, asked, options, find_policy("non-inferiority"))
+    asked = embedded_questions(options.questions, seed)
+    verdict = parity.judge(model, baseline, tested, asked, find_policy("non-inferiority"), settings(options))
     return {
         "candidate": candidate.rpartition(":")[2],
         "seed": seed,
@@ -45,14 +50,14 @@ def run(model: Any, candidate: str, seed: int, options: argparse.Namespace) -> d
     }
 
 
-def token_run(model: Any, candidate: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+def token_run(model: Decoder, candidate: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """The token level of one run alone; its verdict is REGRESSION, INCONCLUSIVE or PARITY by its gates."""
     began = time.monotonic()
-    baseline, tested, ruler = (make_arm(spec, options.device) for spec in ("unfused", candidate, "bf16-norms"))
-    asked = embedded.questions(options.questions, seed)
-    tokens = embedded.token_level(model, baseline, tested, ruler, asked, options.token_questions)
-    found = token_gates(tokens.full["candidate"], tokens.full["re-run"], tokens.yardstick, seed=seed)
-    gates = [*(logit_gates.only_reported(gate) for gate in found), *logit_gates.gates(tokens, seed)]
+    arms = parity.Arms(*(make_arm(spec, options.device) for spec in ("unfused", candidate, "bf16-norms")))
+    asked = embedded_questions(options.questions, seed)
+    pairs = parity.token_level(model, arms, asked, settings(options))
+    found = token_gates.gates(pairs.token_level, seed=seed)
+    gates = [*(logit_gates.only_reported(gate) for gate in found), *logit_gates.gates(pairs, seed)]
     return {
         "candidate": candidate.rpartition(":")[2],
         "seed": seed,
@@ -76,8 +81,7 @@ def main() -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, help="JSON lines")
     options = parser.parse_args()
-    options.runs, options.model = None, embedded.DEFAULT_MODEL
-    model = embedded.load(options.model, options.device)
+    model = load_embedded(DEFAULT_MODEL, options.device)
     wanted = [("fused", seed, True) for seed in range(options.first_seed, options.first_seed + options.seeds)]
     wanted = [(arm(name), 0, False) for name in options.defects.split(",") if name] + wanted
     wrong = 0

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from evals.__main__ import main
-from evals.commands import parity as embedded
 from evals.commands import token_record
 from evals.commands import tokens as token_command
 from evals.errors import EvalError
 from evals.model.arms import make_arm
+from evals.offline.models import MODELS
+from evals.offline.questions import GoldSolutions, embedded_questions, gold_solutions
 from tests.evals.defects import ROOT, arm
 
 
@@ -55,12 +56,12 @@ def test_the_table_names_each_arm_and_its_file_says_what_it_takes_to_repeat_it(
     assert "NO: mean dlogp" in rows[-1]
     made = json.loads((tmp_path / "table.json").read_text())
     assert (made["schema"], made["version"]) == ("evals-tokens", 1)
-    weights = embedded.MODELS / "tiny-glm" / "model.safetensors"
+    weights = MODELS / "tiny-glm" / "model.safetensors"
     assert made["model"]["name"] == "tiny-glm"
     assert made["model"]["sha256"]["model.safetensors"] == hashlib.sha256(weights.read_bytes()).hexdigest()
     assert made["data"] == {
         "name": "synthetic held-out problems",
-        "sha256": embedded.questions(20, 0).sha256,
+        "sha256": embedded_questions(20, 0).sha256,
     }
     assert {name: made[name] for name in ("questions", "seed", "batch", "device", "baseline", "yardstick")} == {
         "questions": 20,
@@ -85,16 +86,22 @@ def test_other_questions_are_scored_on_request_and_named_as_such(tmp_path: Path)
     file = tmp_path / "ours.jsonl"
     rows = ({"question": f"How much is {i}?", "answer": f"It is {i}.\n#### {i}"} for i in range(3))
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = token_command.Loaded(None, lambda text: [ord(c) for c in text], (0,), ())  # it reads letter by letter
-    asked = token_command.questions(str(file), 3, 0, words, any_data=True)
-    assert (asked.name, asked.sha256) == ("other:ours.jsonl", hashlib.sha256(file.read_bytes()).hexdigest())
-    assert sorted("".join(map(chr, solution)) for _, _, solution in asked.solutions) == [
+
+    def asked(count: int, *, any_data: bool) -> GoldSolutions:
+        def letters(text: str) -> list[int]:
+            return [ord(c) for c in text]
+
+        return gold_solutions(str(file), count, 0, encode=letters, end=(0,), any_data=any_data)
+
+    gold = asked(3, any_data=True)
+    assert (gold.name, gold.sha256) == ("other:ours.jsonl", hashlib.sha256(file.read_bytes()).hexdigest())
+    assert sorted("".join(map(chr, entry.solution)) for entry in gold.solutions) == [
         f" It is {i}.\n#### {i}\0" for i in range(3)
     ]
     with pytest.raises(EvalError, match="--questions 4 is more than the 3 that there are"):
-        token_command.questions(str(file), 4, 0, words, any_data=True)
+        asked(4, any_data=True)
     with pytest.raises(EvalError, match="is not GSM8K's test file"):
-        token_command.questions(str(file), 3, 0, words)
+        asked(3, any_data=False)
 
 
 def token_options(words: list[str]) -> dict[str, object]:

@@ -90,15 +90,15 @@ def test_token_scores_of_recorded_runs(tmp_path: Path, capsys: pytest.CaptureFix
     store.write(run["bad"], replace(CANDIDATE, arm="bad"), b, scored(0.06, 5))
     store.write(run["none"], replace(CANDIDATE, arm="none"), b)
     compare = ["gsm8k", "compare", run["a"]]
-    assert main([*compare, run["b"], "--again", run["a2"], "--yardstick", run["r"]]) == 0
-    assert "nats a token (k3;" in capsys.readouterr().out
-    assert main([*compare, run["bad"], "--again", run["a2"], "--yardstick", run["r"]]) == 1
+    assert main([*compare, run["b"], "--rerun", run["a2"], "--yardstick", run["r"]]) == 0
+    assert "nats per token (k3;" in capsys.readouterr().out
+    assert main([*compare, run["bad"], "--rerun", run["a2"], "--yardstick", run["r"]]) == 1
     out = capsys.readouterr().out
     assert out.startswith("REGRESSION: bad against unfused")
     assert "  NO    noise " in out
     assert main([*compare, run["none"]]) == 2
     assert "only the baseline has token scores: score both, or neither" in capsys.readouterr().err
-    assert main([*compare, run["b"], "--again", run["bad"]]) == 2
+    assert main([*compare, run["b"], "--rerun", run["bad"]]) == 2
     assert "is no re-run of the baseline" in capsys.readouterr().err
 
 
@@ -143,7 +143,7 @@ def test_an_imported_run_is_compared(tmp_path: Path, capsys: pytest.CaptureFixtu
         rows = [lm_eval_row(i, f"#### {i if i >= lost else 9999}", "strict-match") for i in range(600)]
         file = write(tmp_path / f"samples_{name}.jsonl", rows)
         out = str(tmp_path / name)
-        assert main(["import", "lm-eval", str(file), "--out", out, "--norm-kernel", f"my/{name}"]) == 0
+        assert main(["import", "lm-eval", str(file), "--out", out, "--kernel", f"my/{name}"]) == 0
         assert capsys.readouterr().out == f"600 answers and 0 errors to 600 questions in {out}\n"
     assert main(["gsm8k", "compare", str(tmp_path / "before"), str(tmp_path / "after")]) == 1
     assert capsys.readouterr().out.startswith("REGRESSION: after against before")
@@ -164,7 +164,7 @@ def test_one_file_imported_twice_is_no_parity(tmp_path: Path, capsys: pytest.Cap
     assert main(["gsm8k", "compare", *runs, "--aa"]) == 0
     # With the kernels named, identical completions are what a harmless change gives.
     named = str(tmp_path / "c")
-    assert main(["import", "lm-eval", str(file), "--out", named, "--norm-kernel", "my/fused"]) == 0
+    assert main(["import", "lm-eval", str(file), "--out", named, "--kernel", "my/fused"]) == 0
     assert main(["gsm8k", "compare", runs[0], named]) == 0
 
 
@@ -173,7 +173,7 @@ def test_one_directory_is_not_two_runs(runs: tuple[str, str], capsys: pytest.Cap
     again = str(Path(a) / ".." / "a")
     for words, sentence in (
         ([a, again], "baseline and candidate are the same run directory"),
-        ([a, b, "--again", again], "baseline and re-run are the same run directory"),
+        ([a, b, "--rerun", again], "baseline and re-run are the same run directory"),
         ([a, b, "--yardstick", b], "yardstick and candidate are the same run directory"),
     ):
         assert main(["gsm8k", "compare", *words]) == 2

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from evals.__main__ import main
+from evals.commands import run as run_command
 from evals.gsm8k import runner, store
 from evals.gsm8k.client import Limits
 from evals.gsm8k.runner import WHOLE_RUN
@@ -32,7 +33,7 @@ PATIENCE_S = 300.0  # ends a test that would hang; nothing is measured by it
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the runs in this process; those in processes of their own pause as in earnest."""
-    monkeypatch.setattr(runner, "Limits", functools.partial(Limits, pause=0.02))
+    monkeypatch.setattr(run_command, "Limits", functools.partial(Limits, pause=0.02))
 
 
 class Process:
@@ -74,7 +75,7 @@ def options(url: str, data: Path, out: Path, *more: str) -> list[str]:
         "run",
         "--server",
         url,
-        "--arm",
+        "--name",
         "a",
         "--out",
         str(out),
@@ -105,7 +106,7 @@ def whole(out: Path, repeats: int = 1) -> None:
 @pytest.mark.parametrize("flavour", ["vllm", "sglang", "echo"])
 def test_a_run_with_tokens_and_repeats(servers: list[Process], questions: Path, tmp_path: Path, flavour: str) -> None:
     servers.append(Process("--flavour", flavour))
-    words = options(servers[0].url, questions, tmp_path / "r", "--tokens", "--repeat", "2")
+    words = options(servers[0].url, questions, tmp_path / "r", "--score-solutions", "--repeat", "2")
     assert main(words) == 0
     whole(tmp_path / "r", 2)
     assert len(store.read(tmp_path / "r").tokens) == COUNT
@@ -116,7 +117,7 @@ def test_a_run_with_tokens_and_repeats(servers: list[Process], questions: Path, 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attempts follow each other at once: the test is of what is recorded, not of how long a client waits."""
-    monkeypatch.setattr("evals.gsm8k.runner.Limits", functools.partial(Limits, pause=0.01))
+    monkeypatch.setattr("evals.commands.run.Limits", functools.partial(Limits, pause=0.01))
 
 
 @pytest.mark.usefixtures("impatient")
@@ -154,7 +155,7 @@ def test_a_gold_solution_that_could_not_be_scored_is_an_error_until_it_is(
     # Scores are asked for first, two requests each, so every fault falls on them: all answers are there.
     servers.append(Process("--fault", "400:7", "--first", "60"))
     out = tmp_path / "r"
-    words = options(servers[0].url, questions, out, "--tokens")
+    words = options(servers[0].url, questions, out, "--score-solutions")
     assert main(words) == 2
     assert "ended in an error, so there is no verdict yet" in capsys.readouterr().err
     whole(out)
@@ -267,7 +268,7 @@ def test_a_dead_server_stops_the_run_and_the_run_goes_on_later(
         (("--timeout", "nan"), "must be positive"),
         (("--model", "large"), "serves 'tiny' and not 'large'"),
         (("--profile", "what"), "unknown prompt profile"),
-        (("--profile", "boxed-chat", "--tokens"), "sends chat messages"),
+        (("--profile", "boxed-chat", "--score-solutions"), "sends chat messages"),
         (("--server", "http://127.0.0.1:9"), "no server answers"),
         (("--server", "nowhere"), "is no server address"),
     ],
@@ -296,7 +297,7 @@ def test_a_server_without_prompt_scores_says_so(
     servers: list[Process], questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     servers.append(Process("--flavour", "mute"))
-    assert main(options(servers[0].url, questions, tmp_path / "r", "--model", "tiny", "--tokens")) == 2
+    assert main(options(servers[0].url, questions, tmp_path / "r", "--model", "tiny", "--score-solutions")) == 2
     assert "gives no log-probabilities of a prompt" in capsys.readouterr().err
     assert main(options(servers[0].url, questions, tmp_path / "r", "--model", "tiny")) == 0
     whole(tmp_path / "r")

@@ -109,7 +109,7 @@ def test_both_endpoints_and_no_prompt_scores(
         url,
         "--model",
         model,
-        "--arm",
+        "--name",
         "a",
         "--data",
         str(file),
@@ -134,5 +134,5 @@ def test_both_endpoints_and_no_prompt_scores(
     assert texts[0] == texts[1]
     capsys.readouterr()
     # It takes echo and logprobs, and ignores them.
-    assert main([*words, "--profile", "plain", "--out", str(tmp_path / "t"), "--tokens"]) == 2
+    assert main([*words, "--profile", "plain", "--out", str(tmp_path / "t"), "--score-solutions"]) == 2
     assert "gives no log-probabilities of a prompt" in capsys.readouterr().err

@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from evals.model import checkpoint, decoder
 from evals.model.arms import make_arm
 from evals.model.decoder import Decoder
+from evals.model.weights import from_state
+from evals.studies import export
+from evals.studies.config import glm4_moe
 
 transformers = pytest.importorskip("transformers", reason="the optional package transformers is not installed")
 
 
 def glm() -> Any:
-    from evals.model.config import glm4_moe
-
     return transformers.Glm4MoeForCausalLM(glm4_moe("tiny"))
 
 
@@ -44,10 +44,10 @@ def pair(build: Any) -> tuple[Any, Decoder]:
     for name, tensor in model.state_dict().items():
         noise = torch.randn(tensor.shape) * (0.3 if tensor.dim() > 1 else 0.1)
         state[name] = noise + 1 if "norm" in name else noise
-    split = checkpoint.quantized(checkpoint.split_experts(state))
-    model.load_state_dict(checkpoint.join_experts(checkpoint.dequantized(split, torch.float32)))
+    split = export.quantized(export.split_experts(state))
+    model.load_state_dict(export.join_experts(export.dequantized(split, torch.float32)))
     config = json.loads(model.config.to_json_string(use_diff=False))
-    return model.eval(), decoder.from_state("random", config, split, storage=torch.float32)
+    return model.eval(), from_state("random", config, split, storage=torch.float32)
 
 
 @pytest.mark.parametrize("build", [glm, llama], ids=["glm4_moe", "llama"])

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from evals.commands import parity as embedded
 from evals.errors import EvalError
 from evals.model import checkpoint
-from evals.model.decoder import from_folder
+from evals.model.weights import from_folder
+from evals.offline.models import DEFAULT_MODEL, MODELS
 
-SHIPPED = embedded.MODELS / embedded.DEFAULT_MODEL
+SHIPPED = MODELS / DEFAULT_MODEL
 
 
 def finite_values() -> torch.Tensor:
@@ -48,19 +48,6 @@ def test_a_row_of_zeros_and_the_largest_element() -> None:
     assert scale[0].item() == 1.0
     assert codes.float()[0].tolist() == [0.0, 0.0]
     assert codes.float()[1, 1].item() == -448.0
-
-
-def test_experts_survive_the_split() -> None:
-    state = {
-        "a.mlp.experts.gate_up_proj": torch.randn(3, 8, 5),
-        "a.mlp.experts.down_proj": torch.randn(3, 5, 4),
-        "a.mlp.gate.weight": torch.randn(3, 5),
-    }
-    split = checkpoint.split_experts(state)
-    assert "a.mlp.experts.2.up_proj.weight" in split
-    back = checkpoint.join_experts(split)
-    assert back.keys() == state.keys()
-    assert all(torch.equal(back[name], state[name]) for name in state)
 
 
 def test_the_shipped_model_is_fp8_with_one_scale_a_row() -> None:

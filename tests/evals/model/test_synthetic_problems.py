@@ -47,16 +47,6 @@ def test_problems_are_the_same_on_every_machine() -> None:
 DIGEST = "3b8e604ee38a0edb78990d430cb354a8863d8725b2857b7e575cc2ee768663e8"
 
 
-def test_training_never_sees_a_held_out_question() -> None:
-    held_out = {made.question for made in synthetic.held_out(300)}
-    assert len(held_out) == 300
-    assert all(synthetic.is_held_out(question) for question in held_out)
-    # Of the very stream that the held-out problems come from: what is trained on is the rest.
-    trained = {made.question for made in synthetic.training(synthetic.EMBEDDED_SEED, 0, 12_000)}
-    assert not trained & held_out
-    assert len(trained) > 11_000
-
-
 def test_decoding_gives_back_every_character(problems: list[synthetic.Problem]) -> None:
     for made in problems[:500]:
         asked, answered = synthetic.prompt(made.question), synthetic.completion(made.solution)
@@ -72,17 +62,3 @@ def test_numbers_are_single_digits() -> None:
 def test_a_word_that_the_model_does_not_know_is_an_error() -> None:
     with pytest.raises(ValueError, match="' elephants'"):
         tokenizer.encode("Tom has 3 elephants")
-
-
-def test_the_tokenizers_library_cuts_the_same(tmp_path: object, problems: list[synthetic.Problem]) -> None:
-    library = pytest.importorskip("tokenizers", reason="the optional package tokenizers is not installed")
-    from pathlib import Path
-
-    folder = Path(str(tmp_path))
-    tokenizer.write(folder)
-    reader = library.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    for made in problems[:200]:
-        text = synthetic.prompt(made.question) + synthetic.completion(made.solution)
-        ids = reader.encode(text).ids
-        assert ids == tokenizer.encode(text)
-        assert reader.decode(ids) == text

@@ -8,11 +8,12 @@ from dataclasses import replace
 import pytest
 
 from evals.commands import report
-from evals.commands.record import case_name, record
+from evals.commands.record import Subject, case_name, record
 from evals.errors import EvalError
 from evals.gsm8k.samples import Header, Sample
-from evals.stats.parity import POLICIES, Parity, Policy, Verdict, decide, decide_totals, find_policy
-from evals.stats.tokens import Yardstick
+from evals.stats.parity import Parity, decide, decide_totals
+from evals.stats.policy import POLICIES, Policy, Verdict, find_policy
+from evals.stats.token_gates import TokenLevel, Yardstick
 from tests.evals.stats.test_token_level import arms as token_arms
 from tests.support.eval_arms import BASELINE, CANDIDATE, answered, two_arms
 from validators.records.record import Status
@@ -67,7 +68,8 @@ def test_a_large_loss_is_a_regression_and_a_loss_within_the_margin_is_parity() -
     assert worse.sentence.startswith("REGRESSION: the candidate against the baseline: accuracy: 1,250 -> 1,200")
     # What the token level leaves open does not excuse it.
     open_ = decide(
-        *two_arms(1319, 1250, 60, 10), tokens=token_arms(1, 5), yardstick=Yardstick(token_arms(2, 5), token_arms(3, 5))
+        *two_arms(1319, 1250, 60, 10),
+        tokens=TokenLevel(token_arms(1, 5), None, Yardstick(token_arms(2, 5), token_arms(3, 5))),
     )
     assert (gate(open_, "noise")[0], open_.verdict) == (None, Verdict.REGRESSION)
     # Significant harm (p = 0.046), and yet within the two points that were accepted beforehand.
@@ -101,8 +103,8 @@ def test_accuracy_passes_and_the_token_level_says_no() -> None:
     a, b = two_arms(1319, 599, 31, 37)
     alone = decide(a, b, policy=Policy(margin=0.02))
     assert alone.verdict is Verdict.PARITY
-    ruler = Yardstick(token_arms(9), token_arms(8, spread=0.055))
-    parity = decide(a, b, tokens=token_arms(1, spread=0.1), yardstick=ruler, policy=Policy(margin=0.02))
+    yardstick = Yardstick(token_arms(9), token_arms(8, spread=0.055))
+    parity = decide(a, b, tokens=TokenLevel(token_arms(1, spread=0.1), None, yardstick), policy=Policy(margin=0.02))
     assert parity.verdict is Verdict.REGRESSION
     assert gate(parity, "accuracy")[0] is True
     assert gate(parity, "noise")[0] is False
@@ -114,9 +116,7 @@ def test_accuracy_passes_and_the_token_level_says_no() -> None:
     good = decide(
         a,
         b,
-        tokens=token_arms(1),
-        noise=token_arms(2, spread=0.01),
-        yardstick=Yardstick(token_arms(9), token_arms(8)),
+        tokens=TokenLevel(token_arms(1), token_arms(2, spread=0.01), Yardstick(token_arms(9), token_arms(8))),
         policy=Policy(margin=0.02),
     )
     assert good.verdict is Verdict.PARITY
@@ -139,7 +139,7 @@ def test_no_verdict_while_an_error_is_left_or_a_question_is_missing() -> None:
     with pytest.raises(EvalError, match="candidate holds no answer"):
         decide(a, [])
     with pytest.raises(EvalError, match="its re-run lacks"):
-        decide(a, b, again=a[:-1])
+        decide(a, b, rerun=a[:-1])
 
 
 def test_arms_that_cannot_be_compared() -> None:
@@ -211,7 +211,7 @@ def test_guards_of_format_and_length() -> None:
 
 def test_excess_flips_are_reported_and_gate_nothing() -> None:
     a, b = two_arms(1319, 1250, 20, 20)
-    parity = decide(a, b, again=two_arms(1319, 1250, 1, 1)[1])
+    parity = decide(a, b, rerun=two_arms(1319, 1250, 1, 1)[1])
     assert parity.verdict is Verdict.PARITY
     ok, words = gate(parity, "excess flips")
     assert ok is None
@@ -280,7 +280,7 @@ def test_an_impossible_discordance(discordance: float) -> None:
 def test_the_report_shows_every_gate_and_json_holds_the_same() -> None:
     import json
 
-    parity = decide(*two_arms(1319, 1250, 60, 10), tokens=token_arms(1), headers=HEADERS)
+    parity = decide(*two_arms(1319, 1250, 60, 10), tokens=TokenLevel(token_arms(1)), headers=HEADERS)
     text = report.text(parity)
     assert text.startswith("REGRESSION: fused against unfused")
     for g in parity.gates:
@@ -299,8 +299,7 @@ def test_the_report_shows_every_gate_and_json_holds_the_same() -> None:
 )
 def test_the_record_of_each_verdict(lost: int, gained: int, margin: float, status: Status) -> None:
     parity = decide(*two_arms(1319, 1250, lost, gained), policy=Policy(margin=margin), headers=HEADERS)
-    made = record(
-        parity,
+    subject = Subject(
         kernel="emulated/aiter-hip-gfx950",
         model="some/tiny-glm",
         device="cpu",
@@ -309,6 +308,7 @@ def test_the_record_of_each_verdict(lost: int, gained: int, margin: float, statu
         emulated=True,
         reproduce="python -m evals parity",
     )
+    made = record(parity, subject)
     assert (made.status, made.op, made.lane, made.emulated) == (status, "gsm8k_parity", "parity", True)
     assert made.case == f"parity-tiny-glm-n1319-margin{100 * margin:g}-s0"
     assert {c.kind for c in made.checks} == {"statistical"}
@@ -322,7 +322,7 @@ def test_a_passed_parity_is_consistent_for_the_sign_off() -> None:
     from validators.signoff.judged import inconsistency
 
     parity = decide(*two_arms(1319, 1250, 5, 5))
-    made = record(parity, kernel="k", model="m")
+    made = record(parity, Subject(kernel="k", model="m"))
     assert inconsistency(made) is None
     assert case_name("a b/c d@main", parity, 3) == "parity-c-d-main-n1319-margin1.5-s3"
 

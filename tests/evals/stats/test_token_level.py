@@ -14,6 +14,7 @@ from evals.errors import EvalError
 from evals.gsm8k.samples import TokenPair, TokenScore
 from evals.stats import tokens
 from evals.stats.gate import Gate
+from evals.stats.token_gates import LEAST_QUESTIONS, MEAN_MARGIN, TokenLevel, Yardstick, gates
 
 
 def arms(
@@ -36,13 +37,19 @@ def arms(
     return made
 
 
-def ruler_of(baseline: list[TokenPair], candidate: list[TokenPair]) -> tokens.Yardstick:
+def yardstick_of(baseline: list[TokenPair], candidate: list[TokenPair]) -> Yardstick:
     """A yardstick by the pairs of the baseline and of the candidate with it."""
-    return tokens.Yardstick(baseline, candidate)
+    return Yardstick(baseline, candidate)
 
 
-def by_name(gates: list[Gate]) -> dict[str, bool | None]:
-    return {g.name: g.ok for g in gates}
+def gates_of(
+    candidate: list[TokenPair], rerun: list[TokenPair] | None, yardstick: Yardstick | None, seed: int = 0
+) -> list[Gate]:
+    return gates(TokenLevel(candidate, rerun, yardstick), seed=seed)
+
+
+def by_name(found: list[Gate]) -> dict[str, bool | None]:
+    return {g.name: g.ok for g in found}
 
 
 def test_the_clustered_error_is_that_of_the_bootstrap() -> None:
@@ -90,9 +97,9 @@ def test_numbers_of_a_small_example() -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_a_legitimate_change_passes_every_gate(seed: int) -> None:
     """Its noise is the baseline's; how far the two lie apart does not matter."""
-    ruler = ruler_of(arms(200 + seed, 150), arms(300 + seed, 150))
+    ruler = yardstick_of(arms(200 + seed, 150), arms(300 + seed, 150))
     apart = arms(seed, 150, spread=0.03 * math.sqrt(2))
-    found = tokens.gates(apart, arms(100 + seed, 150, spread=0.01), ruler, seed=seed)
+    found = gates_of(apart, arms(100 + seed, 150, spread=0.01), ruler, seed=seed)
     assert by_name(found) == {
         "finite": True,
         "mean dlogp": True,
@@ -104,23 +111,23 @@ def test_a_legitimate_change_passes_every_gate(seed: int) -> None:
 
 
 def test_a_truncating_cast_fails_by_the_mean_and_a_per_tensor_scale_by_noise_alone() -> None:
-    worse = by_name(tokens.gates(arms(1, spread=0.1, shift=-0.037), None, ruler_of(arms(200), arms(300, spread=0.055))))
+    worse = by_name(gates_of(arms(1, spread=0.1, shift=-0.037), None, yardstick_of(arms(200), arms(300, spread=0.055))))
     assert (worse["mean dlogp"], worse["noise"], worse["mean noise"]) == (False, False, False)
-    noisy = ruler_of(arms(200, 150), arms(300, 150, spread=0.03 * math.sqrt(1.44)))
-    coarse = by_name(tokens.gates(arms(2, 150, spread=0.03 * math.sqrt(1.9)), None, noisy))
+    noisy = yardstick_of(arms(200, 150), arms(300, 150, spread=0.03 * math.sqrt(1.44)))
+    coarse = by_name(gates_of(arms(2, 150, spread=0.03 * math.sqrt(1.9)), None, noisy))
     assert (coarse["mean dlogp"], coarse["noise"], coarse["mean noise"]) == (True, False, None)
 
 
 def test_few_questions_decide_nothing() -> None:
-    few = tokens.LEAST_QUESTIONS
+    few = LEAST_QUESTIONS
     for seed in range(3):
         # Neither way: a catastrophe on three questions is no proof either.
         for shift in (0.0, -1.0):
             worse = arms(seed, few - 1, spread=0.3, shift=shift)
-            found = by_name(tokens.gates(worse, None, ruler_of(arms(6, few - 1), worse)))
+            found = by_name(gates_of(worse, None, yardstick_of(arms(6, few - 1), worse)))
             assert (found["mean dlogp"], found["noise"], found["mean noise"]) == (None, None, None)
     own = arms(7, few, spread=0.3, size=5)
-    noisy = by_name(tokens.gates(own, None, ruler_of(arms(6, few, spread=0.25, size=5), own)))
+    noisy = by_name(gates_of(own, None, yardstick_of(arms(6, few, spread=0.25, size=5), own)))
     assert (noisy["mean dlogp"], noisy["noise"]) == (None, None)
     alone = tokens.statistics(arms(0, 1))
     assert alone.error == math.inf
@@ -128,14 +135,14 @@ def test_few_questions_decide_nothing() -> None:
 
 def test_without_a_yardstick_kl_is_gated_widely_by_the_re_run() -> None:
     again = arms(9, spread=0.01)
-    within, beyond = (by_name(tokens.gates(arms(1, spread=s), again, None))["KL"] for s in (0.03, 0.06))
+    within, beyond = (by_name(gates_of(arms(1, spread=s), again, None))["KL"] for s in (0.03, 0.06))
     assert (within, beyond) == (True, False)
-    nothing = tokens.gates(arms(1), None, None)[2]
+    nothing = gates_of(arms(1), None, None)[2]
     assert (nothing.ok, nothing.decides) == (None, False)
     assert "neither a higher-precision arm nor a re-run" in nothing.sentence
     silent = [replace(p, logprob_b=p.logprob_a, kl=(0.0,) * len(p.kl)) for p in again]
-    assert not tokens.gates(arms(1), silent, None)[2].decides
-    same = tokens.gates(silent, None, None)[2]
+    assert not gates_of(arms(1), silent, None)[2].decides
+    same = gates_of(silent, None, None)[2]
     assert (same.ok, same.decides) == (True, True)
 
 
@@ -145,8 +152,8 @@ def test_the_margin_never_lies_below_three_errors_of_the_re_run() -> None:
         for p, s in zip(arms(1), (0.1 * math.sin(i) for i in range(60)), strict=True)
     ]
     error = tokens.statistics(noisy).error
-    assert 3 * error > tokens.MEAN_MARGIN
-    gate = tokens.gates(arms(2), noisy, None)[1]
+    assert 3 * error > MEAN_MARGIN
+    gate = gates_of(arms(2), noisy, None)[1]
     assert f"allowed is a loss of {3 * error:.4g}" in gate.sentence
 
 
@@ -154,11 +161,11 @@ def test_the_margin_never_lies_below_three_errors_of_the_re_run() -> None:
 def test_what_is_not_finite_fails_alone(bad: float) -> None:
     pairs = arms(0, 5)
     broken = [*pairs[:4], replace(pairs[4], logprob_b=(bad, *pairs[4].logprob_b[1:]))]
-    assert [(g.name, g.ok) for g in tokens.gates(broken, None, None)] == [("finite", False)]
+    assert [(g.name, g.ok) for g in gates_of(broken, None, None)] == [("finite", False)]
     with pytest.raises(EvalError, match="baseline's token scores are not finite"):
-        tokens.gates([replace(pairs[0], logprob_a=(bad, *pairs[0].logprob_a[1:]))], None, None)
+        gates_of([replace(pairs[0], logprob_a=(bad, *pairs[0].logprob_a[1:]))], None, None)
     with pytest.raises(EvalError, match="the yardstick's token scores are not finite"):
-        tokens.gates(pairs, None, ruler_of(broken, pairs))
+        gates_of(pairs, None, yardstick_of(broken, pairs))
 
 
 def test_ragged_missing_and_mixed_input_is_one_sentence() -> None:
@@ -170,13 +177,13 @@ def test_ragged_missing_and_mixed_input_is_one_sentence() -> None:
     with pytest.raises(EvalError, match="occurs twice"):
         tokens.statistics([pairs[0], pairs[0]])
     with pytest.raises(EvalError, match="on other questions"):
-        tokens.gates(pairs, None, ruler_of(pairs, pairs[:2]))
+        gates_of(pairs, None, yardstick_of(pairs, pairs[:2]))
     for other in (
-        ruler_of([replace(p, kl_kind="k3") for p in pairs], pairs),
-        ruler_of(pairs, [replace(p, kl_kind="k3") for p in pairs]),
+        yardstick_of([replace(p, kl_kind="k3") for p in pairs], pairs),
+        yardstick_of(pairs, [replace(p, kl_kind="k3") for p in pairs]),
     ):
         with pytest.raises(EvalError, match="estimated in different ways"):
-            tokens.gates(pairs, None, other)
+            gates_of(pairs, None, other)
 
 
 def test_the_bounds_of_the_ratio_cover_it() -> None:
@@ -205,7 +212,7 @@ def test_the_typical_kl_decides_where_a_few_tokens_hold_the_mean(seed: int) -> N
     ruler = heavy(arms(200 + seed, 150), seed)
     for factor, wanted in ((0.9, True), (2.9, False)):
         own = heavy(arms(seed, 150, spread=0.03 * math.sqrt(factor)), 50 + seed)
-        found = {g.name: g for g in tokens.gates(own, None, ruler_of(ruler, own), seed=seed)}
+        found = {g.name: g for g in gates_of(own, None, yardstick_of(ruler, own), seed=seed)}
         assert found["noise"].ok is wanted, found["noise"].sentence
         _, mean = tokens.kl_ratio(own, ruler)
         _, typical, _ = tokens.typical_kl_ratio(own, ruler)
@@ -228,7 +235,7 @@ def test_the_typical_ratio_of_a_small_example() -> None:
 
 def test_a_candidate_that_cannot_be_told_from_the_baseline_passes() -> None:
     tiny = [replace(p, kl=(1e-8,) * len(p.kl)) for p in arms(0)]
-    gate = next(g for g in tokens.gates(tiny, None, ruler_of(tiny, tiny)) if g.name == "noise")
+    gate = next(g for g in gates_of(tiny, None, yardstick_of(tiny, tiny)) if g.name == "noise")
     assert gate.ok is True
     assert "neither arm differs from the yardstick by more than 1e-06" in gate.sentence
 
@@ -238,7 +245,7 @@ def test_what_hits_few_tokens_is_seen_by_the_mean() -> None:
     base, own = arms(200, 150), arms(300, 150)
     dice = random.Random(4)
     hit = [replace(p, kl=tuple(k * (1e4 if dice.random() < 0.01 else 1.0) for k in p.kl)) for p in own]
-    found = {g.name: g for g in tokens.gates(arms(2, 150), None, ruler_of(base, hit))}
+    found = {g.name: g for g in gates_of(arms(2, 150), None, yardstick_of(base, hit))}
     assert (found["noise"].ok, found["mean noise"].ok, found["mean noise"].decides) == (True, False, True)
 
 

@@ -99,7 +99,7 @@ READ = [
     ("evals gsm8k compare", "{a} {binary}", "header.json"),
     ("evals import", "lm-eval {binary} --out {new}", "binary"),
     ("evals import", "sgl-eval {binary} --out {new}", "binary"),
-    ("evals gsm8k run", "--server 127.0.0.1:9 --arm a --out {new} --data {binary} --any-data", "binary"),
+    ("evals gsm8k run", "--server 127.0.0.1:9 --name a --out {new} --data {binary} --any-data", "binary"),
     ("evals tokens", "--model {binary} --questions 2", "binary"),
     ("evals parity", "--model {root}", "config.json"),
 ]

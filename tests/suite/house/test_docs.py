@@ -478,7 +478,7 @@ def test_the_supports_table_is_the_protocol() -> None:
 
 
 def test_the_stated_policies_are_those_of_the_code() -> None:
-    from evals.stats import logit_gates, tokens
+    from evals.stats import logit_gates, token_gates
     from validators.judge import verdict
     from validators.layers import verdict as layers_verdict
     from validators.signoff import stages
@@ -489,10 +489,10 @@ def test_the_stated_policies_are_those_of_the_code() -> None:
         ("`FALSE_ALARM`", FALSE_ALARM),
         ("`MARGIN` of layers", layers_verdict.MARGIN),
         ("`CONFIDENCE` of layers", layers_verdict.CONFIDENCE),
-        ("`NOISE_LIMIT`", tokens.NOISE_LIMIT),
-        ("`MEAN_NOISE_LIMIT`", tokens.MEAN_NOISE_LIMIT),
+        ("`NOISE_LIMIT`", token_gates.NOISE_LIMIT),
+        ("`MEAN_NOISE_LIMIT`", token_gates.MEAN_NOISE_LIMIT),
         ("`REBATCH_FACTOR`", logit_gates.REBATCH_FACTOR),
-        ("`MEAN_MARGIN`", tokens.MEAN_MARGIN),
+        ("`MEAN_MARGIN`", token_gates.MEAN_MARGIN),
     ):
         assert f"| {name} | {value:g} |" in text
     assert f"A sign-off walks {stages.LAYERS_TOKENS} tokens" in text

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from evals.model import checkpoint, synthetic, tokenizer
-from evals.model.decoder import from_folder
-from evals.studies import train
+from evals.model import synthetic, tokenizer
+from evals.model.weights import from_folder
+from evals.studies import export, train
 
 pytest.importorskip("transformers", reason="the optional package transformers is not installed")
 
@@ -87,7 +87,7 @@ def test_the_last_snapshot_in_the_band_is_exported(tmp_path: Path, monkeypatch: 
     made = model()
     shares = iter([0.50, 0.90, 0.92, 0.97])
     monkeypatch.setattr(train, "exact_share", lambda *_: (next(shares), [True, False, True]))
-    state = checkpoint.stored(made)
+    state = export.stored(made)
     snapshots = [train.Snapshot(step, 0.0, state) for step in (10, 20, 30, 40)]
     train.export(made, snapshots, argparse.Namespace(out=str(tmp_path), questions=3, device="cpu"))
     names = sorted(file.name for file in tmp_path.iterdir())
@@ -106,3 +106,37 @@ def test_the_last_snapshot_in_the_band_is_exported(tmp_path: Path, monkeypatch: 
     assert len(read.layers) == 3
     assert read.layers[0].experts is None
     assert read.layers[1].experts is not None
+
+
+def test_training_never_sees_a_held_out_question() -> None:
+    held_out = {problem.question for problem in synthetic.held_out(300)}
+    assert len(held_out) == 300
+    assert all(synthetic.is_held_out(question) for question in held_out)
+    # Of the very stream that the held-out problems come from: what is trained on is the rest.
+    trained = {problem.question for problem in train.training_problems(synthetic.EMBEDDED_SEED, 0, 12_000)}
+    assert not trained & held_out
+    assert len(trained) > 11_000
+
+
+def test_the_tokenizers_library_cuts_the_same(tmp_path: Path) -> None:
+    library = pytest.importorskip("tokenizers", reason="the optional package tokenizers is not installed")
+    export.write_tokenizer(tmp_path)
+    reader = library.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    for problem in (synthetic.problem(7, index) for index in range(200)):
+        text = synthetic.prompt(problem.question) + synthetic.completion(problem.solution)
+        ids = reader.encode(text).ids
+        assert ids == tokenizer.encode(text)
+        assert reader.decode(ids) == text
+
+
+def test_experts_survive_the_split() -> None:
+    state = {
+        "a.mlp.experts.gate_up_proj": torch.randn(3, 8, 5),
+        "a.mlp.experts.down_proj": torch.randn(3, 5, 4),
+        "a.mlp.gate.weight": torch.randn(3, 5),
+    }
+    split = export.split_experts(state)
+    assert "a.mlp.experts.2.up_proj.weight" in split
+    back = export.join_experts(split)
+    assert back.keys() == state.keys()
+    assert all(torch.equal(back[name], state[name]) for name in state)

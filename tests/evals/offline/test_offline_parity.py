@@ -11,16 +11,19 @@ from typing import Any
 import pytest
 import torch
 
-from evals.commands import parity as embedded
 from evals.errors import EvalError
-from evals.model import inprocess
+from evals.model import inprocess, tokenizer
 from evals.model.arms import Arm, make_arm
 from evals.model.decoder import Decoder
 from evals.model.inprocess import Pass
+from evals.offline.models import DEFAULT_MODEL, load_embedded
+from evals.offline.parity import answers
+from evals.offline.questions import EmbeddedQuestions, embedded_questions
 from evals.stats import logit_gates
 from evals.stats.gate import Gate
-from evals.stats.logit_gates import Tokens
-from evals.stats.tokens import NOISE_LIMIT, gates, statistics, typical_kl_ratio
+from evals.stats.logit_gates import InProcessPairs
+from evals.stats.token_gates import NOISE_LIMIT, gates
+from evals.stats.tokens import statistics, typical_kl_ratio
 from tests.evals.defects import DEFECTS, arm
 
 SUBTLE = ("truncating_cast", "per_tensor_scale")
@@ -30,7 +33,7 @@ QUESTIONS, FEW, BATCH, SPLIT = 30, 20, 30, 7  # one batch, which SPLIT cuts in f
 
 @pytest.fixture(scope="module")
 def model() -> Decoder:
-    return embedded.load(embedded.DEFAULT_MODEL, "cpu")  # type: ignore[no-any-return]
+    return load_embedded(DEFAULT_MODEL, "cpu")
 
 
 def passes(names: tuple[str, ...]) -> list[Pass]:
@@ -43,14 +46,19 @@ def passes(names: tuple[str, ...]) -> list[Pass]:
     return made
 
 
-def token_level(model: Decoder, names: tuple[str, ...], count: int) -> dict[str, Tokens]:
-    """What ``embedded.token_level`` gives, for several candidates that share the baseline's passes."""
-    asked = embedded.questions(count, 0)
-    some = list(zip((made.id for made in asked.problems), asked.prompts, asked.solutions, strict=True))
-    known = len(embedded.tokenizer.vocabulary())
+def token_level(model: Decoder, names: tuple[str, ...], count: int) -> dict[str, InProcessPairs]:
+    """What ``evals.offline.parity.token_level`` gives, for several candidates that share the baseline's passes."""
+    asked = embedded_questions(count, 0)
+    known = len(tokenizer.vocabulary())
     scored = list(
         inprocess.score(
-            model, make_arm("unfused"), passes(names), some, batch=BATCH, vocabulary=known, ruler="yardstick"
+            model,
+            make_arm("unfused"),
+            passes(names),
+            asked.gold(count),
+            batch=BATCH,
+            vocabulary=known,
+            yardstick="yardstick",
         )
     )
     found = {}
@@ -63,32 +71,30 @@ def token_level(model: Decoder, names: tuple[str, ...], count: int) -> dict[str,
 
 
 @pytest.fixture(scope="module")
-def subtle(model: Decoder) -> dict[str, Tokens]:
+def subtle(model: Decoder) -> dict[str, InProcessPairs]:
     return token_level(model, ("fused", *SUBTLE), QUESTIONS)
 
 
 @pytest.fixture(scope="module")
-def gross(model: Decoder) -> dict[str, Tokens]:
+def gross(model: Decoder) -> dict[str, InProcessPairs]:
     return token_level(model, tuple(name for name in DEFECTS if name not in SUBTLE), FEW)
 
 
-def judged(tokens: Tokens) -> list[Gate]:
-    full = tokens.full
-    made = gates(full["candidate"], full["re-run"], tokens.yardstick)
-    return [*(logit_gates.only_reported(gate) for gate in made), *logit_gates.gates(tokens, 0)]
+def judged(tokens: InProcessPairs) -> list[Gate]:
+    return [*(logit_gates.only_reported(gate) for gate in gates(tokens.token_level)), *logit_gates.gates(tokens, 0)]
 
 
-def refusals(tokens: Tokens) -> list[str]:
+def refusals(tokens: InProcessPairs) -> list[str]:
     return [gate.name for gate in judged(tokens) if gate.ok is False]
 
 
-def test_the_legitimate_fused_path_passes_every_token_gate(subtle: dict[str, Tokens]) -> None:
+def test_the_legitimate_fused_path_passes_every_token_gate(subtle: dict[str, InProcessPairs]) -> None:
     found = judged(subtle["fused"])
     assert {"finite", "mean dlogp", "logits", "batch"} <= {gate.name for gate in found if gate.decides}
     assert [gate.sentence for gate in found if gate.decides and gate.ok is not True] == []
 
 
-def test_the_noise_of_a_legitimate_kernel_is_that_of_the_baseline(subtle: dict[str, Tokens]) -> None:
+def test_the_noise_of_a_legitimate_kernel_is_that_of_the_baseline(subtle: dict[str, InProcessPairs]) -> None:
     noise = subtle["fused"].flat_noise
     ratio, bounds, _ = typical_kl_ratio(noise["candidate"], noise["baseline"])
     assert 0.8 < ratio < 1.1
@@ -97,7 +103,7 @@ def test_the_noise_of_a_legitimate_kernel_is_that_of_the_baseline(subtle: dict[s
     assert same[0] == 1.0
 
 
-def test_the_legitimate_change_is_a_change(subtle: dict[str, Tokens]) -> None:
+def test_the_legitimate_change_is_a_change(subtle: dict[str, InProcessPairs]) -> None:
     """Fused and unfused differ by about the model's own quantisation noise, not by nothing: the arms are two arms."""
     ratio, bounds, _ = typical_kl_ratio(subtle["fused"].flat["candidate"], subtle["fused"].flat["yardstick"])
     assert 0.5 < ratio < 1.5
@@ -105,23 +111,23 @@ def test_the_legitimate_change_is_a_change(subtle: dict[str, Tokens]) -> None:
 
 
 @pytest.mark.parametrize("name", SUBTLE)
-def test_a_subtle_defect_is_refused(subtle: dict[str, Tokens], name: str) -> None:
+def test_a_subtle_defect_is_refused(subtle: dict[str, InProcessPairs], name: str) -> None:
     wanted = {"truncating_cast": {"logits"}, "per_tensor_scale": {"batch"}}[name]
     assert wanted <= set(refusals(subtle[name]))
 
 
 @pytest.mark.parametrize("name", [name for name in DEFECTS if name not in SUBTLE])
-def test_a_gross_defect_is_refused(gross: dict[str, Tokens], name: str) -> None:
+def test_a_gross_defect_is_refused(gross: dict[str, InProcessPairs], name: str) -> None:
     assert "logits" in refusals(gross[name])
 
 
 @pytest.fixture(scope="module")
-def few() -> embedded.Questions:
-    return embedded.questions(12, 0)
+def few() -> EmbeddedQuestions:
+    return embedded_questions(12, 0)
 
 
-def test_answers_are_right_as_often_as_the_model_card_says(model: Decoder, few: embedded.Questions) -> None:
-    samples = list(embedded.answers(model, make_arm("fused"), few, 12))
+def test_answers_are_right_as_often_as_the_model_card_says(model: Decoder, few: EmbeddedQuestions) -> None:
+    samples = list(answers(model, make_arm("fused"), few, 12))
     assert sorted(s.order for s in samples) == list(range(12))
     assert all(s.error is None and s.finish == "stop" for s in samples)
     right = sum((s.text or "").rpartition("#### ")[2] == s.gold for s in samples)
@@ -129,7 +135,7 @@ def test_answers_are_right_as_often_as_the_model_card_says(model: Decoder, few: 
     assert right >= 8
 
 
-def test_the_same_arm_twice_gives_the_same_bits(model: Decoder, few: embedded.Questions) -> None:
+def test_the_same_arm_twice_gives_the_same_bits(model: Decoder, few: EmbeddedQuestions) -> None:
     prompts, solutions = few.prompts[:6], few.solutions[:6]
     unfused = make_arm("unfused")
     first = inprocess.solution_logprobs(model, unfused, prompts, solutions)
@@ -139,7 +145,7 @@ def test_the_same_arm_twice_gives_the_same_bits(model: Decoder, few: embedded.Qu
     assert len(first) == sum(map(len, solutions))
 
 
-def test_teacher_forcing_and_generation_agree(model: Decoder, few: embedded.Questions) -> None:
+def test_teacher_forcing_and_generation_agree(model: Decoder, few: EmbeddedQuestions) -> None:
     """Where the answer was written greedily, every token of it is the first choice when forced: two ways, one model."""
     unfused = make_arm("unfused")
     prompts = few.prompts[:6]
@@ -150,12 +156,12 @@ def test_teacher_forcing_and_generation_agree(model: Decoder, few: embedded.Ques
     assert (forced.argmax(-1) == tokens).float().mean() > 0.995
 
 
-def test_the_length_limit_is_said(model: Decoder, few: embedded.Questions) -> None:
+def test_the_length_limit_is_said(model: Decoder, few: EmbeddedQuestions) -> None:
     written = list(inprocess.generate(model, make_arm("bf16"), few.prompts[:3], limit=4, end=1, batch=2))
     assert [(w.finish, len(w.tokens)) for w in written] == [("length", 4)] * 3
 
 
-def test_every_kernel_of_an_arm_was_called(model: Decoder, few: embedded.Questions) -> None:
+def test_every_kernel_of_an_arm_was_called(model: Decoder, few: EmbeddedQuestions) -> None:
     for spec, wanted in (
         ("fused", {"add_rmsnorm_quant": 6 + 1, "per_token_quant": 6 + 1 + 5 * 2, "ptpc_gemm": 6 * 2 + 2 + 5 * 2}),
         ("unfused", {"per_token_quant": 6 * 2 + 2 + 5 * 2, "ptpc_gemm": 6 * 2 + 2 + 5 * 2}),
@@ -209,7 +215,7 @@ def _nothing(*_: Any) -> Any:
     [(_raises, "raised RuntimeError: out of registers"), (_nothing, "returned no NormQuantOutputs")],
 )
 def test_a_kernel_that_fails_is_one_sentence(
-    model: Decoder, few: embedded.Questions, call: Callable[..., Any], words: str
+    model: Decoder, few: EmbeddedQuestions, call: Callable[..., Any], words: str
 ) -> None:
     import dataclasses
 
@@ -222,17 +228,17 @@ def test_a_kernel_that_fails_is_one_sentence(
 
 def test_an_unknown_model_is_one_sentence() -> None:
     with pytest.raises(EvalError, match="no model 'gpt-nano': neither shipped \\(tiny-glm\\) nor a folder"):
-        embedded.load("gpt-nano", "cpu")
+        load_embedded("gpt-nano", "cpu")
 
 
 def test_questions_of_another_seed_are_others() -> None:
-    a, b = embedded.questions(20, 0), embedded.questions(20, 1)
+    a, b = embedded_questions(20, 0), embedded_questions(20, 1)
     assert a.sha256 != b.sha256
     assert not {p.question for p in a.problems} & {p.question for p in b.problems}
-    assert embedded.questions(20, 0).problems == a.problems
+    assert embedded_questions(20, 0).problems == a.problems
 
 
-def test_statistics_take_the_pairs(subtle: dict[str, Tokens]) -> None:
+def test_statistics_take_the_pairs(subtle: dict[str, InProcessPairs]) -> None:
     stats = statistics(subtle["fused"].full["candidate"])
     assert stats.questions == QUESTIONS
     assert stats.kl_kind == "full"

@@ -12,7 +12,8 @@ from evals.__main__ import main
 from evals.gsm8k import importers
 from evals.gsm8k.answers import EXTRACTORS
 from evals.gsm8k.samples import Sample
-from evals.stats.parity import POLICIES, Parity, Verdict, decide
+from evals.stats.parity import Parity, decide
+from evals.stats.policy import POLICIES, Verdict
 from tests.evals.gsm8k.test_importers import lm_eval_row, write
 from tests.support.eval_arms import BASELINE, CANDIDATE, two_arms
 
@@ -103,7 +104,7 @@ def test_imports_that_run_on_end_open_on_the_command_line(tmp_path: Path, capsys
             text = f"so\n#### {i if i >= lost else 77777}" + (GOES_ON.format(n=9000 + i) if i % 3 else "")
             rows.append(lm_eval_row(i, text, "flexible-extract"))
         file = write(tmp_path / f"samples_gsm8k_{name}.jsonl", rows)
-        kernel = ["--norm-kernel", f"x/{name}"]
+        kernel = ["--kernel", f"x/{name}"]
         assert main(["import", "lm-eval", str(file), "--out", str(tmp_path / name), *kernel]) == 0
     assert importers.lm_eval(file, arm="a").header.settings["extractor"] == "flexible"
     capsys.readouterr()

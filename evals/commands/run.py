@@ -1,0 +1,77 @@
+"""``gsm8k run``: one arm's answers from a server."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import math
+import os
+from collections.abc import Sequence
+
+from evals.errors import EvalError
+from evals.gsm8k import data, prompts, runner
+from evals.gsm8k.client import Limits
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--server", required=True, metavar="URL", help="host:port of an OpenAI-compatible server")
+    parser.add_argument("--name", required=True, help="what this arm is called, such as unfused")
+    parser.add_argument("--out", required=True, metavar="RUN", help="run directory; an unfinished one is resumed")
+    parser.add_argument("--model", help="as the server names it (default: the only one that it serves)")
+    parser.add_argument("--profile", default="sglang-5shot-clean", help=f"{', '.join(prompts.PROFILES)}")
+    parser.add_argument("--data", metavar="PATH", help="GSM8K's JSONL file or folder (default: GSM8K_PATH, the hub)")
+    parser.add_argument("--any-data", action="store_true", help="take questions that are not GSM8K's")
+    parser.add_argument("--questions", type=int, metavar="N", help="only the first N of the seeded order")
+    parser.add_argument("--repeat", type=int, default=1, metavar="R", help="ask each question R times")
+    parser.add_argument("--seed", type=int, default=0, help="of the order of the questions")
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="new tokens (default: the profile's)")
+    parser.add_argument("--concurrency", type=int, default=32, metavar="C", help="requests in flight")
+    parser.add_argument("--timeout", type=float, default=600.0, metavar="S", help="seconds for one attempt")
+    parser.add_argument("--attempts", type=int, default=5, metavar="N", help="attempts of one request")
+    parser.add_argument("--score-solutions", action="store_true", help="also score the gold solutions, token by token")
+    parser.add_argument("--kernel", metavar="NAME", help="kernel of add_rmsnorm_quant that the server runs")
+    parser.add_argument("--api-key-variable", metavar="NAME", help="environment variable that holds the server's key")
+
+
+def command(options: argparse.Namespace) -> int:
+    """0 where every question is answered; EvalError where one is left."""
+    for name in ("questions", "repeat", "max_tokens", "concurrency", "timeout", "attempts"):
+        value = getattr(options, name)
+        if value is not None and not 0 < value < math.inf:
+            raise EvalError(f"--{name.replace('_', '-')} must be positive, and is {value:g}")
+    report = asyncio.run(runner.run(_plan(options)))
+    print(report.text)
+    if report.left:
+        raise EvalError(report.left)
+    return 0
+
+
+def _plan(options: argparse.Namespace) -> runner.Plan:
+    profile = prompts.find_profile(options.profile)
+    questions = data.load(options.data, any_data=options.any_data)
+    train: Sequence[data.Problem] = ()
+    if profile.shots_from.startswith("train"):
+        place = options.data if options.data and os.path.isdir(options.data) else None
+        train = data.load(place, split="train", any_data=options.any_data).problems
+    asked = runner.tasks(profile, questions, train, seed=options.seed, count=options.questions, repeat=options.repeat)
+    if options.score_solutions and profile.kind == "chat":
+        raise EvalError(f"profile {profile.id} sends chat messages; gold solutions need a completion profile")
+    key = os.environ.get(options.api_key_variable) if options.api_key_variable else None
+    if options.api_key_variable and not key:
+        raise EvalError(f"the environment variable {options.api_key_variable} is not set")
+    return runner.Plan(
+        server=options.server,
+        out=options.out,
+        name=options.name,
+        profile=profile,
+        data=questions,
+        tasks=asked,
+        repeat=options.repeat,
+        seed=options.seed,
+        model=options.model,
+        kernel=options.kernel,
+        max_tokens=options.max_tokens,
+        score_solutions=options.score_solutions,
+        limits=Limits(concurrency=options.concurrency, timeout=options.timeout, attempts=options.attempts),
+        api_key=key,
+    )
