@@ -52,9 +52,13 @@ OURS = (
 )
 PAGES = tuple(
     path.relative_to(ROOT).as_posix()
-    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+    for path in (
+        *sorted(ROOT.glob("*.md")),
+        *sorted((ROOT / "docs").glob("*.md")),
+        *sorted((ROOT / "evals").rglob("*.md")),
+    )
 )
-"""Every page for people; the change log is a record and is kept as it was written."""
+"""Every page for people. Those in ``docs/records`` are what a run wrote."""
 NEW_ENVIRONMENT = "makes an environment from a package index"
 REPLACED = {
     # The stages of an AMD GPU cannot run here; records of another path must leave the claim UNTESTED.
@@ -368,7 +372,7 @@ def slug(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
 
 
-@pytest.mark.parametrize("name", sorted({*OURS, *PAGES}))
+@pytest.mark.parametrize("name", PAGES)
 def test_relative_links_and_paths_in_code_exist(name: str) -> None:
     text = re.sub(r"^```.*?^```$", "", read(name), flags=re.MULTILINE | re.DOTALL)
     here = (ROOT / name).parent
@@ -385,7 +389,7 @@ def test_relative_links_and_paths_in_code_exist(name: str) -> None:
         assert (ROOT / path).exists(), f"{name} speaks of {path}"
 
 
-@pytest.mark.parametrize("name", sorted({*OURS, *PAGES}))
+@pytest.mark.parametrize("name", PAGES)
 def test_plain_words(name: str) -> None:
     text = read(name)
     assert "\u2014" not in text, "an em dash; two sentences read better"
