@@ -24,7 +24,8 @@ from golden.store import GoldenError
 from validators.process.guard import guarded, say
 from validators.process.supervise import supervised
 from validators.records.files import append_whole, check_file
-from validators.records.store import Sink, StoreError, provenance
+from validators.records.provenance import provenance
+from validators.records.store import Sink, StoreError
 
 _STORE = Path(__file__).resolve().parent / "data"
 IN_PROCESS = ("check", "propose")

@@ -14,8 +14,9 @@ from validators.arch import ArchError, architecture
 from validators.cases.case import Case, CaseError
 from validators.cases.inputs import build, digest
 from validators.cases.recipes import reasons_impossible
+from validators.records.evidence import Golden
+from validators.records.provenance import provenance
 from validators.records.record import Check, Record, Status
-from validators.records.store import provenance
 
 DATA = Path(__file__).resolve().parent / "data"
 """The repository's own store."""
@@ -109,7 +110,10 @@ def _truth_record(row: Row, device: str, state: State, wrong: list[str], seconds
         checks=(Check("golden", not wrong, "; ".join(wrong) or "the accepted bits", "determinism"),),
         seconds=seconds,
         reproduce=f"python -m golden check --id {shlex.quote(row.id)}",
-        provenance={**provenance(device), "golden": {"id": row.id, "state": state.value}},
+        stage="goldens",
+        subject="truth",
+        golden=Golden(row.id, state.value),
+        provenance=provenance(device),
     )
 
 

@@ -19,12 +19,13 @@ from validators.calls.call import Claim, KernelFault, run_kernel
 from validators.cases.case import Case
 from validators.cases.inputs import build, digest
 from validators.cases.tensors import GemmOutputs, NormQuantOutputs, Outputs, QuantOutputs
-from validators.judge.verdict import decide, strength
 from validators.kernels import registry
 from validators.kernels.kernel import Kernel
+from validators.records.evidence import Golden
+from validators.records.provenance import provenance
 from validators.records.record import Check, Comparison, Record
 from validators.records.record import Status as Verdict
-from validators.records.store import provenance
+from validators.records.verdict import decide, strength
 from validators.run import judge
 
 LANE = "goldens"
@@ -169,7 +170,6 @@ def _record(
 ) -> Record:
     """The verdict as a record: whether the outputs are admissible. That they drifted stands beside it, unjudged."""
     flags = "" if device == "cpu" else f" --device {device}"
-    identity = kernel.identity() if kernel else {"kernel_versions": {}}
     return Record(
         status=verdict,
         reasons=reasons,
@@ -184,11 +184,9 @@ def _record(
         emulated=row.emulated,
         fake=kernel.fake if kernel else row.fake,
         reproduce=f"python -m golden check --id '{row.id}'{flags}",
-        provenance={
-            **provenance(device),
-            **identity,
-            "golden": {"id": row.id, "state": state.value},
-        },
+        stage="goldens",
+        golden=Golden(row.id, state.value),
+        provenance=kernel.provenance(device) if kernel else provenance(device),
         **fields,
     )
 
@@ -197,9 +195,9 @@ def versions_of(kernel: Kernel | None, device: str) -> dict[str, str]:
     """What a golden's bits may depend on: libraries, Python, CPU, GPU and its driver."""
     where = provenance(device)
     found = dict(kernel.versions() if kernel else arch.versions())
-    found |= {"python": str(where["python"]), "platform": str(where["platform"]), "cpu": str(where["cpu"])}
-    if where["gpu"]:
-        found["gpu"] = str(where["gpu"])
+    found |= {"python": where.python, "platform": where.platform, "cpu": where.cpu}
+    if where.gpu:
+        found["gpu"] = where.gpu
         found |= _driver()
     return {str(k): str(v) for k, v in found.items()}
 

@@ -26,8 +26,8 @@ from validators.calls.call import KernelFault
 from validators.cases.case import Case
 from validators.cases.inputs import build, digest
 from validators.records.files import check_folder
+from validators.records.provenance import provenance
 from validators.records.record import Status as Verdict
-from validators.records.store import provenance
 
 Say = Callable[[str], None]
 
@@ -150,7 +150,7 @@ def truth_entry(item: Marked) -> Entry:
 
 def _commit() -> str | None:
     where = provenance("cpu")
-    return None if where["commit"] is None else f"{where['commit'][:12]}{' (dirty)' if where['dirty'] else ''}"
+    return None if where.commit is None else f"{where.commit[:12]}{' (dirty)' if where.dirty else ''}"
 
 
 def accept(root: str | Path, proposal: str | Path, *, why: str, only: Sequence[str] = ()) -> Accepted:

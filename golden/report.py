@@ -7,11 +7,11 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from golden.outcome import Outcome, State, exit_code
 from golden.store import Row
 from validators.records.files import append_whole
+from validators.records.provenance import Provenance
 
 _COLUMNS = tuple(State)
 
@@ -70,7 +70,7 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
     return "\n".join([f"### {headline(outcomes)}", "", *rows, *notes, ""])
 
 
-def append_history(path: str | Path, outcomes: Sequence[Outcome], where: dict[str, Any]) -> None:
+def append_history(path: str | Path, outcomes: Sequence[Outcome], where: Provenance) -> None:
     """One JSON line at the end of ``path``: date, where, counts, and what is not as accepted. Raises FileError."""
     states = Counter(outcome.state.value for outcome in outcomes)
     line = {
@@ -78,7 +78,7 @@ def append_history(path: str | Path, outcomes: Sequence[Outcome], where: dict[st
         "exit": exit_code(outcomes),
         "states": dict(sorted(states.items())),
         "not_unchanged": {o.id: o.state.value for o in outcomes if o.state is not State.UNCHANGED},
-        **{name: where.get(name) for name in ("commit", "dirty", "torch", "gpu", "cpu", "host")},
+        **{name: getattr(where, name) for name in ("commit", "dirty", "torch", "gpu", "cpu", "host")},
     }
     append_whole(path, json.dumps(line, sort_keys=True) + "\n")
 

@@ -37,7 +37,9 @@ from validators.process.guard import guarded, say
 from validators.process.supervise import supervised
 from validators.records import store
 from validators.records import text as report
+from validators.records.codec import encode
 from validators.records.files import check_file, new_folder, write_whole
+from validators.records.provenance import provenance
 from validators.records.record import Record, Status
 from validators.signoff import decision as signoff
 from validators.signoff import judged, limits
@@ -277,7 +279,7 @@ def _validate(parsed: argparse.Namespace, planned: Planned) -> Iterator[Record]:
     name, op, device, cases = planned
     found = run_isolated(name, op, cases, contract=parsed.contract, device=device, time_limit_s=parsed.time_limit)
     for record in found:
-        come_from = {**(record.provenance or store.provenance(device)), "arguments": parsed.argv}
+        come_from = dataclasses.replace(record.provenance, arguments=tuple(parsed.argv))
         yield dataclasses.replace(record, provenance=come_from)
 
 
@@ -355,7 +357,7 @@ def _probe(parsed: argparse.Namespace) -> int:
         record = probe.probe(probe.kernel_call(kernel, device=device, fp8=fp8), fp8=fp8)
     except probe.ProbeError as error:
         raise UsageError(str(error)) from None
-    record |= {"kernel": kernel.name, "device": device, "provenance": store.provenance(device)}
+    record |= {"kernel": kernel.name, "device": device, "provenance": encode(provenance(device))}
     for line in probe.lines(record):
         print(line)
     if parsed.out:

@@ -8,6 +8,7 @@ first call is called once before the cases, outside their time limit.
 
 from __future__ import annotations
 
+import dataclasses
 import faulthandler
 import importlib
 import os
@@ -32,7 +33,6 @@ from validators.kernels.registry import find_kernel
 from validators.process import doing
 from validators.process.guard import say
 from validators.records.record import Record, Status
-from validators.records.store import provenance
 from validators.run import validate
 
 LOAD_LIMIT_S = 1800.0
@@ -237,6 +237,7 @@ class Worker:
         printed = self._printed()
         self.close()
         declared = self._about["contract"]
+        given = None if self.contract == "identify" else self.contract
         return Record(
             status=Status.ERROR,
             reasons=(reason,),
@@ -244,15 +245,15 @@ class Worker:
             op=case.op,
             case=case.id,
             lane=lane_of(case),
-            contract=self.contract or declared,
-            contract_from="given" if self.contract else "declared" if declared else "identified",
+            contract=given or (None if self.contract else declared),
+            contract_from="given" if given else "declared" if declared and not self.contract else "identified",
             device=self.device,
             arch=self._about["arch"],
             emulated=self._about["emulated"],
             fake=self._about["fake"],
             seconds=seconds,
             reproduce=self._reproduce(case),
-            provenance={**self._about["provenance"], **({"worker_output": printed} if printed else {})},
+            provenance=dataclasses.replace(self._about["provenance"], worker_output=printed),
         )
 
     def _printed(self) -> str:
@@ -301,7 +302,7 @@ def _serve(descriptor: int, words: int) -> None:
             "fake": kernel.fake,
             "compiles": kernel.compiles,
             "arch": architecture(device),
-            "provenance": {**provenance(device), **kernel.identity()},
+            "provenance": kernel.provenance(device),
         }
     except KernelError as error:
         pipe.send(("unloadable", str(error)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import shlex
 import time
@@ -25,11 +26,10 @@ from validators.judge.gemm import judge_gemm
 from validators.judge.gpu.accumulate import accumulate_on
 from validators.judge.gpu.survey import survey_on
 from validators.judge.statistics import FALSE_ALARM, BiasResult
-from validators.judge.verdict import decide, strength
 from validators.kernels.kernel import Kernel, KernelError
+from validators.records.evidence import BY_CONTRACT, DECLARED, IMPOSSIBLE, MACHINE, Limit
 from validators.records.record import Check, Comparison, Explanation, Record, Status
-from validators.records.store import provenance
-from validators.records.wording import DECLARED, IMPOSSIBLE, MACHINE
+from validators.records.verdict import decide, strength
 
 INVARIANCE_ELEMENTS = 2**22
 """Batch invariance calls the kernel six more times; on larger cases the smaller ones of the same lane speak for it."""
@@ -48,7 +48,7 @@ def validate(kernel: Kernel, case: Case, *, contract: str | None = None, device:
     if reason := kernel.unavailable(device.split(":")[0]):
         return frame.record(Status.UNTESTED, (reason,), None, "declared", start)
     if reason := reasons_impossible(case):
-        return frame.record(Status.UNSUPPORTED, (reason,), None, "declared", start, limit=IMPOSSIBLE)
+        return frame.record(Status.UNSUPPORTED, (reason,), None, "declared", start, limit=Limit(IMPOSSIBLE))
     try:
         reason = kernel.unsupported(case)
     except Exception as error:
@@ -56,18 +56,20 @@ def validate(kernel: Kernel, case: Case, *, contract: str | None = None, device:
         words = f"whether the kernel offers this case cannot be asked: {' '.join(said.split())}"
         return frame.record(Status.ERROR, (words,), kernel.contract, "declared", start)
     if reason:
-        return frame.record(Status.UNSUPPORTED, (reason,), kernel.contract, "declared", start, limit=DECLARED)
+        limit = Limit(DECLARED, kernel.lacks(case))
+        return frame.record(Status.UNSUPPORTED, (reason,), kernel.contract, "declared", start, limit=limit)
     if reason := beyond_memory(case, device):
-        return frame.record(Status.UNSUPPORTED, (reason,), kernel.contract, "declared", start, limit=MACHINE)
+        return frame.record(Status.UNSUPPORTED, (reason,), kernel.contract, "declared", start, limit=Limit(MACHINE))
     identified: tuple[str, ...] = ()
     try:
         chosen, origin, identified = choose_contract(kernel, case, contract, device)
     except KernelFault as fault:
-        return frame.record(Status.ERROR, fault.reasons, None, "identified", start)
+        return frame.record(Status.ERROR, fault.reasons, None, "identified", start, fault=fault.fault)
     try:
         claim = run_kernel(kernel, case, device)
     except KernelFault as fault:
-        return frame.record(Status.ERROR, fault.reasons, chosen.name if chosen else None, origin, start)
+        name = chosen.name if chosen else None
+        return frame.record(Status.ERROR, fault.reasons, name, origin, start, fault=fault.fault)
     # Outputs that fit no contract are compared with the nearest one, so that the report can say what is wrong.
     judged_by = chosen or get_contract(kernel.op, identification(kernel, case, device).candidates[0].contract)
     comparisons, statistical = judge(claim, judged_by)
@@ -92,6 +94,7 @@ def validate(kernel: Kernel, case: Case, *, contract: str | None = None, device:
         comparisons=tuple(comparisons),
         checks=tuple(checks),
         explanations=explanations,
+        limit=Limit(BY_CONTRACT) if status is Status.UNSUPPORTED else None,
         strength=strength(comparisons),
         kernel_seconds=claim.kernel_seconds,
     )
@@ -155,8 +158,6 @@ class _Frame:
         contract: str | None,
         origin: str,
         start: float,
-        *,
-        limit: str = "",
         **fields: object,
     ) -> Record:
         kernel, case = self.kernel, self.case
@@ -178,12 +179,7 @@ class _Frame:
             seconds=time.perf_counter() - start,
             reproduce=f"python -m validators run --op {kernel.op} --kernel {shlex.quote(kernel.name)} "
             f"--case {case.id}{flags}",
-            provenance={
-                **provenance(self.device),
-                **kernel.identity(),
-                **({"limit": limit} if limit else {}),
-                **({"chosen": chosen} if (chosen := dict(kernel.chosen(case))) else {}),
-            },
+            provenance=dataclasses.replace(kernel.provenance(self.device), chosen=dict(kernel.chosen(case))),
             peak_bytes=torch.cuda.max_memory_allocated() if self.device.startswith("cuda") else 0,
             **fields,  # type: ignore[arg-type]
         )

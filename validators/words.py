@@ -9,6 +9,8 @@ OPS = tuple(sorted(file.stem for file in _OP_FILES))
 """An op exists where it has a file in ``cases/ops``: nothing else lists it."""
 LANES = ("exact", "random", "adversarial", "special", "shapes", "model")
 """Strongest evidence first; the order of a summary's columns."""
+STAGES = ("ops", "layers", "goldens", "parity", "trace")
+"""What a record is evidence of: cases of the suite, a walk, accepted bits, an evaluation, a profiler trace."""
 DTYPES = ("bf16", "fp16")
 FP8_FORMATS = ("e4m3fn", "e4m3fnuz")
 DEPTHS = ("smoke", "default", "deep")

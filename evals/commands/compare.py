@@ -215,7 +215,8 @@ def _record(parity: Parity, baseline: store.Run, candidate: store.Run, options: 
         arch=str(about.get("arch", "unknown")),
         emulated=bool(about.get("emulated", False)),
         reproduce=f"python -m evals gsm8k compare {runs} --margin {options.margin:g}",
-        provenance={"arms": [baseline.header.arm, header.arm], "profile": header.profile},
+        arms=(baseline.header.arm, header.arm),
+        profile=header.profile,
         kernels=header.kernels,
     )
     with Sink(options.records) as sink:

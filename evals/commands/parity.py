@@ -76,12 +76,9 @@ def _record(verdict: Parity, baseline: Arm, candidate: Arm, options: argparse.Na
         emulated=kernel.emulated,
         fake=kernel.fake,
         reproduce=_reproduce(options),
-        provenance={
-            "arms": [baseline.name, candidate.name],
-            "profile": offline.PROFILE,
-            "kernels": candidate.kernels,
-            **kernel.identity(),
-        },
+        provenance=kernel.provenance(options.device),
+        arms=(baseline.name, candidate.name),
+        profile=offline.PROFILE,
         kernels=candidate.kernels,
     )
     with Sink(options.records) as sink:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from evals.stats.gate import Gate
 from evals.stats.parity import Parity
 from evals.stats.policy import Verdict
+from validators.records.evidence import Evaluation
+from validators.records.provenance import Provenance, provenance
 from validators.records.record import Check, Explanation, Record, Status
-from validators.records.store import provenance
 
 OP = "gsm8k_parity"
 LANE = "parity"
@@ -34,7 +35,8 @@ class Subject:
 
     kernel: the candidate's norm kernel, whose claim this is. device, arch: where the candidate ran, ``cpu`` and
     ``cpu``, ``cuda`` and ``sm_90``. emulated, fake: of that kernel, passed through. kernels: op -> kernel of the
-    candidate, as far as it is known. provenance: JSON values beyond those of the machine.
+    candidate, as far as it is known. provenance: with what tells its kernel from others of its
+    name; None: that of this machine. arms, profile: names of the two runs and of their prompts.
     """
 
     kernel: str
@@ -46,21 +48,15 @@ class Subject:
     emulated: bool = False
     fake: bool = False
     reproduce: str = ""
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Provenance | None = None
+    arms: tuple[str, ...] = ()
+    profile: str = ""
     kernels: Mapping[str, str] = field(default_factory=dict)
 
 
 def record(parity: Parity, subject: Subject) -> Record:
     """The verdict as a record of the suite."""
     status = STATUS[parity.verdict]
-    about = {
-        **provenance(subject.device if subject.device.startswith(("cpu", "cuda")) else "cpu"),
-        **subject.provenance,
-        "policy": parity.policy.name,
-        "extractor": parity.extractor,
-        "evidence": evidence(parity, subject.kernels),
-        "parity": {key: parity.numbers[key] for key in ("difference", "interval_95") if key in parity.numbers},
-    }
     return Record(
         status=status,
         reasons=() if status is Status.PASSED else (parity.sentence,),
@@ -68,6 +64,8 @@ def record(parity: Parity, subject: Subject) -> Record:
         op=OP,
         case=case_name(subject.model, parity, subject.seed),
         lane=LANE,
+        stage=LANE,
+        subject="path",
         contract=subject.contract,
         contract_from="declared" if subject.contract else "",
         device=subject.device,
@@ -84,32 +82,40 @@ def record(parity: Parity, subject: Subject) -> Record:
             "gained": float(parity.table.gained),
         },
         reproduce=subject.reproduce,
-        provenance=about,
+        evaluation=dataclasses.replace(evidence(parity, subject.kernels), arms=subject.arms, profile=subject.profile),
+        provenance=subject.provenance or provenance(_device(subject)),
     )
 
 
-def evidence(parity: Parity, kernels: Mapping[str, str]) -> dict[str, Any]:
-    """How much the verdict shows, for a policy to hold against what it asks.
+def _device(subject: Subject) -> str:
+    """Where the candidate ran, as far as torch knows such a device."""
+    return subject.device if subject.device.startswith(("cpu", "cuda")) else "cpu"
 
-    ``validators.signoff.evidence`` says the fields.
+
+def evidence(parity: Parity, kernels: Mapping[str, str]) -> Evaluation:
+    """How much the verdict shows, for a policy to hold against what it asks.
 
     rule: a ratio of scores in place of a bound has no error bar; a beginning that was looked at early has fewer
     questions, which are counted.
     """
     policy, numbers = parity.policy, parity.numbers
-    return {
-        "rule": policy.name if policy.ratio is not None else "non-inferiority",
-        "margin": 100 * policy.margin,
-        "alpha": policy.alpha,
-        "questions": parity.questions,
-        "data": numbers.get("data"),
-        "data_sha256": numbers.get("data_sha256"),
-        "tokens": numbers.get("tokens", 0),
-        "aa": policy.aa,
-        "open": [g.name for g in parity.gates if g.decides and g.ok is None],
-        "any_model": policy.any_model,
-        "kernels": dict(kernels),
-    }
+    return Evaluation(
+        rule=policy.name if policy.ratio is not None else "non-inferiority",
+        margin=100 * policy.margin,
+        alpha=policy.alpha,
+        questions=parity.questions,
+        data=str(numbers.get("data") or ""),
+        data_sha256=str(numbers.get("data_sha256") or ""),
+        tokens=numbers.get("tokens", 0),
+        aa=policy.aa,
+        open=tuple(g.name for g in parity.gates if g.decides and g.ok is None),
+        any_model=policy.any_model,
+        kernels=dict(kernels),
+        difference=numbers.get("difference"),
+        interval=tuple(numbers.get("interval_95", ())),
+        policy=policy.name,
+        extractor=parity.extractor,
+    )
 
 
 def _check(gate: Gate) -> Check:

@@ -1,7 +1,7 @@
 """The table of ``python -m evals tokens`` as a file: the rows, and what it takes to trust or repeat them.
 
 An object with ``schema`` and ``version``; the model's and the data's digests; every setting; where it ran
-(``validators.records.store.provenance``); the command that repeats it; and ``rows``, the re-run and the yardstick
+(``validators.records.provenance``); the command that repeats it; and ``rows``, the re-run and the yardstick
 first.
 """
 
@@ -21,7 +21,8 @@ from evals.offline.models import TextModel
 from evals.offline.questions import GoldSolutions
 from evals.offline.token_table import Table
 from validators.records import files
-from validators.records.store import provenance
+from validators.records.codec import encode
+from validators.records.provenance import provenance
 
 SCHEMA, VERSION = "evals-tokens", 1
 CHUNK = 1 << 22
@@ -66,7 +67,7 @@ def contents(
         "device": options.device,
         "baseline": options.baseline,
         "yardstick": options.yardstick,
-        "provenance": provenance(options.device),
+        "provenance": encode(provenance(options.device)),
         "reproduce": reproduce(options, specs),
         "rows": [dataclasses.asdict(row) for row in (*table.floor, *table.rows)],
     }

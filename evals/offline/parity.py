@@ -27,7 +27,8 @@ from evals.stats import logit_gates, parity
 from evals.stats.gate import Gate
 from evals.stats.parity import Parity
 from evals.stats.policy import Policy, verdict_of
-from validators.records.store import provenance
+from validators.records.codec import encode
+from validators.records.provenance import provenance
 
 PROFILE = "synthetic-zero-shot/1"
 LIMIT = 224  # tokens of a completion; the longest gold solution of the generator has fewer than 200
@@ -60,7 +61,7 @@ def header(arm: Arm, questions: EmbeddedQuestions, model: str, device: str) -> H
         seed=questions.seed,
         kernels=dict(arm.kernels),
         settings={"max_tokens": LIMIT, "temperature": 0, "extractor": "strict"},
-        provenance={**provenance(device), "device": device, "emulated": arm.emulated},
+        provenance={**encode(provenance(device)), "device": device, "emulated": arm.emulated},
     )
 
 

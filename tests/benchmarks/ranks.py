@@ -13,9 +13,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+from validators.records import store
+from validators.records.evidence import WalkEvidence
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -37,11 +39,9 @@ def run(command: Sequence[str], seconds: float, threads: str = "1") -> str:
     return "" if done.returncode in (0, 1) else f"exit code {done.returncode}: {' '.join(done.stderr.split())[-600:]}"
 
 
-def digests(directory: Path) -> Mapping[str, Any]:
-    """What the walk recorded: provenance of its trajectory."""
-    from validators.records import store
-
-    return store.load(directory)[-1].provenance
+def digests(directory: Path) -> WalkEvidence:
+    """What the walk recorded."""
+    return store.load(directory)[-1].walk or WalkEvidence()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -91,11 +91,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"NOT COMPARED: the walk on {name} ranks {reason}")
                 return 2
             found[name] = digests(where)
-            print(f"{name} ranks: {time.perf_counter() - began:.1f} s, {found[name]['stream_sha256']}")
-    if not found["real"]["real_ranks"] or found["simulated"]["real_ranks"]:
+            print(f"{name} ranks: {time.perf_counter() - began:.1f} s, {found[name].stream}")
+    if not found["real"].real_ranks or found["simulated"].real_ranks:
         print("NOT COMPARED: the two walks did not run as real and as simulated ranks")
         return 2
-    one, other = (found[name]["stream_sha256"] for name in ("real", "simulated"))
+    one, other = (found[name].stream for name in ("real", "simulated"))
     equal = one == other and bool(one)
     backend = "NCCL" if parsed.device.startswith("cuda") else "gloo"
     print(

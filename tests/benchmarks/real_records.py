@@ -59,11 +59,11 @@ def compact(records: Sequence[Record]) -> list[Line]:
     lines = [_case(r) for r in records]
     totals = {name: sum(line.get(name, 0) for line in lines) for name in ("judged", "single", "violations")}
     statuses = {status.value: count for status in _ORDER if (count := sum(r.status is status for r in records))}
-    return [{**_run(first), "date": first.provenance.get("date"), "statuses": statuses, **totals}, *lines]
+    return [{**_run(first), "date": first.provenance.date, "statuses": statuses, **totals}, *lines]
 
 
 def _run(record: Record) -> Line:
-    about = {name: record.provenance.get(name) for name in _OF_THE_RUN}
+    about = {name: getattr(record.provenance, name) for name in _OF_THE_RUN}
     named = {"kernel": record.kernel, "op": record.op, "contract": record.contract, "arch": record.arch}
     return {**named, "contract_from": record.contract_from, **about}
 

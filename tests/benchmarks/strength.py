@@ -22,7 +22,7 @@ from validators.calls.call import KernelFault, run_kernel
 from validators.cases.case import Case
 from validators.cases.recipes import reasons_impossible
 from validators.cases.suite import cases_for
-from validators.judge.verdict import decide
+from validators.records.verdict import decide
 from validators.run import judge
 from validators.signoff.strength import SCHEMA, TABLE
 from validators.words import FP8_FORMATS, OPS

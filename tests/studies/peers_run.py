@@ -31,9 +31,9 @@ from validators.cases.case import Case
 from validators.cases.inputs import build
 from validators.cases.recipes import lane_of
 from validators.cases.tensors import GemmInputs, Inputs, NormQuantInputs, Outputs, QuantInputs
-from validators.judge.verdict import decide
 from validators.kernels.kernel import Kernel
 from validators.records.record import Status
+from validators.records.verdict import decide
 from validators.run import judge, validate
 
 ROOT = Path(__file__).resolve().parents[2]

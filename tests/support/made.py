@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
+from validators.records.provenance import Provenance
 from validators.records.record import Check, Comparison, Element, Explanation, Record, Status
+from validators.records.verdict import violation_sentence
+from validators.words import STAGES
 
+PROVENANCE = Provenance(
+    commit="abc1234def5678",
+    dirty=False,
+    torch="2.13.0",
+    python="3.11.7",
+    cpu="a CPU",
+    date="2026-08-25T10:00:00+00:00",
+    kernel_versions={"triton": "3.9.0"},
+)
 CASE = "add_rmsnorm_quant-m512-n5120-bf16-e4m3fn-midpoints-s3"
 
 
@@ -63,17 +76,18 @@ def record(status: Status = Status.PASSED, **changes: Any) -> Record:
         "comparisons": (comparison("scale"), comparison("codes")),
         "checks": (Check("poison", True, "no byte of poison is left"),),
         "seconds": 1.5,
-        "provenance": {
-            "commit": "abc1234def5678",
-            "dirty": False,
-            "torch": "2.13.0",
-            "python": "3.11.7",
-            "cpu": "a CPU",
-            "date": "2026-08-25T10:00:00+00:00",
-            "kernel_versions": {"triton": "3.9.0"},
-        },
+        "provenance": PROVENANCE,
     }
-    return Record(**{**fields, **changes})
+    fields = {**fields, **changes}
+    stage = fields["lane"] if fields["lane"] in STAGES else "ops"
+    whole = stage in ("parity", "trace") or fields["case"].endswith("-trajectory")
+    subject = "truth" if fields["op"] == "goldens" else "path" if whole else "kernel"
+    return Record(**{"stage": stage, "subject": subject, **fields})
+
+
+def moved(r: Record, lane: str) -> Record:
+    """The record in another lane, or in another stage."""
+    return dataclasses.replace(r, lane=lane, stage=lane if lane in STAGES else "ops")
 
 
 def texts(record: Record) -> list[str]:
@@ -84,7 +98,7 @@ def texts(record: Record) -> list[str]:
 def failed(**changes: Any) -> Record:
     """A record with a wrong scale in 510 rows, a second output and a check that failed too."""
     fields: dict[str, Any] = {
-        "reasons": ("scale: 510 of 512 rows are not admissible",),
+        "reasons": (violation_sentence(comparison("scale", violations=510)),),
         "comparisons": (
             comparison("residual_out"),
             comparison("codes", violations=40),

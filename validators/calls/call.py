@@ -31,11 +31,12 @@ class Claim:
 
 
 class KernelFault(RuntimeError):
-    """The kernel raised, or returned something that is no output; one sentence. hint: another, what to do, or ""."""
+    """The kernel raised, or returned something that is no output; one sentence. hint: another, what to do, or "".
+    fault: "raised" where the kernel raised."""
 
-    def __init__(self, sentence: str, hint: str = "") -> None:
+    def __init__(self, sentence: str, hint: str = "", fault: str = "") -> None:
         super().__init__(sentence)
-        self.hint = hint
+        self.hint, self.fault = hint, fault
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -98,7 +99,7 @@ def call(kernel: Kernel, inputs: Inputs, poison: int) -> tuple[Outputs, Check, f
     except Exception as error:
         text = " ".join(str(error).split())
         hint = how_to_declare(kernel.name)
-        raise KernelFault(f"the kernel raised {type(error).__name__}: {text[:300]}", hint) from error
+        raise KernelFault(f"the kernel raised {type(error).__name__}: {text[:300]}", hint, "raised") from error
     return outputs, guarded.check(), time.perf_counter() - start
 
 

@@ -65,7 +65,9 @@ def batch_invariance(
     flat, wanted = inputs.flat(), outputs.flat()
     m = flat.row_count
     if m < 2:
-        return Check(name, None, f"the case has {'one row' if m else 'no row'}, so there is no other batch", kind)
+        return Check(
+            name, None, f"the case has {'one row' if m else 'no row'}, so there is no other batch", kind, "nothing"
+        )
     sampled = sorted({round(i * (m - 1) / max(1, rows - 1)) for i in range(rows)})
     batches = [("alone", [row]) for row in sampled]
     batches.append(("in a batch of every other row, reversed", list(range(0, m, 2))[::-1]))
@@ -74,7 +76,7 @@ def batch_invariance(
         with doing.during(f"{which} {'was' if len(indices) == 1 else 'were'} run {words} ({name})"):
             got, problem = _call(kernel, flat.take_rows(indices), run)
         if got is None:
-            return Check(name, None, f"not judged, for {which} {words}: {problem}", kind)
+            return Check(name, None, f"not judged, for {which} {words}: {problem}", kind, "raised")
         differing = _differences(wanted.take_rows(indices), got, indices, open_rows)
         if differing:
             return _verdict(name, kind, judged, f"{which} {words} of {m} rows: {differing}")
@@ -89,11 +91,12 @@ def layout_equals_contiguous(
     name, kind = "strided equals contiguous", "invariance"
     tensors = named_tensors(inputs)
     if all(tensor.is_contiguous() and tensor.dim() <= 2 for tensor in tensors.values()):
-        return Check(name, None, "the inputs are contiguous and two-dimensional, so there is no other layout", kind)
+        words = "the inputs are contiguous and two-dimensional, so there is no other layout"
+        return Check(name, None, words, kind, "nothing")
     with doing.during(f"it was run on contiguous two-dimensional inputs ({name})"):
         got, problem = _call(kernel, inputs.flat(), 1)
     if got is None:
-        return Check(name, None, f"not judged, on contiguous inputs: {problem}", kind)
+        return Check(name, None, f"not judged, on contiguous inputs: {problem}", kind, "raised")
     flat = outputs.flat()
     differing = _differences(flat, got, list(range(inputs.row_count)), open_rows)
     if differing:

@@ -97,6 +97,7 @@ def _judge_block(
         wide = regular & inside & says_nothing(truth, k)
         if bool(wide.any()):
             tally.note(WIDE, 0)
+            tally.wide += int(wide.sum())
             judged &= ~wide
     tally.judged += int(judged.sum())
     tally.unspecified += int((~judged).sum())

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from validators.cases.case import Case
 from validators.cases.tensors import Outputs
+from validators.records.provenance import Provenance, Source, provenance
 
 
 class KernelError(RuntimeError):
@@ -26,8 +27,12 @@ def _nothing_chosen(case: Case) -> Mapping[str, str]:
     return {}
 
 
-def _no_source() -> Mapping[str, object]:
-    return {}
+def _no_source() -> Source | None:
+    return None
+
+
+def _lacks_nothing(case: Case) -> str:
+    return ""
 
 
 def _supports_everything(case: Case) -> str | None:
@@ -49,8 +54,8 @@ class Kernel:
     and returns its own tensors. unavailable(device) -> one sentence why the kernel cannot run at all on
     device "cpu" / "cuda" on this machine, or None. unsupported(case) -> one sentence why this case is
     outside what the kernel offers, or None: the one place where its limits are stated. versions() -> library
-    versions for the record. source() -> {"sha256": of the kernel's own files together, "files": name -> sha256}, or {}
-    where that is not cheap to know.
+    versions for the record. source() -> the digests of the kernel's own files, or None where that is not cheap to
+    know. lacks(case) -> of an unsupported case the feature that it needs, a key of ``supports``, or "".
     emulated: True if this is a stand-in that shows the pipeline, not a kernel that anybody ships.
     fake: True while its library is a test double; such records never count for a sign-off.
     compiles: True if its library builds machine code at the first call, for minutes where nothing is prebuilt; that
@@ -72,10 +77,10 @@ class Kernel:
     chosen: Callable[[Case], Mapping[str, str]] = _nothing_chosen
     notes: str = ""
     options: Mapping[str, object] = field(default_factory=dict)
-    source: Callable[[], Mapping[str, object]] = _no_source
+    source: Callable[[], Source | None] = _no_source
+    lacks: Callable[[Case], str] = _lacks_nothing
 
-    def identity(self) -> dict[str, object]:
-        """What tells this kernel from another of its name, for a record's provenance: library versions, and where it
-        is known the digest of its source."""
-        source = dict(self.source())
-        return {"kernel_versions": dict(self.versions()), **({"kernel_source": source} if source else {})}
+    def provenance(self, device: str | None) -> Provenance:
+        """That of a record made here, with what tells this kernel from another of its name: library versions, and
+        where it is known the digest of its source."""
+        return replace(provenance(device), kernel_versions=dict(self.versions()), kernel_source=self.source())

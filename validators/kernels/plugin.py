@@ -41,6 +41,7 @@ from validators.cases.tensors import Inputs, NormQuantInputs, NormQuantOutputs, 
 from validators.kernels import source
 from validators.kernels.kernel import Kernel, KernelError
 from validators.kernels.plugin_words import COPY_RESIDUAL, clipped, in_residual, result_words, what_to_wrap
+from validators.records.provenance import Source
 from validators.words import OPS
 
 DEFAULT_SUPPORTS: dict[str, bool] = {
@@ -121,11 +122,12 @@ def load(spec: str, op: str | None = None) -> Kernel:
         versions=functools.partial(arch.versions, "triton"),
         options={"supports": supports},
         compiles=_compiles(spec, function),
-        source=functools.partial(dict, _source(where)),
+        source=functools.partial(_same, _source(where)),
+        lacks=functools.partial(_missing, supports),
     )
 
 
-def _source(where: str) -> Mapping[str, object]:
+def _source(where: str) -> Source | None:
     """Read when the kernel is loaded: what is edited later was not run."""
     return source.of_file(Path(where).expanduser()) if where.endswith(".py") else source.of_module(where)
 
@@ -275,9 +277,12 @@ def _own_limits(spec: str, function: Callable[..., object]) -> Callable[[Case], 
     return checked
 
 
-def _unsupported(
-    supports: Mapping[str, bool], own_limits: Callable[[Case], str | None] | None, case: Case
-) -> str | None:
+def _same(source: Source | None) -> Source | None:
+    return source
+
+
+def _missing(supports: Mapping[str, bool], case: Case) -> str:
+    """The key of ``supports`` that the case needs and the kernel does not offer, or ""."""
     wanted = {
         "3d": case.layout == "3d",
         "strided": case.layout == "strided",
@@ -289,9 +294,14 @@ def _unsupported(
         "gemma": case.gemma,
         "residual_none": not case.residual,
     }
-    for feature, needed in wanted.items():
-        if needed and not supports[feature]:
-            return f'the kernel does not offer "{feature}" (its attribute supports, or the default)'
+    return next((feature for feature, needed in wanted.items() if needed and not supports[feature]), "")
+
+
+def _unsupported(
+    supports: Mapping[str, bool], own_limits: Callable[[Case], str | None] | None, case: Case
+) -> str | None:
+    if feature := _missing(supports, case):
+        return f'the kernel does not offer "{feature}" (its attribute supports, or the default)'
     return None if own_limits is None else own_limits(case)
 
 

@@ -13,8 +13,10 @@ import functools
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
+
+from validators.records.provenance import Source
 
 SUFFIXES = (
     ".cu",
@@ -45,11 +47,11 @@ MOST_FILES = 1000
 CHUNK = 1 << 20
 
 
-def of_file(path: Path, root: Path | None = None, within: Path | None = None) -> Mapping[str, object]:
-    """``{"sha256": ..., "files": {name: sha256}}`` of a Python file and what it takes from ``within`` (its folder).
+def of_file(path: Path, root: Path | None = None, within: Path | None = None) -> Source | None:
+    """The digests of a Python file and what it takes from ``within`` (its folder).
 
     root: where absolute imports start, by default the file's folder. The order of files and where the folder lies do
-    not matter. {} where the file cannot be read.
+    not matter. None where the file cannot be read.
     """
     own = path.resolve()
     base = (root or own.parent).resolve()
@@ -66,17 +68,17 @@ def of_file(path: Path, root: Path | None = None, within: Path | None = None) ->
         if file.suffix == ".py":
             waiting += [f for f in _taken(file, base) if f.is_relative_to(inside) or f.suffix in EXTENSIONS]
     if not found:
-        return {}
+        return None
     text = "\n".join(f"{name} {digest}" for name, digest in sorted(found.items()))
-    return {"sha256": hashlib.sha256(text.encode()).hexdigest(), "files": dict(sorted(found.items()))}
+    return Source(hashlib.sha256(text.encode()).hexdigest(), dict(sorted(found.items())))
 
 
-def of_module(name: str) -> Mapping[str, object]:
+def of_module(name: str) -> Source | None:
     """The same of an imported module, whose surroundings are its outermost package."""
     module = sys.modules.get(name)
     file = getattr(module, "__file__", None)
     if not file:
-        return {}
+        return None
     path = Path(file).resolve()
     depth = name.count(".") + (path.name == "__init__.py")
     if depth == 0 or depth >= len(path.parents):

@@ -38,6 +38,7 @@ from validators.layers.verdict import MARGIN, TOKENS, records
 from validators.layers.walk import Walk
 from validators.process.guard import guarded
 from validators.records import store
+from validators.records.evidence import WalkEvidence
 from validators.records.files import check_file, new_folder, write_whole
 from validators.records.record import Record, Status
 from validators.words import OPS
@@ -167,14 +168,14 @@ def command(parsed: argparse.Namespace) -> int:
         origin=origin,
         peak_bytes=peak_bytes(device),
         of=source.config.layers,
-        extra={
-            "quant_format": source.quant_format,
-            "tokens": parsed.tokens,
-            "tp": group.size,
-            "all_reduce": ALL_REDUCE,
-            "real_ranks": group.real,
-            "stream_sha256": result.digest,
-        },
+        about=WalkEvidence(
+            tokens=parsed.tokens,
+            quant_format=source.quant_format,
+            tp=group.size,
+            all_reduce=ALL_REDUCE,
+            real_ranks=group.real,
+            stream=result.digest,
+        ),
     )
     with sink:
         for record in made:

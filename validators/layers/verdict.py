@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import secrets
@@ -17,6 +18,7 @@ from validators.kernels.kernel import Kernel
 from validators.layers.checkpoint_check import listed
 from validators.layers.path import Kernels
 from validators.layers.result import Contracts, Depth, Judged, Result
+from validators.records.evidence import ErrorByDepth, WalkEvidence
 from validators.records.record import Check, Record, Status
 
 LANE = "layers"
@@ -174,7 +176,7 @@ def records(
     reproduce: str,
     origin: dict[str, str],
     peak_bytes: int,
-    extra: dict[str, Any],
+    about: WalkEvidence,
     of: int = 0,
 ) -> list[Record]:
     """One record per op of a layer, in the order walked, then one of the trajectories.
@@ -183,20 +185,18 @@ def records(
     are a check of the trajectories' record.
     """
     from validators.arch import architecture
-    from validators.records.store import provenance
 
     by_op = {"add_rmsnorm_quant": kernels.norm, "per_token_quant": kernels.quant, "ptpc_gemm": kernels.gemm}
     own = Counter(j.op for j in result.judged if not j.own_norm)
-    evidence = {
-        "model": model,
-        "layers": [d.layer for d in result.depths],
-        "of": of,
-        "tokens": extra.get("tokens"),
-        "margin": margin,
-        "walk": secrets.token_hex(8),
-        "records": dict(own),
-    }
-    about = {**provenance(device), **extra, "evidence": evidence}
+    walk = dataclasses.replace(
+        about,
+        model=model,
+        layers=tuple(d.layer for d in result.depths),
+        of=of,
+        margin=margin,
+        walk=secrets.token_hex(8),
+        records=dict(own),
+    )
     arch = architecture(device)
 
     def frame(kernel: Kernel, op: str) -> dict[str, Any]:
@@ -204,12 +204,13 @@ def records(
             "kernel": kernel.name,
             "op": op,
             "lane": LANE,
+            "stage": LANE,
             "device": device,
             "arch": arch,
             "emulated": kernel.emulated,
             "fake": kernel.fake,
             "reproduce": reproduce,
-            "provenance": {**about, **kernel.identity()},
+            "provenance": kernel.provenance(device),
         }
 
     found = []
@@ -226,13 +227,13 @@ def records(
                 comparisons=j.comparisons,
                 checks=j.checks,
                 explanations=j.explanations,
+                walk=walk,
                 seconds=j.seconds,
                 **frame(by_op[j.op], j.op),
             )
         )
     status, reasons, checks = trajectory(result, margin)
     whole = frame(kernels.norm, "add_rmsnorm_quant")
-    whole["provenance"]["trajectory"] = medians_by_layer(result)
     where = "allocated on the GPU" if device.startswith("cuda") else "resident in this process"
     memory = f"peak memory {peak_bytes / 2**30:.2f} GiB {where}"
     checks = (*checks, Check("environment", None, environment(result)), Check("memory", None, memory))
@@ -244,6 +245,8 @@ def records(
             contract=contracts.norm.name,
             contract_from=origin["add_rmsnorm_quant"],
             checks=checks,
+            subject="path",
+            walk=dataclasses.replace(walk, depth=medians_by_layer(result)),
             seconds=result.seconds,
             peak_bytes=peak_bytes,
             **whole,
@@ -252,13 +255,14 @@ def records(
     return found
 
 
-def medians_by_layer(result: Result) -> dict[str, list[float | int | None]]:
-    """``layers``, and for each path the median relative error of the hidden state after it; None if not finite."""
-    found: dict[str, list[float | int | None]] = {"layers": [d.layer for d in result.depths]}
-    for arm in ("fused", "unfused"):
+def medians_by_layer(result: Result) -> ErrorByDepth:
+    """For each path the median relative error of the hidden state after each layer; None if not finite."""
+
+    def medians(arm: str) -> tuple[float | None, ...]:
         values = [float(d.error[arm].median()) for d in result.depths]
-        found[arm] = [v if math.isfinite(v) else None for v in values]
-    return found
+        return tuple(v if math.isfinite(v) else None for v in values)
+
+    return ErrorByDepth(tuple(d.layer for d in result.depths), medians("fused"), medians("unfused"))
 
 
 def environment(result: Result) -> str:

@@ -34,7 +34,6 @@ from validators.cases.tensors import (
     QuantInputs,
     QuantOutputs,
 )
-from validators.judge.verdict import decide
 from validators.layers.checkpoint_check import of_experts
 from validators.layers.checkpoint_scheme import CheckpointError
 from validators.layers.path import FP8, Path, stored, twin_contract
@@ -44,6 +43,7 @@ from validators.layers.tp import Group, column_shard, row_shard, rows_of
 from validators.layers.wiring import Memory, Suspects
 from validators.layers.wiring import explain as explain_wiring
 from validators.records.record import Check, Explanation, Status
+from validators.records.verdict import decide
 from validators.run import judge
 
 ALONE = Group()

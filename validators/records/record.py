@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
 
-SCHEMA_VERSION = 1
+from validators.records.evidence import Evaluation, Golden, Launches, Limit, WalkEvidence
+from validators.records.provenance import Provenance
+
+SCHEMA_VERSION = 2
 
 
 class Status(str, Enum):
@@ -75,11 +77,16 @@ class Comparison:
     observed: str = ""
     vacuous: int = 0
     """Judged elements whose budget is so wide that a wrong value could hardly have left the admissible set."""
+    wide: int = 0
+    """Elements that were not judged because their set is as wide as an output."""
 
 
 @dataclass(frozen=True)
 class Check:
     """A check beyond values. ok is None where the result is reported and not judged.
+
+    unjudged: why ok is None, where it is neither left open by the contract nor only reported: "raised" where the kernel
+    could not be run again, "nothing" where the case has nothing to compare with.
 
     name: "poison", "guards", "inputs unchanged", "dtype and shape", "run to run", "batch invariance",
     "strided equals contiguous", "joint: row maximum", "bias", ... detail: one sentence with the numbers.
@@ -90,6 +97,7 @@ class Check:
     ok: bool | None
     detail: str
     kind: str = "integrity"
+    unjudged: str = ""
 
 
 EXPLANATION_KINDS = ("check", "field", "defect", "contract", "wiring", "observation", "result")
@@ -121,10 +129,15 @@ class Explanation:
         return f"{self.title}: {self.sentence}" if self.name else self.sentence
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Record:
     """One verdict. Every field is a JSON value after ``to_json``.
 
+    stage: what it is evidence of, one of ``words.STAGES``. lane: of a case of the suite; of another stage its name.
+    subject: "kernel" for one kernel on one case, "path" for a walk, evaluation or trace as a whole, "truth" where the
+    reference or the inputs are held to what was accepted.
+    fault: of an ERROR, "raised" where the kernel raised. limit: of UNSUPPORTED. golden, walk, evaluation, launches: of
+    their stages. contract: None where none was declared, given or identified.
     contract_from: "declared" by the kernel, "given" on the command line, "identified" from outputs.
     explanations: most convincing first. strength: {"single_share": .., "judged": ..}.
     arch: "cpu", "sm_90", "gfx942". emulated, fake: see ``validators.kernels.kernel.Kernel``.
@@ -140,8 +153,12 @@ class Record:
     contract_from: str
     device: str
     arch: str
+    stage: str = "ops"
+    subject: str = "kernel"
     emulated: bool = False
     fake: bool = False
+    fault: str = ""
+    limit: Limit | None = None
     comparisons: tuple[Comparison, ...] = ()
     checks: tuple[Check, ...] = ()
     explanations: tuple[Explanation, ...] = ()
@@ -151,5 +168,9 @@ class Record:
     kernel_seconds: float = 0.0
     peak_bytes: int = 0
     reproduce: str = ""
-    provenance: dict[str, Any] = field(default_factory=dict)
+    golden: Golden | None = None
+    walk: WalkEvidence | None = None
+    evaluation: Evaluation | None = None
+    launches: Launches | None = None
+    provenance: Provenance = field(default_factory=Provenance)
     schema: int = SCHEMA_VERSION

@@ -16,7 +16,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from validators.records import wording
+from validators.records import verdict, wording
 from validators.records.record import Check, Comparison, Element, Record, Status
 from validators.words import LANES
 
@@ -43,7 +43,7 @@ def failure_report(record: Record) -> str:
     lines += _labelled("check failed", *_clip_list(failed, 3))
     lines += _labelled("explained by", *_clip_list([e.text for e in record.explanations if e.text not in failed], 3))
     lines += _labelled("identified", *_clip_list(record.identified, 2))
-    lines += _labelled("printed", *_last_words(str(record.provenance.get("worker_output") or "")))
+    lines += _labelled("printed", *_last_words(record.provenance.worker_output))
     if main is None:
         lines += _labelled("strength", strength_sentence([record]))
     lines += _labelled("provenance", *provenance_lines(record))
@@ -111,20 +111,15 @@ def contract_text(record: Record) -> str:
 
 def provenance_lines(record: Record) -> list[str]:
     """Two lines: the code and when, then the machine."""
-    known = dict(record.provenance)
-    commit, dirty = known.pop("commit", None), known.pop("dirty", None)
-    state = "" if dirty is None else (" (dirty)" if dirty else " (clean)")
-    first = [f"commit {str(commit)[:10]}{state}" if commit else "commit unknown"]
-    first += [f"{name} {known.pop(name)}" for name in ("torch", "python") if known.get(name)]
-    first += [str(known.pop("date"))] if known.get("date") else []
+    known = record.provenance
+    state = "" if known.dirty is None else (" (dirty)" if known.dirty else " (clean)")
+    first = [f"commit {known.commit[:10]}{state}" if known.commit else "commit unknown"]
+    first += [f"{name} {version}" for name, version in (("torch", known.torch), ("python", known.python)) if version]
+    first += [known.date] if known.date else []
     second = [f"device {record.device}", f"arch {record.arch}"]
-    second += [str(known.pop(name)) for name in ("gpu", "cpu", "platform") if known.get(name)]
-    versions = known.get("kernel_versions")
-    if isinstance(versions, dict):
-        second += [text for name, version in versions.items() if (text := f"{name} {version}") not in first]
-    chosen = known.get("chosen")
-    if isinstance(chosen, dict):
-        second += [f"{name} {value}" for name, value in chosen.items()]
+    second += [text for text in (known.gpu, known.cpu, known.platform) if text]
+    second += [text for name, version in known.kernel_versions.items() if (text := f"{name} {version}") not in first]
+    second += [f"{name} {value}" for name, value in known.chosen.items()]
     second.append(f"{record.seconds:.2f} s")
     return ["  ".join(first), "  ".join(second)]
 
@@ -218,9 +213,10 @@ def _broken(record: Record) -> list[Check]:
 
 def _other_reasons(record: Record) -> list[str]:
     """Reasons that the first line and the comparisons below it do not already say."""
-    outputs = {c.output for c in record.comparisons if c.violations} | {c.name for c in _broken(record)}
+    below = {verdict.violation_sentence(c) for c in record.comparisons if c.violations}
+    below |= {f"{c.name}: {c.detail}" for c in _broken(record)}
     said = headline(record)
-    return [r for r in record.reasons if _flat(r) not in said and r.split(":")[0] not in outputs]
+    return [r for r in record.reasons if _flat(r) not in said and r not in below]
 
 
 def _comparison_line(c: Comparison) -> str:

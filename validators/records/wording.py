@@ -69,11 +69,6 @@ def percent_low(share: float) -> str | None:
     return f"{100 * share:.2g} %" if 0.0 < share < 1.0 else None
 
 
-DECLARED, MACHINE, IMPOSSIBLE = "declared", "machine", "impossible"
-"""Who says that a case is UNSUPPORTED: the kernel; this machine (its memory); the recipe. Kept as ``limit`` in the
-provenance of a record."""
-
-
 def how_to_declare(kernel: str, text: str | None = None) -> str:
     """``if that is a limit, declare it: fused.unsupported = lambda case: "why" if case.n % 16 else None``."""
     if ":" not in kernel:

@@ -58,7 +58,7 @@ class Target:
     def refuses(self, record: Record) -> str | None:
         """Why a record of one of its kernels does not count, in words; None if it does."""
         wanted = self.contracts.get(record.op)
-        if wanted and record.contract not in (wanted, None, "", "identify"):
+        if wanted and record.contract not in (wanted, None):
             return f"judged under contract {record.contract}, and the claim says {wanted}"
         digest = source_of(record)
         if (source := self.sources.get(record.kernel)) and not digest.startswith(source):
@@ -74,16 +74,15 @@ class Target:
 
 def source_of(record: Record) -> str:
     """SHA-256 of the kernel's source that the record names, or ""."""
-    about = record.provenance.get("kernel_source")
-    return str(about.get("sha256") or "") if isinstance(about, dict) else ""
+    source = record.provenance.kernel_source
+    return source.sha256 if source else ""
 
 
 def version_of(record: Record, library: str) -> str | None:
     """The version of ``library`` (or of ``torch``, ``python``) that ``record`` names, or None."""
-    versions = record.provenance.get("kernel_versions")
-    found = versions.get(library) if isinstance(versions, dict) else None
-    found = found or record.provenance.get(library)
-    return str(found) if found else None
+    known = record.provenance
+    own = {"torch": known.torch, "python": known.python}.get(library)
+    return known.kernel_versions.get(library) or own or None
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:

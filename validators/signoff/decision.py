@@ -11,16 +11,17 @@ not. What can hurt it: any record of its kernel, also one that died before its c
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import hashlib
-import re
 import shlex
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from validators.cases.case import Case, CaseError
 from validators.records import store
 from validators.records import text as report
 from validators.records.record import Record, Status
@@ -276,8 +277,7 @@ def _claim_keys(records: Sequence[Record]) -> list[_Key]:
 
 
 def _contract(record: Record) -> str | None:
-    """A worker that died while it identified the contract leaves the request in place of a name."""
-    return None if record.contract in ("", "identify") else record.contract
+    return record.contract or None
 
 
 def _arch(record: Record) -> str:
@@ -371,10 +371,10 @@ def _test_command(records: Sequence[Record], lane: str, records_dir: str) -> str
     command += ["--device", like.device] if like.device else []
     if like.contract and like.contract_from == "given":
         command += ["--contract", like.contract]
-    formats = re.search(r"-(bf16|fp16)-(e4m3fnuz|e4m3fn)-", like.case)
-    if formats:
-        command += [] if formats[1] == "bf16" else ["--dtype", formats[1]]
-        command += [] if formats[2] == "e4m3fn" else ["--fp8", formats[2]]
+    with contextlib.suppress(CaseError):  # a record of a stage names no case of the suite
+        case = Case.parse(like.case)
+        command += [] if case.dtype == "bf16" else ["--dtype", case.dtype]
+        command += [] if case.fp8 == "e4m3fn" else ["--fp8", case.fp8]
     return shlex.join([*command, "--records", records_dir])
 
 

@@ -1,22 +1,17 @@
-"""How much a record of a whole path shows, as data, and what of a policy it falls short of.
+"""What of a policy the record of a whole path falls short of.
 
 A walk through the layers, an end-to-end evaluation and a trace can each be made so weak that any kernel passes: one
-layer of four, a margin of 30 points, 300 questions of one's own. Their records carry what they covered in
-``provenance["evidence"]``, and a record that is weaker than a policy asks does not fill its cell.
-
-Layers: ``model``, ``layers`` (numbers walked), ``of`` (layers of the model), ``margin`` (allowed excess of the fused
-path's error), ``tokens``, ``walk`` (the same in all records of one walk) and ``records`` (op -> records of the walk).
-Parity: ``rule``, ``margin`` (points), ``alpha``, ``questions``, ``data`` and ``data_sha256``, ``tokens`` (scored),
-``aa`` (a run against itself), ``kernels`` (op -> kernel of the candidate). Trace: ``layers`` (that were asked for).
+layer of four, a margin of 30 points, 300 questions of one's own. A record that is weaker than a policy asks does not
+fill its cell.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from validators.records.evidence import Evaluation, Launches, WalkEvidence
 from validators.records.record import Record, Status
 from validators.signoff.claims import Target
 from validators.signoff.policy import QUESTION_SETS, Requirement
@@ -26,17 +21,15 @@ ALPHA = 0.05
 RULE = "non-inferiority"
 
 
-def of(record: Record) -> Mapping[str, Any]:
-    """The record's evidence; empty where it says nothing."""
-    found = record.provenance.get("evidence")
-    return found if isinstance(found, dict) else {}
-
-
 def shortfalls(requirement: Requirement, target: Target, record: Record) -> list[str]:
     """What of ``requirement`` the record does not reach, each as ``margin 30 points (asked: at most 1.5)``."""
-    found = {"layers": _layers, "parity": _parity, "trace": _trace}.get(requirement.stage, _nothing)(
-        requirement, target, of(record)
-    )
+    found: list[str] = []
+    if requirement.stage == "layers":
+        found = _layers(requirement, record.walk or WalkEvidence())
+    elif requirement.stage == "parity":
+        found = _parity(requirement, target, record.evaluation or Evaluation())
+    elif requirement.stage == "trace":
+        found = _trace(requirement, record.launches or Launches())
     if record.arch in ("", "unknown") and requirement.stage != "ops":
         found.append(f"an unknown architecture (asked: {target.arch})")
     return found
@@ -55,40 +48,29 @@ def sentence(requirement: Requirement, target: Target, records: Sequence[Record]
 
 def missing_of_walk(op: str, records: Sequence[Record]) -> str:
     """A sentence where records of ``op`` are missing from every walk of ``records`` that says how many it wrote."""
-    wanted = {str(of(r).get("walk")): of(r).get("records") for r in records if of(r).get("walk")}
-    found = Counter(str(of(r).get("walk")) for r in records if r.op == op and not is_trajectory(r))
+    walks = {r.walk.walk: r.walk for r in records if r.walk and r.walk.walk}
+    found = Counter(r.walk.walk for r in records if r.walk and r.op == op and r.subject == "kernel")
     short = []
-    for walk, counts in wanted.items():
-        total = counts.get(op, 0) if isinstance(counts, dict) else 0
-        if found[walk] >= total:
+    for name, walk in walks.items():
+        total = walk.records.get(op, 0)
+        if found[name] >= total:
             return ""
-        short.append(f"{total - found[walk]} of the walk's {total} records of {op} are missing")
+        short.append(f"{total - found[name]} of the walk's {total} records of {op} are missing")
     return short[0] if short else ""
 
 
-def is_trajectory(record: Record) -> bool:
-    """Whether the record judges a walk as a whole; it is written last."""
-    return record.case.startswith("layers-") and record.case.endswith("-trajectory")
-
-
-def _nothing(requirement: Requirement, target: Target, about: Mapping[str, Any]) -> list[str]:
-    return []
-
-
-def _layers(requirement: Requirement, target: Target, about: Mapping[str, Any]) -> list[str]:
+def _layers(requirement: Requirement, about: WalkEvidence) -> list[str]:
     found = []
-    walked, total = about.get("layers"), about.get("of")
     if requirement.layers:
-        known = isinstance(walked, list) and isinstance(total, int) and all(isinstance(x, int) for x in walked)
-        own = set(walked) if known and walked else set()
-        wanted = set(range(total)) if requirement.layers == "all" and known and total else set(_listed(requirement))
-        if not known or not wanted or not wanted <= own:
+        own = set(about.layers) if about.of is not None else set()
+        wanted = set(range(about.of or 0)) if requirement.layers == "all" else set(_listed(requirement))
+        if not wanted or not wanted <= own:
             asked = "all" if requirement.layers == "all" else runs(_listed(requirement))
-            found.append(f"{layers_text(sorted(own), total)} (asked: {asked})")
+            found.append(f"{layers_text(sorted(own), about.of)} (asked: {asked})")
     if requirement.margin is not None:
-        found += _at_most("margin", about.get("margin"), requirement.margin, "")
+        found += _at_most("margin", about.margin, requirement.margin, "")
     if requirement.tokens:
-        found += _at_least("tokens", about.get("tokens"), requirement.tokens)
+        found += _at_least("tokens", about.tokens, requirement.tokens)
     return found
 
 
@@ -96,9 +78,9 @@ def _listed(requirement: Requirement) -> tuple[int, ...]:
     return requirement.layers if isinstance(requirement.layers, tuple) else ()
 
 
-def layers_text(walked: Sequence[int], total: object) -> str:
+def layers_text(walked: Sequence[int], total: int | None) -> str:
     """``layer 0 of 4``, ``layers 0 to 2 of 4``, ``unknown layers``."""
-    if not walked or not isinstance(total, int):
+    if not walked or total is None:
         return "unknown layers"
     return f"layer{'s' if len(walked) > 1 else ''} {runs(walked)} of {total}"
 
@@ -112,68 +94,62 @@ def runs(numbers: Sequence[int]) -> str:
     return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else "".join(words)
 
 
-def _parity(requirement: Requirement, target: Target, about: Mapping[str, Any]) -> list[str]:
+def _parity(requirement: Requirement, target: Target, about: Evaluation) -> list[str]:
     found = []
     if requirement.margin is not None:
-        found += _at_most("margin", about.get("margin"), requirement.margin, " points")
-        if about.get("rule", RULE) != RULE:
-            found.append(f"rule {about['rule']} (asked: {RULE})")
-        alpha = about.get("alpha", ALPHA)
-        if not _number(alpha) or alpha > ALPHA:
-            found.append(f"error probability {_shown(alpha)} (asked: at most {ALPHA:g})")
-    if about.get("aa"):
+        found += _at_most("margin", about.margin, requirement.margin, " points")
+        if about.rule not in ("", RULE):
+            found.append(f"rule {about.rule} (asked: {RULE})")
+        if about.alpha is not None and not about.alpha <= ALPHA:
+            found.append(f"error probability {_shown(about.alpha)} (asked: at most {ALPHA:g})")
+    if about.aa:
         found.append("a run against itself (asked: the candidate against the baseline)")
     if requirement.questions:
-        found += _at_least("questions", about.get("questions"), requirement.questions)
+        found += _at_least("questions", about.questions, requirement.questions)
     if requirement.tokens:
-        found += _at_least("scored tokens", about.get("tokens"), requirement.tokens)
-    if requirement.data:
-        digest = str(about.get("data_sha256") or "")
-        if digest not in [d for name in requirement.data for d in QUESTION_SETS.get(name, (name,))]:
-            named = f"{about.get('data') or 'unknown'}{f', sha256 {digest[:12]}' if digest else ''}"
-            asked = " or ".join(name if name in QUESTION_SETS else f"sha256 {name[:12]}" for name in requirement.data)
-            found.append(f"question set {named} (asked: {asked})")
+        found += _at_least("scored tokens", about.tokens, requirement.tokens)
+    if requirement.data and about.data_sha256 not in [
+        digest for name in requirement.data for digest in QUESTION_SETS.get(name, (name,))
+    ]:
+        named = f"{about.data or 'unknown'}{f', sha256 {about.data_sha256[:12]}' if about.data_sha256 else ''}"
+        asked = " or ".join(name if name in QUESTION_SETS else f"sha256 {name[:12]}" for name in requirement.data)
+        found.append(f"question set {named} (asked: {asked})")
     return found + _kernels(target, about)
 
 
-def _kernels(target: Target, about: Mapping[str, Any]) -> list[str]:
+def _kernels(target: Target, about: Evaluation) -> list[str]:
     """A path with other kernels than the claim's is another path."""
-    ran = about.get("kernels")
-    if not target.one_path or not isinstance(ran, dict):
+    if not target.one_path:
         return []
-    pairs = [(op, ran.get(op), own[0]) for op, own in target.kernels.items()]
+    pairs = [(op, about.kernels.get(op), own[0]) for op, own in target.kernels.items()]
     return [f"{op} by {got} (asked: {own})" for op, got, own in pairs if got is not None and got != own]
 
 
-def _trace(requirement: Requirement, target: Target, about: Mapping[str, Any]) -> list[str]:
+def _trace(requirement: Requirement, about: Launches) -> list[str]:
     if not requirement.layers:
         return []
-    held = about.get("layers")
-    if not isinstance(held, int) or held < 1:
+    if about.layers is None or about.layers < 1:
         return ["not held to a number of layers (asked: --layers N)"]
     wanted = len(_listed(requirement))
-    return [f"{held} layers (asked: {wanted})"] if wanted and held < wanted else []
+    return [f"{about.layers} layers (asked: {wanted})"] if wanted and about.layers < wanted else []
 
 
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _shown(value: float | None) -> str:
+    return "unknown" if value is None or not math.isfinite(value) else f"{value:g}"
 
 
-def _shown(value: object) -> str:
-    return f"{value:g}" if _number(value) and isinstance(value, int | float) else "unknown"
-
-
-def _at_most(name: str, value: object, limit: float, unit: str) -> list[str]:
+def _at_most(name: str, value: float | None, limit: float, unit: str) -> list[str]:
     """A value that is no finite number reaches nothing. Points are fractions times 100: a last bit is free."""
-    if isinstance(value, int | float) and _number(value) and 0 <= value <= limit * (1 + 1e-12):
+    if value is not None and 0 <= value <= limit * (1 + 1e-12):
         return []
-    return [f"{name} {_shown(value)}{unit if _number(value) else ''} (asked: at most {limit:g})"]
+    shown = _shown(value)
+    return [f"{name} {shown}{unit if shown != 'unknown' else ''} (asked: at most {limit:g})"]
 
 
-def _at_least(name: str, value: object, least: int) -> list[str]:
-    if isinstance(value, int | float) and _number(value) and value >= least:
+def _at_least(name: str, value: int | None, least: int) -> list[str]:
+    if value is not None and value >= least:
         return []
-    words = f"{int(value):,} {name}" if isinstance(value, int | float) and _number(value) else f"{name} unknown"
+    words = f"{name} unknown" if value is None else f"{value:,} {name}"
     return [f"{words} (asked: at least {least:,})"]
 
 

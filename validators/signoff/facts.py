@@ -6,7 +6,6 @@ once. ``qualifiers`` are the ones without which SIGNED would say too much: they 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -78,7 +77,7 @@ def of(records: Sequence[Record], more: Iterable[str] = ()) -> Facts:
     return Facts(
         contracts=tuple(_contracts(own or ran)),
         commits=tuple(dict.fromkeys(map(_commit, ran))),
-        torch=_distinct(ran, "torch"),
+        torch=_torch(ran),
         devices=tuple(dict.fromkeys(map(_device, ran))),
         sources=tuple(dict.fromkeys(f"{r.kernel} {source_of(r)[:12]}" for r in ran if source_of(r))),
         strength=report.strength_sentence(own) if own else "",
@@ -123,18 +122,17 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _commit(record: Record) -> str:
-    commit = str(record.provenance.get("commit") or "unknown")[:10]
-    return commit + (" (dirty)" if record.provenance.get("dirty") else "")
+    return (record.provenance.commit or "unknown")[:10] + (" (dirty)" if record.provenance.dirty else "")
 
 
 def _device(record: Record) -> str:
     known = record.provenance
-    name = (known.get("cpu") if record.device.startswith("cpu") else known.get("gpu")) or record.device
+    name = (known.cpu if record.device.startswith("cpu") else known.gpu) or record.device
     return f"{name} ({record.arch})"
 
 
-def _distinct(records: Sequence[Record], key: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(str(r.provenance[key]) for r in records if r.provenance.get(key)))
+def _torch(records: Sequence[Record]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(r.provenance.torch for r in records if r.provenance.torch))
 
 
 def _qualifiers(own: Sequence[Record]) -> list[str]:
@@ -143,7 +141,7 @@ def _qualifiers(own: Sequence[Record]) -> list[str]:
     if unknown:
         found.append(f"of a source that was not recorded ({_some(unknown)})")
     for kernel in dict.fromkeys(r.kernel for r in own if ":" in r.kernel):
-        several = _distinct([r for r in own if r.kernel == kernel], "torch")
+        several = _torch([r for r in own if r.kernel == kernel])
         if len(several) > 1:
             found.append(f"on torch {' and '.join(several)} together")
     return [*dict.fromkeys(found), *limit_words(limits.declared_limits(own))]
@@ -177,9 +175,8 @@ def _of_one(one: Limits) -> str:
     """Features by name, then the kernel's own sentences."""
     names, reasons = [], []
     for limit in one.limits:
-        feature = re.match(r'the kernel does not offer "(\w+)"', limit.reason)
-        if feature:
-            names.append(_FEATURES.get(feature[1], feature[1]))
+        if limit.feature:
+            names.append(_FEATURES.get(limit.feature, limit.feature))
         else:
             reasons.append(_clipped(limit.reason.rstrip(".")))
     words = [f"no {', '.join(names)}"] if names else []
@@ -196,15 +193,15 @@ def _caveats(records: Sequence[Record]) -> list[str]:
     """What a reader should know beside the decision."""
     found = []
     ran = [r for r in records if r.status is not Status.UNTESTED]
-    known = {r.provenance.get("commit") for r in ran}
+    known = {r.provenance.commit for r in ran}
     if len(known) > 1:
         found.append(f"The records come from {len(known)} commits: {judged.commits(ran)}.")
-    dirty = sum(bool(r.provenance.get("dirty")) for r in ran)
+    dirty = sum(bool(r.provenance.dirty) for r in ran)
     if dirty:
         found.append(f"{dirty} of {len(ran)} records were made with sources that differ from their commit.")
     if None in known:
         found.append("Some records do not name the commit that made them.")
-    torches = sorted(_distinct(ran, "torch"))
+    torches = sorted(_torch(ran))
     if len(torches) > 1:
         found.append(f"The records come from {len(torches)} versions of torch: {', '.join(torches)}.")
     if any(r.emulated for r in ran):

@@ -181,8 +181,7 @@ def _goldens(records: Sequence[Record]) -> list[dict[str, Any]]:
     """A row for each kernel and architecture: how many goldens are in which state."""
     found: dict[tuple[str, str], list[Record]] = {}
     for r in records:
-        about = r.provenance.get("golden")
-        if r.lane == "goldens" and isinstance(about, dict):
+        if r.golden:
             found.setdefault((r.kernel, r.arch), []).append(r)
     rows = []
     for (kernel, arch), group in found.items():
@@ -301,11 +300,10 @@ def provenance_groups(records: Sequence[Record]) -> list[tuple[str, int]]:
     groups: dict[str, int] = {}
     for record in records:
         known = record.provenance
-        commit = str(known.get("commit") or "unknown")[:10]
-        state = "" if known.get("dirty") is None else (" (dirty)" if known["dirty"] else " (clean)")
-        machine = known.get("gpu") or known.get("cpu") or record.device
-        versions = known.get("kernel_versions")
-        more = [f"{k} {v}" for k, v in versions.items()] if isinstance(versions, dict) else []
-        parts = [f"commit {commit}{state}", f"torch {known.get('torch') or 'unknown'}", *more, f"on {machine}"]
+        commit = (known.commit or "unknown")[:10]
+        state = "" if known.dirty is None else (" (dirty)" if known.dirty else " (clean)")
+        machine = known.gpu or known.cpu or record.device
+        more = [f"{k} {v}" for k, v in known.kernel_versions.items()]
+        parts = [f"commit {commit}{state}", f"torch {known.torch or 'unknown'}", *more, f"on {machine}"]
         groups[", ".join(parts)] = groups.get(", ".join(parts), 0) + 1
     return list(groups.items())

@@ -7,8 +7,8 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from validators.judge import verdict
-from validators.records.record import Comparison, Record, Status
+from validators.records import verdict
+from validators.records.record import Check, Comparison, Record, Status
 from validators.signoff.claims import source_of
 from validators.words import LANES, OPS
 
@@ -27,8 +27,7 @@ _ORDER = (Status.PASSED.value, Status.FAILED.value, DRIFTED, *(s.value for s in 
 
 def golden_state(record: Record) -> str:
     """``UNCHANGED``, ``DRIFTED``, ``FAILED``, ``MISSING`` or ``UNTESTED`` of a golden's record; "" of any other."""
-    about = record.provenance.get("golden")
-    return str(about.get("state", "")) if record.lane == "goldens" and isinstance(about, dict) else ""
+    return record.golden.state if record.golden else ""
 
 
 def label(record: Record) -> str:
@@ -52,12 +51,12 @@ def drifted(record: Record) -> bool:
 
 def counts_of(records: Iterable[Record]) -> Counter[str]:
     """Distinct cases by label; a case with several labels counts in each. Goldens count by their own id."""
-    return Counter(what for _, what in {((r.kernel, r.op, r.lane, _identity(r)), label(r)) for r in records})
+    distinct = dict.fromkeys(((r.kernel, r.op, r.lane, _identity(r)), label(r)) for r in records)
+    return Counter(what for _, what in distinct)
 
 
 def _identity(record: Record) -> str:
-    about = record.provenance.get("golden")
-    return str(about.get("id") or record.case) if isinstance(about, dict) else record.case
+    return record.golden.id if record.golden and record.golden.id else record.case
 
 
 def counts_text(counts: Counter[str]) -> str:
@@ -171,12 +170,12 @@ def contradictions(records: Sequence[Record]) -> list[str]:
 
 def commits(records: Sequence[Record]) -> str:
     """The commits that made the records, short, in the order first seen."""
-    names = dict.fromkeys(str(r.provenance.get("commit") or "unknown")[:10] for r in records)
+    names = dict.fromkeys((r.provenance.commit or "unknown")[:10] for r in records)
     return ", ".join(names)
 
 
 def _origin(records: Sequence[Record]) -> str:
-    hosts = dict.fromkeys(str(r.provenance["host"]) for r in records if r.provenance.get("host"))
+    hosts = dict.fromkeys(r.provenance.host for r in records if r.provenance.host)
     return f"commit {commits(records)}" + (f" on {', '.join(hosts)}" if hosts else "")
 
 
@@ -204,9 +203,8 @@ def two_kernels(kernel: str, records: Sequence[Record]) -> str | None:
         return _clash(kernel, "of its source", sources, "--source DIGEST") if len(sources) > 1 else None
     by_library: dict[str, Counter[str]] = {}
     for r in ran:
-        versions = r.provenance.get("kernel_versions")
-        for library, version in versions.items() if isinstance(versions, dict) else ():
-            by_library.setdefault(str(library), Counter())[str(version)] += 1
+        for library, version in r.provenance.kernel_versions.items():
+            by_library.setdefault(library, Counter())[version] += 1
     several = {library: found for library, found in by_library.items() if len(found) > 1}
     if not several:
         return None
@@ -240,27 +238,26 @@ def identified_sentences(records: Sequence[Record]) -> list[str]:
 # ---- checks that nothing was held to
 
 
-_NOT_RUN, _NOTHING = "not judged", "so there is no other"
-"""How ``invariance`` begins the reason of a check that could not be made, and what it says where nothing is to be
-compared; any other detail of a check without a verdict is one that the contract leaves open."""
+_SAYS = ("raised", "", "nothing")
+"""``Check.unjudged``, what says the most first."""
 
 
-def _says(detail: str) -> int:
-    return 0 if detail.startswith(_NOT_RUN) else 2 if _NOTHING in detail else 1
+def _says(check: Check) -> int:
+    return _SAYS.index(check.unjudged)
 
 
-def never_judged(records: Sequence[Record]) -> dict[str, str]:
-    """Checks that were made and judged in no case: name -> why.
+def never_judged(records: Sequence[Record]) -> dict[str, Check]:
+    """Checks that were made and judged in no case: name -> the check that says the most about why.
 
     Of several reasons the first that says the most: a kernel that could not be run again, a contract that leaves the
     check open, cases that have nothing to compare with.
     """
-    seen: dict[str, str] = {}
+    seen: dict[str, Check] = {}
     judged: set[str] = set()
     for r in records:
         for check in r.checks if r.lane in LANES else ():
             if check.ok is None:
-                seen[check.name] = min(seen.get(check.name, check.detail), check.detail, key=_says)
+                seen[check.name] = min(seen.get(check.name, check), check, key=_says)
             else:
                 judged.add(check.name)
     return {name: why for name, why in seen.items() if name not in judged}
@@ -278,9 +275,10 @@ def never_judged_sentences(records: Sequence[Record]) -> list[str]:
         left = never_judged(own)
         if left:
             names = " and ".join(filter(None, [", ".join(list(left)[:-1]), list(left)[-1]]))
-            why = min(left.values(), key=_says).rstrip(".")
+            first = min(left.values(), key=_says)
+            why = first.detail.rstrip(".")
             contracts = list(dict.fromkeys(r.contract for r in own if r.contract))
-            if _says(why) == 1:
+            if not first.unjudged:
                 why = f"contract {contracts[0]} does not promise it" if len(contracts) == 1 else ""
             verb = "were" if len(left) > 1 else "was"
             found.append(f"{names} {verb} judged in no case of {op} by {kernel}" + (f" ({why})" if why else ""))

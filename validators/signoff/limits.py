@@ -13,17 +13,15 @@ from dataclasses import dataclass
 
 from validators.cases import shapes
 from validators.cases.case import Case, CaseError
+from validators.records.evidence import DECLARED, MACHINE
 from validators.records.record import Record, Status
-from validators.records.wording import DECLARED, MACHINE, how_to_declare
+from validators.records.wording import how_to_declare
 from validators.words import OPS
 
 MOST_EXAMPLES = 3
 """Example cases that are kept of each reason."""
 MOST_NAMED = 3
 """Reasons, or shapes of the model, that a sentence names."""
-
-# How the reason of an entry of ``supports`` begins (``kernels.plugin``); the feature's name says the same.
-_SUPPORTS = 'the kernel does not offer "'
 
 _RUN = (Status.PASSED, Status.FAILED, Status.MISTRUSTED, Status.NONDETERMINISTIC, Status.ERROR)
 
@@ -49,6 +47,7 @@ _FEATURES: tuple[tuple[str, Callable[[Case], bool]], ...] = (
 @dataclass(frozen=True)
 class Limit:
     """One declared reason. reason: as the kernel says it of the first example. cases: how many have this reason.
+    feature: the key of ``supports`` that the kernel lacks, "" for a sentence of its own.
 
     Reasons that differ in their numbers alone ("not K=250", "not K=176") are one limit.
     """
@@ -56,6 +55,7 @@ class Limit:
     reason: str
     cases: int
     examples: tuple[str, ...]
+    feature: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Limits:
         found = []
         if self.declared:
             parts = [f"{name} ({count})" for name, count in self.features]
-            own = [limit for limit in self.limits if not (self.features and limit.reason.startswith(_SUPPORTS))]
+            own = [limit for limit in self.limits if not (self.features and limit.feature)]
             parts += [f"{limit.reason.rstrip('.')} ({limit.cases})" for limit in own[:MOST_NAMED]]
             parts += [f"{len(own) - MOST_NAMED} more reasons"] if len(own) > MOST_NAMED else []
             what = f"{self.declared} of {self.cases} cases of {self.op}"
@@ -122,7 +122,7 @@ def is_declared(record: Record) -> bool:
     """Whether the record says UNSUPPORTED because the kernel does; not its contract, its recipe or the machine."""
     if record.status is not Status.UNSUPPORTED or record.comparisons:
         return False
-    return record.provenance.get("limit", DECLARED) == DECLARED
+    return record.limit is None or record.limit.kind == DECLARED
 
 
 def _of_kernel(op: str, kernel: str, by_case: dict[str, list[Record]]) -> Limits:
@@ -140,7 +140,7 @@ def _of_kernel(op: str, kernel: str, by_case: dict[str, list[Record]]) -> Limits
         elif declared is not None:
             left.append((case, declared))
         else:
-            machine += any(r.provenance.get("limit") == MACHINE for r in records)
+            machine += any(r.limit is not None and r.limit.kind == MACHINE for r in records)
     return Limits(
         kernel=kernel,
         op=op,
@@ -164,6 +164,7 @@ def _by_reason(left: Sequence[tuple[Case, Record]]) -> list[Limit]:
             reason=group[0][1].reasons[0] if group[0][1].reasons else "no reason was recorded",
             cases=len(group),
             examples=tuple(case.id for case, _ in group[:MOST_EXAMPLES]),
+            feature=group[0][1].limit.feature if group[0][1].limit else "",
         )
         for group in groups.values()
     ]
@@ -220,7 +221,7 @@ _TESTS: tuple[tuple[str, Callable[[Case], bool]], ...] = (
 
 def raised(record: Record) -> bool:
     """Whether the record is the ERROR of a kernel that raised."""
-    return record.status is Status.ERROR and bool(record.reasons) and record.reasons[0].startswith("the kernel raised")
+    return record.status is Status.ERROR and record.fault == "raised"
 
 
 def condition(errors: Sequence[Case], others: Sequence[Case]) -> str | None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from validators.cases.case import CaseError
 from validators.records import text as report
+from validators.records.evidence import ErrorByDepth, Evaluation, WalkEvidence
 from validators.records.record import Check, Comparison, Element, Record, Status
 from validators.signoff import strength
 
@@ -51,19 +50,18 @@ class Walk:
 
 def walks(records: Sequence[Record]) -> list[Walk]:
     """A picture for each trajectory record that holds its medians; without numbers only its sentences."""
-    whole = [r for r in records if r.lane == "layers" and r.case.endswith("-trajectory")]
-    ops = [r for r in records if r.lane == "layers" and not r.case.endswith("-trajectory")]
+    walked = [r for r in records if r.stage == "layers"]
+    whole = [r for r in walked if r.subject == "path"]
+    ops = [r for r in walked if r.subject == "kernel"]
     return [_walk(r, ops) for r in whole]
 
 
 def _walk(record: Record, ops: Sequence[Record]) -> Walk:
-    model = record.case.removeprefix("layers-").removesuffix("-trajectory")
-    known: Any = record.provenance.get("trajectory")
-    layers, series = _series(known)
-    own = [r for r in ops if r.case.startswith(f"layers-{model}-") and r.arch == record.arch]
+    walk = record.walk or WalkEvidence()
+    layers, series = _series(walk.depth)
+    own = [r for r in ops if r.walk and r.walk.model == walk.model and r.arch == record.arch]
     passed = sum(r.status is Status.PASSED for r in own)
-    tokens = record.provenance.get("tokens")
-    title = f"{model}, {record.arch}" + (f", {tokens} tokens" if tokens else "") + f": {record.kernel}"
+    title = f"{walk.model}, {record.arch}" + (f", {walk.tokens} tokens" if walk.tokens else "") + f": {record.kernel}"
     words = f"{passed:,} of {len(own):,} ops PASSED, each on the activations and weights that it met"
     compared = next((c.detail for c in record.checks if c.name == "fused against unfused"), "")
     checks = tuple((c.name, c.detail) for c in record.checks if c.name != "fused against unfused")
@@ -87,19 +85,16 @@ def _walk(record: Record, ops: Sequence[Record]) -> Walk:
     return Walk(title, record.status.value, compared or "; ".join(record.reasons), tuple(lines), x, y, checks, words)
 
 
-def _series(known: Any) -> tuple[list[int], dict[str, list[float]]]:
-    """Layers and the finite positive medians by path, from provenance that anybody may have written."""
-    if not isinstance(known, dict) or not isinstance(known.get("layers"), list):
+def _series(depth: ErrorByDepth | None) -> tuple[list[int], dict[str, list[float]]]:
+    """Layers and the finite positive medians by path; what is not finite or positive is 0."""
+    if depth is None:
         return [], {}
-    layers = [n for n in known["layers"] if isinstance(n, int)]
-    found: dict[str, list[float]] = {}
-    for name in ("fused", "unfused"):
-        values = known.get(name)
-        if isinstance(values, list) and len(values) == len(layers):
-            found[name] = [
-                float(v) if isinstance(v, int | float) and math.isfinite(v) and v > 0 else 0.0 for v in values
-            ]
-    return layers, found
+    found = {
+        name: [v if v is not None and math.isfinite(v) and v > 0 else 0.0 for v in values]
+        for name, values in (("fused", depth.fused), ("unfused", depth.unfused))
+        if len(values) == len(depth.layers)
+    }
+    return list(depth.layers), found
 
 
 def _decades(values: Sequence[float]) -> tuple[float, float]:
@@ -158,10 +153,10 @@ class Parity:
     reproduce: str
 
 
-def _gate(check: Check, undecided: Any) -> str:
+def _gate(check: Check, undecided: Sequence[str]) -> str:
     """A gate that has not decided is open; one that never decides is reported."""
     if check.ok is None:
-        return "open" if isinstance(undecided, list) and check.name in undecided else "plain"
+        return "open" if check.name in undecided else "plain"
     return "good" if check.ok else "bad"
 
 
@@ -169,9 +164,8 @@ def parities(records: Sequence[Record]) -> list[Parity]:
     """One for each parity record."""
     found = []
     for r in records:
-        if r.lane == "parity":
-            about = r.provenance.get("evidence")
-            undecided = about.get("open", ()) if isinstance(about, dict) else ()
+        if r.stage == "parity":
+            undecided = r.evaluation.open if r.evaluation else ()
             gates = tuple((c.name, _gate(c, undecided), c.detail) for c in r.checks)
             title = f"{r.case} on {r.arch}: {r.kernel}"
             said, again = (*r.reasons, *(e.text for e in r.explanations)), report.reproduce_line(r)
@@ -180,18 +174,17 @@ def parities(records: Sequence[Record]) -> list[Parity]:
 
 
 def _interval(record: Record) -> Interval | None:
-    known = record.strength
-    numbers = _find_numbers(record.provenance)
+    known, about = record.strength, record.evaluation or Evaluation()
     low: float | None = None
     high: float | None = None
-    if numbers is not None:
-        difference, low, high = (100 * v for v in numbers)
+    numbers = [about.difference, *about.interval]
+    if len(numbers) == 3 and all(v is not None and math.isfinite(v) for v in numbers):
+        difference, low, high = (100 * v for v in numbers if v is not None)
     elif known.get("questions") and "lost" in known and "gained" in known:
         difference = 100 * (known["gained"] - known["lost"]) / known["questions"]
     else:
         return None
-    named = re.search(r"margin([\d.]+)", record.case)
-    margin = -float(named[1].rstrip(".")) if named else None
+    margin = -about.margin if about.margin is not None and math.isfinite(about.margin) else None
     ends = [difference, 0.0, *(v for v in (low, high, margin) if v is not None)]
     least, most = min(ends), max(ends)
     air = 0.1 * (most - least) or 0.5
@@ -214,19 +207,6 @@ def _interval(record: Record) -> Interval | None:
         tuple(Tick(at(v), f"{v:+g}" if v else "0") for v in marks),
         words,
     )
-
-
-def _find_numbers(value: Any) -> tuple[float, float, float] | None:
-    """(difference, low, high) as fractions, of the first table that holds a difference and an interval."""
-    if not isinstance(value, dict):
-        return None
-    ends = value.get("interval_95", value.get("interval"))
-    middle = value.get("difference")
-    if isinstance(ends, list) and len(ends) == 2 and isinstance(middle, int | float):
-        found = [middle, *ends]
-        if all(isinstance(v, int | float) and math.isfinite(v) for v in found):
-            return float(middle), float(ends[0]), float(ends[1])
-    return next((hit for inner in value.values() if (hit := _find_numbers(inner)) is not None), None)
 
 
 # ---- admissible sets
@@ -350,7 +330,7 @@ def _number_line(e: Element) -> tuple[tuple[float, float] | None, float, float |
 
 
 def _explain(record: Record, output: str, e: Element) -> str:
-    if record.lane == "layers" or not record.case.startswith(f"{record.op}-"):
+    if record.stage == "layers" or not record.case.startswith(f"{record.op}-"):
         return ""
     command = ["python", "-m", "validators", "explain", record.case, "--kernel", record.kernel, "--row", str(e.row)]
     command += ["--col", str(e.col), "--output", output, "--device", record.device]

@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from validators.signoff.claims import ClaimError, known_keys, read_toml
-from validators.words import DEPTHS, LANES, OPS
+from validators.words import DEPTHS, LANES, OPS, STAGES
 
 FOLDER = Path(__file__).resolve().parent / "policies"
-STAGES = ("ops", "layers", "goldens", "parity", "trace")
 
 QUESTION_SETS: Mapping[str, tuple[str, ...]] = {
     "embedded": ("bfad1769e4f7bdcdbbeaaa48e7419406dd46aacc2b0eba1521589ef2d87bfea6",),

@@ -20,7 +20,7 @@ from validators.signoff.depths import lanes, native_fp8
 from validators.signoff.facts import Facts
 from validators.signoff.policy import Policy, Requirement, Waiver
 from validators.signoff.ruling_words import Cell
-from validators.signoff.stages import Step, is_truth, stage_of
+from validators.signoff.stages import Step, is_truth
 from validators.words import DEPTHS, FP8_FORMATS, OPS
 
 SIGNED, NOT_SIGNED = "SIGNED", "NOT SIGNED"
@@ -167,7 +167,7 @@ def _counting(target: Target, records: Sequence[Record]) -> tuple[list[Record], 
 
 def _cells(requirement: Requirement, target: Target, mine: Sequence[Record]) -> Iterator[Cell]:
     stage = requirement.stage
-    here = [r for r in mine if stage_of(r) == stage and not is_truth(r)]
+    here = [r for r in mine if r.stage == stage and not is_truth(r)]
     ops = [op for op in (requirement.ops or OPS) if op in target.kernels]
     if stage in ("parity", "trace"):
         yield _strong(requirement, target, "", "", here)
@@ -194,7 +194,7 @@ def _strong(requirement: Requirement, target: Target, op: str, kernel: str, reco
         said = evidence.sentence(requirement, target, weak)
         return dataclasses.replace(cell, state=UNTESTED, why=(said,), counts=judged.counts_of(records))
     if requirement.stage == "layers" and cell.state == PASSED:
-        if op == "add_rmsnorm_quant" and not any(map(evidence.is_trajectory, strong)):
+        if op == "add_rmsnorm_quant" and not any(r.subject == "path" for r in strong):
             return dataclasses.replace(cell, state=UNTESTED, why=("the error against depth was not judged",))
         if missing := evidence.missing_of_walk(op, strong):
             return dataclasses.replace(cell, state=UNTESTED, why=(missing,))
@@ -225,7 +225,7 @@ def _lanes_of(
         wanting = next((name for name in requirement.checks if name in unjudged or name not in made), None)
         if cell.state == PASSED and wanting:
             words = f"the policy asks for {wanting}, which was judged in no case"
-            words += f" ({unjudged[wanting]})" if wanting in unjudged else ""
+            words += f" ({unjudged[wanting].detail})" if wanting in unjudged else ""
             cell = dataclasses.replace(cell, state=NO_EVIDENCE, why=(words,))
         yield cell
 

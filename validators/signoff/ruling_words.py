@@ -11,7 +11,7 @@ from validators.records.record import Explanation, Record, Status
 from validators.signoff import judged
 from validators.signoff.judged import contradictions, inconsistency
 from validators.signoff.policy import Waiver
-from validators.signoff.stages import is_truth, stage_of
+from validators.signoff.stages import is_truth
 from validators.words import OPS
 
 _MOST_CAUSES = 2
@@ -45,7 +45,7 @@ def reasons(cells: Sequence[Cell], mine: Sequence[Record]) -> list[str]:
     waived = {(c.stage, c.op, c.kernel, c.lane) for c in cells if c.waiver}
 
     def counts(record: Record) -> bool:
-        stage = stage_of(record)
+        stage = record.stage
         op, lane = (record.op if record.op in OPS else ""), (record.lane if stage == "ops" else "")
         return not any((stage, op, kernel, lane) in waived for kernel in (record.kernel, ""))
 
@@ -76,25 +76,25 @@ def _only_drifted(record: Record) -> bool:
 
 def _drift(op: str, kernel: str, group: Sequence[Record], mine: Sequence[Record]) -> str:
     """``goldens of per_token_quant of K: 17 DRIFTED, 12 unchanged, 6 UNTESTED. First CASE: ...``."""
-    every = [r for r in mine if (r.op, r.kernel) == (op, kernel) and stage_of(r) == "goldens"]
+    every = [r for r in mine if (r.op, r.kernel) == (op, kernel) and r.stage == "goldens"]
     counts = judged.counts_text(judged.counts_of(every))
     return f"goldens of {op} of {kernel}: {counts}. First {group[0].case}: {said(group[0])}."
 
 
 def _failure(op: str, kernel: str, group: Sequence[Record], mine: Sequence[Record]) -> str:
     """``add_rmsnorm_quant of K: FAILED in 12 of 60 cases (ops: random, shapes; layers). Explained by NAME: ...``."""
-    every = {(stage_of(r), r.case) for r in mine if (r.op, r.kernel) == (op, kernel)}
-    cases = {(stage_of(r), r.case) for r in group}
+    every = {(r.stage, r.case) for r in mine if (r.op, r.kernel) == (op, kernel)}
+    cases = {(r.stage, r.case) for r in group}
     lanes_hit: dict[str, dict[str, None]] = {}
     for r in group:
-        lanes_hit.setdefault(stage_of(r), {})[r.lane] = None
+        lanes_hit.setdefault(r.stage, {})[r.lane] = None
     places = [
         f"ops: {', '.join(report.lane_order(names))}" if stage == "ops" else stage for stage, names in lanes_hit.items()
     ]
     ordered = sorted(group, key=lambda r: list(Status).index(r.status))
     names = (f"{r.status.value} against its own record" if inconsistency(r) else r.status.value for r in ordered)
     statuses = " and ".join(dict.fromkeys(names))
-    of = f"{op if op in OPS else stage_of(group[0])} of {kernel}"
+    of = f"{op if op in OPS else group[0].stage} of {kernel}"
     text = f"{of}: {statuses} in {len(cases)} of {len(every)} cases ({'; '.join(places)})."
     honest = [r for r in group if inconsistency(r) is None]
     causes = Counter(cause for r in honest if (cause := cause_of(r)))

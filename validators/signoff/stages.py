@@ -34,11 +34,6 @@ MACHINES = {
 """What people call the machines with an architecture."""
 
 
-def stage_of(record: Record) -> str:
-    """``ops``, ``layers``, ``goldens``, ``parity`` or ``trace``."""
-    return record.lane if record.lane in ("layers", "goldens", "parity", "trace") else "ops"
-
-
 def may_have_goldens(kernel: str) -> bool:
     """Whether bits of ``kernel`` can be accepted: not of a user's own, which nobody else could check."""
     return ":" not in kernel
@@ -46,7 +41,7 @@ def may_have_goldens(kernel: str) -> bool:
 
 def is_truth(record: Record) -> bool:
     """Whether the record says that the reference or the inputs are as accepted; it concerns every claim."""
-    return record.op == "goldens"
+    return record.subject == "truth"
 
 
 def machine(arch: str) -> str:

@@ -15,8 +15,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from validators.records.evidence import Launches
+from validators.records.provenance import provenance
 from validators.records.record import Check, Record, Status
-from validators.records.store import Sink, provenance
+from validators.records.store import Sink
 from validators.trace.file import Launch, Trace, load
 from validators.trace.names import KNOWN_ROLES, OTHER_QUANTIZATION, TraceError, matches
 
@@ -37,11 +39,18 @@ class Finding:
 
     lines: list[str] = field(default_factory=list)
     ok: bool | None = True
+    checks: list[Check] = field(default_factory=list)
 
     def hold(self, met: bool | None, sentence: str) -> None:
         """One expectation and its outcome."""
         self.ok = False if met is False or self.ok is False else None if met is None else self.ok
         self.lines.append(f"{UNDECIDED if met is None else MET if met else NOT_MET}: {sentence}")
+        self.checks.append(Check("launches", met, sentence, "integrity"))
+
+    def note(self, sentence: str, check: str) -> None:
+        """Something that is reported and not judged, by a check of its own."""
+        self.lines.append(f"note: {sentence}")
+        self.checks.append(Check(check, None, sentence, "integrity"))
 
 
 @dataclass(frozen=True)
@@ -290,7 +299,8 @@ def command(parsed: argparse.Namespace) -> int:
         raise TraceError("a record names a kernel and an architecture, so --records needs --kernel and --arch.")
     taught = _taught(parsed.role)
     finding = judge(load(parsed.file, taught), expect, parsed.forbid, parsed.layers)
-    finding.lines += [f"note: given by --role, not found here: {wanted} is {role}" for role, wanted in taught]
+    for role, wanted in taught:
+        finding.note(f"given by --role, not found here: {wanted} is {role}", "roles")
     print("\n".join(finding.lines))
     if parsed.records:
         with Sink(parsed.records) as sink:
@@ -313,14 +323,7 @@ def _taught(options: Sequence[str]) -> list[tuple[str, str]]:
 def record_of(finding: Finding, parsed: argparse.Namespace) -> Record:
     """The outcome as a record: op and lane ``trace``, one check for each expectation."""
     file = Path(parsed.file)
-    outcomes = {MET: True, NOT_MET: False, UNDECIDED: None}
-    checks = []
-    for line in finding.lines:
-        word, colon, sentence = line.partition(": ")
-        if colon and word in outcomes:
-            checks.append(Check("launches", outcomes[word], sentence, "integrity"))
-        elif line.startswith("note: given by"):
-            checks.append(Check("roles", None, line.removeprefix("note: "), "integrity"))
+    checks = finding.checks
     reasons = tuple(f"launches: {c.detail}" for c in checks if c.name == "launches" and c.ok is False)
     reasons = reasons or tuple(
         f"launches undecided: {c.detail}" for c in checks if c.name == "launches" and c.ok is None
@@ -341,9 +344,8 @@ def record_of(finding: Finding, parsed: argparse.Namespace) -> Record:
         arch=parsed.arch,
         checks=tuple(checks),
         reproduce=command_line,
-        provenance={
-            **provenance("cpu"),
-            "trace_sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
-            "evidence": {"layers": parsed.layers},
-        },
+        stage="trace",
+        subject="path",
+        launches=Launches(parsed.layers, hashlib.sha256(file.read_bytes()).hexdigest()),
+        provenance=provenance("cpu"),
     )

@@ -114,7 +114,7 @@ def test_a_lost_worker_gives_an_error_record(function: str, reason: str) -> None
     assert f"--case {_case().id}" in record.reproduce
     assert function in record.reproduce
     if function in ("never_returns", "segfaults"):  # where it hung or crashed is kept
-        assert f"in {function}" in record.provenance["worker_output"]
+        assert f"in {function}" in record.provenance.worker_output
 
 
 def test_the_next_case_gets_a_fresh_worker() -> None:

@@ -15,11 +15,11 @@ from validators.cases.case import Case
 from validators.cases.recipe import ADD, QUANT
 from validators.cases.tensors import NormQuantInputs, NormQuantOutputs
 from validators.isolate import run_isolated
-from validators.judge.verdict import decide
 from validators.kernels import emulated
 from validators.kernels.kernel import Kernel
 from validators.process import doing
 from validators.records.record import Check, Status
+from validators.records.verdict import decide
 from validators.run import validate
 
 ROOT = Path(__file__).resolve().parents[3]

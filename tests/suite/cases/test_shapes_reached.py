@@ -26,11 +26,11 @@ from validators.cases.tensors import (
     QuantInputs,
     QuantOutputs,
 )
-from validators.judge.verdict import decide
 from validators.kernels.kernel import Kernel
 from validators.kernels.registry import all_kernels
+from validators.records.evidence import MACHINE, Limit
 from validators.records.record import Comparison, Status
-from validators.records.wording import MACHINE
+from validators.records.verdict import decide
 from validators.run import judge, validate
 
 CONTRACT = "aiter-hip-gfx950"
@@ -335,7 +335,7 @@ def test_more_elements_than_an_int32_counts_are_for_a_gpu(op: str, monkeypatch: 
     record = validate(kernel, large[0])
     assert record.status is Status.UNSUPPORTED
     assert "cases of more than 2^31 elements run on a GPU only" in record.reasons[0]
-    assert record.provenance["limit"] == MACHINE
+    assert record.limit == Limit(MACHINE)
 
     class Properties:
         total_memory = 16 * 2**30

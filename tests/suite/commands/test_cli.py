@@ -131,7 +131,7 @@ def test_run_records_and_returns(
     assert _run(*words) == code
     records = load(tmp_path)
     assert [r.status for r in records] == [Status.PASSED, status]
-    assert all(r.provenance["arguments"] == ["run", *words] for r in records)
+    assert all(r.provenance.arguments == ("run", *words) for r in records)
     out, err = capsys.readouterr()
     lines = out.splitlines()
     assert err == ""

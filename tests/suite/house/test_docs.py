@@ -483,8 +483,8 @@ def test_the_supports_table_is_the_protocol() -> None:
 
 def test_the_stated_policies_are_those_of_the_code() -> None:
     from evals.stats import logit_gates, token_gates
-    from validators.judge import verdict
     from validators.layers import verdict as layers_verdict
+    from validators.records import verdict
     from validators.signoff import stages
 
     text = read("docs/derivations.md")

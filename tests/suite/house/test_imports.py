@@ -118,7 +118,6 @@ USES: dict[str, tuple[str, ...]] = {
 DEBT: tuple[tuple[str, str], ...] = (
     ("validators/explain/element.py", "validators.commands.plan"),
     ("validators/signoff/strength.py", "reference.contract"),
-    ("validators/signoff/judged.py", "validators.judge.verdict"),
 )
 """Imports that break the rules of today and are to go; each must still be there, so that the list cannot go stale."""
 
@@ -271,7 +270,7 @@ def test_all_five_folders_are_walked() -> None:
         ("reference/a.py", "from validators.records.record import Check"),
         ("reference/a.py", "def f():\n    import scipy"),
         ("validators/judge/compare.py", "from validators import kernels"),
-        ("validators/judge/verdict.py", "def f():\n    from validators.kernels.kernel import find_kernel"),
+        ("validators/records/verdict.py", "def f():\n    from validators.kernels.kernel import find_kernel"),
         ("validators/calls/integrity.py", "import importlib\nimportlib.import_module('validators.kernels.vllm')"),
         ("validators/records/text.py", "import validators.kernels.kernel"),
         ("validators/signoff/decision.py", "import torch"),

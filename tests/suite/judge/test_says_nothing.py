@@ -17,11 +17,11 @@ from validators.cases.recipe import GEMM
 from validators.cases.suite import cases_for
 from validators.cases.tensors import GemmInputs, GemmOutputs
 from validators.explain.element import element_report
-from validators.judge.verdict import decide
 from validators.kernels import emulated_gemm
 from validators.kernels.kernel import Kernel
 from validators.kernels.registry import find_kernel
 from validators.records.record import Record, Status
+from validators.records.verdict import decide
 from validators.run import judge, validate
 
 

@@ -110,7 +110,7 @@ def test_a_record_of_a_double_says_so_and_names_the_library(monkeypatch: pytest.
     with unpacked_wheel(monkeypatch, tmp_path, "vllm") as wheel:
         k = kernel(vllm, GEMMS["vllm"], "ptpc_gemm")
         record = validate(k, Case("ptpc_gemm", 4, 32, "one_hot_k", k=64), device="cpu")
-        versions = record.provenance["kernel_versions"]
+        versions = record.provenance.kernel_versions
     assert record.fake
     assert versions["vllm"] == "9.9"
     assert versions["torch"] == torch.__version__

@@ -48,22 +48,21 @@ def folder(tmp_path: Path) -> Path:
 
 def test_the_files_are_those_that_it_takes_from_beside_it(folder: Path) -> None:
     found = source.of_file(folder / "k.py")
-    assert isinstance(found["files"], dict)
-    assert set(found["files"]) == set(FILES)
+    assert set(found.files) == set(FILES)
 
 
 @pytest.mark.parametrize("name", sorted(FILES))
 def test_a_change_of_any_of_them_is_another_kernel(folder: Path, name: str) -> None:
-    before = source.of_file(folder / "k.py")["sha256"]
+    before = source.of_file(folder / "k.py").sha256
     (folder / name).write_text(FILES[name] + "\n# changed\n")
-    assert source.of_file(folder / "k.py")["sha256"] != before
+    assert source.of_file(folder / "k.py").sha256 != before
 
 
 @pytest.mark.parametrize("name", sorted(OTHERS))
 def test_a_change_of_anything_else_is_not(folder: Path, name: str) -> None:
-    before = source.of_file(folder / "k.py")["sha256"]
+    before = source.of_file(folder / "k.py").sha256
     (folder / name).write_text("y = 2\n")
-    assert source.of_file(folder / "k.py")["sha256"] == before
+    assert source.of_file(folder / "k.py").sha256 == before
 
 
 def test_the_place_does_not_matter(folder: Path, tmp_path: Path) -> None:
@@ -75,17 +74,15 @@ def test_nothing_outside_of_the_folder_counts(folder: Path, tmp_path: Path) -> N
     (tmp_path / "outside.py").write_text("")
     (folder / "k.py").write_text('"../outside.py"\nfrom .. import outside\n')
     found = source.of_file(folder / "k.py")
-    assert isinstance(found["files"], dict)
-    assert set(found["files"]) == {"k.py"}
+    assert set(found.files) == {"k.py"}
 
 
 def test_circles_and_files_that_are_no_python_are_no_matter(folder: Path) -> None:
     (folder / "k.py").write_text("import helper\n")
     (folder / "helper.py").write_text("import k\nthis is no python")
     found = source.of_file(folder / "k.py")
-    assert isinstance(found["files"], dict)
-    assert set(found["files"]) == {"k.py", "helper.py"}
-    assert source.of_file(folder / "absent.py") == {}
+    assert set(found.files) == {"k.py", "helper.py"}
+    assert source.of_file(folder / "absent.py") is None
 
 
 def test_a_module_is_the_part_of_its_package_that_it_takes(
@@ -100,13 +97,13 @@ def test_a_module_is_the_part_of_its_package_that_it_takes(
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     kernel = find_kernel("somebodys_package.deep.kernel:quant", "per_token_quant")
-    found = kernel.identity()["kernel_source"]
-    assert isinstance(found, dict)
-    assert {f"somebodys_package/{name}" for name in ("deep/kernel.py", "tools.py", "sibling.py")} <= set(found["files"])
-    assert not [name for name in found["files"] if "unused" in name or "stranger" in name]
+    found = kernel.source()
+    assert found is not None
+    assert {f"somebodys_package/{name}" for name in ("deep/kernel.py", "tools.py", "sibling.py")} <= set(found.files)
+    assert not [name for name in found.files if "unused" in name or "stranger" in name]
 
 
 def test_a_kernel_of_the_suite_is_told_by_versions() -> None:
-    found = find_kernel("torch_native/eager", "per_token_quant").identity()
-    assert "kernel_source" not in found
-    assert "torch" in found["kernel_versions"]  # type: ignore[operator]
+    found = find_kernel("torch_native/eager", "per_token_quant").provenance("cpu")
+    assert found.kernel_source is None
+    assert "torch" in found.kernel_versions

@@ -209,8 +209,8 @@ def test_two_processes_equal_two_simulated_ranks_bit_for_bit(tmp_path: FilePath)
         assert process.returncode in (0, 1), errors.decode()
     layers.main([*arguments, "--records", str(tmp_path / "simulated")])
     real, simulated = (store.load(tmp_path / name) for name in ("real", "simulated"))
-    assert real[-1].provenance["real_ranks"]
-    assert real[-1].provenance["stream_sha256"] == simulated[-1].provenance["stream_sha256"] != {}
+    assert real[-1].walk.real_ranks
+    assert real[-1].walk.stream == simulated[-1].walk.stream != {}
     assert failing(real) == failing(simulated) == []
 
 

@@ -47,22 +47,27 @@ from validators.cases.tensors import GemmInputs, GemmOutputs, Inputs, NormQuantI
 from validators.kernels import extension
 from validators.kernels.kernel import Kernel
 from validators.kernels.registry import find_kernel
+from validators.records.provenance import Provenance
 from validators.records.record import Explanation, Record, Status
 from validators.records.store import Sink
 
-HERE = {
-    "commit": "abc1234",
-    "dirty": False,
-    "python": "3.12.3",
-    "torch": "2.11.0+cu130",
-    "gpu": "NVIDIA H200",
-    "date": "2026-11-28T00:00:00+00:00",
-    "kernel_versions": {"vllm": "0.24.0"},
-}
+HERE = Provenance(
+    commit="abc1234",
+    dirty=False,
+    python="3.12.3",
+    torch="2.11.0+cu130",
+    gpu="NVIDIA H200",
+    date="2026-11-28T00:00:00+00:00",
+    kernel_versions={"vllm": "0.24.0"},
+)
 
 
 def of(kernel: str, case: int, make: Callable[..., Record] = record, **changes: Any) -> Record:
-    where = {"arch": "sm_90", "device": "cuda", "provenance": {**HERE, **changes.pop("provenance", {})}}
+    where = {
+        "arch": "sm_90",
+        "device": "cuda",
+        "provenance": dataclasses.replace(HERE, **changes.pop("provenance", {})),
+    }
     return make(kernel=kernel, case=f"per_token_quant-m{case}-n64-bf16-e4m3fn-gaussian-s0", **{**where, **changes})
 
 

@@ -16,8 +16,11 @@ from typing import Any
 import pytest
 
 from tests.suite.signoff.test_ruling import EXAMPLES, GEMM, KERNELS, NORM, QUANT, TARGET, made, ops, path, whole
-from tests.support.made import comparison
+from tests.support.made import comparison, moved
 from validators.__main__ import main
+from validators.records.evidence import Evaluation, Golden, Launches, WalkEvidence
+from validators.records.evidence import Limit as Away
+from validators.records.provenance import Source
 from validators.records.record import Check, Record, Status
 from validators.records.store import Sink, load
 from validators.signoff import claims, facts, policy
@@ -42,33 +45,36 @@ STRICT = Policy(
         Requirement("parity", margin=1.5, data=("embedded", "gsm8k-test"), questions=1319, tokens=10_000),
     ),
 )
-WALK: dict[str, Any] = {
-    "model": "glm-tiny",
-    "layers": [0, 1, 2, 3],
-    "of": 4,
-    "tokens": 256,
-    "margin": 0.5,
-    "walk": "a1",
-    "records": {NORM: 1, QUANT: 1, GEMM: 1},
-}
-PARITY: dict[str, Any] = {
-    "rule": "non-inferiority",
-    "margin": 1.5,
-    "alpha": 0.05,
-    "questions": 1319,
-    "data": "synthetic held-out",
-    "data_sha256": EMBEDDED,
-    "tokens": 30_000,
-    "aa": False,
-    "kernels": {op: name for op, (name,) in KERNELS.items()},
-}
+WALK = WalkEvidence(
+    model="glm-tiny",
+    layers=(0, 1, 2, 3),
+    of=4,
+    tokens=256,
+    margin=0.5,
+    walk="a1",
+    records={NORM: 1, QUANT: 1, GEMM: 1},
+)
+PARITY = Evaluation(
+    rule="non-inferiority",
+    margin=1.5,
+    alpha=0.05,
+    questions=1319,
+    data="synthetic held-out",
+    data_sha256=EMBEDDED,
+    tokens=30_000,
+    kernels={op: name for op, (name,) in KERNELS.items()},
+)
 
 
 def with_evidence(r: Record, **changes: Any) -> Record:
-    about = {"layers": WALK, "parity": PARITY, "trace": {"layers": 92}}.get(r.lane)
-    if about is None:
-        return r
-    return dataclasses.replace(r, provenance={**r.provenance, "evidence": {**about, **changes}})
+    """The record with all that a strict policy asks, but for ``changes``."""
+    if r.stage == "layers":
+        return dataclasses.replace(r, walk=dataclasses.replace(WALK, **changes))
+    if r.stage == "parity":
+        return dataclasses.replace(r, evaluation=dataclasses.replace(PARITY, **changes))
+    if r.stage == "trace":
+        return dataclasses.replace(r, launches=dataclasses.replace(Launches(92), **changes))
+    return r
 
 
 def strong() -> list[Record]:
@@ -100,17 +106,17 @@ def test_strong_records_are_signed() -> None:
     [
         ({"margin": 30.0}, "margin 30 points (asked: at most 1.5)"),
         ({"margin": math.nan}, "margin unknown (asked: at most 1.5)"),
-        ({"margin": "1.5"}, "margin unknown"),
+        ({"margin": None}, "margin unknown"),
         ({"margin": -1.0}, "margin -1 points (asked: at most 1.5)"),
         ({"questions": 300}, "300 questions (asked: at least 1,319)"),
-        ({"questions": True}, "questions unknown"),
+        ({"questions": None}, "questions unknown"),
         ({"data_sha256": "ab" * 32, "data": "gsm8k-test"}, "question set gsm8k-test, sha256 abababababab (asked"),
         ({"data_sha256": ""}, "question set synthetic held-out (asked: embedded or gsm8k-test)"),
         ({"tokens": 0}, "0 scored tokens (asked: at least 10,000)"),
         ({"rule": "mlperf-99"}, "rule mlperf-99 (asked: non-inferiority)"),
         ({"alpha": 0.49}, "error probability 0.49 (asked: at most 0.05)"),
         ({"aa": True}, "a run against itself"),
-        ({"kernels": {**PARITY["kernels"], GEMM: "other/gemm"}}, "ptpc_gemm by other/gemm (asked: demo/gemm)"),
+        ({"kernels": {**PARITY.kernels, GEMM: "other/gemm"}}, "ptpc_gemm by other/gemm (asked: demo/gemm)"),
     ],
 )
 def test_a_weak_evaluation_does_not_fill_its_cell(changes: dict[str, Any], words: str) -> None:
@@ -123,9 +129,9 @@ def test_a_weak_evaluation_does_not_fill_its_cell(changes: dict[str, Any], words
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"layers": [0], "margin": 5.0}, "layer 0 of 4 (asked: all), margin 5 (asked: at most 0.5)"),
-        ({"layers": [0, 1, 2]}, "layers 0 to 2 of 4 (asked: all)"),
-        ({"layers": []}, "unknown layers (asked: all)"),
+        ({"layers": (0,), "margin": 5.0}, "layer 0 of 4 (asked: all), margin 5 (asked: at most 0.5)"),
+        ({"layers": (0, 1, 2)}, "layers 0 to 2 of 4 (asked: all)"),
+        ({"layers": ()}, "unknown layers (asked: all)"),
         ({"of": 0}, "(asked: all)"),
         ({"tokens": 8}, "8 tokens (asked: at least 64)"),
         ({"margin": math.inf}, "margin unknown"),
@@ -142,7 +148,7 @@ def test_a_weak_walk_does_not_fill_its_cells(changes: dict[str, Any], words: str
 def test_named_layers_must_have_been_walked() -> None:
     some = Policy("some", "", (Requirement("layers", layers=(0, 3)),))
     assert ruled(strong(), some).outcome == "SIGNED"
-    short = [with_evidence(r, layers=[0, 1]) for r in strong()]
+    short = [with_evidence(r, layers=(0, 1)) if r.stage == "layers" else r for r in strong()]
     assert "layers 0 to 1 of 4 (asked: 0 and 3)" in why(ruled(short, some), "layers")
 
 
@@ -199,7 +205,7 @@ def test_cases_of_an_unknown_architecture_fill_no_lane() -> None:
 
 
 def sourced(r: Record, digest: str) -> Record:
-    return dataclasses.replace(r, provenance={**r.provenance, "kernel_source": {"sha256": digest * 64}})
+    return dataclasses.replace(r, provenance=dataclasses.replace(r.provenance, kernel_source=Source(digest * 64)))
 
 
 OWN = "k.py:norm"
@@ -258,7 +264,7 @@ def test_some_records_without_a_digest_are_another_version_and_all_without_are_t
 def test_a_kernel_of_two_versions_of_its_library_is_two_kernels() -> None:
     def of(r: Record) -> Record:
         versions = {"aiter": "0.1.6" if r.lane == "model" else "0.1.5"}
-        return dataclasses.replace(r, provenance={**r.provenance, "kernel_versions": versions})
+        return dataclasses.replace(r, provenance=dataclasses.replace(r.provenance, kernel_versions=versions))
 
     ruling = ruled([of(r) if r.op == NORM else r for r in strong()])
     assert ruling.decision == "NOT SIGNED"
@@ -272,7 +278,7 @@ def test_a_record_from_before_the_library_was_loaded_is_no_other_kernel() -> Non
 
     def of(r: Record) -> Record:
         versions = {"torch": "2.13.0"} if r.lane == "model" else {"torch": "2.13.0", "aiter commit": "abc"}
-        return dataclasses.replace(r, provenance={**r.provenance, "kernel_versions": versions})
+        return dataclasses.replace(r, provenance=dataclasses.replace(r.provenance, kernel_versions=versions))
 
     assert ruled([of(r) if r.op == NORM else r for r in strong()]).decision == "SIGNED"
 
@@ -338,7 +344,7 @@ def test_a_failure_does_not_vanish_behind_copies_of_a_pass(first: bool) -> None:
 def test_no_date_makes_one_record_win_over_another(date: str) -> None:
     good = strong()[0]
     bad = dataclasses.replace(good, status=Status.FAILED, reasons=("scale: wrong",), comparisons=())
-    later = dataclasses.replace(bad, provenance={**bad.provenance, "date": date})
+    later = dataclasses.replace(bad, provenance=dataclasses.replace(bad.provenance, date=date))
     assert ruled([*strong(), later]).decision == "NOT SIGNED"
     assert ruled([later, *strong()]).decision == "NOT SIGNED"
 
@@ -364,8 +370,8 @@ def test_a_record_that_was_deleted_from_a_walk_leaves_a_hole() -> None:
 
 
 def test_cases_of_one_lane_do_not_fill_another() -> None:
-    moved = [dataclasses.replace(r, lane="model") if r.lane == "random" else r for r in strong() if r.lane != "model"]
-    assert ruled(moved).decision == "UNTESTED"
+    other = [moved(r, "model") if r.lane == "random" else r for r in strong() if r.lane != "model"]
+    assert ruled(other).decision == "UNTESTED"
 
 
 def test_cases_that_the_suite_has_not_fill_nothing() -> None:
@@ -376,8 +382,8 @@ def test_cases_that_the_suite_has_not_fill_nothing() -> None:
 
 
 def test_goldens_and_layers_do_not_fill_a_lane() -> None:
-    moved = [dataclasses.replace(r, lane="goldens") if r.lane == "model" else r for r in strong()]
-    assert ruled(moved).decision == "UNTESTED"
+    other = [moved(r, "goldens") if r.lane == "model" else r for r in strong()]
+    assert ruled(other).decision == "UNTESTED"
 
 
 def test_chosen_cases_without_a_policy_say_so_in_the_decision() -> None:
@@ -479,9 +485,9 @@ def test_a_check_that_was_judged_in_no_case_is_said_and_can_be_required() -> Non
 
 def golden(place: int, state: str) -> Record:
     """One of several goldens of one kernel; the case is one that the suite has as well."""
-    about = {"golden": {"id": f"{place}@demo/norm@cpu", "state": state}}
+    about = Golden(f"{place}@demo/norm@cpu", state)
     said = Check("golden", True if state == "UNCHANGED" else None, "codes: 3 elements differ", "determinism")
-    return made(NORM, f"{NORM}-golden-{place}", "goldens", provenance=about, checks=(said,))
+    return made(NORM, f"{NORM}-golden-{place}", "goldens", golden=about, checks=(said,))
 
 
 def test_drift_is_counted_once_and_alike_everywhere() -> None:
@@ -575,10 +581,10 @@ def test_a_walk_of_one_layer_with_a_margin_of_five_leaves_merge_open(
 # ---- limits, and kernels of one's own
 
 
-def limited(r: Record, reason: str) -> Record:
-    about = {**r.provenance, "limit": "declared"}
+def limited(r: Record, reason: str, feature: str = "") -> Record:
+    said = (reason,)
     return dataclasses.replace(
-        r, status=Status.UNSUPPORTED, reasons=(reason,), comparisons=(), checks=(), provenance=about
+        r, status=Status.UNSUPPORTED, reasons=said, comparisons=(), checks=(), limit=Away("declared", feature)
     )
 
 
@@ -615,9 +621,9 @@ def test_shapes_of_the_model_that_limits_hide_are_in_the_decision() -> None:
 def test_features_that_are_not_offered_are_named_in_short() -> None:
     words = 'the kernel does not offer "{}" (its attribute supports, or the default)'
     records = [
-        limited(r, words.format("fp16"))
+        limited(r, words.format("fp16"), "fp16")
         if "-fp16-" in r.case
-        else limited(r, words.format("gemma"))
+        else limited(r, words.format("gemma"), "gemma")
         if "-gemma" in r.case
         else r
         for r in ops("default")
@@ -691,12 +697,12 @@ def test_a_file_beside_the_kernel_that_is_edited_between_lanes(
     run = ["run", "--op", QUANT, "--kernel", "k.py:quant", "--depth", "smoke", "--records", "r", "--lane"]
     main([*run, "shapes"])
     first = [r for r in load("r") if r.status is not Status.UNTESTED]
-    digests = {r.provenance["kernel_source"]["sha256"] for r in first}
+    digests = {r.provenance.kernel_source.sha256 for r in first}
     assert len(digests) == 1
-    assert set(first[0].provenance["kernel_source"]["files"]) == {"k.py", "beside.py"}
+    assert set(first[0].provenance.kernel_source.files) == {"k.py", "beside.py"}
     Path("beside.py").write_text("def rule(t):\n    return t + 0\n")
     main([*run, "model"])
-    assert len({r.provenance["kernel_source"]["sha256"] for r in load("r")}) == 2
+    assert len({r.provenance.kernel_source.sha256 for r in load("r")}) == 2
     capsys.readouterr()
     assert main(["signoff", "r"]) == 1
     assert "come from 2 versions of its source" in capsys.readouterr().out

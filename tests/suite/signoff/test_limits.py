@@ -10,8 +10,9 @@ import pytest
 
 from validators.cases import shapes
 from validators.cases.case import Case
+from validators.records.evidence import BY_CONTRACT, DECLARED, IMPOSSIBLE, MACHINE, Limit
 from validators.records.record import Check, Comparison, Record, Status
-from validators.records.wording import DECLARED, IMPOSSIBLE, MACHINE, how_to_declare
+from validators.records.wording import how_to_declare
 from validators.signoff.judged import identified_sentences, never_judged_sentences
 from validators.signoff.limits import condition, declared_limits, hints, is_declared, sentences
 
@@ -22,9 +23,19 @@ def record(
     case: Case, status: Status = Status.PASSED, reason: str = "", kernel: str = "mine.py:fused", limit: str = ""
 ) -> Record:
     reasons = (reason,) if reason else ()
-    provenance = {"limit": limit} if limit else {}
     return Record(
-        status, reasons, kernel, case.op, case.id, "shapes", "eager", "declared", "cpu", "cpu", provenance=provenance
+        status=status,
+        reasons=reasons,
+        kernel=kernel,
+        op=case.op,
+        case=case.id,
+        lane="shapes",
+        contract="eager",
+        contract_from="declared",
+        device="cpu",
+        arch="cpu",
+        limit=Limit(limit) if limit else None,
+        fault="raised" if reason.startswith("the kernel raised") else "",
     )
 
 
@@ -32,8 +43,8 @@ def quant(n: int, m: int = 4, **options: object) -> Case:
     return Case(QUANT, m, n, "gaussian", **options)  # type: ignore[arg-type]
 
 
-def away(case: Case, reason: str = "no") -> Record:
-    return record(case, Status.UNSUPPORTED, reason, limit=DECLARED)
+def away(case: Case, reason: str = "no", feature: str = "") -> Record:
+    return dataclasses.replace(record(case, Status.UNSUPPORTED, reason), limit=Limit(DECLARED, feature))
 
 
 def test_a_model_width_that_limits_hide_is_named() -> None:
@@ -70,7 +81,7 @@ def test_a_gemm_shape_is_hidden_by_its_pair() -> None:
 def test_features_are_named_and_reasons_are_grouped_without_their_numbers() -> None:
     plain = [record(Case(ADD, 4, 5120, "gaussian")), record(Case(ADD, 4, 1024, "gaussian"))]
     reason = 'the kernel does not offer "3d" (its attribute supports, or the default)'
-    layouts = [away(Case(ADD, 4, n, "gaussian", layout="3d"), reason) for n in (64, 512, 1024)]
+    layouts = [away(Case(ADD, 4, n, "gaussian", layout="3d"), reason, "3d") for n in (64, 512, 1024)]
     widths = [away(Case(ADD, 4, n, "gaussian"), f"n = {n} is odd") for n in (769, 1001)]
     (found,) = declared_limits([*plain, *layouts, *widths])
     assert [limit.cases for limit in found.limits] == [3, 2]
@@ -89,11 +100,11 @@ def test_a_case_without_a_row_shows_no_type_and_no_option() -> None:
 
 def test_what_is_not_the_kernels_own_limit_is_not_counted() -> None:
     open_rows = Comparison("codes", 4, 0, 4, 0, 0, 0.0, 0.0, "", 0, 0)
-    by_contract = dataclasses.replace(away(quant(64)), comparisons=(open_rows,), provenance={})
+    by_contract = dataclasses.replace(away(quant(64)), comparisons=(open_rows,), limit=Limit(BY_CONTRACT))
     by_machine = record(quant(5120, m=419_584), Status.UNSUPPORTED, "needs 26 GB", limit=MACHINE)
     by_recipe = record(quant(64), Status.UNSUPPORTED, "needs bf16", limit=IMPOSSIBLE)
     assert not any(map(is_declared, (by_contract, by_machine, by_recipe, record(quant(64)))))
-    assert is_declared(dataclasses.replace(away(quant(64)), provenance={})), "records of before the mark was kept"
+    assert is_declared(dataclasses.replace(away(quant(64)), limit=None)), "one that does not say whose limit it is"
     (found,) = declared_limits([by_contract, by_machine, by_recipe])
     assert (found.declared, found.machine) == (0, 1)
     assert sentences([by_machine]) == ["1 case needs more memory than this machine offers, and did not run"]
@@ -175,11 +186,12 @@ def test_a_check_that_the_contract_leaves_open_names_the_contract() -> None:
     records = [dataclasses.replace(record(quant(n)), checks=(open_check,), contract="fp32") for n in (64, 512)]
     (sentence,) = never_judged_sentences(records)
     assert sentence.endswith(" by mine.py:fused (contract fp32 does not promise it)")
-    alone = Check("batch invariance", None, "the case has one row, so there is no other batch", "invariance")
+    alone = Check("batch invariance", None, "the case has one row, so there is no other batch", "invariance", "nothing")
     one_row = dataclasses.replace(records[0], checks=(alone,))
     assert never_judged_sentences([one_row, *records]) == [sentence]
     assert never_judged_sentences([one_row])[0].endswith("(the case has one row, so there is no other batch)")
-    raised = Check("batch invariance", None, "not judged, for row 0 alone: the kernel raised", "invariance")
+    said = "not judged, for row 0 alone: the kernel raised"
+    raised = Check("batch invariance", None, said, "invariance", "raised")
     raising = dataclasses.replace(records[0], checks=(raised,))
     assert never_judged_sentences([one_row, *records, raising])[0].endswith(
         "(not judged, for row 0 alone: the kernel raised)"

@@ -11,6 +11,7 @@ from tests.suite.signoff.test_ruling import EXAMPLES, ops
 from tests.support.made import record
 from validators.__main__ import main
 from validators.commands import machine
+from validators.records.evidence import WalkEvidence
 from validators.records.record import Record
 from validators.records.store import Sink
 from validators.signoff import claims, policy
@@ -71,10 +72,9 @@ def test_it_ends_with_a_decision_and_the_report_also_where_a_stage_dies(
         elif dies:
             return subprocess.CompletedProcess(command, -9)
         elif "layers" in command:
-            about = {"evidence": {"layers": [0, 1], "of": 2, "margin": 0.5, "tokens": 256}}
+            about = WalkEvidence(layers=(0, 1), of=2, margin=0.5, tokens=256)
             walked = [
-                record(op=r.op, lane="layers", kernel=r.kernel, case="layers-x-trajectory", provenance=about)
-                for r in ops()
+                record(op=r.op, lane="layers", kernel=r.kernel, case="layers-x-trajectory", walk=about) for r in ops()
             ]
             _write(command[-1], walked)
         return subprocess.CompletedProcess(command, 0)

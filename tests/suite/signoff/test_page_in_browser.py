@@ -20,6 +20,7 @@ import pytest
 
 from tests.suite.signoff.test_ruling import EVERY, NORM, TARGET, made, path, whole
 from tests.support.made import failed, record
+from validators.records.evidence import ErrorByDepth, Evaluation, WalkEvidence
 from validators.records.record import Check, Record, Status
 from validators.signoff import html as signoff_html
 from validators.signoff.decision import under_policy
@@ -92,10 +93,9 @@ def _browser() -> str:
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page that shows everything: every stage, long names, failing elements, what is untested."""
     pytest.importorskip("jinja2", reason="the page needs jinja2, which is optional")
-    medians = {"fused": [0.01, 0.02, 0.03, 0.05], "unfused": [0.01, 0.02, 0.02, 0.04]}
-    walk = {"trajectory": {"layers": [0, 1, 2, 3], **medians}}
+    medians = ErrorByDepth((0, 1, 2, 3), fused=(0.01, 0.02, 0.03, 0.05), unfused=(0.01, 0.02, 0.02, 0.04))
     said = "after layer 3 " + "the error is 1.2 " * 9
-    parity = {"parity": {"difference": -0.004, "interval_95": [-0.011, 0.003]}}
+    parity = Evaluation(margin=1.5, difference=-0.004, interval=(-0.011, 0.003))
     records: list[Record] = [
         *(r for r in path() if r.lane not in ("trace", "goldens")),
         failed(kernel="demo/norm", lane="random", case="add_rmsnorm_quant-" + "m512-n5120-" * 6 + "bf16-e4m3fn-x-s3"),
@@ -104,10 +104,10 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
             op=NORM,
             lane="layers",
             case="layers-glm-tiny-trajectory",
-            provenance=walk,
+            walk=WalkEvidence("glm-tiny", depth=medians),
             checks=(Check("fused against unfused", True, said, "statistical"),),
         ),
-        whole("parity", case="parity-tiny-glm-n1319-margin1.5-s0", provenance=parity),
+        whole("parity", case="parity-tiny-glm-n1319-margin1.5-s0", evaluation=parity),
         made("ptpc_gemm", "ptpc_gemm-x", "special", Status.ERROR, reasons=("RuntimeError: " + "x" * 300,)),
     ]
     text = signoff_html.page(under_policy(records, EVERY, [TARGET]))

@@ -11,6 +11,8 @@ import pytest
 
 from tests.support.made import record
 from validators.__main__ import main
+from validators.records.evidence import Golden
+from validators.records.provenance import Provenance
 from validators.records.record import Check, Explanation, Record, Status
 from validators.records.store import Sink
 from validators.signoff import claims, depths, policy
@@ -65,7 +67,7 @@ def path() -> list[Record]:
     """Every stage of the demo path, PASSED."""
     layers = [made(op, f"layers-glm-tiny-l00-{op}", "layers") for op in KERNELS]
     layers.append(made(NORM, "layers-glm-tiny-trajectory", "layers"))
-    goldens = [made(op, f"{op}-golden", "goldens", provenance={"golden": {"state": "UNCHANGED"}}) for op in KERNELS]
+    goldens = [made(op, f"{op}-golden", "goldens", golden=Golden("", "UNCHANGED")) for op in KERNELS]
     return [*ops(), *layers, *goldens, whole("parity"), whole("trace")]
 
 
@@ -161,7 +163,7 @@ def test_drifted_goldens_wait_for_a_person() -> None:
         NORM,
         "g",
         "goldens",
-        provenance={"golden": {"state": "DRIFTED"}},
+        golden=Golden("", "DRIFTED"),
         checks=(Check("golden", None, "codes: 3 elements differ", "determinism"),),
     )
     ruling = ruled([*path(), drift])
@@ -172,7 +174,7 @@ def test_drifted_goldens_wait_for_a_person() -> None:
 
 def test_goldens_of_another_cpu_and_a_walk_without_its_end_show_nothing() -> None:
     def other_isa(r: Record) -> Record:
-        return dataclasses.replace(r, provenance={"golden": {"state": "UNTESTED"}}) if r.lane == "goldens" else r
+        return dataclasses.replace(r, golden=Golden("", "UNTESTED")) if r.lane == "goldens" else r
 
     assert ruled([other_isa(r) for r in path()]).reasons == ("UNTESTED: goldens.",)
     ruling = ruled([r for r in path() if not r.case.endswith("-trajectory")])
@@ -182,7 +184,7 @@ def test_goldens_of_another_cpu_and_a_walk_without_its_end_show_nothing() -> Non
 
 def test_goldens_that_belong_to_another_cpu_do_not_stand_in_the_way_where_others_are_unchanged() -> None:
     elsewhere = [
-        made(op, f"{op}-other", "goldens", provenance={"golden": {"state": state}})
+        made(op, f"{op}-other", "goldens", golden=Golden("", state))
         for op, state in zip(KERNELS, ("UNTESTED", "MISSING", "UNTESTED"), strict=True)
     ]
     ruling = ruled([*path(), *elsewhere])
@@ -226,7 +228,7 @@ def test_a_truth_that_moved_stands_in_the_way_of_everybody() -> None:
 def test_contradicting_machines_are_shown() -> None:
     first = ops()[0]
     other = dataclasses.replace(
-        first, status=Status.FAILED, reasons=("scale: wrong",), provenance={"commit": "fff", "host": "other"}
+        first, status=Status.FAILED, reasons=("scale: wrong",), provenance=Provenance(commit="fff", host="other")
     )
     ruling = ruled([*path(), other])
     assert ruling.decision == "NOT SIGNED"
@@ -238,8 +240,8 @@ def test_contradicting_machines_are_shown() -> None:
 def test_contract_architecture_and_version_must_be_those_of_the_claim() -> None:
     for records, words in (
         (ops(contract="eager"), "judged under contract eager, and the claim says vllm"),
-        (ops(provenance={"torch": "2.11.0"}), "with torch 2.11.0, and the claim says 2.13.*"),
-        (ops(provenance={}), "without the version of torch"),
+        (ops(provenance=Provenance(torch="2.11.0")), "with torch 2.11.0, and the claim says 2.13.*"),
+        (ops(provenance=Provenance()), "without the version of torch"),
     ):
         target = dataclasses.replace(TARGET, contracts=dict.fromkeys(KERNELS, "vllm"), versions={"torch": "2.13.*"})
         ruling = ruled(records, SMOKE, target)
@@ -253,7 +255,7 @@ def test_contract_architecture_and_version_must_be_those_of_the_claim() -> None:
 
 def test_a_crash_before_the_contract_was_known_counts() -> None:
     target = dataclasses.replace(TARGET, contracts=dict.fromkeys(KERNELS, "vllm"))
-    crash = made(NORM, "x", "random", Status.ERROR, contract="identify", arch="unknown", reasons=("died",))
+    crash = made(NORM, "x", "random", Status.ERROR, contract=None, arch="unknown", reasons=("died",))
     assert ruled([*ops(), crash], SMOKE, target).decision == "NOT SIGNED"
 
 

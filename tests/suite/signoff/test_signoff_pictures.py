@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 
 from tests.support.made import comparison, failed, record
+from validators.records.evidence import ErrorByDepth, Evaluation, WalkEvidence
 from validators.records.record import Element, Record
 from validators.signoff import pictures
 
 
-def trajectory(known: object, **changes: object) -> Record:
-    fields = {"lane": "layers", "case": "layers-glm-tiny-trajectory", "provenance": {"trajectory": known}}
+def trajectory(known: ErrorByDepth | None, **changes: object) -> Record:
+    walk = WalkEvidence("glm-tiny", depth=known)
+    fields = {"lane": "layers", "case": "layers-glm-tiny-trajectory", "walk": walk}
     return record(**{**fields, **changes})
 
 
 def test_a_walk_is_drawn_from_its_medians() -> None:
-    known = {"layers": [0, 1, 2], "fused": [0.01, 0.02, 0.04], "unfused": [0.01, 0.02, None]}
+    known = ErrorByDepth((0, 1, 2), (0.01, 0.02, 0.04), (0.01, 0.02, None))
     (walk,) = pictures.walks([trajectory(known)])
     fused, unfused = walk.lines
     assert [len(line.dots) for line in (fused, unfused)] == [3, 2], "what is not finite has no dot"
@@ -29,19 +32,21 @@ def test_a_walk_is_drawn_from_its_medians() -> None:
     assert "layer 2: fused 0.04" in fused.dots[2][2]
 
 
-@pytest.mark.parametrize("known", [None, "x", {}, {"layers": [0], "fused": ["a"]}, {"layers": [0, 1], "fused": [1.0]}])
-def test_a_walk_without_numbers_has_words_and_no_picture(known: object) -> None:
+@pytest.mark.parametrize(
+    "known", [None, ErrorByDepth(()), ErrorByDepth((0,), (math.nan,)), ErrorByDepth((0, 1), (1.0,))]
+)
+def test_a_walk_without_numbers_has_words_and_no_picture(known: ErrorByDepth | None) -> None:
     (walk,) = pictures.walks([trajectory(known)])
     assert walk.lines == ()
 
 
-def parity(provenance: dict[str, object], **changes: object) -> Record:
+def parity(evaluation: Evaluation, **changes: object) -> Record:
     fields = {"op": "gsm8k_parity", "lane": "parity", "case": "parity-tiny-glm-n1319-margin1.5-s0"}
-    return record(**{**fields, "provenance": provenance, **changes})
+    return record(**{**fields, "evaluation": evaluation, **changes})
 
 
 def test_an_interval_lies_between_margin_and_zero_as_its_numbers_do() -> None:
-    (one,) = pictures.parities([parity({"parity": {"difference": -0.004, "interval_95": [-0.011, 0.003]}})])
+    (one,) = pictures.parities([parity(Evaluation(margin=1.5, difference=-0.004, interval=(-0.011, 0.003)))])
     i = one.interval
     assert i is not None
     assert i.margin is not None
@@ -54,7 +59,7 @@ def test_an_interval_lies_between_margin_and_zero_as_its_numbers_do() -> None:
 
 def test_parity_without_an_interval_shows_the_difference_alone_or_nothing() -> None:
     counts = {"questions": 1000.0, "lost": 6.0, "gained": 2.0}
-    (one,) = pictures.parities([parity({}, strength=counts)])
+    (one,) = pictures.parities([parity(Evaluation(margin=1.5), strength=counts)])
     assert one.interval is not None
     assert one.interval.low is None
     assert one.interval.words == "difference -0.40 points, margin -1.5"

@@ -39,7 +39,18 @@ EVERY = 53
 
 
 def record(case: Case, status: Status = Status.PASSED, kernel: str = "k", contract: str = "aiter-hip-gfx950") -> Record:
-    return Record(status, (), kernel, case.op, case.id, "random", contract, "declared", "cpu", "cpu")
+    return Record(
+        status=status,
+        reasons=(),
+        kernel=kernel,
+        op=case.op,
+        case=case.id,
+        lane="random",
+        contract=contract,
+        contract_from="declared",
+        device="cpu",
+        arch="cpu",
+    )
 
 
 def passed(op: str, **options: str) -> list[Record]:

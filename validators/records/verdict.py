@@ -36,7 +36,7 @@ def decide(comparisons: Sequence[Comparison], checks: Sequence[Check]) -> tuple[
         # Zero rows: the outputs exist, with the right shapes and types, which the integrity checks have looked at.
         return Status.PASSED, ()
     if all(c.judged == 0 for c in comparisons):
-        if wide := [c for c in comparisons if WIDE in c.observed]:
+        if wide := [c for c in comparisons if c.wide]:
             return Status.MISTRUSTED, tuple(f"{c.output}: {WIDE}, so that no element could be judged" for c in wide)
         seen = "; ".join(f"{c.output}: {c.observed}" for c in comparisons if c.observed)
         return Status.UNSUPPORTED, (
