@@ -59,6 +59,7 @@ def _values(inputs: Inputs) -> dict[str, torch.Tensor]:
             if isinstance(inputs, NormQuantInputs):
                 values = _norm(inputs, contract)
             else:
+                assert isinstance(inputs, QuantInputs)
                 values = _quant(inputs, contract)
             found.update({f"{contract.name}/{name}": value for name, value in values.items()})
         return found

@@ -21,16 +21,14 @@ from reference.accumulators import (
     Unit,
     arrange,
     decode_operand,
-    exponent_of,
     floor,
     get_unit,
     largest_exponent,
-    pow2,
     slices,
     truncate,
 )
 from reference.budgets import FLOAT64_SLACK, U
-from reference.formats import FloatFormat
+from reference.formats import FloatFormat, exponent_of, pow2
 
 
 @dataclass
@@ -49,7 +47,8 @@ class _Sum:
         """(lower, upper) bound of floor(log2|held|), int64; NONE where the value may be or is zero."""
         size = self.exact.abs()
         low, high = (size - self.error).clamp(min=0), size + self.error
-        return tuple(torch.where(x == 0, NONE, exponent_of(x).clamp(min=LOWEST)) for x in (low, high))  # type: ignore[return-value]
+        lower, upper = (torch.where(x == 0, NONE, exponent_of(x).clamp(min=LOWEST)) for x in (low, high))
+        return lower, upper
 
     def add(self, other: _Sum) -> _Sum:
         """fl32(self + other): half an ulp of the largest possible sum, or what is lost of an exactly known one."""

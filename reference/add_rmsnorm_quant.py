@@ -264,7 +264,8 @@ def exact_product_max(z: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
 
     Products of 24-bit numbers are exact in float64.
     """
-    return torch.linalg.vector_norm(z * w.double(), ord=float("inf"), dim=-1)
+    largest: torch.Tensor = torch.linalg.vector_norm(z * w.double(), ord=float("inf"), dim=-1)
+    return largest
 
 
 def rounded_row_max(

@@ -256,7 +256,7 @@ def epilogues(
     Every step is one IEEE fp32 multiplication, which torch performs as such.
     """
     sa, sb = a_scale.float()[:, None], b_scale.float()[None, :]
-    orders = {
+    orders: dict[str, Callable[[], torch.Tensor]] = {
         "token_first": lambda: (accumulator * sa) * sb,
         "channel_first": lambda: (accumulator * sb) * sa,
         "scales_first": lambda: accumulator * (sa * sb),

@@ -19,11 +19,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from validators.arch import architecture
 from validators.calls.call import warm_up
@@ -85,7 +85,7 @@ class Worker:
         self.time_limit_s = time_limit_s
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
-        self._output: Any = None
+        self._output: IO[bytes] | None = None
         self._doing: Any = None
         self._about: dict[str, Any] = {}
         self._warm = False
@@ -122,9 +122,10 @@ class Worker:
             raise
         if kind == "raised":
             return self._lost(case, payload, time.monotonic() - started)
-        if payload.status is Status.ERROR and self.device != "cpu":
+        answer: Record = payload
+        if answer.status is Status.ERROR and self.device != "cpu":
             self.close()
-        return payload
+        return answer
 
     def _warm_up(self, case: Case) -> Record | None:
         """The first call, which may compile for minutes; a record only where it hangs. Tried once, whatever comes."""
@@ -152,7 +153,8 @@ class Worker:
         process, self._process = self._process, None
         if process is not None:
             # The worker leads a session of its own, so compilers that it started go with it.
-            for kill in (lambda: os.killpg(process.pid, signal.SIGKILL), process.kill):
+            kills: tuple[Callable[[], None], ...] = (lambda: os.killpg(process.pid, signal.SIGKILL), process.kill)
+            for kill in kills:
                 try:
                     kill()
                 except (ProcessLookupError, PermissionError):

@@ -82,7 +82,7 @@ def copy_outputs(outputs: Outputs) -> Outputs:
         return outputs
     values = {f.name: getattr(outputs, f.name) for f in dataclasses.fields(outputs)}
     copies = {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in values.items()}
-    return type(outputs)(**copies)  # type: ignore[arg-type]
+    return type(outputs)(**copies)
 
 
 def call(kernel: Kernel, inputs: Inputs, poison: int) -> tuple[Outputs, Check, float]:

@@ -58,7 +58,7 @@ class Snapshot(NamedTuple):
 
 
 def _storage_bytes(tensor: torch.Tensor) -> torch.Tensor:
-    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())  # type: ignore[call-overload]
+    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
 
 
 def snapshot(inputs: Inputs) -> Snapshot:
@@ -121,14 +121,14 @@ def check_outputs(inputs: Inputs, outputs: object, *, strict: bool) -> Check:
     if not isinstance(outputs, wanted):
         raise OutputError(f"the kernel returned {type(outputs).__name__} where {inputs.op} returns {wanted.__name__}")
     expected, device = inputs.expected(), inputs.device
-    for field in fields(outputs):  # type: ignore[arg-type]
+    for field in fields(outputs):
         value = getattr(outputs, field.name)
         if field.name not in expected:
             if value is not None:
                 raise OutputError(f"{field.name} was returned although the case has no residual")
             continue
         _check_one(field.name, value, *expected[field.name], device, strict)
-    actual = named_tensors(outputs)  # type: ignore[arg-type]
+    actual = named_tensors(outputs)
     names = list(actual)
     for i, name in enumerate(names):
         for given, tensor in named_tensors(inputs).items():

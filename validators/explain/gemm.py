@@ -112,7 +112,8 @@ def _no_multiple_of(block: int) -> Callable[[GemmScene], bool]:
 
 
 def _all(scene: GemmScene, name: str) -> Tensor:
-    return getattr(scene.inputs, name).reshape(-1).double()
+    scales: Tensor = getattr(scene.inputs, name)
+    return scales.reshape(-1).double()
 
 
 def _swapped(scene: GemmScene) -> Tensor:

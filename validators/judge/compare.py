@@ -86,8 +86,8 @@ def _compare(
         raise CompareError(f"outputs of type {type(outputs).__name__} do not belong to {type(inputs).__name__}")
     if len(contract.members()) > 1:
         return _unsettled(inputs, outputs, contract, survey)
-    found: list[Comparison] = _JUDGES.get(inputs.op, _by_sets)(inputs, outputs, contract, survey, tally)
-    return found
+    judge: Callable[..., list[Comparison]] = _JUDGES.get(inputs.op, _by_sets)
+    return judge(inputs, outputs, contract, survey, tally)
 
 
 def _by_sets(inputs: Any, outputs: Any, contract: Any, survey: Surveyor | None, tally: type[Tally]) -> list[Comparison]:
@@ -135,7 +135,8 @@ def open_rows(inputs: Inputs, contract: Contract) -> torch.Tensor:
     over flattened inputs."""
     if contract.unsettled:
         return torch.stack([open_rows(inputs, member) for member in contract.members()]).any(dim=0)
-    return _OPEN_ROWS.get(inputs.op, open_by_sets)(inputs, contract)
+    rows: Callable[..., torch.Tensor] = _OPEN_ROWS.get(inputs.op, open_by_sets)
+    return rows(inputs, contract)
 
 
 def _none_open(inputs: Inputs, contract: Contract) -> torch.Tensor:

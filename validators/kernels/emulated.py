@@ -318,7 +318,7 @@ def execute(
     if unknown:
         raise EmulatedError(f"op {op} has no stage {sorted(unknown)[0]!r}; known: {', '.join(STAGES[op])}")
     pipeline = [(stages or {}).get(name, stage) for name, stage in STAGES[op].items()]
-    out = inputs.empty() if buffers is None else buffers
+    out: Any = inputs.empty() if buffers is None else buffers
 
     n, fp8 = inputs.x.shape[-1], FP8_NAMES[inputs.fp8_dtype]
     x = inputs.x.reshape(-1, n)
@@ -353,7 +353,8 @@ def execute(
         )
         for stage in pipeline:
             stage(work)
-    return out
+    written: NormQuantOutputs | QuantOutputs = out
+    return written
 
 
 def make(contract: NormQuantContract, variant: Variant = DEFAULT) -> Callable[..., NormQuantOutputs | QuantOutputs]:

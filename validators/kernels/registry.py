@@ -28,7 +28,8 @@ def find_kernel(name: str, op: str | None = None) -> Kernel:
     Raises KernelError with one sentence that lists the known names.
     """
     if ":" in name:
-        return watched(plugin.load(name, op))
+        own: Kernel = watched(plugin.load(name, op))
+        return own
     if name.endswith(".py"):
         raise KernelError(f"{name!r} is a file; name the function in it: {name}:FUNCTION")
     brought = all_kernels()

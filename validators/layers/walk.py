@@ -22,8 +22,8 @@ from torch import Tensor
 from reference import glm4_moe as glm
 from reference.contract import Contract, NormQuantContract
 from reference.glm4_moe import Layer, Linear, Mlp, Moe, Routed, Source
-from validators.calls import integrity
 from validators.calls.call import Claim
+from validators.calls.integrity import OutputError, check_outputs
 from validators.cases.tensors import (
     GemmInputs,
     GemmOutputs,
@@ -33,6 +33,7 @@ from validators.cases.tensors import (
     Outputs,
     QuantInputs,
     QuantOutputs,
+    as_ints,
 )
 from validators.layers.checkpoint_check import of_experts
 from validators.layers.checkpoint_scheme import CheckpointError
@@ -292,7 +293,7 @@ class Walk:
         outputs = NormQuantOutputs(handed[0], handed[1], None if first else _copy(kept))
         checks = []
         if first:
-            same = kept is not None and torch.equal(integrity.as_ints(kept), integrity.as_ints(arm.hidden))
+            same = kept is not None and torch.equal(as_ints(kept), as_ints(arm.hidden))
             words = "became the residual stream" if same else "is not what the path kept as the residual stream"
             checks.append(Check("first residual", same, f"the first norm's input {words}", "integrity"))
         self._judge(arm, layer, step, "add_rmsnorm_quant", inputs, outputs, contract, checks, began)
@@ -394,8 +395,8 @@ class Walk:
         rank: int,
     ) -> None:
         try:
-            shape = integrity.check_outputs(inputs, outputs, strict=False)
-        except integrity.OutputError as error:
+            shape = check_outputs(inputs, outputs, strict=False)
+        except OutputError as error:
             self._stop(arm, layer, step, op, contract.name, str(error), rank)
         comparisons, more = judge(Claim(inputs, outputs, (), 0.0), contract)
         found = (shape, *checks, *more)

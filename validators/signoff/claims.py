@@ -91,10 +91,10 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         import tomllib
     except ModuleNotFoundError:  # Python 3.10
         try:
-            import tomli as tomllib  # type: ignore[import-not-found, no-redef]
+            import tomli as tomllib
         except ModuleNotFoundError:
             try:
-                from pip._vendor import tomli as tomllib  # type: ignore[import-not-found, no-redef]
+                from pip._vendor import tomli as tomllib
             except ImportError:
                 raise ClaimError("Python 3.10 reads TOML with tomli: python -m pip install tomli") from None
     try:

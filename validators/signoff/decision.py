@@ -31,14 +31,15 @@ from validators.signoff.facts import Facts
 from validators.signoff.judged import BAD, FAILING, contradictions, inconsistency
 from validators.signoff.policy import Policy
 from validators.signoff.ruling import Ruling
+from validators.words import LANES
 
 SIGNED, NOT_SIGNED, UNTESTED = "SIGNED", "NOT SIGNED", "UNTESTED"
 
 REQUIRED_LANES: dict[str, tuple[str, ...]] = {
     # The norm's square root leaves nothing that every correct kernel must get bit for bit: no exact lane.
-    "add_rmsnorm_quant": tuple(lane for lane in report.LANES if lane != "exact"),
-    "per_token_quant": report.LANES,
-    "ptpc_gemm": report.LANES,
+    "add_rmsnorm_quant": tuple(lane for lane in LANES if lane != "exact"),
+    "per_token_quant": LANES,
+    "ptpc_gemm": LANES,
 }
 """Lanes that hold cases, by op. Written down because the suite of cases needs torch; a test compares the two."""
 
@@ -96,7 +97,7 @@ class Claim:
         """Without a policy nothing says which cases are enough, so the decision says which there were."""
         if self.op in STAGE_LANES:
             return list(self.facts.qualifiers)
-        cases = {r.case for r in self.records if r.lane in report.LANES}
+        cases = {r.case for r in self.records if r.lane in LANES}
         found = [
             f"at {self.depth} depth"
             if self.depth
@@ -297,7 +298,7 @@ def _belongs(record: Record, key: _Key, keys: Sequence[_Key]) -> bool:
 
 def _claim(key: _Key, records: list[Record], records_dir: str) -> Claim:
     kernel, op, contract, arch = key
-    required = (REQUIRED_LANES | STAGE_LANES).get(op, report.LANES)
+    required = (REQUIRED_LANES | STAGE_LANES).get(op, LANES)
     lanes = report.lane_order([*required, *(r.lane for r in records)])
     cells = {lane: judged.counts_of(r for r in records if r.lane == lane) for lane in lanes}
     missing = [lane for lane in lanes if lane in required and not _ran(cells[lane])]

@@ -20,8 +20,10 @@ from validators.signoff import judged, stages
 from validators.signoff import pictures as signoff_pictures
 from validators.signoff.decision import STAGE_LANES, Claim, Signoff, SignoffError
 from validators.signoff.judged import BAD, DRIFTED, UNCHANGED
-from validators.signoff.ruling import FAILED, NO_EVIDENCE, PASSED, UNTESTED, WAIVED, Cell, Ruling
+from validators.signoff.ruling import FAILED, NO_EVIDENCE, PASSED, UNTESTED, WAIVED, Ruling
+from validators.signoff.ruling_words import Cell
 from validators.signoff.text import summary_sentence
+from validators.words import LANES
 
 MOST_FAILING = 100
 """Failing records shown per claim; beyond that a page helps nobody and signoff.json has the list."""
@@ -149,7 +151,7 @@ def _ruling(ruling: Ruling, number: int) -> dict[str, Any]:
         column = cell.lane if cell.stage == "ops" else cell.stage
         columns[column] = None
         rows.setdefault((cell.op, cell.kernel or "any"), {})[column] = shown
-    order = report.lane_order(c for c in columns if c in report.LANES) + [c for c in columns if c not in report.LANES]
+    order = report.lane_order(c for c in columns if c in LANES) + [c for c in columns if c not in LANES]
     grouped = sorted(rows.items(), key=lambda row: (list(ruling.target.kernels).index(row[0][0]), row[0][1] == "any"))
     machine = stages.machine(ruling.target.arch)
     return {
@@ -194,7 +196,7 @@ def _goldens(records: Sequence[Record]) -> list[dict[str, Any]]:
 
 def _claim(c: Claim, number: int, under_policy: bool) -> dict[str, Any]:
     failing = c.failing
-    own = [cell for lane, cell in c.cells.items() if lane in report.LANES]
+    own = [cell for lane, cell in c.cells.items() if lane in LANES]
     passed, ran = sum(cell[Status.PASSED.value] for cell in own), sum(sum(cell.values()) for cell in own)
     worst = [x.worst_use_passing for r in c.records for x in r.comparisons if math.isfinite(x.worst_use_passing)]
     zoo = signoff_pictures.zoo(c.records)

@@ -198,12 +198,12 @@ _TESTS: tuple[tuple[str, Callable[[Case], bool]], ...] = (
     ("case.m == 0", lambda c: c.m == 0),
     ("case.m == 1", lambda c: c.m == 1),
     *(
-        (f"case.{axis} % {step}", lambda c, a=axis, s=step: getattr(c, a) % s != 0)  # type: ignore[misc]
+        (f"case.{axis} % {step}", lambda c, a=axis, s=step: getattr(c, a) % s != 0)
         for axis in ("n", "k", "m")
         for step in (2, 4, 8, 16, 32, 64, 128)
     ),
     *(
-        (f"case.n % {step} or case.k % {step}", lambda c, s=step: c.n % s != 0 or c.k % s != 0)  # type: ignore[misc]
+        (f"case.n % {step} or case.k % {step}", lambda c, s=step: c.n % s != 0 or c.k % s != 0)
         for step in (2, 4, 8, 16, 32, 64, 128)
     ),
     ('case.layout != "contiguous"', lambda c: c.layout != "contiguous"),

@@ -12,6 +12,7 @@ from validators.records import text as report
 from validators.records.evidence import ErrorByDepth, Evaluation, WalkEvidence
 from validators.records.record import Check, Comparison, Element, Record, Status
 from validators.signoff import strength
+from validators.words import LANES
 
 WIDTH, HEIGHT = 640, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 12, 30
@@ -352,7 +353,7 @@ class Zoo:
 
 def zoo(records: Sequence[Record]) -> Zoo | None:
     """The strength of one kernel's passing cases; None where none of the suite's passed or no table can be read."""
-    own = [r for r in records if r.lane in report.LANES]
+    own = [r for r in records if r.lane in LANES]
     try:
         found = [s for s in strength.measure(own) if s.passed]
     except (strength.StrengthError, CaseError):
