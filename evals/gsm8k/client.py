@@ -139,7 +139,11 @@ class Client:
             if kind == "refused" or attempt == most:
                 times = f" ({attempt} attempts)" if attempt > 1 else ""
                 raise RequestFailed(
-                    f"{path}: {reason}{times}", attempt, time.monotonic() - start, kind == "refused", kind == "dropped"
+                    sentence=f"{path}: {reason}{times}",
+                    attempts=attempt,
+                    seconds=time.monotonic() - start,
+                    refused=kind == "refused",
+                    disconnected=kind == "dropped",
                 )
             pause = min(self.limits.longest_pause, self.limits.pause * 2 ** (attempt - 1))
             await asyncio.sleep(max(wait, pause * (0.5 + 0.5 * self._random.random())))
@@ -198,21 +202,33 @@ def completion(reply: Reply, model: str, kind: str) -> Completion:
     message = choice.get("message")
     text = (message.get("content") if isinstance(message, dict) else None) if kind == "chat" else choice.get("text")
     if not isinstance(text, str):
-        raise RequestFailed("the completion has no text (null)", reply.attempts, reply.seconds, False, False)
+        raise RequestFailed(
+            sentence="the completion has no text (null)",
+            attempts=reply.attempts,
+            seconds=reply.seconds,
+            refused=False,
+            disconnected=False,
+        )
     finish = choice.get("finish_reason")
     if finish in ("abort", "error"):
-        raise RequestFailed(f"the server ended with {finish!r}", reply.attempts, reply.seconds, False, False)
+        raise RequestFailed(
+            sentence=f"the server ended with {finish!r}",
+            attempts=reply.attempts,
+            seconds=reply.seconds,
+            refused=False,
+            disconnected=False,
+        )
     usage = reply.body.get("usage")
     usage = usage if isinstance(usage, dict) else {}
     ids = choice.get("token_ids")
     return Completion(
-        text,
-        finish if isinstance(finish, str) else None,
-        tuple(ids) if isinstance(ids, list) else None,
-        _count(usage.get("prompt_tokens")),
-        _count(usage.get("completion_tokens")),
-        reply.attempts,
-        reply.seconds,
+        text=text,
+        finish=finish if isinstance(finish, str) else None,
+        tokens=tuple(ids) if isinstance(ids, list) else None,
+        prompt_length=_count(usage.get("prompt_tokens")),
+        length=_count(usage.get("completion_tokens")),
+        attempts=reply.attempts,
+        seconds=reply.seconds,
     )
 
 

@@ -201,12 +201,12 @@ def _sample(
     error = FAILED if finish == "error" else None if (text or "").strip() else EMPTY
     tokens = length if type(length) is int and length > 0 else None
     return Sample(
-        name,
-        order,
-        right,
-        None if error else text,
-        str(finish) if finish and not error else None,
-        error,
+        question=name,
+        order=order,
+        gold=right,
+        text=None if error else text,
+        finish=str(finish) if finish and not error else None,
+        error=error,
         repeat=repeat,
         prompt_sha256=prompt,
         length=tokens,
@@ -232,13 +232,13 @@ def _imported(
     ).hexdigest()
     asked = len({q for q, _ in samples})
     header = Header(
-        arm,
-        model,
-        backend,
-        profile,
-        "gsm8k (as imported)",
-        digest,
-        asked,
+        arm=arm,
+        model=model,
+        backend=backend,
+        profile=profile,
+        data="gsm8k (as imported)",
+        data_sha256=digest,
+        questions=asked,
         kernels=dict(kernels or {}),
         settings=settings,
         provenance={"imported_from": source.name},

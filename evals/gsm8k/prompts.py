@@ -14,16 +14,15 @@ from dataclasses import dataclass
 from evals.errors import EvalError
 from evals.gsm8k.data import Problem, draws
 
-SHOTS_FROM = ("none", "test-head", "train-head", "train-drawn")
 LM_EVAL_SEED = 1234
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Profile:
     """One way to ask.
 
-    kind: ``completion`` (raw text) or ``chat`` (one user message). shots_from: ``test-head`` are the first lines of the
-    test file, ``train-head`` those of the train file, ``train-drawn`` a draw from train for each question.
+    kind: ``completion`` (raw text) or ``chat`` (one user message). shots_from: ``none``; ``test-head``: the first
+    lines of the test file, ``train-head``: of the train file, ``train-drawn``: a draw from train for each question.
     exclude_shots: lines that serve as shots are not asked. extractor: of ``evals.gsm8k.answers``.
     """
 
@@ -62,79 +61,82 @@ PROFILES = {
     p.name: p
     for p in (
         Profile(
-            "sglang-5shot",
-            1,
-            "completion",
-            5,
-            "test-head",
-            False,
-            _SGLANG_STOP,
-            512,
-            "sglang",
-            "SGLang's benchmark/gsm8k/bench_sglang.py and few_shot_gsm8k.py. The shots are the first 5 lines of the "
-            "test file, which are asked as well: 5 questions are in their own prompt with the answer.",
+            name="sglang-5shot",
+            version=1,
+            kind="completion",
+            shots=5,
+            shots_from="test-head",
+            exclude_shots=False,
+            stop=_SGLANG_STOP,
+            max_tokens=512,
+            extractor="sglang",
+            note="SGLang's benchmark/gsm8k/bench_sglang.py and few_shot_gsm8k.py. The shots are the first 5 lines of "
+            "the test file, which are asked as well: 5 questions are in their own prompt with the answer.",
         ),
         Profile(
-            "sglang-5shot-clean",
-            1,
-            "completion",
-            5,
-            "test-head",
-            True,
-            _SGLANG_STOP,
-            512,
-            "last-number",
-            "SGLang's simple_eval_gsm8k.py with api=completion: same prompt, the 5 shot lines not asked (N = 1314).",
+            name="sglang-5shot-clean",
+            version=1,
+            kind="completion",
+            shots=5,
+            shots_from="test-head",
+            exclude_shots=True,
+            stop=_SGLANG_STOP,
+            max_tokens=512,
+            extractor="last-number",
+            note="SGLang's simple_eval_gsm8k.py with api=completion: same prompt, the 5 shot lines not asked "
+            "(N = 1314).",
         ),
         Profile(
-            "lm-eval-gsm8k",
-            1,
-            "completion",
-            5,
-            "train-drawn",
-            False,
-            ("Question:", "</s>", "<|im_end|>"),
-            256,
-            "flexible",
-            "lm-eval's task gsm8k: 5 shots drawn again from train for each question in file order with seed 1234, "
+            name="lm-eval-gsm8k",
+            version=1,
+            kind="completion",
+            shots=5,
+            shots_from="train-drawn",
+            exclude_shots=False,
+            stop=("Question:", "</s>", "<|im_end|>"),
+            max_tokens=256,
+            extractor="flexible",
+            note="lm-eval's task gsm8k: 5 shots drawn again from train for each question in file order with seed 1234, "
             "256 new tokens (the default of its API models); strict and flexible read the same text.",
         ),
         Profile(
-            "vllm-ci",
-            1,
-            "completion",
-            5,
-            "train-head",
-            False,
-            _SGLANG_STOP,
-            256,
-            "sglang",
-            "vLLM's tests/evals/gsm8k/gsm8k_eval.py: SGLang's prompt and extractor, shots from train, 256 new tokens.",
+            name="vllm-ci",
+            version=1,
+            kind="completion",
+            shots=5,
+            shots_from="train-head",
+            exclude_shots=False,
+            stop=_SGLANG_STOP,
+            max_tokens=256,
+            extractor="sglang",
+            note="vLLM's tests/evals/gsm8k/gsm8k_eval.py: SGLang's prompt and extractor, shots from train, 256 new "
+            "tokens.",
         ),
         Profile(
-            "boxed-chat",
-            1,
-            "chat",
-            0,
-            "none",
-            False,
-            (),
-            2048,
-            "boxed",
-            "sgl-eval's gsm8k (NeMo-Skills): zero shots, one user message, the answer in a box.",
-            "Solve the following math problem. Make sure to put the answer (and only answer) inside \\boxed{}.",
+            name="boxed-chat",
+            version=1,
+            kind="chat",
+            shots=0,
+            shots_from="none",
+            exclude_shots=False,
+            stop=(),
+            max_tokens=2048,
+            extractor="boxed",
+            note="sgl-eval's gsm8k (NeMo-Skills): zero shots, one user message, the answer in a box.",
+            instruction="Solve the following math problem. Make sure to put the answer (and only answer) inside "
+            "\\boxed{}.",
         ),
         Profile(
-            "plain",
-            1,
-            "completion",
-            0,
-            "none",
-            False,
-            ("Question",),
-            512,
-            "strict",
-            "Zero shots, for models trained on this very form (the embedded tiny model) and for gold solutions.",
+            name="plain",
+            version=1,
+            kind="completion",
+            shots=0,
+            shots_from="none",
+            exclude_shots=False,
+            stop=("Question",),
+            max_tokens=512,
+            extractor="strict",
+            note="Zero shots, for models trained on this very form (the embedded tiny model) and for gold solutions.",
         ),
     )
 }

@@ -10,6 +10,7 @@ quantizes no activation that comes from a norm under test, ``bf16`` none at all.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -22,7 +23,6 @@ from validators.cases.tensors import (
     Inputs,
     NormQuantInputs,
     NormQuantOutputs,
-    Outputs,
     QuantInputs,
     QuantOutputs,
 )
@@ -32,6 +32,7 @@ from validators.kernels.registry import find_kernel
 PRESETS = ("unfused", "fused", "bf16-norms", "bf16")
 OPS = {"norm": "add_rmsnorm_quant", "quant": "per_token_quant", "gemm": "ptpc_gemm"}
 FP8 = torch.float8_e4m3fn
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,7 @@ class Arm:
             x = self.plain_norm(model, stream, weight, hidden)
             return self._unquantized(model, x, what) if self.preset == "bf16-norms" else self.linear(model, x, what)
         inputs = NormQuantInputs(hidden.contiguous(), stream.residual, weight, model.shape.eps, FP8)
-        out = self._run(self.norm, inputs)
-        assert isinstance(out, NormQuantOutputs)
+        out = self._run(self.norm, inputs, NormQuantOutputs)
         stream.residual = hidden if stream.residual is None else out.residual_out
         return self._gemm(model, out.codes, out.scale, what)
 
@@ -85,9 +85,8 @@ class Arm:
         """Quantize x and multiply; without a quantizer, x times the dequantized weight."""
         if self.quant is None:
             return self._unquantized(model, x, what)
-        made = self._run(self.quant, QuantInputs(x.contiguous(), FP8))
-        assert isinstance(made, QuantOutputs)
-        return self._gemm(model, made.codes, made.scale, what)
+        out = self._run(self.quant, QuantInputs(x.contiguous(), FP8), QuantOutputs)
+        return self._gemm(model, out.codes, out.scale, what)
 
     def _unquantized(self, model: Decoder, x: Tensor, what: Linear) -> Tensor:
         out = model.stored(x.to(model.wide) @ what.wide.t())
@@ -95,12 +94,12 @@ class Arm:
 
     def _gemm(self, model: Decoder, codes: Tensor, scale: Tensor, what: Linear) -> Tensor:
         assert self.gemm is not None
-        made = self._run(self.gemm, GemmInputs(codes, scale, what.codes, what.scale, None, model.storage))
-        assert isinstance(made, GemmOutputs)
+        inputs = GemmInputs(codes, scale, what.codes, what.scale, None, model.storage)
+        product = self._run(self.gemm, inputs, GemmOutputs).out
         # Engines add the bias of a quantized linear after the store: one more rounding.
-        return made.out if what.bias is None else model.stored(made.out.to(model.wide) + what.bias.to(model.wide))
+        return product if what.bias is None else model.stored(product.to(model.wide) + what.bias.to(model.wide))
 
-    def _run(self, kernel: Kernel, inputs: Inputs) -> Outputs:
+    def _run(self, kernel: Kernel, inputs: Inputs, kind: type[T]) -> T:
         """One call; EvalError with one sentence if the kernel raises or returns something of another shape."""
         self.calls[kernel.op] = self.calls.get(kernel.op, 0) + 1
         buffers = inputs.empty()
@@ -111,8 +110,8 @@ class Arm:
             raise EvalError(
                 f"kernel {kernel.name} of arm {self.name} raised {type(error).__name__}: {reason}"
             ) from error
-        if type(outputs) is not type(buffers):
-            raise EvalError(f"kernel {kernel.name} of arm {self.name} returned no {type(buffers).__name__}")
+        if not isinstance(outputs, kind):
+            raise EvalError(f"kernel {kernel.name} of arm {self.name} returned no {kind.__name__}")
         for part, wanted in vars(buffers).items():
             given = getattr(outputs, part)
             if wanted is not None and (given is None or given.shape != wanted.shape or given.dtype != wanted.dtype):

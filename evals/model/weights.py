@@ -79,29 +79,29 @@ def _shape(config: Mapping[str, Any]) -> Shape:
     if partial is None:
         partial = 0.5 if config["model_type"] == "glm4_moe" else 1.0
     return Shape(
-        hidden,
-        heads,
-        config.get("num_key_value_heads") or heads,
-        head_dim,
-        int(head_dim * partial),
-        float(rope.get("rope_theta", config.get("rope_theta", 10000.0))),
-        float(config["rms_norm_eps"]),
-        config["vocab_size"],
+        hidden=hidden,
+        heads=heads,
+        kv_heads=config.get("num_key_value_heads") or heads,
+        head_dim=head_dim,
+        rotary_dim=int(head_dim * partial),
+        theta=float(rope.get("rope_theta", config.get("rope_theta", 10000.0))),
+        eps=float(config["rms_norm_eps"]),
+        vocab=config["vocab_size"],
     )
 
 
 def _experts(weights: _Weights, config: Mapping[str, Any], prefix: str) -> Experts:
     numbers = range(config["n_routed_experts"])
     return Experts(
-        weights.get(f"{prefix}.gate.weight").to(weights.wide),
-        weights.get(f"{prefix}.gate.e_score_correction_bias").to(weights.wide),
-        torch.stack([weights.plain(f"{prefix}.experts.{e}", "gate_proj", "up_proj") for e in numbers]),
-        torch.stack([weights.plain(f"{prefix}.experts.{e}", "down_proj") for e in numbers]),
-        config["num_experts_per_tok"],
-        config.get("n_group", 1),
-        config.get("topk_group", 1),
-        bool(config.get("norm_topk_prob", True)),
-        float(config.get("routed_scaling_factor", 1.0)),
+        gate=weights.get(f"{prefix}.gate.weight").to(weights.wide),
+        bias=weights.get(f"{prefix}.gate.e_score_correction_bias").to(weights.wide),
+        gate_up=torch.stack([weights.plain(f"{prefix}.experts.{e}", "gate_proj", "up_proj") for e in numbers]),
+        down=torch.stack([weights.plain(f"{prefix}.experts.{e}", "down_proj") for e in numbers]),
+        top_k=config["num_experts_per_tok"],
+        groups=config.get("n_group", 1),
+        top_groups=config.get("topk_group", 1),
+        normalise=bool(config.get("norm_topk_prob", True)),
+        factor=float(config.get("routed_scaling_factor", 1.0)),
     )
 
 
@@ -111,16 +111,16 @@ def _layers(weights: _Weights, config: Mapping[str, Any]) -> Iterator[Layer]:
         sparse = config["model_type"] == "glm4_moe" and index >= config.get("first_k_dense_replace", 0)
         mlp = f"{prefix}.mlp.shared_experts" if sparse else f"{prefix}.mlp"
         yield Layer(
-            index,
-            weights.vector(f"{prefix}.input_layernorm.weight"),
-            weights.vector(f"{prefix}.post_attention_layernorm.weight"),
-            weights.linear(f"{prefix}.self_attn", "q_proj", "k_proj", "v_proj"),
-            weights.linear(f"{prefix}.self_attn", "o_proj"),
-            weights.maybe(f"{prefix}.self_attn.q_norm.weight"),
-            weights.maybe(f"{prefix}.self_attn.k_norm.weight"),
-            weights.linear(mlp, "gate_proj", "up_proj"),
-            weights.linear(mlp, "down_proj"),
-            _experts(weights, config, f"{prefix}.mlp") if sparse else None,
+            index=index,
+            input_norm=weights.vector(f"{prefix}.input_layernorm.weight"),
+            post_norm=weights.vector(f"{prefix}.post_attention_layernorm.weight"),
+            qkv=weights.linear(f"{prefix}.self_attn", "q_proj", "k_proj", "v_proj"),
+            o=weights.linear(f"{prefix}.self_attn", "o_proj"),
+            q_norm=weights.maybe(f"{prefix}.self_attn.q_norm.weight"),
+            k_norm=weights.maybe(f"{prefix}.self_attn.k_norm.weight"),
+            gate_up=weights.linear(mlp, "gate_proj", "up_proj"),
+            down=weights.linear(mlp, "down_proj"),
+            experts=_experts(weights, config, f"{prefix}.mlp") if sparse else None,
         )
 
 
@@ -146,7 +146,16 @@ def from_state(
     head = weights.get("model.embed_tokens.weight" if tied else "lm_head.weight").to(wide)
     made = list(_layers(weights, config))
     final = weights.vector("model.norm.weight")
-    return Decoder(name, _shape(config), embed, made, final, head, storage, wide)
+    return Decoder(
+        name=name,
+        shape=_shape(config),
+        embed=embed,
+        layers=made,
+        final_norm=final,
+        head=head,
+        storage=storage,
+        wide=wide,
+    )
 
 
 def from_folder(folder: str | Path, device: str = "cpu", name: str = "") -> Decoder:

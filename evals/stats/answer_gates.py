@@ -71,7 +71,7 @@ def _repeated(table: Table, marks: Graded, pairs: Pairs, policy: Policy) -> tupl
         sums[sample.question] = sums.get(sample.question, 0) + int(b) - int(a)
     mean, error, low, high = paired.clustered([s / pairs.repeats for s in sums.values()], policy.alpha)
     holds = low > -policy.margin
-    bounds = NonInferiority(low, high, policy.margin, holds, not holds and high < 0, math.nan)
+    bounds = NonInferiority(low, high, policy.margin, holds, not holds and high < 0)
     words = (
         f"{100 * table.baseline / table.count:.2f} % -> {100 * table.candidate / table.count:.2f} % of "
         f"{pairs.questions:,} questions, {pairs.repeats} times each; difference {points(mean)} points, error "

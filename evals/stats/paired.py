@@ -3,7 +3,7 @@
 Two arms answer the same questions. ``lost`` are those that only the baseline has right, ``gained`` those that only the
 candidate has right; all else cancels. "Not significantly different" is not parity: parity is a lower bound of the
 difference that stays above a margin named beforehand. Differences are candidate minus baseline, as fractions (0.01 is
-one point). Needs numpy for the power computations alone.
+one point).
 """
 
 from __future__ import annotations
@@ -160,7 +160,6 @@ class NonInferiority:
     margin: float
     holds: bool
     harm_shown: bool
-    p_harm: float
 
 
 def noninferiority(lost: int, gained: int, count: int, margin: float, alpha: float = ALPHA) -> NonInferiority:
@@ -170,7 +169,7 @@ def noninferiority(lost: int, gained: int, count: int, margin: float, alpha: flo
     low, high = tango(lost, gained, count, 1 - 2 * alpha)
     p = mcnemar(lost, gained).harm
     holds = low > -margin
-    return NonInferiority(low, high, margin, holds, not holds and p <= alpha, p)
+    return NonInferiority(low, high, margin, holds, not holds and p <= alpha)
 
 
 def planned(discordance: float, margin: float, difference: float = 0.0, *, alpha: float = ALPHA) -> float:
@@ -185,80 +184,6 @@ def planned(discordance: float, margin: float, difference: float = 0.0, *, alpha
     normal = NormalDist()
     z = normal.inv_cdf(1 - alpha) + normal.inv_cdf(POWER)
     return z * z * discordance / (margin + difference) ** 2
-
-
-def power_harm(count: int, discordance: float, drop: float, *, alpha: float = ALPHA, sides: int = 1) -> float:
-    """Probability that exact McNemar rejects, at ``alpha`` (one- or two-sided), if accuracy truly fell by ``drop``."""
-    if drop > discordance:
-        return math.nan
-    import numpy as np
-
-    share = (discordance + drop) / (2 * discordance)
-    total = 0.0
-    for pairs, weight in _discordant(count, discordance):
-        least = _critical(pairs, alpha / sides)
-        if least <= pairs:
-            total += weight * float(_binomial(pairs, share)[least:].sum())
-        if sides == 2 and least <= pairs:
-            total += weight * float(np.sum(_binomial(pairs, share)[: pairs - least + 1]))
-    return total
-
-
-def smallest_drop(count: int, discordance: float, *, alpha: float = ALPHA, sides: int = 1) -> float | None:
-    """The smallest true drop that exact McNemar sees with POWER; None where even losses alone would not do."""
-
-    def seen(drop: float) -> bool:
-        return power_harm(count, discordance, drop, alpha=alpha, sides=sides) >= POWER
-
-    low, high = 0.0, discordance
-    if not seen(high):
-        return None
-    for _ in range(20):
-        half = (low + high) / 2
-        low, high = (low, half) if seen(half) else (half, high)
-    return high
-
-
-def power_parity(
-    count: int, discordance: float, margin: float, difference: float = 0.0, *, alpha: float = ALPHA
-) -> float:
-    """Probability that non-inferiority is declared if the true difference is ``difference``; exact sum over tables."""
-    share = (discordance - difference) / (2 * discordance)
-    z = NormalDist().inv_cdf(1 - alpha)
-    total = 0.0
-    for pairs, weight in _discordant(count, discordance):
-        # The more are lost, the less it holds: bisect for the largest loss that still passes.
-        low, high = -1, pairs
-        while low < high:
-            half = (low + high + 1) // 2
-            low, high = (half, high) if tango_z(half, pairs - half, count, -margin) > z else (low, half - 1)
-        if low >= 0:
-            total += weight * float(_binomial(pairs, share)[: low + 1].sum())
-    return total
-
-
-def _discordant(count: int, discordance: float) -> list[tuple[int, float]]:
-    """(pairs, probability) of the number of discordant pairs, what is left out sums to below 1e-9."""
-    weights = _binomial(count, discordance)
-    return [(k, float(w)) for k, w in enumerate(weights) if w > 1e-9 / (count + 1)]
-
-
-def _binomial(count: int, p: float):  # type: ignore[no-untyped-def]  # numpy is imported where it is used
-    """Probabilities of 0..count successes, float64 [count + 1]."""
-    import numpy as np
-
-    k = np.arange(count + 1)
-    if p <= 0 or p >= 1:
-        return (k == (0 if p <= 0 else count)).astype(float)
-    factorials = np.concatenate(([0.0], np.cumsum(np.log(np.arange(1, count + 1)))))
-    logs = factorials[count] - factorials[k] - factorials[count - k] + k * math.log(p) + (count - k) * math.log1p(-p)
-    return np.exp(logs)
-
-
-def _critical(pairs: int, alpha: float) -> int:
-    """The smallest loss out of ``pairs`` that is significant; pairs + 1 if none is."""
-    tails = _binomial(pairs, 0.5)[::-1].cumsum()
-    return pairs + 1 - int((tails <= alpha * (1 + 1e-12)).sum())
 
 
 class Clustered(NamedTuple):

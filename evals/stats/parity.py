@@ -125,15 +125,15 @@ def _decide(
     verdict = verdict_of(gates)
     needed = _needed(_expected(table), policy) if verdict is Verdict.INCONCLUSIVE and accuracy.ok is None else None
     parity = Parity(
-        verdict,
-        "",
-        tuple(gates),
-        policy,
-        extractor.id,
-        pairs.questions,
-        table,
-        needed,
-        {**_numbers(table, bounds, marks, how, headers), "tokens": _scored(tokens)},
+        verdict=verdict,
+        sentence="",
+        gates=tuple(gates),
+        policy=policy,
+        extractor=extractor.id,
+        questions=pairs.questions,
+        table=table,
+        needed=needed,
+        numbers={**_numbers(table, bounds, marks, how, headers), "tokens": _scored(tokens)},
     )
     return replace(parity, sentence=quotable(parity, headers, tokens is not None))
 
@@ -175,7 +175,17 @@ def decide_totals(baseline: int, candidate: int, count: int, discordance: float,
     verdict = verdict_of(gates)
     needed = _needed(discordance, policy) if verdict is Verdict.INCONCLUSIVE else None
     numbers = {"assumed_discordance": discordance}
-    parity = Parity(verdict, "", gates, policy, "totals", count, table, needed, numbers)
+    parity = Parity(
+        verdict=verdict,
+        sentence="",
+        gates=gates,
+        policy=policy,
+        extractor="totals",
+        questions=count,
+        table=table,
+        needed=needed,
+        numbers=numbers,
+    )
     return replace(parity, sentence=quotable(parity, None, True) + f" Assumed: {100 * discordance:g} % discordance.")
 
 

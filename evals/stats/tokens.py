@@ -81,14 +81,36 @@ def statistics(pairs: Sequence[TokenPair]) -> TokenStats:
     top1 = sum(s.same for s in sums) / tokens
     if not all(math.isfinite(s.dlogp) and math.isfinite(s.kl) for s in sums):
         nan = math.nan
-        return TokenStats(len(pairs), tokens, nan, nan, nan, nan, top1, nan, kinds, False)
+        return TokenStats(
+            questions=len(pairs),
+            tokens=tokens,
+            mean_dlogp=nan,
+            error=nan,
+            kl_mean=nan,
+            kl_p99=nan,
+            top1=top1,
+            dispersion=nan,
+            kl_kind=kinds,
+            finite=False,
+        )
     mean, error = _ratio([s.dlogp for s in sums], [s.tokens for s in sums])
     each = [s.dlogp / s.tokens for s in sums]
     middle = math.fsum(each) / len(each)
     spread = math.sqrt(math.fsum((x - middle) ** 2 for x in each) / max(1, len(each) - 1))
     kl = sorted(x for p in pairs for x in p.kl)
     p99 = kl[min(len(kl) - 1, math.ceil(0.99 * len(kl)) - 1)]
-    return TokenStats(len(pairs), tokens, mean, error, math.fsum(kl) / tokens, p99, top1, spread, kinds, True)
+    return TokenStats(
+        questions=len(pairs),
+        tokens=tokens,
+        mean_dlogp=mean,
+        error=error,
+        kl_mean=math.fsum(kl) / tokens,
+        kl_p99=p99,
+        top1=top1,
+        dispersion=spread,
+        kl_kind=kinds,
+        finite=True,
+    )
 
 
 def _sums(p: TokenPair) -> _Sums:
