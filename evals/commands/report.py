@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
-from typing import Any
 
 from evals.stats.gate import Gate
 from evals.stats.parity import Parity
+from validators.records.codec import encode
 
 _WIDTH = 24
 
@@ -31,22 +29,11 @@ def _mark(gate: Gate) -> str:
 
 def as_json(parity: Parity) -> str:
     """The same as JSON, one object; numbers that are not finite are text."""
-    value = dataclasses.asdict(parity)
-    value["verdict"] = parity.verdict.value
+    value = encode(parity)
     value["table"]["count"] = parity.table.count
     return strict_json(value)
 
 
-def strict_json(value: Any) -> str:
+def strict_json(value: object) -> str:
     """JSON that every reader takes: a number that is not finite is the text nan, inf or -inf."""
-    return json.dumps(_finite(value), indent=1, allow_nan=False) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, dict):
-        return {str(name): _finite(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
+    return json.dumps(encode(value), indent=1, allow_nan=False) + "\n"

@@ -8,7 +8,6 @@ first.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import hashlib
 import shlex
 from collections.abc import Sequence
@@ -69,7 +68,7 @@ def contents(
         "yardstick": options.yardstick,
         "provenance": encode(provenance(options.device)),
         "reproduce": reproduce(options, specs),
-        "rows": [dataclasses.asdict(row) for row in (*table.floor, *table.rows)],
+        "rows": encode([*table.floor, *table.rows]),
     }
 
 

@@ -11,18 +11,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import json
 import os
 import time
-import types
-import typing
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from evals.errors import EvalError
 from evals.gsm8k.samples import ANSWER, SCHEMA_VERSION, SCORE, Header, Sample, TokenScore
+from validators.records.codec import CodecError, decode, encode
+
+T = TypeVar("T")
 
 HEADER, SAMPLES, ERRORS, TOKENS = "header.json", "samples.jsonl", "errors.jsonl", "tokens.jsonl"
 Key = tuple[str, int]
@@ -55,8 +55,7 @@ def key(sample: Sample) -> Key:
 
 def identity(header: Header) -> dict[str, Any]:
     """What must be equal for a run to be resumed: everything but the server's words and the circumstances."""
-    fields = dataclasses.asdict(header)
-    return {name: value for name, value in fields.items() if name not in ("fingerprint", "provenance")}
+    return {name: value for name, value in encode(header).items() if name not in ("fingerprint", "provenance")}
 
 
 class Writer:
@@ -126,7 +125,7 @@ class Writer:
         try:
             if name not in self._files:
                 self._files[name] = _Lines(self.path / name)
-            self._files[name].append(json.dumps(dataclasses.asdict(value), ensure_ascii=True).encode() + b"\n")
+            self._files[name].append(json.dumps(encode(value), allow_nan=False).encode() + b"\n")
         except OSError as error:
             raise _unwritable(self.path, error) from None
         self._unsynced += 1
@@ -194,7 +193,7 @@ def _settle_header(path: Path, header: Header) -> None:
     file = path / HEADER
     if file.exists():
         ours, theirs = identity(header), identity(read_header(path))
-        different = [name for name in ours if _plain(ours[name]) != _plain(theirs[name])]
+        different = [name for name in ours if ours[name] != theirs[name]]
         if different:
             name = different[0]
             raise EvalError(
@@ -206,17 +205,13 @@ def _settle_header(path: Path, header: Header) -> None:
     part = file.with_suffix(".part")
     try:
         with part.open("wb", buffering=0) as out:
-            _write_all(out.fileno(), json.dumps(dataclasses.asdict(header), indent=1).encode())
+            _write_all(out.fileno(), json.dumps(encode(header), indent=1, allow_nan=False).encode())
             os.fsync(out.fileno())
         part.replace(file)
     except OSError as error:
         with contextlib.suppress(OSError):
             part.unlink()
         raise EvalError(f"cannot write to {path} ({error.strerror or error})") from None
-
-
-def _plain(value: Any) -> Any:
-    return json.loads(json.dumps(value))
 
 
 def _drop_cut_line(file: Path) -> None:
@@ -254,8 +249,7 @@ def read_header(path: str | Path) -> Header:
         raise EvalError(f"{file} is not JSON") from None
     if isinstance(value, dict) and value.get("schema") != SCHEMA_VERSION:
         raise EvalError(f"{file} has schema {value.get('schema')!r}, and this suite reads schema {SCHEMA_VERSION}")
-    header: Header = _build(Header, value, str(file))
-    return header
+    return _decoded(Header, value, str(file))
 
 
 def read(path: str | Path) -> Run:
@@ -273,7 +267,7 @@ def read(path: str | Path) -> Run:
     errors: dict[str, dict[Key, Sample]] = {ANSWER: {}, SCORE: {}}
     for failed in (_sample(value, where) for value, where in _lines(root / ERRORS)):
         errors[failed.what][key(failed)] = failed
-    tokens = [_score(value, where) for value, where in _lines(root / TOKENS)]
+    tokens = [_decoded(TokenScore, value, where) for value, where in _lines(root / TOKENS)]
     scored = {t.question for t in tokens}
     if len(scored) != len(tokens):
         raise EvalError(f"{root / TOKENS}: a question is scored twice")
@@ -315,69 +309,16 @@ def _lines(file: Path) -> Iterator[tuple[Any, str]]:
             yield value, f"{file}:{number}"
 
 
-def _build(kind: Any, value: Any, where: str) -> Any:
-    """``value`` as the dataclass ``kind``; lists become tuples, text keys the numbers that they stand for, int float.
-
-    Raises EvalError with ``where`` (file and line) for what is no object, for a field that is unknown, lacking, or of
-    another type than its annotation.
-    """
-    if not isinstance(value, dict):
-        raise EvalError(f"{where} is no JSON object")
-    hints = _hints(kind)
-    if unknown := sorted(set(value) - set(hints)):
-        raise EvalError(f"{where} has a field {unknown[0]!r} that this schema does not know")
-    fields = dataclasses.fields(kind)
-    wanted = [f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING]
-    if missing := [name for name in wanted if name not in value]:
-        raise EvalError(f"{where} lacks the field {missing[0]!r}")
-    made = {}
-    for name, item in value.items():
-        try:
-            made[name] = _as(item, hints[name])
-        except (TypeError, ValueError, OverflowError):
-            raise EvalError(f"{where}: {name} is not of type {_words(hints[name])}") from None
-    return kind(**made)
-
-
-@functools.cache
-def _hints(kind: Any) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
-
-
-def _words(hint: Any) -> str:
-    return str(hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else hint).replace("typing.", "")
-
-
-def _as(value: Any, hint: Any) -> Any:
-    """TypeError, ValueError or OverflowError where ``value`` is not of that type."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return value
-    if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in arguments:
-            return None
-        return _as(value, next(a for a in arguments if a is not type(None)))
-    if origin is tuple and type(value) is list:
-        return tuple(_as(v, arguments[0]) for v in value)
-    if origin is dict and type(value) is dict:
-        key = int if arguments[0] is int else str
-        return {key(k): _as(v, arguments[1]) for k, v in value.items()}
-    if hint is float and type(value) in (int, float):
-        return float(value)
-    if hint in (int, str, bool) and type(value) is hint:
-        if hint is int and abs(value) >= 1 << 63:  # no count, place or id is that large
-            raise OverflowError
-        return value
-    raise TypeError
+def _decoded(kind: type[T], value: object, where: str) -> T:
+    """``value`` as the dataclass ``kind``; EvalError with ``where`` (file and line) for what does not fit."""
+    try:
+        return decode(value, kind, f"{where}: {kind.__name__.lower()}")
+    except CodecError as error:
+        raise EvalError(str(error)) from None
 
 
 def _sample(value: Any, where: str) -> Sample:
-    sample: Sample = _build(Sample, value, where)
+    sample = _decoded(Sample, value, where)
     if sample.what not in (ANSWER, SCORE):
         raise EvalError(f"{where}: what is {sample.what!r}, and must be {ANSWER} or {SCORE}")
     return sample
-
-
-def _score(value: Any, where: str) -> TokenScore:
-    score: TokenScore = _build(TokenScore, value, where)
-    return score

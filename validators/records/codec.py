@@ -6,6 +6,7 @@ JSON has no numbers for; only a field of type float reads them as numbers.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import functools
@@ -19,6 +20,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 _NONFINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+_LARGEST_INT = 1 << 63
+"""No count, place or id is that large."""
 
 
 class CodecError(ValueError):
@@ -72,28 +75,45 @@ def _decode(value: Any, kind: Any, where: str) -> Any:
     if origin is tuple and isinstance(value, list):
         return tuple(_decode(v, arguments[0], f"{where}[{i}]") for i, v in enumerate(value))
     if origin is dict and isinstance(value, dict):
-        return {k: _decode(v, arguments[1], f"{where}.{k}") for k, v in value.items()}
+        key = functools.partial(_key, kind=arguments[0], where=where)
+        return {key(k): _decode(v, arguments[1], f"{where}.{k}") for k, v in value.items()}
     if kind is float:
         if isinstance(value, str) and value in _NONFINITE:
             return _NONFINITE[value]
         if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-    elif kind in (int, bool, str) and type(value) is kind:
+            with contextlib.suppress(OverflowError):  # a whole number beyond the floats
+                return float(value)
+    elif kind in (int, bool, str) and type(value) is kind and not (kind is int and abs(value) >= _LARGEST_INT):
         return value
-    raise CodecError(f"{where} is {value!r}, which is not of type {getattr(kind, '__name__', kind)}")
+    raise CodecError(f"{where} is {_short(value)}, which is not of type {getattr(kind, '__name__', kind)}")
+
+
+def _key(key: str, *, kind: Any, where: str) -> str | int:
+    """A key of an object as the text that it is, or as the number that it is the text of."""
+    if kind is not int:
+        return key
+    try:
+        return int(key)
+    except ValueError:
+        raise CodecError(f"{where} has the key {key!r}, which is not of type int") from None
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _fields(value: Any, kind: Any, where: str) -> Any:
     if not isinstance(value, dict):
-        raise CodecError(f"{where} is {value!r}, which is not an object")
+        raise CodecError(f"{where} is {_short(value)}, which is not an object")
     hints = _hints(kind)
     unknown = sorted(set(value) - set(hints))
     if unknown:
         raise CodecError(f"{where} has a field {unknown[0]!r} that this schema does not know")
-    try:
-        return kind(**{k: _decode(v, hints[k], f"{where}.{k}") for k, v in value.items()})
-    except TypeError as error:
-        raise CodecError(f"{where} lacks a field ({error})") from None
+    needed = (f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING)
+    if missing := [name for name in needed if name not in value]:
+        raise CodecError(f"{where} lacks the field {missing[0]!r}")
+    return kind(**{k: _decode(v, hints[k], f"{where}.{k}") for k, v in value.items()})
 
 
 @functools.cache

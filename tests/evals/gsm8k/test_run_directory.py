@@ -107,7 +107,7 @@ def test_a_broken_line_in_the_middle_is_named_with_its_number(tmp_path: Path) ->
     with pytest.raises(EvalError, match=r"samples.jsonl:1 is not JSON"):
         store.read(tmp_path)
     file.write_bytes(lines[0] + b"[1]\n")
-    with pytest.raises(EvalError, match=r"samples.jsonl:2 is no JSON object"):
+    with pytest.raises(EvalError, match=r"samples.jsonl:2: sample is .*, which is not an object"):
         store.read(tmp_path)
     file.write_bytes(lines[0].replace(b'"gold"', b'"golden"'))
     with pytest.raises(EvalError, match="has a field 'golden' that this schema does not know"):
@@ -144,7 +144,7 @@ def test_a_value_of_another_type_is_named_with_its_field(tmp_path: Path, file: s
     store.write(tmp_path, HEADER, [sample(0)], [TokenScore("q0", (5,), (-0.5,), (5,), ({5: -0.5},))])
     whole = json.loads((tmp_path / file).read_text())
     (tmp_path / file).write_text(json.dumps({**whole, field: value}) + "\n")
-    with pytest.raises(EvalError, match=rf"{file}(:1)?: {field} is not of type ") as raised:
+    with pytest.raises(EvalError, match=rf"{file}(:1)?: \w+\.{field}\b.* not of type ") as raised:
         store.read(tmp_path)
     assert "\n" not in str(raised.value)
 

@@ -163,7 +163,7 @@ def test_a_whole_last_line_that_is_no_record_is_an_error(tmp_path: Path) -> None
         ({"seconds": "fast"}, "record.seconds is 'fast'"),
         ({"reasons": "text"}, "record.reasons is 'text'"),
         ({"comparisons": [5]}, r"record.comparisons\[0\] is 5, which is not an object"),
-        ({"comparisons": [{}]}, r"record.comparisons\[0\] lacks a field"),
+        ({"comparisons": [{}]}, r"record.comparisons\[0\] lacks the field"),
         ({"colour": "red"}, "record has a field 'colour'"),
     ],
 )
