@@ -14,7 +14,7 @@ import json
 import time
 from collections.abc import Iterable, Sequence
 
-from reference.contract import get_contract
+from reference.contract import get_contract, presets
 from tests import zoo
 from tests.benchmarks.power import CAUGHT
 from validators.calls import invariance
@@ -24,7 +24,7 @@ from validators.cases.recipes import reasons_impossible
 from validators.cases.suite import cases_for
 from validators.records.verdict import decide
 from validators.run import judge
-from validators.signoff.strength import SCHEMA, TABLE
+from validators.signoff.strength import DECLARED, SCHEMA, TABLE
 from validators.words import FP8_FORMATS, OPS
 
 LARGE_GRID = 512
@@ -83,6 +83,18 @@ def row(case: Case, defects: Iterable[zoo.Defect]) -> list[str]:
     return sorted(defect.id for defect in defects if defect.op == case.op and catches(defect, case))
 
 
+def declared_fields(ops: Sequence[str]) -> dict[str, dict[str, dict[str, object]]]:
+    """op -> preset -> what it says of the fields that make a defect another arithmetic."""
+    fields = sorted({field for changed in DECLARED.values() for field in changed})
+    return {
+        op: {
+            name: {field: getattr(contract, field) for field in fields if hasattr(contract, field)}
+            for name, contract in presets(op).items()
+        }
+        for op in ops
+    }
+
+
 def measure(ops: Sequence[str], recipe: str | None = None, *, echo: bool = False) -> dict[str, object]:
     """The table for ``ops``, all recipes or one."""
     zoo_defects = zoo.all_defects()
@@ -98,6 +110,7 @@ def measure(ops: Sequence[str], recipe: str | None = None, *, echo: bool = False
         "schema": SCHEMA,
         "contracts": {op: zoo.GEMM_CONTRACT if op == "ptpc_gemm" else zoo.NORM_CONTRACT for op in ops},
         "defects": {op: {d.id: d.name for d in zoo_defects if d.op == op} for op in ops},
+        "fields": declared_fields(ops),
         "rows": rows,
     }
 

@@ -58,6 +58,19 @@ def decode(value: Any, kind: type[T], where: str = "value") -> T:
     return found
 
 
+def known_fields(value: dict[str, Any], kind: Any) -> dict[str, Any]:
+    """The fields of the dataclass ``kind`` that ``value`` has in their type; everything else is left out."""
+    found = {}
+    for name, hint in _hints(kind).items():
+        try:
+            if name in value:
+                _decode(value[name], hint, name)
+                found[name] = value[name]
+        except CodecError:
+            continue
+    return found
+
+
 def _decode(value: Any, kind: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:

@@ -7,13 +7,12 @@ reaches nothing that a policy asks.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 import typing
 from typing import Any
 
-from validators.records.codec import CodecError, decode
+from validators.records.codec import known_fields
 from validators.records.evidence import ErrorByDepth, Evaluation, Launches, WalkEvidence
 from validators.records.provenance import Provenance
 from validators.records.wording import WIDE
@@ -38,7 +37,7 @@ def upgrade(old: Json) -> Json:
     lane = old.get("lane")
     stage = lane if lane in STAGES else "ops"
     new["stage"], new["subject"] = stage, _subject(old, stage)
-    new["provenance"] = _known(about, Provenance)
+    new["provenance"] = known_fields(about, Provenance)
     new["limit"], new["fault"] = _limit(old, about), _fault(old)
     new["checks"] = _each(old.get("checks", []), _check)
     names = [c.get("name") for c in old.get("checks", []) if isinstance(c, dict)] if _is_list(old.get("checks")) else []
@@ -53,7 +52,7 @@ def upgrade(old: Json) -> Json:
     if stage == "parity":
         new["evaluation"] = _evaluation(about, evidence)
     if stage == "trace":
-        new["launches"] = _known({**evidence, "sha256": about.get("trace_sha256", "")}, Launches)
+        new["launches"] = known_fields({**evidence, "sha256": about.get("trace_sha256", "")}, Launches)
     return new
 
 
@@ -63,20 +62,6 @@ def _is_list(value: object) -> bool:
 
 def _each(value: Any, change: typing.Callable[[Any], Any]) -> Any:
     return [change(item) for item in value] if isinstance(value, list) else value
-
-
-def _known(value: Json, kind: type) -> Json:
-    """The fields of the dataclass ``kind`` that ``value`` has in the right type."""
-    found: Json = {}
-    for field in dataclasses.fields(kind):
-        if field.name in value:
-            part = {field.name: value[field.name]}
-            try:
-                decode(part, kind)
-            except CodecError:
-                continue
-            found |= part
-    return found
 
 
 def _subject(old: Json, stage: str) -> str:
@@ -133,18 +118,18 @@ def _explanation(text: Any, checks: list[Any], stage: str) -> Any:
 
 
 def _walk(old: Json, about: Json, evidence: Json) -> Json:
-    found = _known({**about, **evidence, "stream": about.get("stream_sha256")}, WalkEvidence)
+    found = known_fields({**about, **evidence, "stream": about.get("stream_sha256")}, WalkEvidence)
     # A record of before there was evidence names its model in its case alone.
     if "model" not in found and (whole := re.fullmatch(r"layers-(.*)-trajectory", str(old.get("case")))):
         found["model"] = whole[1]
     trajectory = about.get("trajectory")
     if isinstance(trajectory, dict) and isinstance(trajectory.get("layers"), list):
-        found["depth"] = _known(trajectory, ErrorByDepth)
+        found["depth"] = known_fields(trajectory, ErrorByDepth)
     return found
 
 
 def _evaluation(about: Json, evidence: Json) -> Json:
-    found = _known({**about, **evidence}, Evaluation)
+    found = known_fields({**about, **evidence}, Evaluation)
     # Not said is the usual rule and error probability; said wrongly is neither.
     if "rule" in evidence and "rule" not in found:
         found["rule"] = str(evidence["rule"])

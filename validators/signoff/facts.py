@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from validators.cases.case import CaseError
 from validators.records import text as report
 from validators.records.record import Record, Status
-from validators.signoff import judged, limits
+from validators.signoff import judged, limits, strength
 from validators.signoff.claims import source_of
 from validators.signoff.limits import Limits
 from validators.words import LANES, OPS
@@ -89,9 +89,6 @@ def of(records: Sequence[Record], more: Iterable[str] = ()) -> Facts:
 
 
 def _defects(own: Sequence[Record]) -> list[str]:
-    # It reads the contracts of the reference, which a decision must not need.
-    from validators.signoff import strength
-
     try:
         found = [one.short() for one in strength.measure(own) if one.passed]
     except (strength.StrengthError, CaseError):

@@ -11,13 +11,13 @@ nothing.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from reference.contract import Contract, get_contract
 from validators.cases.case import Case, CaseError
 from validators.records.record import Record, Status
 
@@ -52,11 +52,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """defects: op -> id -> name. rows: op -> measured cases. contracts: op -> preset that the defects departed from."""
+    """defects: op -> id -> name. rows: op -> measured cases. contracts: op -> preset that the defects departed from.
+    fields: op -> preset -> the fields of ``DECLARED`` that it has, so that a decision needs no contract."""
 
     defects: Mapping[str, Mapping[str, str]]
     rows: Mapping[str, Sequence[Row]]
     contracts: Mapping[str, str]
+    fields: Mapping[str, Mapping[str, Mapping[str, object]]] = field(default_factory=dict)
 
 
 @lru_cache(maxsize=4)
@@ -70,7 +72,7 @@ def load(path: Path = TABLE) -> Table:
             op: [Row(Case.parse(text), frozenset(caught)) for text, caught in found.items()]
             for op, found in data["rows"].items()
         }
-        return Table(data["defects"], rows, data["contracts"])
+        return Table(data["defects"], rows, data["contracts"], data["fields"])
     except StrengthError:
         raise
     except (OSError, ValueError, KeyError, AttributeError, TypeError, CaseError) as error:
@@ -147,10 +149,10 @@ def not_defects(op: str, contract: str | None, table: Table) -> frozenset[str]:
     """Ids of the table's defects that contract ``contract`` declares as its arithmetic."""
     if contract is None:
         return frozenset()
-    try:
-        declared = get_contract(op, contract)
-    except KeyError:
-        return frozenset()
+    # ``preset+field=value``, as ``reference.notation`` writes it; a plus sign may belong to an exponent.
+    preset, *changes = re.split(r"\+(?!\d)", contract)
+    declared = dict(table.fields.get(op, {}).get(preset, {}))
+    declared |= {field: _value(text) for field, _, text in (change.partition("=") for change in changes)}
     return frozenset(
         identity
         for identity, fields in DECLARED.items()
@@ -158,9 +160,16 @@ def not_defects(op: str, contract: str | None, table: Table) -> frozenset[str]:
     )
 
 
-def _declares(contract: Contract, field: str, value: object) -> bool:
+def _value(text: str) -> object:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _declares(declared: Mapping[str, object], field: str, value: object) -> bool:
     """Whether the contract has the value; one that truncates in bf16 alone truncates where the defects are measured."""
-    own = getattr(contract, field)
+    own = declared.get(field)
     return own == value or (value == "truncate" and own == "truncate_bf16")
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from reference.contract import NORM_QUANT_CONTRACTS
+from reference.contract import NORM_QUANT_CONTRACTS, get_contract
 from tests import zoo
-from tests.benchmarks.strength import representatives, row
+from tests.benchmarks.strength import declared_fields, representatives, row
 from validators.__main__ import main
 from validators.calls.call import run_kernel
 from validators.cases.case import Case
@@ -27,6 +27,7 @@ from validators.signoff.strength import (
     caught_by,
     load,
     measure,
+    not_defects,
     sentences,
     stands_for,
 )
@@ -174,6 +175,17 @@ def test_what_a_contract_declares_is_no_defect_of_its_kernel() -> None:
     found = measure(truncating)[0]
     assert "N04" not in (*found.caught, *found.missed)
     assert len(found.caught) + len(found.missed) == len(TABLE.defects[ADD]) - 1
+
+
+def test_the_table_says_what_the_contracts_say() -> None:
+    """The decision reads the table in place of the reference: for every preset and every changed field the same."""
+    assert TABLE.fields == declared_fields(OPS)
+    for changes in DECLARED.values():
+        for name, value in changes.items():
+            changed = NORM_QUANT_CONTRACTS["vllm"].replace(**{name: value}).name
+            contract = get_contract(ADD, changed)
+            wanted = {i for i, fields in DECLARED.items() if any(getattr(contract, k) == v for k, v in fields.items())}
+            assert not_defects(ADD, changed, TABLE) == wanted & set(TABLE.defects[ADD])
 
 
 def test_kernels_that_passed_the_same_share_a_line_and_others_are_named() -> None:
