@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from validators.errors import UserError
 
-class EvalError(ValueError):
+
+class EvalError(UserError):
     """Input that cannot be used or compared: a file, a run, an option, a server; its message is one sentence."""

@@ -25,7 +25,7 @@ from validators.process.guard import guarded, say
 from validators.process.supervise import supervised
 from validators.records.files import append_whole, check_file
 from validators.records.provenance import provenance
-from validators.records.store import Sink, StoreError
+from validators.records.store import Sink
 
 _STORE = Path(__file__).resolve().parent / "data"
 IN_PROCESS = ("check", "propose")
@@ -42,7 +42,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return guarded(
         "golden",
         lambda: _command(argv),
-        speaks=_speaks,
         interrupted="the store is as it was",
         lacking="torch is not installed here; only list does without it.",
     )
@@ -52,10 +51,6 @@ def _command(argv: Sequence[str] | None) -> int:
     parsed = _parser().parse_args(argv)
     code: int = parsed.command(parsed)
     return code
-
-
-def _speaks(error: Exception) -> bool:
-    return isinstance(error, GoldenError | StoreError)
 
 
 def _say(sentence: str) -> None:

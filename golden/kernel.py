@@ -19,6 +19,7 @@ from validators.calls.call import Claim, KernelFault, run_kernel
 from validators.cases.case import Case
 from validators.cases.inputs import build, digest
 from validators.cases.tensors import GemmOutputs, NormQuantOutputs, Outputs, QuantOutputs
+from validators.errors import UserError
 from validators.kernels import registry
 from validators.kernels.kernel import Kernel
 from validators.records.evidence import Golden
@@ -72,7 +73,7 @@ def judge_stored(row: Row, tensors: dict[str, Tensor]) -> tuple[Verdict, tuple[s
         outputs: Outputs = _OUTPUTS[row.op](**named)
         contract = get_contract(row.op, str(row.contract))
         comparisons, statistical = judge(Claim(inputs, outputs, (), 0.0), contract)
-    except (TypeError, KeyError, RuntimeError, ValueError) as error:
+    except (UserError, TypeError, KeyError, RuntimeError, ValueError) as error:
         raise GoldenError(f"golden {row.id}: its outputs cannot be judged: {error}") from None
     return decide(comparisons, statistical)
 

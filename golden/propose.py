@@ -25,6 +25,7 @@ from validators.arch import ArchError, architecture
 from validators.calls.call import KernelFault
 from validators.cases.case import Case
 from validators.cases.inputs import build, digest
+from validators.errors import UserError
 from validators.records.files import check_folder
 from validators.records.provenance import provenance
 from validators.records.record import Status as Verdict
@@ -199,7 +200,7 @@ def why_refused(row: Row, tensors: dict[str, Tensor]) -> str | None:
             moved = truth.differences(row.outputs, tensors, truth.compute(Case.parse(row.case)))
             return f"the reference computes otherwise here: {moved[0]}" if moved else None
         return None
-    except (GoldenError, ValueError) as error:
+    except (UserError, ValueError) as error:
         return str(error)
 
 

@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from validators.errors import UserError
+
 SCHEMA = 1
 MANIFEST = "manifest.json"
 LOCK = ".lock"
@@ -36,7 +38,7 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9_.]+(?:/[A-Za-z0-9_.-]+)+\.safetensors")
 _OWN_FILES = (MANIFEST, LOCK, ".gitignore", ".gitattributes")
 
 
-class GoldenError(ValueError):
+class GoldenError(UserError):
     """A golden, manifest or request that cannot be used; its message is one sentence."""
 
 
@@ -180,8 +182,6 @@ def decode_file(data: bytes) -> dict[str, Tensor]:
                 raise GoldenError(f"is cut: tensor {name} ends at byte {stop} of {len(body)}")
             found[name] = Tensor(entry["dtype"], tuple(entry["shape"]), body[start:stop])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, GoldenError):
-            raise
         raise GoldenError(f"has a damaged header ({error})") from None
     return found
 
@@ -201,8 +201,6 @@ def decode_manifest(data: bytes) -> tuple[dict[str, Row], list[str]]:
         value = json.loads(data, object_pairs_hook=_unique)
         if not isinstance(value, dict) or set(value) != {"schema", "goldens"} or not isinstance(value["goldens"], list):
             raise GoldenError(f"{MANIFEST} does not consist of schema and goldens")
-    except GoldenError:
-        raise
     except ValueError as error:
         raise GoldenError(f"{MANIFEST} is cut or damaged: {error}") from None
     if value["schema"] != SCHEMA:

@@ -33,6 +33,7 @@ from validators.commands.plan import (
     one_kernel,
     ops,
 )
+from validators.errors import UserError
 from validators.process.guard import guarded, say
 from validators.process.supervise import supervised
 from validators.records import store
@@ -41,12 +42,8 @@ from validators.records.codec import encode
 from validators.records.files import check_file, new_folder, write_whole
 from validators.records.provenance import provenance
 from validators.records.record import Record, Status
-from validators.signoff import decision as signoff
 from validators.signoff import judged, limits
-from validators.signoff.claims import ClaimError
-from validators.signoff.depths import DepthError
 from validators.trace import judge as trace
-from validators.trace.names import TraceError
 
 MOST_REPORTS = 20
 IN_PROCESS = ("identify", "probe", "explain", "layers")
@@ -65,7 +62,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return guarded(
         "validators",
         lambda: _command(arguments),
-        speaks=_speaks,
         interrupted="what was recorded until then is on disk",
         lacking="torch is not installed here; only report, signoff and trace do without it.",
     )
@@ -81,20 +77,6 @@ def _command(arguments: list[str]) -> int:
     parsed.argv = arguments
     code: int = parsed.command(parsed)
     return code
-
-
-def _speaks(error: Exception) -> bool:
-    """Whether the message of ``error`` is a sentence for the user."""
-    if isinstance(error, UsageError | store.StoreError | signoff.SignoffError | TraceError | ClaimError | DepthError):
-        return True
-    # Asked late: these classes need torch.
-    from validators.arch import ArchError
-    from validators.calls.call import KernelFault
-    from validators.cases.case import CaseError
-    from validators.explain.element import ElementError
-    from validators.kernels.kernel import KernelError
-
-    return isinstance(error, CaseError | ElementError | KernelError | KernelFault | ArchError)
 
 
 def _say(sentence: str) -> None:
@@ -245,7 +227,7 @@ def _run(parsed: argparse.Namespace) -> int:
                     progress.step(record)
             except Exception as error:
                 # With one kernel the sentence is the result; among many the others still run.
-                if len(plan) == 1 or not _speaks(error):
+                if len(plan) == 1 or not isinstance(error, UserError):
                     raise
                 _say(str(error))
                 broken = True

@@ -16,12 +16,13 @@ from pathlib import Path
 import torch
 
 from validators import toolchain
+from validators.errors import UserError
 
 # Matrix units and converts of these take e4m3fnuz; gfx950 and later, and NVIDIA, take e4m3fn.
 _FNUZ_ARCHITECTURES = ("gfx940", "gfx941", "gfx942")
 
 
-class ArchError(RuntimeError):
+class ArchError(UserError):
     """A device that does not exist on this machine; its message is one sentence."""
 
 

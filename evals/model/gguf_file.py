@@ -98,8 +98,6 @@ def read(path: str | Path) -> Llama:
     except OSError as error:
         raise EvalError(f"cannot read {file}: {error.strerror or error}") from None
     except (struct.error, KeyError, ValueError, RuntimeError) as error:
-        if isinstance(error, EvalError):
-            raise
         raise EvalError(
             f"{file} is no complete GGUF file of known types: {' '.join(str(error).split())[:120]}"
         ) from None

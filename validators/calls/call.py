@@ -15,6 +15,7 @@ from validators.cases.case import Case
 from validators.cases.inputs import build
 from validators.cases.recipes import reasons_impossible
 from validators.cases.tensors import Inputs, Outputs
+from validators.errors import RunFault
 from validators.kernels.kernel import Kernel, KernelError
 from validators.records.record import Check
 from validators.records.wording import how_to_declare
@@ -30,7 +31,7 @@ class Claim:
     kernel_seconds: float
 
 
-class KernelFault(RuntimeError):
+class KernelFault(RunFault):
     """The kernel raised, or returned something that is no output; one sentence. hint: another, what to do, or "".
     fault: "raised" where the kernel raised."""
 

@@ -16,11 +16,12 @@ import torch
 
 from validators.calls.buffers import poison_int
 from validators.cases.tensors import Inputs, Outputs, as_ints, named_tensors
+from validators.errors import RunFault
 from validators.judge.where import where_words
 from validators.records.record import Check
 
 
-class OutputError(RuntimeError):
+class OutputError(RunFault):
     """Outputs that cannot be judged (wrong type, shape, dtype, device or memory); its message is one sentence."""
 
 

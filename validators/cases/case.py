@@ -6,12 +6,13 @@ import re
 from dataclasses import dataclass, fields
 from typing import Literal, cast
 
+from validators.errors import UserError
 from validators.words import DTYPES, FP8_FORMATS, OPS
 
 Layout = Literal["contiguous", "strided", "3d", "3dstrided"]
 
 
-class CaseError(ValueError):
+class CaseError(UserError):
     """A case id or a case field that does not name a case; its message is one sentence."""
 
 

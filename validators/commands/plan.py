@@ -10,6 +10,7 @@ import argparse
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
+from validators.errors import UserError
 from validators.words import DEPTHS, DTYPES, FP8_FORMATS, LANES, OPS
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from validators.kernels.kernel import Kernel
 
 
-class UsageError(ValueError):
+class UsageError(UserError):
     """A command line that asks for nothing that can be done; its message is one sentence."""
 
 

@@ -26,6 +26,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from validators.errors import UserError
 from validators.kernels import fatbin
 from validators.process.guard import guarded
 
@@ -39,7 +40,7 @@ OPS = (
 )
 
 
-class WheelError(ValueError):
+class WheelError(UserError):
     """A file that cannot be used; its message is one sentence."""
 
 
@@ -50,7 +51,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    return guarded("wheel", lambda: _command(argv), speaks=_speaks, interrupted="nothing was written")
+    return guarded("wheel", lambda: _command(argv), interrupted="nothing was written")
 
 
 def _command(argv: Sequence[str] | None) -> int:
@@ -60,10 +61,6 @@ def _command(argv: Sequence[str] | None) -> int:
     except zipfile.BadZipFile as error:
         raise WheelError(f"{parsed.wheel} is no wheel that can be read: {error}") from None
     return code
-
-
-def _speaks(error: Exception) -> bool:
-    return isinstance(error, WheelError | fatbin.FatbinError)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -39,6 +39,7 @@ from validators.cases.tensors import (
     as_ints,
     named_tensors,
 )
+from validators.errors import UserError
 from validators.explain.element_gemm import explain_out
 from validators.explain.identify import choose_contract
 from validators.explain.lines import Text, interval, number, row_of, terms, with_bits
@@ -49,7 +50,7 @@ from validators.judge.sets import oracle_of, values_of
 _MOST_CODES = 8
 
 
-class ElementError(ValueError):
+class ElementError(UserError):
     """An element, an output or a contract that the case does not have; its message is one sentence."""
 
 

@@ -23,6 +23,7 @@ from reference.accumulators import UNITS, emulate
 from reference.formats import FORMATS, FloatFormat, encode
 from validators.calls.call import call as call_kernel
 from validators.cases.tensors import GemmInputs, named_tensors
+from validators.errors import RunFault
 from validators.kernels.kernel import Kernel
 
 KernelCall = Callable[[Tensor, Tensor], Tensor]
@@ -40,7 +41,7 @@ PROMOTION_DEPTH = 20
 """An fp32 sum keeps B * 2^-20, a chain of at most 19 fraction bits does not."""
 
 
-class ProbeError(ValueError):
+class ProbeError(RunFault):
     """A kernel whose answers cannot be read; the message is one sentence."""
 
 

@@ -13,6 +13,7 @@ import torch
 
 from reference.contract import Contract
 from validators.cases.tensors import Inputs, Outputs
+from validators.errors import UserError
 from validators.judge.gemm import compare_gemm
 from validators.judge.gpu.survey import Surveyor
 from validators.judge.norm import compare_norm_quant, compare_quant, norm_open, quant_open
@@ -24,7 +25,7 @@ from validators.records.record import Comparison
 AnyContract = TypeVar("AnyContract", bound=Contract)
 
 
-class CompareError(ValueError):
+class CompareError(UserError):
     """Inputs, outputs and contract that do not belong together; one sentence."""
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 
 from reference.contract import NormQuantContract
+from validators.errors import UserError
 
 FP8_NAMES = {torch.float8_e4m3fn: "e4m3fn", torch.float8_e4m3fnuz: "e4m3fnuz"}
 STAND_IN = "fp32 PyTorch stand-in; shows the pipeline, says nothing about a shipped kernel"
@@ -17,7 +18,7 @@ STAND_IN = "fp32 PyTorch stand-in; shows the pipeline, says nothing about a ship
 Direction = Literal["nearest", "up", "down", "ulp_up", "ulp_down"]
 
 
-class EmulatedError(ValueError):
+class EmulatedError(UserError):
     """Inputs, a variant or a stage that the emulated kernels cannot execute; its message is one sentence."""
 
 

@@ -19,13 +19,15 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from validators.errors import UserError
+
 SECTIONS = (".nv_fatbin", "__nv_relfatbin")
 _MAGIC = 0xBA55ED50
 _KINDS = {1: "PTX", 2: "ELF"}
 _SMALLEST_ENTRY = 48
 
 
-class FatbinError(ValueError):
+class FatbinError(UserError):
     """A file without GPU code, or one whose GPU code cannot be read; its message is one sentence."""
 
 

@@ -8,10 +8,11 @@ from typing import Any
 
 from validators.cases.case import Case
 from validators.cases.tensors import Outputs
+from validators.errors import UserError
 from validators.records.provenance import Provenance, Source, provenance
 
 
-class KernelError(RuntimeError):
+class KernelError(UserError):
     """A kernel that cannot be found, loaded or called; its message is one sentence. hint: another, what to do."""
 
     def __init__(self, sentence: str, hint: str = "") -> None:

@@ -20,20 +20,19 @@ from typing import NoReturn
 import torch
 
 from reference.contract import Contract, GemmContract, NormQuantContract, get_contract
-from reference.glm4_moe import Glm4MoeError
-from validators.calls.call import KernelFault
 from validators.cases.case import Case
+from validators.errors import UserError
 from validators.explain.identify import choose_contract
 from validators.kernels.kernel import KernelError
 from validators.kernels.registry import find_kernel
 from validators.layers import presets
-from validators.layers.checkpoint import Checkpoint, CheckpointError, write_checkpoint
+from validators.layers.checkpoint import Checkpoint, write_checkpoint
 from validators.layers.checkpoint_check import listed
-from validators.layers.path import Kernels, Path, PathError, shapes_unsupported
+from validators.layers.path import Kernels, Path, shapes_unsupported
 from validators.layers.picture import error_against_depth
 from validators.layers.result import Contracts, Judged, Result
 from validators.layers.timing import Clock
-from validators.layers.tp import ALL_REDUCE, Group, ParallelError, check_split
+from validators.layers.tp import ALL_REDUCE, Group, check_split
 from validators.layers.verdict import MARGIN, TOKENS, records
 from validators.layers.walk import Walk
 from validators.process.guard import guarded
@@ -46,21 +45,8 @@ from validators.words import OPS
 DEFAULT_QUANT = "emulated/aiter-hip-gfx950"
 
 
-class LayersError(ValueError):
+class LayersError(UserError):
     """Options that do not describe a walk; one sentence."""
-
-
-SPEAKING = (
-    LayersError,
-    CheckpointError,
-    PathError,
-    ParallelError,
-    KernelError,
-    KernelFault,
-    store.StoreError,
-    Glm4MoeError,
-)
-"""Exceptions whose message is a sentence for the user."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -99,7 +85,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return guarded(
         "validators",
         lambda: command(_parse(argv)),
-        speaks=lambda error: isinstance(error, SPEAKING),
         interrupted="a walk is recorded at its end, so nothing of this one is",
     )
 
@@ -111,7 +96,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def command(parsed: argparse.Namespace) -> int:
-    """Walk, record, print; returns the exit code. Raises one of ``SPEAKING``."""
+    """Walk, record, print; returns the exit code. Raises UserError with one sentence."""
     group = _group(parsed)
     here = os.environ.get("LOCAL_RANK", "0")
     device = f"cuda:{here}" if group.real and parsed.device.startswith("cuda") else parsed.device

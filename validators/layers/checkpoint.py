@@ -58,8 +58,6 @@ class Shard:
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
         except ValueError as error:
-            if isinstance(error, CheckpointError):
-                raise
             raise CheckpointError(f"{path} is no safetensors file: its header is no JSON") from error
         if not isinstance(header, dict):
             raise CheckpointError(f"{path} is no safetensors file: its header is no table of tensors")

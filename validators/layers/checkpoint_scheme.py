@@ -6,11 +6,13 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from validators.errors import UserError
+
 PTPC = "fp8_per_token"
 GROUPS = "quantization_config.config_groups"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A directory that is no checkpoint of this kind, or a file that is cut; its message is one sentence."""
 
 

@@ -30,6 +30,7 @@ from validators.cases.tensors import (
     QuantInputs,
     QuantOutputs,
 )
+from validators.errors import UserError
 from validators.kernels.kernel import Kernel
 
 Route = Literal["per_token", "group", "mxfp4", "bf16"]
@@ -39,7 +40,7 @@ FP8 = torch.float8_e4m3fn
 GROUP = 128
 
 
-class PathError(ValueError):
+class PathError(UserError):
     """A model or kernels that the path cannot run; its message is one sentence."""
 
 

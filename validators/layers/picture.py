@@ -6,11 +6,13 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 
+from validators.errors import UserError
+
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 860, 420, 84, 150, 48, 56
 _COLOURS = ("#0b6e4f", "#b5651d", "#3b4ba3")
 
 
-class PictureError(ValueError):
+class PictureError(UserError):
     """Nothing to draw; one sentence."""
 
 

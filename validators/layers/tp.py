@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from reference.glm4_moe import Config, Linear
+from validators.errors import UserError
 
 ALL_REDUCE = "rank order, fp32, one store"
 
 
-class ParallelError(ValueError):
+class ParallelError(UserError):
     """A model that does not split over the ranks; its message is one sentence."""
 
 

@@ -1,29 +1,50 @@
-"""How every command ends: an exit code and at most one sentence on stderr, never a traceback.
+"""How every command ends: an exit status of ``Exit`` and at most one sentence on stderr, never a traceback.
 
 Shared by ``validators``, ``golden`` and ``evals``. A sentence is what the exceptions of the suite carry; the system's
-errors (full disk, no permission) get one here. Anything else is a fault of the suite: it ends with exit code 2, since
-exit code 1 is a verdict, and names its place. ``FP8_SIGNOFF_TRACEBACK=1`` shows the traceback to whoever mends it.
+errors (full disk, no permission) get one here. Anything else is a fault of the suite: it ends with status 4, since
+1 is a verdict, and names its place. ``FP8_SIGNOFF_TRACEBACK=1`` shows the traceback to whoever mends it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from enum import IntEnum
 from pathlib import Path
 
-from validators.records.files import FileError, reason
+from validators.errors import NoDecision, RunFault, UserError
+from validators.records.files import reason
 
-NO_RESULT = 2
-"""Bad usage, an input that cannot be read, an output that cannot be written, a kernel that raised: no verdict."""
-INTERRUPTED = 130
-"""What a shell shows of a command that Ctrl-C ended: 128 and the number of SIGINT."""
 VARIABLE = "FP8_SIGNOFF_TRACEBACK"
 
 _ROOT = Path(__file__).resolve().parents[2]
+
+
+class Exit(IntEnum):
+    """The exit statuses of every command. Where several hold, NO comes before ERROR, and ERROR before NO_DECISION."""
+
+    YES = 0
+    """PASSED, SIGNED, UNCHANGED, PARITY; done."""
+    NO = 1
+    """A kernel is wrong, or the case could not have shown it (MISTRUSTED): NOT SIGNED, DRIFTED, REGRESSION."""
+    USAGE = 2
+    """Bad options, or input that cannot be read."""
+    NO_DECISION = 3
+    """UNTESTED, INCONCLUSIVE, or nothing ran, as on a machine without the device that was asked for."""
+    ERROR = 4
+    """A kernel or this suite broke, or what it says could not be written: a full disk, or a reader that went away (a
+    closed pipe), so that a cut report is never taken for a verdict."""
+    INTERRUPTED = 130
+    """Ctrl-C. What a shell shows of a command that a signal ended: 128 and the number of SIGINT."""
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+"""The system's errors that no other option would avoid."""
 
 
 def say(who: str, sentence: str) -> None:
@@ -32,13 +53,11 @@ def say(who: str, sentence: str) -> None:
         print(f"{who}: {' '.join(sentence.split())}", file=sys.stderr, flush=True)
 
 
-def guarded(
-    who: str, body: Callable[[], int], *, speaks: Callable[[Exception], bool], interrupted: str, lacking: str = ""
-) -> int:
-    """The exit code of ``body``, whatever ends it.
+def guarded(who: str, body: Callable[[], int], *, interrupted: str, lacking: str = "", speaks: object = None) -> int:
+    """The exit status of ``body``, whatever ends it.
 
-    who: stands before every sentence. speaks(error): whether its message is a sentence for the user. interrupted: what
-    is left after Ctrl-C. lacking: sentence for a machine without torch.
+    who: stands before every sentence. interrupted: what is left after Ctrl-C. lacking: sentence for a machine without
+    torch.
     """
     try:
         code = _exit_code_of(body)
@@ -47,18 +66,32 @@ def guarded(
     except KeyboardInterrupt:
         with _deaf():
             say(who, f"interrupted; {interrupted}.")
-        return INTERRUPTED
+        return Exit.INTERRUPTED
     except BrokenPipeError:
         # The reader went away (| head); there is nobody left to tell.
-        return NO_RESULT
+        return Exit.ERROR
     except Exception as error:
         if os.environ.get(VARIABLE):
             traceback.print_exc()
-        say(who, sentence_of(error, speaks, lacking))
-        return NO_RESULT
+        say(who, sentence_of(error, lacking))
+        return status_of(error)
     finally:
         _settle(sys.stdout)
         _settle(sys.stderr)
+
+
+def status_of(error: BaseException) -> Exit:
+    """The exit status of a command that ``error`` ended."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in _FULL:
+            return Exit.ERROR
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(error, NoDecision | ModuleNotFoundError):
+        return Exit.NO_DECISION
+    if isinstance(error, OSError) or (isinstance(error, UserError) and not isinstance(error, RunFault)):
+        return Exit.USAGE
+    return Exit.ERROR
 
 
 last_command = False
@@ -82,7 +115,7 @@ def _exit_code_of(body: Callable[[], int]) -> int:
     try:
         return int(body())
     except SystemExit as end:  # argparse after --help
-        return end.code if isinstance(end.code, int) else 0 if end.code is None else NO_RESULT
+        return end.code if isinstance(end.code, int) else 0 if end.code is None else Exit.USAGE
 
 
 def _settle(stream: object) -> None:
@@ -96,9 +129,9 @@ def _settle(stream: object) -> None:
             os.close(nowhere)
 
 
-def sentence_of(error: Exception, speaks: Callable[[Exception], bool], lacking: str = "") -> str:
+def sentence_of(error: Exception, lacking: str = "") -> str:
     """One sentence for ``error``."""
-    if isinstance(error, FileError):
+    if isinstance(error, UserError):
         return str(error)
     if isinstance(error, ModuleNotFoundError) and error.name and not _ours(error.name):
         if lacking and error.name == "torch":
@@ -107,8 +140,6 @@ def sentence_of(error: Exception, speaks: Callable[[Exception], bool], lacking: 
     if isinstance(error, OSError):
         names = [str(name) for name in (error.filename, error.filename2) if name is not None]
         return f"{' -> '.join(names) or 'reading or writing failed'}: {reason(error)}"
-    if speaks(error):
-        return str(error)
     text = " ".join(str(error).split())[:300]
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return f"out of memory{f' ({text})' if text else ''}."

@@ -24,7 +24,7 @@ from typing import Any
 
 from validators.process import doing
 from validators.process import guard as command
-from validators.process.guard import INTERRUPTED, NO_RESULT, say
+from validators.process.guard import Exit, say
 
 CALL_LIMIT_S = 600.0
 """A call of a kernel takes milliseconds; a wide GEMM that is interpreted on a CPU may take a minute."""
@@ -147,7 +147,7 @@ class _Watch:
                 self.who,
                 f"kernel {self._kernel()} did not return within {limit:g} s{doing.last(self.words)}.{self._hint()}",
             )
-            raise SystemExit(NO_RESULT)
+            raise SystemExit(Exit.ERROR)
 
     def _kernel(self) -> str:
         length = _HEAD.unpack_from(self.shared, 0)[2]
@@ -162,7 +162,7 @@ class _Watch:
         number = -code
         if self.interrupts:
             say(self.who, "interrupted; what was recorded until then is on disk.")
-            return INTERRUPTED
+            return Exit.INTERRUPTED
         if number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
@@ -175,4 +175,4 @@ class _Watch:
             )
         else:
             say(self.who, f"the command died with signal {number}{name}{memory}.")
-        return NO_RESULT
+        return Exit.ERROR

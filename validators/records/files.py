@@ -12,11 +12,13 @@ import os
 import stat
 from pathlib import Path
 
+from validators.errors import UserError
+
 _PROBE_BYTES = 4096
 """A full disk may still take an empty file or a few bytes that fit beside its name; it does not take a page."""
 
 
-class FileError(ValueError):
+class FileError(UserError):
     """A file or folder that cannot be written; its message is one sentence."""
 
 

@@ -15,13 +15,14 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from validators.errors import UserError
 from validators.records import version1
 from validators.records.codec import CodecError, decode, encode
 from validators.records.files import FileError, Lines, check_folder, reason
 from validators.records.record import SCHEMA_VERSION, Record
 
 
-class StoreError(ValueError):
+class StoreError(UserError):
     """A record or record file that cannot be written or read; its message is one sentence."""
 
 

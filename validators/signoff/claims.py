@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from validators.errors import UserError
 from validators.records.record import Record, Status
 from validators.words import OPS
 
 
-class ClaimError(ValueError):
+class ClaimError(UserError):
     """A claim or policy that cannot be read or makes no sense; its message is one sentence."""
 
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from validators.cases.case import Case, CaseError
+from validators.errors import UserError
 from validators.records import store
 from validators.records import text as report
 from validators.records.record import Record, Status
@@ -47,7 +48,7 @@ STAGE_LANES: dict[str, tuple[str, ...]] = {"gsm8k_parity": ("parity",), "trace":
 """Records of a whole path have the one lane of their stage."""
 
 
-class SignoffError(ValueError):
+class SignoffError(UserError):
     """Records that no decision can rest on; its message is one sentence."""
 
 

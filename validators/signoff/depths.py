@@ -8,13 +8,14 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from validators.errors import RunFault
 from validators.words import DEPTHS, FP8_FORMATS
 
 TABLE = Path(__file__).resolve().parent / "data" / "depths.json"
 SCHEMA = 1
 
 
-class DepthError(ValueError):
+class DepthError(RunFault):
     """The table cannot be read; its message is one sentence."""
 
 
@@ -53,8 +54,6 @@ def _load() -> Mapping[str, Mapping[str, Mapping[str, list[str]]]]:
         cases: Mapping[str, Mapping[str, Mapping[str, list[str]]]] = data["cases"]
         return cases
     except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, DepthError):
-            raise
         raise DepthError(
             f"the table of cases {TABLE} cannot be read ({type(error).__name__}); "
             "python -m tests.benchmarks.depths --write makes it."

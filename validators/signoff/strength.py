@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from validators.cases.case import Case, CaseError
+from validators.errors import RunFault
 from validators.records.record import Record, Status
 
 TABLE = Path(__file__).resolve().parent / "data" / "strength.json"
@@ -38,7 +39,7 @@ DECLARED: Mapping[str, Mapping[str, object]] = {
 of them they are no defects, wholly or in part, and are not counted."""
 
 
-class StrengthError(ValueError):
+class StrengthError(RunFault):
     """The table cannot be read; its message is one sentence."""
 
 

@@ -76,8 +76,6 @@ def load(path: str | Path, taught: Taught = ()) -> Trace:
     try:
         return _launches(spans, taught)
     except (TypeError, ValueError, KeyError) as error:
-        if isinstance(error, TraceError):
-            raise
         raise TraceError(f"{path} has an event that torch.profiler does not write ({error}).") from None
 
 

@@ -12,10 +12,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from validators.errors import UserError
 from validators.trace.mangled import CUT, demangle
 
 
-class TraceError(ValueError):
+class TraceError(UserError):
     """A file that is no profiler trace, or options that cannot be; the message is one sentence."""
 
 

@@ -358,7 +358,7 @@ def test_help_without_torch() -> None:
     assert shown.returncode == 0
     assert "signoff" in shown.stdout
     refused = _python("-c", code, "list")
-    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert (refused.returncode, refused.stderr.count("\n")) == (3, 1)
 
 
 def test_real_kernels_and_cases_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

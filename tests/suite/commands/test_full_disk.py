@@ -13,7 +13,7 @@ import evals.gsm8k.store as evals_store
 from tests.support.made import record
 from tests.support.walk import BELOW_A_FILE, CASE, NORM, make_place, one_sentence, the_command, words_of
 from validators.records import files
-from validators.records.store import Sink, load, to_json
+from validators.records.store import Sink, StoreError, load, to_json
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_a_disk_that_is_full_from_the_start(
         monkeypatch.setattr("validators.layers.build.walk", lambda *_, **__: started.append(1))
         monkeypatch.setattr("validators.explain.probe.probe", lambda *_, **__: started.append(1))
         monkeypatch.setattr("golden.propose._entries", lambda *_, **__: started.append(1))
-    said = one_sentence(of, [*words_of(of, own), *WRITES[name].format(**own).split()], capfd)
+    said = one_sentence(of, [*words_of(of, own), *WRITES[name].format(**own).split()], capfd, code=4)
     assert "No space left on device" in said
     assert not started
     assert not [p for p in tmp_path.rglob("*") if p.is_file() and p.name != ".lock"]
@@ -106,7 +106,7 @@ def test_a_disk_that_fills_up_keeps_the_records_before(
     for seed in range(3):
         words += ["--case", CASE.replace("-s0", f"-s{seed}")]
     disk(6000)
-    said = one_sentence(of, words, capfd)
+    said = one_sentence(of, words, capfd, code=4)
     kept = load(tmp_path / "r")
     assert 1 <= len(kept) <= 2
     assert f"No space left on device; {len(kept)} record" in said
@@ -119,7 +119,7 @@ def test_half_a_line_does_not_stand_before_the_next_one(disk: Callable[[int], No
     with Sink(tmp_path) as sink:
         disk(size + 50)
         sink.write(record())
-        with pytest.raises(ValueError, match="No space left on device; 1 record"):
+        with pytest.raises(StoreError, match="No space left on device; 1 record"):
             sink.write(record())
         disk(10**6)
         sink.write(record(kernel="later"))
@@ -132,7 +132,7 @@ def test_an_import_is_whole_or_not_there(
     of = the_command("evals import")
     words = ["lm-eval", place["samples"], "--out", str(tmp_path / "run")]
     disk(900)
-    assert "No space left on device" in one_sentence(of, words, capfd)
+    assert "No space left on device" in one_sentence(of, words, capfd, code=4)
     assert [p.name for p in (tmp_path / "run").iterdir()] == [".lock"]
     disk(10**6)
     assert of.main([*of.start, *words]) == 0
@@ -149,7 +149,7 @@ def test_a_sign_off_is_whole_or_not_there(
     assert set(whole) >= {"signoff.json", "signoff.md"}
     disk(room)
     capfd.readouterr()
-    assert of.main([*of.start, *words]) == 2
+    assert of.main([*of.start, *words]) == 4
     out, err = capfd.readouterr()
     assert out.startswith("SIGNED")  # the decision is told all the same
     assert "cannot write" in err

@@ -32,6 +32,7 @@ from tests.support.walk import (
 )
 from validators.process import guard as command
 from validators.process import interrupt
+from validators.process.guard import Exit
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +125,7 @@ def test_an_interrupt(
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", interrupted)
     # A shell's background job starts with the signal ignored.
     before = signal.getsignal(signal.SIGINT)
-    assert "interrupted; " in one_sentence(of, words_of(of, place), capfd, code=command.INTERRUPTED)
+    assert "interrupted; " in one_sentence(of, words_of(of, place), capfd, code=Exit.INTERRUPTED)
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -136,13 +137,13 @@ def test_a_fault_of_the_suite_is_no_verdict(
         raise AssertionError("two\nlines")
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", wrong)
-    assert of.main([*of.start, *words_of(of, place)]) == 2
+    assert of.main([*of.start, *words_of(of, place)]) == Exit.ERROR
     said = capfd.readouterr().err
     assert said.count("\n") == 1
     assert "unexpected AssertionError: two lines (" in said
     assert command.VARIABLE in said
     monkeypatch.setenv(command.VARIABLE, "1")
-    assert of.main([*of.start, *words_of(of, place)]) == 2
+    assert of.main([*of.start, *words_of(of, place)]) == Exit.ERROR
     assert "Traceback" in capfd.readouterr().err
 
 
@@ -170,7 +171,7 @@ def test_standard_output_that_cannot_be_written(
     stream = _stdout(kind)
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", prints)
     monkeypatch.setattr(sys, "stdout", stream)
-    assert of.main([*of.start, *words_of(of, place)]) == 2
+    assert of.main([*of.start, *words_of(of, place)]) == Exit.ERROR
     said = capfd.readouterr().err
     assert said == (f"{of.group}: reading or writing failed: No space left on device\n" if kind == "full" else "")
     stream.close()  # what is left in it goes nowhere, and quietly

@@ -7,13 +7,14 @@ import torch
 from reference.contract import GemmContract
 from reference.formats import FloatFormat
 from reference.ptpc_gemm import Accumulate, emulate
+from validators.errors import RunFault
 
 SPOT_ROWS = 8
 SPOT_COLS = 64
 """Rows and columns of each block that the reference emulates as well: a wrong fast path cannot pass unseen for long."""
 
 
-class EmulationMismatch(RuntimeError):
+class EmulationMismatch(RunFault):
     """The fast emulation differs from the reference; one sentence."""
 
 

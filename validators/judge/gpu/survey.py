@@ -10,6 +10,7 @@ import torch
 from reference import budgets
 from reference.add_rmsnorm_quant import end_factors
 from reference.contract import NormQuantContract
+from validators.errors import RunFault
 from validators.records.record import Comparison
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ AGAIN = 64
 _TRUSTED: dict[tuple[Any, ...], int] = {}
 
 
-class SurveyMismatch(RuntimeError):
+class SurveyMismatch(RunFault):
     """The survey and the judgement without it disagree; one sentence."""
 
 
