@@ -72,7 +72,7 @@ def judge_stored(row: Row, tensors: dict[str, Tensor]) -> tuple[Verdict, tuple[s
     try:
         outputs: Outputs = _OUTPUTS[row.op](**named)
         contract = get_contract(row.op, str(row.contract))
-        comparisons, statistical = judge(Claim(inputs, outputs, (), 0.0), contract)
+        comparisons, statistical = judge(Claim(inputs, outputs), contract)
     except (UserError, TypeError, KeyError, RuntimeError, ValueError) as error:
         raise GoldenError(f"golden {row.id}: its outputs cannot be judged: {error}") from None
     return decide(comparisons, statistical)

@@ -186,7 +186,7 @@ def accepted(outputs: Outputs, criterion: Criterion, op: str, data: str, index: 
 
 def admitted(outputs: Outputs, kernel: Kernel, bed: Bed) -> bool:
     """Does this suite find every value inside the admissible sets of the declared contract? No call is repeated."""
-    claim = Claim(bed.inputs, outputs, (), 0.0)
+    claim = Claim(bed.inputs, outputs)
     comparisons, checks = judge(claim, get_contract(kernel.op, str(kernel.contract)))
     return decide(comparisons, checks)[0] not in CAUGHT
 

@@ -1,8 +1,8 @@
-"""Invariance: the same row gives the same bits in another run, another batch and another layout.
+"""Invariance: the same row gives the same bits in another batch and in another layout.
 
 Each function calls the kernel again with fresh poisoned buffers, compares bits and returns one ``Check``. Nothing here
-needs a reference. ``judged=False`` reports the finding with ``ok=None``: a contract may declare that a kernel is not
-deterministic, or that a row's result depends on its batch.
+needs a reference. ``judged=False`` reports the finding with ``ok=None``: a contract may declare that a row's result
+depends on its batch, and a kernel that its runs differ.
 
 Between batches and layouts any NaN equals any NaN: its sign and payload follow the instruction that formed it, and a
 vector body and a scalar tail may use two. Scales and codes of rows that the contract leaves open are not judged;
@@ -25,21 +25,6 @@ from validators.records.record import Check
 
 if TYPE_CHECKING:
     from validators.kernels.kernel import Kernel
-
-
-def run_to_run(
-    kernel: Kernel, inputs: Inputs, first_outputs: Outputs, *, repeats: int = 2, judged: bool = True
-) -> Check:
-    """Check "run to run": ``repeats`` more calls on the same inputs give the bits of ``first_outputs``."""
-    name, kind = "run to run", "determinism"
-    for run in range(2, repeats + 2):
-        outputs, problem = _call(kernel, inputs, run)
-        if outputs is None:
-            return Check(name, False, f"run {run} on the same inputs: {problem}", kind)
-        differing = integrity.describe_differences(integrity.same_bits(first_outputs, outputs))
-        if differing:
-            return _verdict(name, kind, judged, f"run {run} on the same inputs gives other bits: {differing}")
-    return Check(name, True if judged else None, f"{repeats + 1} runs on the same inputs gave the same bits", kind)
 
 
 OpenRows = Callable[[], torch.Tensor]

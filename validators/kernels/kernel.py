@@ -60,8 +60,9 @@ class Kernel:
     emulated: True if this is a stand-in that shows the pipeline, not a kernel that anybody ships.
     fake: True while its library is a test double; such records never count for a sign-off.
     compiles: True if its library builds machine code at the first call, for minutes where nothing is prebuilt; that
-    call is then made once outside the time limits. chosen(case) -> what the library picks for this case (a GEMM
-    library, a kernel's name), for the record.
+    call is then made once outside the time limits. deterministic: False if two runs may give other bits by design
+    (split-K with atomics); then every run is judged value by value. chosen(case) -> what the library picks for this
+    case (a GEMM library, a kernel's name), for the record.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Kernel:
     emulated: bool = False
     fake: bool = False
     compiles: bool = False
+    deterministic: bool = True
     chosen: Callable[[Case], Mapping[str, str]] = _nothing_chosen
     notes: str = ""
     options: Mapping[str, object] = field(default_factory=dict)

@@ -8,12 +8,13 @@ The parameter names are the protocol, and they say which op it is::
     f(a, a_scale, b, b_scale, bias, out_dtype) -> out [M, N], with b (N, K)             ptpc_gemm
     f(<fields of the op's inputs>) -> <its outputs>                                     any other op
 
-Further parameters need defaults. One named ``gemma`` or ``gemma_norm`` is passed True in gemma cases. Five
+Further parameters need defaults. One named ``gemma`` or ``gemma_norm`` is passed True in gemma cases. Six
 attributes of the function may say more: ``contract`` (name of the declared preset; without it the
 contract is identified from the outputs), ``devices`` (of "cpu" and "cuda"; both by default),
 ``supports``, a dict that overrides DEFAULT_SUPPORTS (an in-place function has no form without a residual),
-``unsupported``, which takes a Case and returns a sentence where the case is outside the kernel's limits, else None, and
-``compiles``: True where the first call compiles for minutes, so that it is made once outside the time limits.
+``unsupported``, which takes a Case and returns a sentence where the case is outside the kernel's limits, else None,
+``compiles``: True where the first call compiles for minutes, so that it is made once outside the time limits, and
+``deterministic``: False where two runs may give other bits by design, so that each is judged value by value.
 """
 
 from __future__ import annotations
@@ -121,7 +122,9 @@ def load(spec: str, op: str | None = None) -> Kernel:
         unsupported=functools.partial(_unsupported, supports, _own_limits(spec, function)),
         versions=functools.partial(arch.versions, "triton"),
         options={"supports": supports},
-        compiles=_compiles(spec, function),
+        # A file that imports aiter calls a library that compiles at the first call.
+        compiles=_flag(spec, function, "compiles", "aiter" in sys.modules),
+        deterministic=_flag(spec, function, "deterministic", True),
         source=functools.partial(_same, _source(where)),
         lacks=functools.partial(_missing, supports),
     )
@@ -236,11 +239,10 @@ def _devices(spec: str, function: Callable[..., object]) -> tuple[str, ...]:
     return tuple(devices)
 
 
-def _compiles(spec: str, function: Callable[..., object]) -> bool:
-    """Declared, or seen: a file that imports aiter calls a library that compiles at the first call."""
-    declared = getattr(function, "compiles", "aiter" in sys.modules)
+def _flag(spec: str, function: Callable[..., object], name: str, default: bool) -> bool:
+    declared = getattr(function, name, default)
     if not isinstance(declared, bool):
-        raise KernelError(f"{spec}.compiles must be True or False, not {declared!r}")
+        raise KernelError(f"{spec}.{name} must be True or False, not {declared!r}")
     return declared
 
 

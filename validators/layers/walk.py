@@ -398,7 +398,7 @@ class Walk:
             shape = check_outputs(inputs, outputs, strict=False)
         except OutputError as error:
             self._stop(arm, layer, step, op, contract.name, str(error), rank)
-        comparisons, more = judge(Claim(inputs, outputs, (), 0.0), contract)
+        comparisons, more = judge(Claim(inputs, outputs), contract)
         found = (shape, *checks, *more)
         status, reasons = decide(comparisons, found)
         explanations: tuple[Explanation, ...] = ()

@@ -97,7 +97,7 @@ def explain(
 
 
 def _violations(inputs: Inputs, outputs: Outputs, contract: Contract) -> int:
-    return sum(c.violations for c in judge(Claim(inputs, outputs, (), 0.0), contract)[0])
+    return sum(c.violations for c in judge(Claim(inputs, outputs), contract)[0])
 
 
 def _products(inputs: GemmInputs, memory: Memory, suspects: Suspects) -> Iterator[tuple[Named, GemmInputs]]:

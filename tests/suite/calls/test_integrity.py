@@ -10,7 +10,9 @@ import torch
 
 from validators.calls import integrity, invariance
 from validators.calls.buffers import POISONS, Guarded, make_buffers
+from validators.calls.call import run_kernel
 from validators.calls.integrity import OutputError
+from validators.cases.case import Case
 from validators.cases.tensors import (
     GemmInputs,
     GemmOutputs,
@@ -304,7 +306,6 @@ def _run(inputs: Inputs, call: Callable[[Inputs, Outputs], Outputs] = _fill) -> 
 )
 def test_an_honest_kernel_is_invariant(inputs: Inputs, op: str) -> None:
     kernel, outputs = _kernel(_fill, op), _run(inputs)
-    assert invariance.run_to_run(kernel, inputs, outputs).ok is True
     assert invariance.batch_invariance(kernel, inputs, outputs).ok is True
     layout = invariance.layout_equals_contiguous(kernel, inputs, outputs)
     x = inputs.a if isinstance(inputs, GemmInputs) else inputs.x
@@ -312,25 +313,28 @@ def test_an_honest_kernel_is_invariant(inputs: Inputs, op: str) -> None:
 
 
 def test_a_race_is_seen_run_to_run() -> None:
+    """By the two calls that every validation makes."""
     calls = []
 
     def coin(inputs: Inputs, buffers: Outputs) -> Outputs:
         outputs = _fill(inputs, buffers)
         calls.append(1)
-        if len(calls) == 3:
+        if len(calls) == 2:
             outputs.scale[4] *= 2  # type: ignore[union-attr]
         return outputs
 
-    inputs = _norm_inputs()
-    kernel, first = _kernel(coin), _run(inputs, coin)
-    check = invariance.run_to_run(kernel, inputs, first)
-    assert check.ok is False
-    assert check.detail == (
-        "run 3 on the same inputs gives other bits: 1 of 12 elements of scale differ, "
-        "the first at (4, 0) (one element, (4, 0))"
+    case = Case("add_rmsnorm_quant", 12, 40, "gaussian")
+    claim = run_kernel(_kernel(coin), case, "cpu")
+    (check,) = (c for c in claim.checks if c.name == "run to run")
+    assert (check.ok, claim.again) == (False, None)
+    assert (
+        check.detail == "two runs differ: 1 of 12 elements of scale differ, the first at (4, 0) (one element, (4, 0))"
     )
+    assert next(c for c in run_kernel(_kernel(coin), case, "cpu").checks if c.name == "run to run").ok is True
     calls.clear()
-    assert invariance.run_to_run(kernel, inputs, _run(inputs, coin), judged=False).ok is None
+    claim = run_kernel(_kernel(coin), case, "cpu", deterministic=False)
+    assert next(c for c in claim.checks if c.name == "run to run").ok is None
+    assert claim.again.scale[4] == 2 * claim.outputs.scale[4]  # type: ignore[union-attr]
 
 
 def test_a_result_that_depends_on_the_batch_is_seen() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from reference.contract import NORM_QUANT_CONTRACTS
 from validators.cases.case import Case
 from validators.cases.recipe import ADD, QUANT
 from validators.cases.tensors import NormQuantInputs, NormQuantOutputs
@@ -99,6 +101,44 @@ def test_a_random_scale_is_nondeterministic_and_not_dependent_on_its_batch() -> 
     record = validate(random_scale(), Case(ADD, 8, 264, "gaussian"))
     assert record.status is Status.NONDETERMINISTIC, record.reasons
     assert record.reasons[0].startswith("run to run: two runs differ: ")
+
+
+@pytest.mark.parametrize("who", ["kernel", "contract"])
+def test_a_declared_nondeterministic_kernel_is_judged_by_the_values_of_each_run(
+    who: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = random_scale()
+    if who == "kernel":
+        kernel = dataclasses.replace(kernel, deterministic=False)
+    else:
+        free = NORM_QUANT_CONTRACTS["aiter-triton"].replace(deterministic=False)
+        monkeypatch.setitem(NORM_QUANT_CONTRACTS, "aiter-triton", free)
+    record = validate(kernel, Case(ADD, 8, 264, "gaussian"))
+    assert record.status is Status.PASSED, record.reasons
+    said = {c.name: c for c in record.checks}
+    assert said["run to run"].ok is None
+    assert said["run to run"].detail.startswith("two runs differ: ")
+    assert said["run to run"].detail.endswith("; declared, so each run is judged by its values")
+    assert said["batch invariance"].ok is None
+
+
+@pytest.mark.parametrize("wrong", [1, 2])
+def test_a_wrong_value_in_either_run_of_a_nondeterministic_kernel_fails(wrong: int) -> None:
+    random, calls = random_scale(), [0]
+
+    def call(inputs: NormQuantInputs, buffers: NormQuantOutputs) -> NormQuantOutputs:
+        outputs = random.call(inputs, buffers)
+        assert isinstance(outputs, NormQuantOutputs)
+        calls[0] += 1
+        if calls[0] == wrong:
+            outputs.scale[3] *= 2
+        return outputs
+
+    record = validate(dataclasses.replace(random, call=call, deterministic=False), Case(ADD, 8, 264, "gaussian"))
+    assert record.status is Status.FAILED
+    assert any(reason.startswith("scale: 1 of 8 rows outside their admissible set") for reason in record.reasons)
+    second = "these are the values of the second of two runs; those of the first are admissible"
+    assert (second in record.reasons) == (wrong == 2)
 
 
 def test_the_order_of_reasons() -> None:

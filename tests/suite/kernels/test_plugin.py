@@ -381,3 +381,11 @@ def test_devices(tmp_path: Path) -> None:
     kernel = plugin.load(write(tmp_path, "def f(x, fp8_dtype): ...\nf.devices = ('cuda',)"))
     assert "says that it runs on cuda, not on cpu" in str(kernel.unavailable("cpu"))
     assert (kernel.unavailable("cuda") is None) == torch.cuda.is_available()
+
+
+def test_a_function_declares_that_its_runs_differ(tmp_path: Path) -> None:
+    source = FORMS["per_token_quant"] + "...\n"
+    assert plugin.load(write(tmp_path, source, "same.py")).deterministic
+    assert not plugin.load(write(tmp_path, source + "f.deterministic = False", "free.py")).deterministic
+    with pytest.raises(KernelError, match="deterministic must be True or False, not 'no'"):
+        plugin.load(write(tmp_path, source + "f.deterministic = 'no'", "bad.py"))
