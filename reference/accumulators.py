@@ -1,7 +1,7 @@
 """Matrix units bit for bit: what an FP8 matrix instruction leaves in its fp32 accumulator.
 
-Where the arithmetic of a unit is known, the admissible set of a GEMM output has one member. The algorithms are those
-of numerics.md section 2; each unit states how well it is known in ``Unit.source``.
+Where the arithmetic of a unit is known, the admissible set of a GEMM output has one member. Each unit
+states in ``Unit.source`` how well it is known; docs/derivations.md 8b.
 
 Notation. A code is x = (-1)^s * m * 2^(e-3) with m in 0..15; e = field - bias, 1 - bias for subnormals (never
 renormalised). A product has m = m_a*m_b <= 225, e = e_a + e_b and |p| = m * 2^(e-6) < 2^(e+2); its exponent is not
@@ -79,7 +79,7 @@ _HOPPER = Unit(
     13,
     13,
     -133,
-    source="wgmma e4m3: 5000 of 5000 recorded H100 and H200 vectors, 48 of 48 GEMMs on an H200 (numerics.md 2.1, 2.6)",
+    source="wgmma e4m3: 5000 of 5000 recorded H100 and H200 vectors, 48 of 48 GEMMs on an H200",
 )
 
 UNITS: dict[str, Unit] = {
@@ -94,19 +94,19 @@ UNITS: dict[str, Unit] = {
             13,
             13,
             -132,
-            source="mma.sync m16n8k32 e4m3: 5000 of 5000 recorded Ada vectors, c != 0 (numerics.md 2.2)",
+            source="mma.sync m16n8k32 e4m3: 5000 of 5000 recorded Ada vectors, c != 0",
         ),
         Unit(
             "cdna3-mfma",
             "mfma",
             16,
-            source="v_mfma_f32_16x16x32_fp8_fp8: two public models agree, no silicon record (numerics.md 2.4)",
+            source="v_mfma_f32_16x16x32_fp8_fp8: two public models agree, no silicon record",
         ),
         Unit(
             "blackwell-mma",
             "exact-rne",
             32,
-            source="mma.sync e4m3 on B200: 5000 of 5000 recorded vectors; another path than tcgen05 (numerics.md 2.3)",
+            source="mma.sync e4m3 on B200: 5000 of 5000 recorded vectors; another path than tcgen05",
         ),
         Unit(
             "blackwell-tcgen05",
@@ -115,7 +115,7 @@ UNITS: dict[str, Unit] = {
             25,
             23,
             -133,
-            source="tcgen05 e4m3: MMA-Sim's model only, not checked against silicon (numerics.md 2.3)",
+            source="tcgen05 e4m3: MMA-Sim's model only, not checked against silicon",
         ),
         Unit("fp32-serial", "serial", 1, source="one fp32 FMA a product, in order of k"),
     )
@@ -156,7 +156,7 @@ K_MAPS: dict[str, Tensor] = {
     "lane16-32x32x16": _lanes(32, 16, 2),
 }
 """Which logical k each physical k holds, for every consecutive ``len(map)`` products. Identity is certain for what it
-says; the lane maps are derived from the layout of the pre-shuffled weight (kernels.md 1) under the assumption that both
+says; the lane maps are derived from the layout of the pre-shuffled weight under the assumption that both
 operands are loaded 16 bytes a lane and fed 8 bytes an instruction, low bytes first. Not checked on silicon."""
 
 

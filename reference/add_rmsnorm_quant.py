@@ -13,7 +13,7 @@ import torch
 
 from reference import budgets
 from reference.contract import NormQuantContract
-from reference.formats import FORMATS, FloatFormat, format_of, round_fp32, round_to
+from reference.formats import FloatFormat, format_of, round_to
 from reference.quantize import HUGE, TINY_SCALE, Row, ScaleTruth, in_storage, scale_truth, t_bounds
 
 MIN_NORMAL = 2.0**-126
@@ -57,7 +57,7 @@ def stored_residual(total: torch.Tensor, fmt: FloatFormat, contract: NormQuantCo
     """fl32(x + r) (fp32) -> the value that residual_out holds, as fp32.
 
     RNE of the fp32 sum equals RNE of the exact sum: the sum is inexact in fp32 only where the exponents
-    differ by more than 13 (fp16) or 16 (bf16), far from any midpoint of T (numerics.md 3c).
+    differ by more than 13 (fp16) or 16 (bf16), far from any midpoint of T (docs/derivations.md 2).
     """
     return round_to(total.double(), fmt, contract.store(fmt.name)).float()
 
@@ -439,27 +439,3 @@ def quant_truth(
     amax = x.abs().amax(dim=-1).double().cpu()
     # amax propagates NaN. A row with Inf and no NaN has scale Inf, and Inf/Inf in the cast: no source settles it.
     return scale_truth(amax, amax, amax, amax > HUGE, amax.isnan(), contract, contract.qmax(fp8), storage)
-
-
-def known_formats() -> tuple[str, ...]:
-    """Names of the code formats."""
-    return tuple(name for name in FORMATS if name.startswith("e4m3"))
-
-
-__all__ = [
-    "NormTruth",
-    "RowMax",
-    "code_t_bounds",
-    "effective_weight",
-    "end_factors",
-    "exact_product_max",
-    "fp32_ends",
-    "norm_input",
-    "norm_truth",
-    "quant_truth",
-    "residual_flushes",
-    "round_fp32",
-    "rounded_y",
-    "stored_residual",
-    "y_nominal",
-]

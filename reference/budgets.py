@@ -20,7 +20,7 @@ FLOAT64_SLACK = 2.0**-40
 It also pays for the three library functions that the reference uses on purpose, whose bits belong to a CPU, a number
 of threads or a version:
 - a sum of n squares in whatever order: (n - 1) 2**-53 relative, and half of that for rms, which is all that a sum is
-  used for (numerics.md 5). Rows of 2**14 - 2**5 elements stay within 2**-40 in the worst order, one after another; a
+  used for. Rows of 2**14 - 2**5 elements stay within 2**-40 in the worst order, one after another; a
   library that adds two or more partial sums halves it again, so 16,384, the widest norm in use, has a factor of 2 left.
 - ``torch.sqrt`` in float64, which is MKL's on a CPU: below 1 ulp = 2**-52 (its documented limit; measured: wrong by one
   ulp in 0.8 % of the values on its Intel path, 1.2 % on the other), where IEEE 754 says half of one.
@@ -65,7 +65,7 @@ def rms_budget(contract: NormQuantContract, n: int) -> Budget:
     (1u). The inverse square root halves relative errors, to first order and, because
     |(1+t)**-0.5 - 1| <= |t|/2 + (3/8) t**2/(1-t)**2.5, with a second-order part that the conversion
     k*u -> k*u/(1-k*u) covers. ``rsqrt_u`` is the operation's own maximal error.
-    Source: numerics.md 3c [der].
+    Derivation: docs/derivations.md 3.
     """
     return Budget(
         (
@@ -86,7 +86,7 @@ def scale_step_budget(contract: NormQuantContract, qmax: float) -> Budget:
 
     "divide": the division's error. "multiply": fl32(1/Q) is off by a known constant
     (0.75u for 448, 0.875u for 240: |fl32(1/Q)*Q - 1|) and the product rounds once.
-    Source: numerics.md 3c, sigma; exhaustive over all 2**23 mantissas there.
+    Derivation: docs/derivations.md 4; checked over all 2**23 mantissas.
     """
     if contract.scale_rule == "divide":
         return Budget((("scale", contract.scale_u),))
@@ -116,8 +116,8 @@ def code_budget(contract: NormQuantContract, qmax: float, *, gemma: bool) -> Bud
     number that multiplies every y of the row and also the amax, so it cancels. Left are the two
     multiplications of y_i, the two of the element that gives amax (max is exact), the scale step, and
     the division: below 9u for a correctly rounded or 1 ulp reciprocal, whatever n, eps and the order of
-    the reduction. Not valid where a floor replaces amax. Source: numerics.md 3c [der]; 96 variants x 256
-    rows x two widths x both formats without a violation [run].
+    the reduction. Not valid where a floor replaces amax. Derivation: docs/derivations.md 5; 96 variants x
+    256 rows x two widths x both formats ran without a violation.
     """
     y = multiply_budget(contract, gemma=gemma)
     amax = Budget(tuple((f"{name} of the row maximum", value) for name, value in y.terms))
@@ -130,7 +130,7 @@ def fp32_sum_budget(k: int) -> float:
     FP8 products are exact in fp32 (8-bit significands), so only the K - 1 additions round:
     (K - 1) u sum|a*b| without higher-order terms, for every order and every tree
     (Jeannerod & Rump 2013, Improved error bounds for inner products in floating-point arithmetic,
-    SIAM J. Matrix Anal. Appl. 34(2); cited from numerics.md 3b). FMA chains round no more often.
+    SIAM J. Matrix Anal. Appl. 34(2); docs/derivations.md 7). FMA chains round no more often.
     """
     return max(k - 1, 0) * U
 
@@ -164,7 +164,7 @@ def unknown_unit_budget(k: int) -> tuple[float, float]:
     largest exponent, each losing less than one unit: (g + 2) * 2**-23 * max(E, |accumulator|). Taking
     the larger of the two as their sum, err <= T * (2u S' + (g + 2) 2**-23 (E + S')), maximised over g,
     with S' = S + err. Solved for err, both coefficients are divided by 1 - alpha
-    (numerics.md 3b, structure-agnostic [der under the stated assumption]). One cannot bound an
+    (docs/derivations.md 8, under the assumption that it states). One cannot bound an
     undocumented unit without some assumption: a unit that violates this one (Hopper keeps 13 bits)
     fails loudly, which is information.
     """

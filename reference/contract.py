@@ -35,7 +35,7 @@ class Reduction:
     count: int = 0
 
     def depth(self, n: int) -> int:
-        """Longest chain of additions that any of ``n`` summands goes through (``d`` of numerics 3c)."""
+        """Longest chain of additions that any of ``n`` summands goes through (``d`` of docs/derivations.md 3)."""
         if n <= 1:
             return 0
         if self.kind == "any":
@@ -211,7 +211,7 @@ _AITER_HIP = NormQuantContract(
     division="reciprocal",
     # v_rcp_f32 is documented to 1 ulp = 2u; rcp of a power of two is exact (ISA examples).
     reciprocal_u=2.0,
-    # at most 32 elements per thread, then a tree over the block (kernels.md 1); -ffast-math
+    # at most 32 elements per thread, then a tree over the block (docs/contracts.md); -ffast-math
     # may turn the division by n into a multiplication by v_rcp: 3u, plus 1u for + eps.
     reduction=Reduction("serial", 32),
     mean_u=4.0,

@@ -1,8 +1,8 @@
 """Number formats from one table: decode, encode, order, neighbours, ulp.
 
 The encoder never uses a framework's FP8 cast: torch's cast from float64 rounds twice (through fp32),
-and its overflow changed between versions (NaN above 464 up to 2.11, saturating from 2.12 on;
-numerics.md 1). Here a code is found by comparing with exact midpoints in float64.
+and its overflow changed between versions (NaN above 464 up to 2.11, saturating from 2.12 on).
+Here a code is found by comparing with exact midpoints in float64.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class FloatFormat:
     """A binary floating-point format.
 
     bits: storage width. mantissa: explicit mantissa bits. bias: exponent bias. max_code: magnitude code
-    of the largest finite value. nan_codes: byte codes that are NaN (FP8 only; 16-bit formats follow
-    IEEE 754). ieee: has infinities and IEEE NaNs.
+    of the largest finite value. nan_codes: byte codes that are NaN (FP8 only; wider formats
+    follow IEEE 754).
     """
 
     name: str
@@ -32,7 +32,6 @@ class FloatFormat:
     bias: int
     max_code: int
     nan_codes: tuple[int, ...]
-    ieee: bool
 
     @property
     def significand(self) -> int:
@@ -55,11 +54,11 @@ class FloatFormat:
         return 1 - self.bias
 
 
-E4M3FN = FloatFormat("e4m3fn", 8, 3, 7, 0x7E, (0x7F, 0xFF), False)
-E4M3FNUZ = FloatFormat("e4m3fnuz", 8, 3, 8, 0x7F, (0x80,), False)
-BF16 = FloatFormat("bf16", 16, 7, 127, 0x7F7F, (), True)
-FP16 = FloatFormat("fp16", 16, 10, 15, 0x7BFF, (), True)
-FP32 = FloatFormat("fp32", 32, 23, 127, 0x7F7FFFFF, (), True)
+E4M3FN = FloatFormat("e4m3fn", 8, 3, 7, 0x7E, (0x7F, 0xFF))
+E4M3FNUZ = FloatFormat("e4m3fnuz", 8, 3, 8, 0x7F, (0x80,))
+BF16 = FloatFormat("bf16", 16, 7, 127, 0x7F7F, ())
+FP16 = FloatFormat("fp16", 16, 10, 15, 0x7BFF, ())
+FP32 = FloatFormat("fp32", 32, 23, 127, 0x7F7FFFFF, ())
 
 FORMATS: dict[str, FloatFormat] = {f.name: f for f in (E4M3FN, E4M3FNUZ, BF16, FP16, FP32)}
 _TORCH: dict[torch.dtype, FloatFormat] = {

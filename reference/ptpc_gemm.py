@@ -2,7 +2,7 @@
 
 The float64 product is exact: every FP8 product is an integer multiple of 2**-18 (e4m3fn) or 2**-20
 (e4m3fnuz), and so is every partial sum; while sum|a*b| stays below 2**53 of those units no order, tree
-or FMA rounds (numerics.md 3a). That holds for every K up to ``EXACT_K``.
+or FMA rounds (docs/derivations.md 6). That holds for every K up to ``EXACT_K``.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def largest_exponent(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         largest = v.abs().amax(dim=1)
         # A NaN's row is judged as NaN; its exponent only has to be finite.
         mantissa_free = pow2(exponent_of(largest).clamp(max=10))
-        # A subnormal code keeps the lowest normal exponent (never renormalised, numerics.md 2).
+        # A subnormal code keeps the lowest normal exponent (never renormalised).
         return torch.where(largest == 0, torch.zeros_like(largest), mantissa_free.clamp(min=2.0**-6))
 
     return top(a)[:, None] * top(b)[None, :]

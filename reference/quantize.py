@@ -257,7 +257,7 @@ def codes_admissible(
     """(admissible, single): is each code (uint8) one that some t in [t_low, t_high] rounds to, and the only one?
 
     t_low <= t_high signed float64. RNE is monotone and onto, so the admissible codes are those whose
-    preimage meets the interval (numerics.md 3e). -0 and +0 of e4m3fn are one value; 0x80 of e4m3fnuz
+    preimage meets the interval (docs/derivations.md 5). -0 and +0 of e4m3fn are one value; 0x80 of e4m3fnuz
     is NaN and never admissible for a finite t. NaN is admissible under overflow "nan" where the interval
     passes the overflow threshold.
     """

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from reference.accumulator_bounds import a_priori_bound, running_bound
 from reference.accumulators import emulate
 from reference.budgets import FLOAT64_SLACK, U
 from reference.formats import BF16, E4M3FN, E4M3FNUZ, FloatFormat, decode, encode, round_to
+from tests.support.accumulator_bounds import a_priori_bound, running_bound
 
 UNITS = ("hopper-fast", "hopper-promote128", "ada", "cdna3-mfma", "blackwell-mma", "blackwell-tcgen05", "fp32-serial")
 BLOCK = 256

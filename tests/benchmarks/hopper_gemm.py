@@ -23,7 +23,7 @@ from validators.cases.inputs import build
 from validators.cases.tensors import GemmInputs
 from validators.judge.gpu.accumulate import checked_fast
 
-SHAPES = {  # name: (N, K), kernels.md section 3
+SHAPES = {  # name: (N, K) of GLM-4.7 on one GPU and on eight
     "qkv": (14336, 5120),
     "o_proj": (5120, 12288),
     "qkv_tp8": (1792, 5120),

@@ -11,7 +11,6 @@ from validators.cases.recipe import ADD, QUANT, NormRecipe, Pair, needs_bf16, ne
 from validators.cases.recipes_norm import gaussian_pair
 
 _BOTH = (ADD, QUANT)
-NONFINITE_ROWS = ("NaN everywhere", "one +Inf", "one -Inf", "Inf - Inf", "one NaN")
 
 
 def _scaled(pair: Pair, amplitude: torch.Tensor) -> Pair:
@@ -40,7 +39,7 @@ def _zero_rows(block: Block) -> Pair:
 
 
 def nonfinite_row_numbers(m: int) -> tuple[int, ...]:
-    """Row of each of ``NONFINITE_ROWS``, in that order; ordinary rows lie before, between and after where m allows."""
+    """Rows with NaN everywhere, one +Inf, one -Inf, Inf - Inf and one NaN, with ordinary rows around where m allows."""
     return tuple((kind + 1) * m // 6 for kind in range(5))
 
 

@@ -28,7 +28,7 @@ SAMPLE_ROWS = 64
 SAMPLE_COLS = 256
 SPLITS = 4
 TILE_N, TILE_K = 16, 32
-"""Tile of the pre-shuffled weight layout (kernels.md 1): 16 rows of two halves of 16 bytes."""
+"""Tile of the pre-shuffled weight layout (aiter's ``shuffle_weight`` with layout (16, 16)): 16 rows of two halves of 16 bytes."""
 UNIT_ROWS, UNIT_COLS = 16, 64
 
 
@@ -514,6 +514,3 @@ def _bias_direction(got: Tensor, value: Tensor, bad: Tensor) -> tuple[Explanatio
         words = f"outputs are low in magnitude by {lost} (median): truncation or lost products"
         return (Explanation("", words, kind="observation"),)
     return ()
-
-
-__all__ = ["HYPOTHESES", "explain_gemm"]

@@ -75,7 +75,6 @@ class Prediction:
     """Magnitude to which t is clamped before it is rounded."""
     encoder: Callable[[Tensor], Tensor] | None = None
     """What makes codes of t, where the hypothesis has something else there than rounding to nearest even."""
-    overwritten: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ def predict(scene: Scene, contract: NormQuantContract, stages: dict[str, Stage])
             if "residual_from_norm" in stages:
                 residual = residual.clone()
                 residual[:, 16:24] = round_to((z * rms[:, None])[:, 16:24], scene.storage)
-    # Where NaN is unspecified, hardware maxima ignore it and a clamp turns it into -Q (numerics.md 1).
+    # Where NaN is unspecified, hardware maxima ignore it and a clamp turns it into -Q.
     drops_nan = contract.nonfinite == "unspecified"
     amax = (y.nan_to_num(nan=0.0, posinf=float("inf"), neginf=-float("inf")) if drops_nan else y).abs().amax(dim=1)
     if "amax" in stages:

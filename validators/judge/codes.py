@@ -328,6 +328,3 @@ def resolve(
         )
 
     tally.candidates(use[wrong], err[wrong], make)
-
-
-__all__ = ["norm_codes", "quant_codes", "resolve", "screen_tables", "survey_tables"]

@@ -57,13 +57,6 @@ class Tally:
             if count:
                 self.steps[index - STEP_LIMIT] = self.steps.get(index - STEP_LIMIT, 0) + count
 
-    def violation_mask(self, mask: torch.Tensor, first_row: int) -> None:
-        """A violation mask [m, n] of the chunk that starts at first_row."""
-        rows, cols = mask.sum(dim=1).cpu(), mask.sum(dim=0).cpu()
-        self.row_counts[first_row : first_row + mask.shape[0]] += rows
-        self.col_counts += cols
-        self.violations += int(rows.sum())
-
     def violation_points(self, row: torch.Tensor, col: torch.Tensor) -> None:
         """Violations by index (1-D, global rows)."""
         ones = torch.ones(row.numel(), dtype=torch.int64)

@@ -171,7 +171,7 @@ def _common(unsupported: Callable[[Case], str | None]) -> dict[str, Any]:
 def default_options() -> Kernel:
     """The fused form under Inductor's default options: a real defect against the source that was compiled.
 
-    Not among ``kernels()``, because it is known to fail: the suite's tests show that it is caught.
+    Not among ``kernels()``, because it is known to fail: A test shows that it is caught.
     """
     return Kernel(
         name="inductor/default_options",

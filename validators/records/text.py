@@ -47,6 +47,8 @@ def failure_report(record: Record) -> str:
     if main is None:
         lines += _labelled("strength", strength_sentence([record]))
     lines += _labelled("provenance", *provenance_lines(record))
+    if len(lines) >= MAX_LINES:
+        lines[MAX_LINES - 2 :] = [f"  ... {len(lines) - MAX_LINES + 2} more lines: the record has them"]
     # Never clipped: this line is there to be copied.
     lines.append("  " + "reproduce".ljust(_LABEL) + reproduce_line(record))
     return "\n".join(lines)

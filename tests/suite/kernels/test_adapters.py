@@ -35,6 +35,8 @@ from validators.cases.tensors import (
     QuantOutputs,
 )
 from validators.kernels import aiter_hip, aiter_triton, inductor, sgl_kernel, torch_native, triton_own, vllm
+from validators.records.record import Status
+from validators.run import validate
 
 PROVIDERS = (torch_native, inductor, aiter_hip, aiter_triton, vllm, sgl_kernel, triton_own)
 
@@ -227,6 +229,16 @@ def test_strict_casts_keep_the_rounding_of_the_stored_sum_with_strided_rows() ->
     near = (out.scale.double() - scale(stored)).abs()
     # single rows can agree by chance; over all rows the two readings are thousands of fp32 roundings apart
     assert near.max() < far.max() / 100
+
+
+def test_inductors_default_options_skip_the_rounding_of_the_stored_sum_and_fail() -> None:
+    k = inductor.default_options()
+    case = Case("add_rmsnorm_quant", 8, 40, "gaussian", layout="strided")
+    if reason := k.unavailable("cpu") or k.unsupported(case):
+        pytest.skip(reason)
+    record = validate(k, case)
+    assert record.status is Status.FAILED
+    assert record.reasons[0].startswith("scale: 8 of 8 rows outside their admissible set (100 %)")
 
 
 @pytest.mark.parametrize("fp8", [FN, FNUZ])

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reference.accumulator_bounds import a_priori_bound, running_bound
 from reference.accumulators import K_MAPS, emulate
 from reference.formats import E4M3FN, E4M3FNUZ, decode
 from tests.benchmarks.bounds import KINDS, UNITS, Score, codes, format_for, main, score
+from tests.support.accumulator_bounds import a_priori_bound, running_bound
 
 SIDE = 192
 

@@ -145,7 +145,7 @@ def test_budgets_grow_with_what_they_pay_for(contract: NormQuantContract, n: int
 
 @pytest.mark.parametrize("contract", [NORM_QUANT_CONTRACTS["aiter-hip-gfx950"]], ids=lambda c: c.name)
 def test_the_cancellation_theorem_costs_less_than_nine_units(contract: NormQuantContract) -> None:
-    """numerics.md 3c: below 9u for a reciprocal good to one ulp, whatever the row's length."""
+    """docs/derivations.md 5: below 9u for a reciprocal good to one ulp, whatever the row's length."""
     for qmax in (448.0, 240.0):
         assert budgets.code_budget(contract, qmax, gemma=False).total_u < 9.0
 

@@ -3,7 +3,7 @@
 Neither emulates. The running bound follows the declared order of k with exact float64 prefix sums: the accumulator
 before a step lies within the error so far of the exact prefix, which bounds every exponent that decides what a step
 loses. The a-priori bound needs sum|a*b| and the largest exponents only, so it holds for every order, k-map and tile.
-Source: numerics.md 3b [der]; asserted against emulated outputs in the tests and in tests/benchmarks/bounds.py.
+Derived in the docstrings below; asserted against emulated outputs in the tests and in tests/benchmarks/bounds.py.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _aligned_step(held: _Sum, a: Operand, b: Operand, unit: Unit) -> _Sum:
 
 
 def _mfma_step(held: _Sum, a: Operand, b: Operand, unit: Unit) -> _Sum:
-    """The losses of numerics.md 3b for one group of 16, each left out where the operand is on the coarser grid already.
+    """The losses of one group of 16, each left out where the operand is on the coarser grid already.
 
     Half sums: products with e < E_h - 18. Joining the halves: the half with the smaller exponent. Against the
     accumulator: dot is a multiple of 2^(E_d-24), so only E > E_d + 8 cuts it; c is a multiple of 2^(e_c-23), so only
@@ -174,7 +174,7 @@ def a_priori_bound(a: Tensor, b: Tensor, fmt: FloatFormat, unit: str | Unit, *, 
     aligned: truncation toward zero never increases a magnitude, so |c| <= S_chain before every step and
     2^E <= P + S_chain. A step loses at most (group + 1) 2^(E-F) by aligning and 2^-kept S_chain by its last cut; summed
     over the chains: 2^-F (group + 1) (T P + L S) + 2^-kept L S.
-    mfma: (1 + 2^-6)(1 + 2 T u) T (u S + 19 * 2^-24 P) (numerics.md 3b).
+    mfma: (1 + 2^-6)(1 + 2 T u) T (u S + 19 * 2^-24 P).
     exact-rne, serial: gamma_T S. Each fp32 addition of partial sums rounds once more: gamma_R of S plus earlier error.
     """
     u = get_unit(unit) if isinstance(unit, str) else unit
