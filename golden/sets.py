@@ -110,7 +110,7 @@ def golden_id(kind: str, case: str, kernel: str | None, arch: str | None) -> str
 
 def kernel_cases(op: str, fp8: str) -> list[str]:
     """Ids of the golden cases of ``op`` in an FP8 format."""
-    return [f"{op}-{rest.format(fp8=fp8)}" for rest in _CASES[op]]
+    return [f"{op}-{rest.format(fp8=fp8)}" for rest in _CASES.get(op, ())]
 
 
 def format_for(kernel: str, arch: str) -> str:
@@ -142,15 +142,11 @@ def marked_kernels(arch: str, recorded: set[tuple[str, str]] | None = None) -> l
 
 def marked_truth() -> list[Marked]:
     """The reference goldens, and the input goldens: a small case of every recipe and op, and the variants."""
-    from validators.cases.case import Case
+    from validators.cases.op import op_named
     from validators.cases.recipes import reasons_impossible, recipe_names
     from validators.words import OPS
 
-    every = [
-        Case(op, 24, 48, name, k=176) if op == "ptpc_gemm" else Case(op, 24, 520, name)
-        for op in OPS
-        for name in recipe_names(op)
-    ]
+    every = [op_named(op).small(name) for op in OPS for name in recipe_names(op)]
     inputs = [case.id for case in every if reasons_impossible(case) is None]
     return [
         *(Marked("reference", None, None, case) for case in REFERENCE_CASES),

@@ -108,7 +108,7 @@ def measure(ops: Sequence[str], recipe: str | None = None, *, echo: bool = False
                     print(f"{len(rows[op][case.id]):3} {case.id}", flush=True)
     return {
         "schema": SCHEMA,
-        "contracts": {op: zoo.GEMM_CONTRACT if op == "ptpc_gemm" else zoo.NORM_CONTRACT for op in ops},
+        "contracts": {op: zoo.clean_kernel(op).contract for op in ops},
         "defects": {op: {d.id: d.name for d in zoo_defects if d.op == op} for op in ops},
         "fields": declared_fields(ops),
         "rows": rows,
@@ -120,11 +120,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.strength", description=__doc__)
     parser.add_argument("--op", choices=OPS)
     parser.add_argument("--recipe")
-    parser.add_argument("--write", action="store_true", help=f"write {TABLE.name}; whole measurements only")
+    parser.add_argument("--write", action="store_true", help=f"write {TABLE.name}; with --op the rows of that op")
     options = parser.parse_args(arguments)
     partial = options.op is not None or options.recipe is not None
-    if options.write and partial:
-        parser.error("--write replaces the whole table, so it goes without --op and --recipe")
+    if options.write and options.recipe:
+        parser.error("--write replaces the rows of whole ops, so it goes without --recipe")
     start = time.perf_counter()
     table = measure([options.op] if options.op else OPS, options.recipe, echo=True)
     uncaught = [
@@ -136,6 +136,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{time.perf_counter() - start:.0f} s; caught by no row: {', '.join(uncaught) or 'none'}")
     if options.write:
         TABLE.parent.mkdir(parents=True, exist_ok=True)
+        if partial:
+            kept = json.loads(TABLE.read_text(encoding="utf-8"))
+            for part in ("contracts", "defects", "fields", "rows"):
+                table[part] = {op: (table if op in table[part] else kept)[part][op] for op in OPS}  # type: ignore
         TABLE.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     return 1 if uncaught and not partial else 0
 

@@ -9,10 +9,11 @@ import torch
 
 from validators.cases.case import Case
 from validators.cases.inputs import build
+from validators.cases.recipe import ADD as ADD
+from validators.cases.recipe import GEMM as GEMM
+from validators.cases.recipe import QUANT as QUANT
 from validators.cases.tensors import GemmInputs, NormQuantInputs, QuantInputs
-from validators.words import OPS
 
-ADD, QUANT, GEMM = OPS
 NP_FP8 = {"e4m3fn": ml_dtypes.float8_e4m3fn, "e4m3fnuz": ml_dtypes.float8_e4m3fnuz}
 
 

@@ -12,6 +12,7 @@ import dataclasses
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 from reference.contract import GEMM_CONTRACTS, NORM_QUANT_CONTRACTS
 from validators.cases.case import Case
 from validators.cases.suite import cases_for
-from validators.cases.tensors import GemmInputs, Inputs, Outputs
+from validators.cases.tensors import Inputs, Outputs
 from validators.kernels import emulated, emulated_gemm
 from validators.kernels.kernel import Kernel
 from validators.words import FP8_FORMATS, OPS
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 NORM_CONTRACT = "aiter-hip-gfx950"
 GEMM_CONTRACT = "fp32"
 W = TypeVar("W", emulated.Work, emulated_gemm.GemmWork)
+
+
+_OTHER_OPS = [op for op in OPS if (Path(__file__).parent / f"{op}.py").is_file()]
+"""Ops whose defects are in a file of this folder with their name."""
 
 
 class ZooError(ValueError):
@@ -134,6 +139,9 @@ def clean_kernel(op: str) -> Kernel:
             return emulated_gemm.execute(inputs, buffers, GEMM_CONTRACTS[GEMM_CONTRACT])
 
         return Kernel("clean/ptpc_gemm", op, GEMM_CONTRACT, call, in_place=True, emulated=True)
+    if op in _OTHER_OPS:
+        kernel: Kernel = importlib.import_module(f"tests.zoo.{op}").clean_kernel()
+        return kernel
     if op not in emulated.STAGES:
         raise ZooError(f"unknown op {op!r}; known: {', '.join(emulated.STAGES)}, ptpc_gemm")
     contract = NORM_QUANT_CONTRACTS[NORM_CONTRACT]
@@ -144,9 +152,8 @@ _Shape = tuple[int, int, int]
 
 
 def _shape(inputs: Inputs) -> _Shape:
-    if isinstance(inputs, GemmInputs):
-        return len(inputs.a), len(inputs.b), inputs.a.shape[-1]
-    return inputs.x.numel() // inputs.x.shape[-1], inputs.x.shape[-1], 0
+    m, n, k = inputs.shape if inputs.op == "ptpc_gemm" else (inputs.row_count, inputs.width, 0)
+    return m, n, k
 
 
 # Name: (does the defect show for (m, n, k) and the number of earlier calls?, smallest change of them that it shows at)
@@ -181,8 +188,7 @@ SHAPE_GUARDS = tuple(_SHAPE_GUARDS)
 
 def _one_vector(inputs: Inputs, clean: Outputs, wrong: Outputs) -> None:
     """Rows of ``wrong`` into ``clean`` where the largest of |x + residual| lies in the columns of one vector."""
-    assert not isinstance(inputs, GemmInputs)
-    total = inputs.x.float()
+    total = inputs.leading.float()
     residual = getattr(inputs, "residual", None)
     total = total if residual is None else total + residual.float()
     peak = total.reshape(-1, total.shape[-1]).abs().nan_to_num(0.0, posinf=0.0).argmax(dim=1)
@@ -264,8 +270,8 @@ def concerns(guard: str, op: str) -> bool:
 
 def all_defects() -> list[Defect]:
     """Every defect, in the order of the catalogue."""
-    names = ("tests.zoo.norm", "tests.zoo.quant", "tests.zoo.gemm")
-    return [defect for name in names for defect in importlib.import_module(name).defects()]
+    modules = [importlib.import_module(f"tests.zoo.{name}") for name in ("norm", "quant", "gemm", *_OTHER_OPS)]
+    return [defect for module in modules for defect in module.defects()]
 
 
 def wiring_defects() -> list[WiringDefect]:

@@ -32,17 +32,15 @@ from validators.signoff.facts import Facts
 from validators.signoff.judged import BAD, FAILING, contradictions, inconsistency
 from validators.signoff.policy import Policy
 from validators.signoff.ruling import Ruling
-from validators.words import LANES
+from validators.words import LANES, OPS
 
 SIGNED, NOT_SIGNED, UNTESTED = "SIGNED", "NOT SIGNED", "UNTESTED"
 
 REQUIRED_LANES: dict[str, tuple[str, ...]] = {
-    # The norm's square root leaves nothing that every correct kernel must get bit for bit: no exact lane.
-    "add_rmsnorm_quant": tuple(lane for lane in LANES if lane != "exact"),
-    "per_token_quant": LANES,
-    "ptpc_gemm": LANES,
+    op: tuple(lane for lane in LANES if lane in depths.lanes(op, "default", "e4m3fn")) for op in OPS
 }
-"""Lanes that hold cases, by op. Written down because the suite of cases needs torch; a test compares the two."""
+"""Lanes that hold cases, by op, by the table of cases. The norm's square root leaves nothing that every correct kernel
+must get bit for bit, so it has no exact lane."""
 
 STAGE_LANES: dict[str, tuple[str, ...]] = {"gsm8k_parity": ("parity",), "trace": ("trace",), "goldens": ("goldens",)}
 """Records of a whole path have the one lane of their stage."""

@@ -9,11 +9,10 @@ from hypothesis import strategies as st
 from validators.cases import shapes
 from validators.cases.case import Case, CaseError
 from validators.cases.inputs import describe
+from validators.cases.recipe import ADD, GEMM, QUANT
 from validators.cases.recipes import lane_of, reasons_impossible, recipe_info, recipe_names
 from validators.cases.suite import cases_for, find
 from validators.words import DEPTHS, DTYPES, FP8_FORMATS, LANES, OPS
-
-ADD, QUANT, GEMM = OPS
 
 
 @st.composite
