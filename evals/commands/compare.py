@@ -17,9 +17,9 @@ from evals.gsm8k import store
 from evals.gsm8k.answers import find_extractor
 from evals.gsm8k.samples import TokenPair
 from evals.stats import tokens
+from evals.stats.criterion import CRITERIA, Criterion, Verdict, find_criterion
 from evals.stats.pairing import check_headers
 from evals.stats.parity import Parity, decide, decide_totals
-from evals.stats.policy import POLICIES, Policy, Verdict, find_policy
 from evals.stats.token_gates import TokenLevel, Yardstick
 from validators.records import files
 from validators.records.store import Sink
@@ -38,13 +38,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--early-stop", action="store_true", help="judge unfinished runs by betting")
     parser.add_argument("--records", metavar="DIR", help="write a record for the sign-off into this directory")
     parser.add_argument("--kernel", metavar="NAME", help="with --records: whose claim it is (default: from the run)")
-    add_policy_options(parser)
+    add_criterion_options(parser)
 
 
-def add_policy_options(parser: argparse.ArgumentParser) -> None:
-    """Options of every command that ends in a verdict; ``policy_of`` reads them."""
-    default = Policy()
-    parser.add_argument("--policy", default="non-inferiority", metavar="NAME", help=f"{', '.join(POLICIES)}")
+def add_criterion_options(parser: argparse.ArgumentParser) -> None:
+    """Options of every command that ends in a verdict; ``criterion_of`` reads them."""
+    default = Criterion()
+    parser.add_argument("--criterion", default="non-inferiority", metavar="NAME", help=f"{', '.join(CRITERIA)}")
     parser.add_argument(
         "--margin",
         type=float,
@@ -61,8 +61,8 @@ def add_policy_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", metavar="FILE", help="write the verdict as JSON too; - is standard output alone")
 
 
-def policy_of(options: argparse.Namespace) -> Policy:
-    """The policy that the options state; EvalError where they state none."""
+def criterion_of(options: argparse.Namespace) -> Criterion:
+    """The criterion that the options state; EvalError where they state none."""
     if not 0 < options.margin < 100:
         raise EvalError(f"--margin {options.margin:g} is no loss between 0 and 100 points")
     if not 0 < options.alpha < 0.5:
@@ -70,7 +70,7 @@ def policy_of(options: argparse.Namespace) -> Policy:
     if options.extractor:
         find_extractor(options.extractor)
     return dataclasses.replace(
-        find_policy(options.policy),
+        find_criterion(options.criterion),
         margin=options.margin / 100,
         alpha=options.alpha,
         extractor=options.extractor,
@@ -82,7 +82,7 @@ def policy_of(options: argparse.Namespace) -> Policy:
 
 def command(options: argparse.Namespace) -> int:
     """0 for PARITY, 1 for REGRESSION and INCONCLUSIVE; EvalError where there can be no verdict."""
-    policy = policy_of(options)
+    criterion = criterion_of(options)
     if options.json and options.json != "-":
         files.check_file(options.json)
     if options.records:
@@ -90,30 +90,30 @@ def command(options: argparse.Namespace) -> int:
     if options.totals:
         if options.runs or options.rerun or options.yardstick or options.records:
             raise EvalError("--totals takes no other runs: totals hold no answers to compare or to record")
-        return show(_totals(options, policy), options.json)
+        return show(_totals(options, criterion), options.json)
     if options.discordance is not None:
         raise EvalError("--discordance belongs to --totals: of runs it is counted")
     if len(options.runs) != 2:
         raise EvalError("name two run directories, baseline and candidate, or two --totals")
     _check_paths(options)
-    return _compare(options, policy)
+    return _compare(options, criterion)
 
 
-def _compare(options: argparse.Namespace, policy: Policy) -> int:
+def _compare(options: argparse.Namespace, criterion: Criterion) -> int:
     baseline, candidate = (store.read(run) for run in options.runs)
     rerun = store.read(options.rerun) if options.rerun else None
     yardstick = store.read(options.yardstick) if options.yardstick else None
     for run in (baseline, candidate, rerun, yardstick):
         if run is not None:
-            _check_scores(run, policy)
+            _check_scores(run, criterion)
     if rerun is not None:
-        check_headers(baseline.header, rerun.header, any_model=policy.any_model, same_arm=True)
+        check_headers(baseline.header, rerun.header, any_model=criterion.any_model, same_arm=True)
     verdict = decide(
         baseline.everything,
         candidate.everything,
         rerun=rerun.everything if rerun else None,
         tokens=_token_level(baseline, candidate, rerun, yardstick),
-        policy=policy,
+        criterion=criterion,
         headers=(baseline.header, candidate.header),
     )
     if options.records:
@@ -145,7 +145,7 @@ def _check_paths(options: argparse.Namespace) -> None:
             raise EvalError(f"{other} and {name} are the same run directory, {run}{also}")
 
 
-def _check_scores(run: store.Run, policy: Policy) -> None:
+def _check_scores(run: store.Run, criterion: Criterion) -> None:
     """EvalError if scores of gold solutions were asked for and are not all there: two arms could lack the same ones."""
     if run.unscored:
         first = run.unscored[0]
@@ -154,7 +154,7 @@ def _check_scores(run: store.Run, policy: Policy) -> None:
             f"{first.question}: {first.error}); run it again to finish them"
         )
     asked, found = run.header.questions, len(run.tokens)
-    if run.header.settings.get("prompt_logprobs") and found != asked and not policy.early_stop:
+    if run.header.settings.get("prompt_logprobs") and found != asked and not criterion.early_stop:
         raise EvalError(
             f"{run.path} has the scores of {found:,} of {asked:,} gold solutions, so there is no verdict; run it again "
             "to finish it"
@@ -185,7 +185,7 @@ def _pairs(a: store.Run, b: store.Run, name: str) -> list[TokenPair] | None:
     return tokens.pairs(a.tokens, b.tokens)
 
 
-def _totals(options: argparse.Namespace, policy: Policy) -> Parity:
+def _totals(options: argparse.Namespace, criterion: Criterion) -> Parity:
     found = [re.fullmatch(r"(\d+)/(\d+)", t) for t in options.totals]
     if not found[0] or not found[1]:
         raise EvalError(f"totals are written RIGHT/ALL, as in 1250/1319, and not {' '.join(options.totals)}")
@@ -197,7 +197,7 @@ def _totals(options: argparse.Namespace, policy: Policy) -> Parity:
             f"totals do not say how many questions changed, and the verdict depends on it: state a --discordance, at "
             f"least {abs(a - b) / max(n, 1):.4f} here and usually 0.02 to 0.05, or compare the runs"
         )
-    return decide_totals(a, b, n, options.discordance, policy)
+    return decide_totals(a, b, n, options.discordance, criterion)
 
 
 def _record(parity: Parity, baseline: store.Run, candidate: store.Run, options: argparse.Namespace) -> None:

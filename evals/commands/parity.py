@@ -35,12 +35,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--runs", metavar="DIR", help="keep both arms' answers as run directories in DIR")
     parser.add_argument("--records", metavar="DIR", help="write a record for the sign-off into this directory")
-    compare.add_policy_options(parser)
+    compare.add_criterion_options(parser)
 
 
 def command(options: argparse.Namespace) -> int:
     """Runs both arms and judges; the status of the verdict. EvalError where there is none."""
-    policy = compare.policy_of(options)
+    criterion = compare.criterion_of(options)
     if options.questions < 2 or options.token_questions < 2:
         raise EvalError("--questions and --token-questions need at least two questions")
     check_device(options.device)
@@ -50,12 +50,12 @@ def command(options: argparse.Namespace) -> int:
         if folder:
             files.check_folder(folder)
     baseline, candidate = (make_arm(spec, options.device) for spec in (options.baseline, options.candidate))
-    if baseline.kernels == candidate.kernels and not policy.aa:
+    if baseline.kernels == candidate.kernels and not criterion.aa:
         raise EvalError(f"baseline and candidate are the same kernels: {options.baseline} and {options.candidate}")
     questions = embedded_questions(options.questions, options.seed)
     model = load_embedded(options.model, options.device)
     settings = offline.Settings(device=options.device, token_questions=options.token_questions, runs=options.runs)
-    verdict = offline.judge(model, baseline, candidate, questions, policy, settings)
+    verdict = offline.judge(model, baseline, candidate, questions, criterion, settings)
     status = compare.show(verdict, options.json)
     if options.records:
         _record(verdict, baseline, candidate, options)
@@ -88,6 +88,6 @@ def _record(verdict: Parity, baseline: Arm, candidate: Arm, options: argparse.Na
 def _reproduce(options: argparse.Namespace) -> str:
     words = ["--baseline", options.baseline, "--candidate", options.candidate, "--model", options.model]
     words += ["--questions", str(options.questions), "--token-questions", str(options.token_questions)]
-    words += ["--seed", str(options.seed), "--policy", options.policy, "--margin", f"{options.margin:g}"]
+    words += ["--seed", str(options.seed), "--criterion", options.criterion, "--margin", f"{options.margin:g}"]
     words += ["--alpha", f"{options.alpha:g}", *(["--extractor", options.extractor] if options.extractor else [])]
     return f"python -m evals parity {shlex.join(words)} --device {options.device}"

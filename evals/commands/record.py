@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from evals.stats.criterion import Verdict
 from evals.stats.gate import Gate
 from evals.stats.parity import Parity
-from evals.stats.policy import Verdict
 from validators.records.evidence import Evaluation
 from validators.records.provenance import Provenance, provenance
 from validators.records.record import Check, Explanation, Record, Status
@@ -26,7 +26,7 @@ STATUS = {
 def case_name(model: str, parity: Parity, seed: int) -> str:
     """``parity-tiny-glm-n1319-margin1.5-s0``."""
     stem = "".join(c if c.isalnum() or c in "._" else "-" for c in model.rsplit("/", 1)[-1]).strip("-")
-    return f"parity-{stem}-n{parity.questions}-margin{100 * parity.policy.margin:g}-s{seed}"
+    return f"parity-{stem}-n{parity.questions}-margin{100 * parity.criterion.margin:g}-s{seed}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ def record(parity: Parity, subject: Subject) -> Record:
         explanations=(Explanation("", parity.sentence, kind="result"),) if status is Status.PASSED else (),
         strength={
             "questions": float(parity.questions),
-            "margin": parity.policy.margin,
+            "margin": parity.criterion.margin,
             "discordance": parity.table.discordance,
             "lost": float(parity.table.lost),
             "gained": float(parity.table.gained),
@@ -93,27 +93,27 @@ def _device(subject: Subject) -> str:
 
 
 def evidence(parity: Parity, kernels: Mapping[str, str]) -> Evaluation:
-    """How much the verdict shows, for a policy to hold against what it asks.
+    """How much the verdict shows, for a policy of the sign-off to hold against what it asks.
 
     rule: a ratio of scores in place of a bound has no error bar; a beginning that was looked at early has fewer
     questions, which are counted.
     """
-    policy, numbers = parity.policy, parity.numbers
+    criterion, numbers = parity.criterion, parity.numbers
     return Evaluation(
-        rule=policy.name if policy.ratio is not None else "non-inferiority",
-        margin=100 * policy.margin,
-        alpha=policy.alpha,
+        rule=criterion.name if criterion.ratio is not None else "non-inferiority",
+        margin=100 * criterion.margin,
+        alpha=criterion.alpha,
         questions=parity.questions,
         data=str(numbers.get("data") or ""),
         data_sha256=str(numbers.get("data_sha256") or ""),
         tokens=numbers.get("tokens", 0),
-        aa=policy.aa,
+        aa=criterion.aa,
         open=tuple(g.name for g in parity.gates if g.decides and g.ok is None),
-        any_model=policy.any_model,
+        any_model=criterion.any_model,
         kernels=dict(kernels),
         difference=numbers.get("difference"),
         interval=tuple(numbers.get("interval_95", ())),
-        policy=policy.name,
+        policy=criterion.name,
         extractor=parity.extractor,
     )
 

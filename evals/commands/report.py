@@ -15,8 +15,8 @@ def text(parity: Parity) -> str:
     """The quotable sentence, then every gate: yes, no, open, or a dash for what is reported and not judged."""
     lines = [parity.sentence, ""]
     lines += [f"  {_mark(g):5} {g.name:{_WIDTH}} {g.sentence}" for g in parity.gates]
-    p = parity.policy
-    rule = f"policy {p.name}, margin {100 * p.margin:g} points, alpha {p.alpha:g} one-sided"
+    p = parity.criterion
+    rule = f"criterion {p.name}, margin {100 * p.margin:g} points, alpha {p.alpha:g} one-sided"
     lines += ["", f"  {rule}, extractor {parity.extractor}, {parity.questions:,} questions"]
     return "\n".join(lines) + "\n"
 

@@ -24,9 +24,9 @@ from evals.model.inprocess import Pass, generate, score
 from evals.offline.questions import EmbeddedQuestions
 from evals.progress import Progress
 from evals.stats import logit_gates, parity
+from evals.stats.criterion import Criterion, verdict_of
 from evals.stats.gate import Gate
 from evals.stats.parity import Parity
-from evals.stats.policy import Policy, verdict_of
 from validators.records.codec import encode
 from validators.records.provenance import provenance
 
@@ -125,7 +125,7 @@ def judge(
     baseline: Arm,
     candidate: Arm,
     questions: EmbeddedQuestions,
-    policy: Policy,
+    criterion: Criterion,
     settings: Settings,
 ) -> Parity:
     """Generation of both arms and of the re-run, the token level, and the verdict on it all."""
@@ -147,10 +147,10 @@ def judge(
         samples[1],
         rerun=samples[2],
         tokens=pairs.token_level,
-        policy=policy,
+        criterion=criterion,
         headers=(about[0], about[1]),
     )
-    return with_gates(verdict, logit_gates.gates(pairs, policy.seed), (about[0], about[1]))
+    return with_gates(verdict, logit_gates.gates(pairs, criterion.seed), (about[0], about[1]))
 
 
 class _Job(NamedTuple):

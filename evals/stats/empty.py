@@ -14,8 +14,8 @@ from dataclasses import replace
 from evals.errors import EvalError
 from evals.gsm8k.answers import Extractor, Grade, grade
 from evals.gsm8k.samples import EMPTY, FAILED, IMPORTED, Header, Sample
+from evals.stats.criterion import Verdict
 from evals.stats.gate import Gate
-from evals.stats.policy import Verdict
 
 
 def is_open(sample: Sample) -> bool:

@@ -48,9 +48,10 @@ def collected(scored: Sequence[TeacherForced], names: dict[str, str]) -> InProce
 
 
 REBATCH_FACTOR = 0.5
-"""How far the candidate may move when its batches are cut otherwise, over the model's own quantisation noise. A policy:
-a kernel whose rows do not know of each other moves by the environment's order of sums alone (measured 0.00004 in the
-embedded model, 0.02 in a 135M one), one whose scale spans the batch quantizes again (0.7); the half lies between."""
+"""How far the candidate may move when its batches are cut otherwise, over the model's own quantisation noise. A stated
+choice: a kernel whose rows do not know of each other moves by the environment's order of sums alone (measured 0.00004
+in the embedded model, 0.02 in a 135M one), one whose scale spans the batch quantizes again (0.7); the half lies
+between."""
 
 
 def rebatching(pairs: InProcessPairs, seed: int) -> Gate:

@@ -16,10 +16,10 @@ from evals.errors import EvalError
 from evals.gsm8k.answers import Extractor, find_extractor
 from evals.gsm8k.samples import Header, Sample
 from evals.stats import answer_gates, empty, paired, sequential, token_gates
+from evals.stats.criterion import CRITERIA, Criterion, Verdict, verdict_of
 from evals.stats.gate import Gate
 from evals.stats.paired import NonInferiority, Table, planned
 from evals.stats.pairing import Graded, Texts, align, check_headers, texts
-from evals.stats.policy import POLICIES, Policy, Verdict, verdict_of
 from evals.stats.token_gates import TokenLevel
 
 
@@ -33,7 +33,7 @@ class Parity:
     verdict: Verdict
     sentence: str
     gates: tuple[Gate, ...]
-    policy: Policy
+    criterion: Criterion
     extractor: str
     questions: int
     table: Table
@@ -47,7 +47,7 @@ def decide(
     *,
     rerun: Sequence[Sample] | None = None,
     tokens: TokenLevel | None = None,
-    policy: Policy = POLICIES["non-inferiority"],
+    criterion: Criterion = CRITERIA["non-inferiority"],
     headers: tuple[Header, Header] | None = None,
 ) -> Parity:
     """The verdict on ``candidate`` against ``baseline``. Empty completions of imported runs are counted both ways.
@@ -55,9 +55,9 @@ def decide(
     rerun: the baseline's own re-run. tokens: the scores of the gold solutions. headers: of both arms; checked where
     given. Raises EvalError where there can be no verdict.
     """
-    if headers is None or policy.early_stop or not empty.among(headers, baseline, candidate, rerun or ()):
-        return _decide(baseline, candidate, rerun, tokens, policy, headers)
-    extractor = _extractor(policy, headers)
+    if headers is None or criterion.early_stop or not empty.among(headers, baseline, candidate, rerun or ()):
+        return _decide(baseline, candidate, rerun, tokens, criterion, headers)
+    extractor = _extractor(criterion, headers)
     own = None if rerun is None else empty.filled(rerun, extractor, right=False)
     against, for_ = (
         _decide(
@@ -65,7 +65,7 @@ def decide(
             empty.filled(candidate, extractor, right=favour),
             own,
             tokens,
-            policy,
+            criterion,
             headers,
         )
         for favour in (False, True)
@@ -83,36 +83,36 @@ def _decide(
     candidate: Sequence[Sample],
     rerun: Sequence[Sample] | None,
     tokens: TokenLevel | None,
-    policy: Policy,
+    criterion: Criterion,
     headers: tuple[Header, Header] | None,
 ) -> Parity:
     differ = ""
     if headers is not None:
-        differ = check_headers(*headers, any_model=policy.any_model, same_arm=policy.aa)
-        _complete(headers, baseline, candidate, policy)
-    if policy.early_stop:
+        differ = check_headers(*headers, any_model=criterion.any_model, same_arm=criterion.aa)
+        _complete(headers, baseline, candidate, criterion)
+    if criterion.early_stop:
         baseline, candidate = _beginning(baseline, candidate)
         rerun = None if rerun is None else [s for s in rerun if s.question in {b.question for b in baseline}]
     pairs = align(baseline, candidate)
-    extractor = _extractor(policy, headers)
+    extractor = _extractor(criterion, headers)
     rules, how = answer_gates.by_rule(pairs), texts(pairs)
     marks = rules[extractor.name]
     table = paired.table(marks.right("baseline"), marks.right("candidate"))
-    accuracy, bounds = answer_gates.accuracy(table, marks, pairs, policy)
+    accuracy, bounds = answer_gates.accuracy(table, marks, pairs, criterion)
     gates = [
-        answer_gates.floor(table, policy),
+        answer_gates.floor(table, criterion),
         accuracy,
-        answer_gates.answers_found(rules, policy, extractor),
-        *answer_gates.guards(marks, how, pairs, policy),
-        answer_gates.arms_differ(differ, how, pairs, policy, headers is not None),
+        answer_gates.answers_found(rules, criterion, extractor),
+        *answer_gates.guards(marks, how, pairs, criterion),
+        answer_gates.arms_differ(differ, how, pairs, criterion, headers is not None),
         *answer_gates.reported(table, marks, how, pairs),
-        answer_gates.sensitivity(pairs, rules, policy, extractor),
+        answer_gates.sensitivity(pairs, rules, criterion, extractor),
     ]
     if rerun is not None:
         floor = align(baseline, rerun, names=("baseline", "its re-run"))
         gates.append(answer_gates.excess(pairs, floor, marks, extractor))
     if tokens is not None:
-        gates += token_gates.gates(tokens, alpha=policy.alpha, seed=policy.seed)
+        gates += token_gates.gates(tokens, alpha=criterion.alpha, seed=criterion.seed)
     else:
         gates.append(
             Gate(
@@ -123,12 +123,12 @@ def _decide(
             )
         )
     verdict = verdict_of(gates)
-    needed = _needed(_expected(table), policy) if verdict is Verdict.INCONCLUSIVE and accuracy.ok is None else None
+    needed = _needed(_expected(table), criterion) if verdict is Verdict.INCONCLUSIVE and accuracy.ok is None else None
     parity = Parity(
         verdict=verdict,
         sentence="",
         gates=tuple(gates),
-        policy=policy,
+        criterion=criterion,
         extractor=extractor.id,
         questions=pairs.questions,
         table=table,
@@ -143,7 +143,7 @@ def _scored(tokens: TokenLevel | None) -> int:
     return sum(len(pair.kl) for pair in tokens.candidate) if tokens is not None else 0
 
 
-def decide_totals(baseline: int, candidate: int, count: int, discordance: float, policy: Policy) -> Parity:
+def decide_totals(baseline: int, candidate: int, count: int, discordance: float, criterion: Criterion) -> Parity:
     """The verdict that two totals would give, were ``discordance`` of the questions changed between right and wrong.
 
     The paired counts are what matters, and totals do not hold them: the share is an assumption, and is named as one.
@@ -159,9 +159,9 @@ def decide_totals(baseline: int, candidate: int, count: int, discordance: float,
             f"at least {100 * abs(change) / count:.2g} %"
         )
     table = Table(baseline - lost, lost, gained, count - baseline - gained)
-    accuracy, _ = answer_gates.accuracy_of(table, policy)
+    accuracy, _ = answer_gates.accuracy_of(table, criterion)
     gates = (
-        answer_gates.floor(table, policy),
+        answer_gates.floor(table, criterion),
         accuracy,
         answer_gates.mcnemar(table),
         Gate(
@@ -173,13 +173,13 @@ def decide_totals(baseline: int, candidate: int, count: int, discordance: float,
         ),
     )
     verdict = verdict_of(gates)
-    needed = _needed(discordance, policy) if verdict is Verdict.INCONCLUSIVE else None
+    needed = _needed(discordance, criterion) if verdict is Verdict.INCONCLUSIVE else None
     numbers = {"assumed_discordance": discordance}
     parity = Parity(
         verdict=verdict,
         sentence="",
         gates=gates,
-        policy=policy,
+        criterion=criterion,
         extractor="totals",
         questions=count,
         table=table,
@@ -189,8 +189,8 @@ def decide_totals(baseline: int, candidate: int, count: int, discordance: float,
     return replace(parity, sentence=quotable(parity, None, True) + f" Assumed: {100 * discordance:g} % discordance.")
 
 
-def _complete(headers: tuple[Header, Header], a: Sequence[Sample], b: Sequence[Sample], policy: Policy) -> None:
-    if policy.early_stop:
+def _complete(headers: tuple[Header, Header], a: Sequence[Sample], b: Sequence[Sample], criterion: Criterion) -> None:
+    if criterion.early_stop:
         return
     for header, samples in zip(headers, (a, b), strict=True):
         asked = len({s.question for s in samples})
@@ -211,8 +211,8 @@ def _beginning(a: Sequence[Sample], b: Sequence[Sample]) -> tuple[list[Sample], 
     return cut[0], cut[1]
 
 
-def _extractor(policy: Policy, headers: tuple[Header, Header] | None) -> Extractor:
-    named = policy.extractor or (headers[0].settings.get("extractor") if headers else "") or "strict"
+def _extractor(criterion: Criterion, headers: tuple[Header, Header] | None) -> Extractor:
+    named = criterion.extractor or (headers[0].settings.get("extractor") if headers else "") or "strict"
     return find_extractor(str(named))
 
 
@@ -221,9 +221,9 @@ def _expected(table: Table) -> float:
     return max(table.discordance, 1 / table.count)
 
 
-def _needed(discordance: float, policy: Policy) -> int:
+def _needed(discordance: float, criterion: Criterion) -> int:
     """Questions of a run that settles it, if nothing changed in truth."""
-    return math.ceil(planned(discordance, policy.margin, alpha=policy.alpha))
+    return math.ceil(planned(discordance, criterion.margin, alpha=criterion.alpha))
 
 
 def _numbers(
@@ -257,11 +257,11 @@ def quotable(parity: Parity, headers: tuple[Header, Header] | None, with_tokens:
     on = f" ({headers[0].profile}, {headers[0].data}, {headers[0].model})" if headers else ""
     who = headers[1].arm if headers else "the candidate"
     than = headers[0].arm if headers else "the baseline"
-    margin = answer_gates.margin_words(parity.policy)
+    margin = answer_gates.margin_words(parity.criterion)
     if parity.verdict is Verdict.PARITY:
         alone = "" if with_tokens else " By accuracy alone: token-level scores were not given."
-        if parity.policy.ratio is not None:
-            start = f"PARITY by {parity.policy.name}: {who} keeps {100 * parity.policy.ratio:g} % of {than}"
+        if parity.criterion.ratio is not None:
+            start = f"PARITY by {parity.criterion.name}: {who} keeps {100 * parity.criterion.ratio:g} % of {than}"
             return f"{start}{on}: {accuracy.sentence}.{alone}"
         return f"PARITY: {who} is no worse than {than} by {margin}{on}: {accuracy.sentence}.{alone}"
     if parity.verdict is Verdict.REGRESSION:
@@ -278,15 +278,15 @@ def quotable(parity: Parity, headers: tuple[Header, Header] | None, with_tokens:
             f" If nothing changed in truth, {parity.needed:,} questions ({more:,} more than here) settle it four times "
             f"of five"
         )
-        if parity.policy.alpha == paired.ALPHA:
+        if parity.criterion.alpha == paired.ALPHA:
             text += f" (6.18 d / margin^2 with d = {100 * d:.2g} %)"
         text += f"; if the difference is what was seen, {_if_seen(parity, d)}."
     return text
 
 
 def _if_seen(parity: Parity, discordance: float) -> str:
-    policy = parity.policy
-    seen = planned(discordance, policy.margin, parity.table.difference, alpha=policy.alpha)
+    criterion = parity.criterion
+    seen = planned(discordance, criterion.margin, parity.table.difference, alpha=criterion.alpha)
     return (
         f"{math.ceil(seen):,}" if math.isfinite(seen) else "it is not within the margin, and no number will show that"
     )

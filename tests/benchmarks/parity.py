@@ -20,7 +20,7 @@ from evals.offline import parity
 from evals.offline.models import DEFAULT_MODEL, load_embedded
 from evals.offline.questions import embedded_questions
 from evals.stats import logit_gates, token_gates
-from evals.stats.policy import Verdict, find_policy, verdict_of
+from evals.stats.criterion import Verdict, find_criterion, verdict_of
 from tests.evals.defects import DEFECTS, arm
 
 
@@ -33,7 +33,7 @@ def run(model: Decoder, candidate: str, seed: int, options: argparse.Namespace) 
     began = time.monotonic()
     baseline, tested = make_arm("unfused", options.device), make_arm(candidate, options.device)
     asked = embedded_questions(options.questions, seed)
-    verdict = parity.judge(model, baseline, tested, asked, find_policy("non-inferiority"), settings(options))
+    verdict = parity.judge(model, baseline, tested, asked, find_criterion("non-inferiority"), settings(options))
     return {
         "candidate": candidate.rpartition(":")[2],
         "seed": seed,

@@ -114,6 +114,7 @@ BAD = {
     "device": "tpu",
     "claim": "absent.toml",
     "policy": "absent.toml",
+    "criterion": "nobody",
     "arch": "",
     "version": "torch",
     "source": "",

@@ -35,7 +35,7 @@ def test_parity_leaves_runs_a_record_and_a_verdict(tmp_path: Path, capsys: pytes
     record = json.loads(next((tmp_path / "records").glob("*.jsonl")).read_text())
     assert record["status"] == "MISTRUSTED"
     assert record["emulated"] is True
-    assert "--token-questions 2 --seed 264 --policy non-inferiority --margin 1.5 --alpha 0.05" in record["reproduce"]
+    assert "--token-questions 2 --seed 264 --criterion non-inferiority --margin 1.5 --alpha 0.05" in record["reproduce"]
     verdict = json.loads((tmp_path / "verdict.json").read_text())
     assert {"logits", "batch", "accuracy", "mean dlogp"} <= {gate["name"] for gate in verdict["gates"]}
 

@@ -12,8 +12,8 @@ import pytest
 from evals.errors import EvalError
 from evals.gsm8k import importers, store
 from evals.gsm8k.samples import EMPTY, FAILED, Header, Sample
+from evals.stats.criterion import Verdict
 from evals.stats.parity import Parity, decide
-from evals.stats.policy import Verdict
 
 QUESTIONS = ["How many?", "How many more?", "And now?"]
 

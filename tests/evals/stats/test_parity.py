@@ -11,15 +11,15 @@ from evals.commands import report
 from evals.commands.record import Subject, case_name, record
 from evals.errors import EvalError
 from evals.gsm8k.samples import Header, Sample
+from evals.stats.criterion import CRITERIA, Criterion, Verdict, find_criterion
 from evals.stats.parity import Parity, decide, decide_totals
-from evals.stats.policy import POLICIES, Policy, Verdict, find_policy
 from evals.stats.token_gates import TokenLevel, Yardstick
 from tests.evals.stats.test_token_level import arms as token_arms
 from tests.support.eval_arms import BASELINE, CANDIDATE, answered, two_arms
 from validators.records.record import Status
 from validators.records.store import from_json, to_json
 
-DEFAULT = POLICIES["non-inferiority"]
+DEFAULT = CRITERIA["non-inferiority"]
 HEADERS = (BASELINE, CANDIDATE)
 
 
@@ -34,9 +34,9 @@ def gate(parity: Parity, name: str) -> tuple[bool | None, str]:
 def test_the_seed_case_from_runs_and_from_totals(margin: float, verdict: Verdict) -> None:
     """0.948 and 0.943 of 1,319 with 3 % discordance."""
     a, b = two_arms(1319, 1250, 23, 17)
-    policy = Policy(margin=margin)
-    from_runs = decide(a, b, policy=policy, headers=HEADERS)
-    from_totals = decide_totals(1250, 1244, 1319, 0.03, policy)
+    criterion = Criterion(margin=margin)
+    from_runs = decide(a, b, criterion=criterion, headers=HEADERS)
+    from_totals = decide_totals(1250, 1244, 1319, 0.03, criterion)
     for parity in (from_runs, from_totals):
         assert parity.verdict is verdict
         assert (parity.table.lost, parity.table.gained) == (23, 17)
@@ -53,7 +53,7 @@ def test_the_seed_case_from_runs_and_from_totals(margin: float, verdict: Verdict
 
 
 def test_the_sentence_of_parity_can_be_quoted() -> None:
-    parity = decide(*two_arms(1319, 1250, 23, 17), policy=Policy(margin=0.02), headers=HEADERS)
+    parity = decide(*two_arms(1319, 1250, 23, 17), criterion=Criterion(margin=0.02), headers=HEADERS)
     assert parity.sentence == (
         "PARITY: fused is no worse than unfused by 2 points (plain/1, gsm8k-test, tiny-glm): 1,250 -> 1,244 of 1,319 "
         "right (23 lost, 17 gained, discordance 3 %); difference -0.45 points, 95 % interval [-1.45, +0.51], one-sided "
@@ -73,7 +73,7 @@ def test_a_large_loss_is_a_regression_and_a_loss_within_the_margin_is_parity() -
     )
     assert (gate(open_, "noise")[0], open_.verdict) == (None, Verdict.REGRESSION)
     # Significant harm (p = 0.046), and yet within the two points that were accepted beforehand.
-    within = decide(*two_arms(1319, 1250, 10, 3), policy=Policy(margin=0.02))
+    within = decide(*two_arms(1319, 1250, 10, 3), criterion=Criterion(margin=0.02))
     assert within.verdict is Verdict.PARITY
     assert "0.046 for harm" in gate(within, "McNemar")[1]
 
@@ -93,7 +93,7 @@ def test_a_loss_at_the_margin_will_never_be_shown_to_be_within_it() -> None:
 
 
 def test_not_significant_is_never_parity() -> None:
-    parity = decide(*two_arms(200, 190, 6, 5), policy=Policy(margin=0.02))
+    parity = decide(*two_arms(200, 190, 6, 5), criterion=Criterion(margin=0.02))
     assert "p = 1 two-sided" in gate(parity, "McNemar")[1]
     assert parity.verdict is Verdict.INCONCLUSIVE
 
@@ -101,10 +101,12 @@ def test_not_significant_is_never_parity() -> None:
 def test_accuracy_passes_and_the_token_level_says_no() -> None:
     """A truncating cast raised accuracy from 0.454 to 0.459 in a measured case: 31 lost, 37 gained."""
     a, b = two_arms(1319, 599, 31, 37)
-    alone = decide(a, b, policy=Policy(margin=0.02))
+    alone = decide(a, b, criterion=Criterion(margin=0.02))
     assert alone.verdict is Verdict.PARITY
     yardstick = Yardstick(token_arms(9), token_arms(8, spread=0.055))
-    parity = decide(a, b, tokens=TokenLevel(token_arms(1, spread=0.1), None, yardstick), policy=Policy(margin=0.02))
+    parity = decide(
+        a, b, tokens=TokenLevel(token_arms(1, spread=0.1), None, yardstick), criterion=Criterion(margin=0.02)
+    )
     assert parity.verdict is Verdict.REGRESSION
     assert gate(parity, "accuracy")[0] is True
     assert gate(parity, "noise")[0] is False
@@ -117,7 +119,7 @@ def test_accuracy_passes_and_the_token_level_says_no() -> None:
         a,
         b,
         tokens=TokenLevel(token_arms(1), token_arms(2, spread=0.01), Yardstick(token_arms(9), token_arms(8))),
-        policy=Policy(margin=0.02),
+        criterion=Criterion(margin=0.02),
     )
     assert good.verdict is Verdict.PARITY
     assert "accuracy alone" not in good.sentence
@@ -145,9 +147,9 @@ def test_no_verdict_while_an_error_is_left_or_a_question_is_missing() -> None:
 def test_arms_that_cannot_be_compared() -> None:
     a, b = two_arms(1319, 1250, 3, 3)
 
-    def refuse(words: str, policy: Policy = DEFAULT, **changes: object) -> None:
+    def refuse(words: str, criterion: Criterion = DEFAULT, **changes: object) -> None:
         with pytest.raises(EvalError, match=words):
-            decide(a, b, headers=(BASELINE, replace(CANDIDATE, **changes)), policy=policy)  # type: ignore[arg-type]
+            decide(a, b, headers=(BASELINE, replace(CANDIDATE, **changes)), criterion=criterion)  # type: ignore[arg-type]
 
     refuse("more than the kernels: profile is 'plain/1' in one and 'vllm-ci/1'", profile="vllm-ci/1")
     refuse("data_sha256 is", data_sha256="cd" * 32)
@@ -161,7 +163,7 @@ def test_arms_that_cannot_be_compared() -> None:
         fingerprint={"startup_time": 3, "args": {"port": 7}},
     )
     other = replace(CANDIDATE, model="other")
-    assert decide(a, b, headers=(BASELINE, other), policy=replace(DEFAULT, any_model=True)).verdict is Verdict.PARITY
+    assert decide(a, b, headers=(BASELINE, other), criterion=replace(DEFAULT, any_model=True)).verdict is Verdict.PARITY
     server = replace(CANDIDATE, kernels=BASELINE.kernels, fingerprint={"commit": "abc"})
     assert "commit abc in the candidate alone" in gate(decide(a, b, headers=(BASELINE, server)), "arms")[1]
     nested = replace(server, fingerprint={"args": {"support": "aiter", "port": 1}})
@@ -174,10 +176,10 @@ def test_arms_that_cannot_be_compared() -> None:
 
 def test_a_run_against_itself_on_purpose() -> None:
     a, b = two_arms(1319, 1250, 2, 2)
-    parity = decide(a, b, headers=(BASELINE, BASELINE), policy=replace(DEFAULT, aa=True))
+    parity = decide(a, b, headers=(BASELINE, BASELINE), criterion=replace(DEFAULT, aa=True))
     assert (parity.verdict, gate(parity, "arms")[1]) == (Verdict.PARITY, "the arms differ: the same arm twice")
     with pytest.raises(EvalError, match="is no re-run of the baseline"):
-        decide(a, b, headers=HEADERS, policy=replace(DEFAULT, aa=True))
+        decide(a, b, headers=HEADERS, criterion=replace(DEFAULT, aa=True))
 
 
 def test_identical_completions_are_remarked_upon() -> None:
@@ -224,17 +226,17 @@ def test_the_verdict_says_whether_it_depends_on_the_extractor() -> None:
     # The candidate talks on after its answer: strict sees nothing, the last number is another one.
     chatty = [replace(s, text=f"{s.text}\n\nThat took 3 steps.") for s in b]
     assert "the accuracy gate DEPENDS on the extractor" in gate(decide(a, chatty), "extractors")[1]
-    assert decide(a, chatty, policy=replace(DEFAULT, extractor="last-number")).verdict is Verdict.REGRESSION
+    assert decide(a, chatty, criterion=replace(DEFAULT, extractor="last-number")).verdict is Verdict.REGRESSION
 
 
 def test_mlperf_keeps_a_ratio_and_no_error_bar() -> None:
     a, b = two_arms(1319, 1250, 23, 17)
-    kept, lost = (decide(a, b, policy=find_policy(name)) for name in ("mlperf-99", "mlperf-99.9"))
+    kept, lost = (decide(a, b, criterion=find_criterion(name)) for name in ("mlperf-99", "mlperf-99.9"))
     assert (kept.verdict, lost.verdict) == (Verdict.PARITY, Verdict.REGRESSION)
     assert kept.sentence.startswith("PARITY by mlperf-99: the candidate keeps 99 % of the baseline: 99.52 %")
     assert "95 % interval" in lost.sentence
-    with pytest.raises(EvalError, match="unknown policy 'mlperf'; known: non-inferiority, mlperf-99"):
-        find_policy("mlperf")
+    with pytest.raises(EvalError, match="unknown criterion 'mlperf'; known: non-inferiority, mlperf-99"):
+        find_criterion("mlperf")
 
 
 def test_repeats_are_clustered_by_question() -> None:
@@ -251,18 +253,18 @@ def test_repeats_are_clustered_by_question() -> None:
 
 def test_early_stop_takes_the_contiguous_beginning_only() -> None:
     a, b = two_arms(1319, 1250, 10, 10)
-    policy = replace(DEFAULT, margin=0.02, early_stop=True)
+    criterion = replace(DEFAULT, margin=0.02, early_stop=True)
     # 900 answered in order, then a gap, then 100 easy ones that came in first.
     part = [s for s in b if s.order < 900 or s.order > 1200]
-    parity = decide(a, part, policy=policy, headers=HEADERS)
+    parity = decide(a, part, criterion=criterion, headers=HEADERS)
     assert (parity.verdict, parity.questions) == (Verdict.PARITY, 900)
     assert gate(parity, "accuracy")[1].startswith("by betting on the first ")
-    collapse = decide(a, answered([i % 3 > 0 for i in range(200)]), policy=policy, headers=HEADERS)
+    collapse = decide(a, answered([i % 3 > 0 for i in range(200)]), criterion=criterion, headers=HEADERS)
     assert collapse.verdict is Verdict.REGRESSION
-    start = decide(a, b[:20], policy=policy, headers=HEADERS)
+    start = decide(a, b[:20], criterion=criterion, headers=HEADERS)
     assert start.verdict is Verdict.INCONCLUSIVE
     with pytest.raises(EvalError, match="first question of the permutation is not answered yet"):
-        decide(a, b[1:], policy=policy)
+        decide(a, b[1:], criterion=criterion)
 
 
 @pytest.mark.parametrize("numbers", [(1320, 1, 1319), (-1, 1, 10), (1, 1, 0)])
@@ -298,7 +300,7 @@ def test_the_report_shows_every_gate_and_json_holds_the_same() -> None:
     [(5, 5, 0.015, Status.PASSED), (60, 10, 0.015, Status.FAILED), (23, 17, 0.01, Status.MISTRUSTED)],
 )
 def test_the_record_of_each_verdict(lost: int, gained: int, margin: float, status: Status) -> None:
-    parity = decide(*two_arms(1319, 1250, lost, gained), policy=Policy(margin=margin), headers=HEADERS)
+    parity = decide(*two_arms(1319, 1250, lost, gained), criterion=Criterion(margin=margin), headers=HEADERS)
     subject = Subject(
         kernel="emulated/aiter-hip-gfx950",
         model="some/tiny-glm",

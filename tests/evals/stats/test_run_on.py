@@ -12,12 +12,12 @@ from evals.__main__ import main
 from evals.gsm8k import importers
 from evals.gsm8k.answers import EXTRACTORS
 from evals.gsm8k.samples import Sample
+from evals.stats.criterion import CRITERIA, Verdict
 from evals.stats.parity import Parity, decide
-from evals.stats.policy import POLICIES, Verdict
 from tests.evals.gsm8k.test_importers import lm_eval_row, write
 from tests.support.eval_arms import BASELINE, CANDIDATE, two_arms
 
-DEFAULT = POLICIES["non-inferiority"]
+DEFAULT = CRITERIA["non-inferiority"]
 GOES_ON = "\n\nQuestion: A train leaves at {n}. When does it arrive?\nAnswer: It takes 3 hours.\n#### {n}"
 
 
@@ -36,7 +36,7 @@ def found(parity: Parity) -> tuple[bool | None, str]:
 
 
 def judged(a: list[Sample], b: list[Sample], extractor: str, margin: float = DEFAULT.margin) -> Parity:
-    return decide(a, b, policy=replace(DEFAULT, extractor=extractor, margin=margin), headers=(BASELINE, CANDIDATE))
+    return decide(a, b, criterion=replace(DEFAULT, extractor=extractor, margin=margin), headers=(BASELINE, CANDIDATE))
 
 
 def test_run_on_answers_in_both_arms_leave_the_verdict_open() -> None:

@@ -1,4 +1,4 @@
-"""What is claimed and by which rule: policies, and the three verdicts."""
+"""What is claimed and by which rule: criteria, and the three verdicts."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Verdict(str, Enum):
 
 
 @dataclass(frozen=True)
-class Policy:
+class Criterion:
     """What is claimed, stated before the data are seen.
 
     margin: the loss of accuracy that would be accepted, as a fraction; 1.5 points gives 92 % power at 1,319 questions
-    of which 3 % change. alpha: one-sided error. ratio: MLPerf's rule in place of the bound (see ``POLICIES``).
+    of which 3 % change. alpha: one-sided error. ratio: MLPerf's rule in place of the bound (see ``CRITERIA``).
     extractor: how answers are found; empty for the one of the runs' profile. early_stop: judge the contiguous
     beginning of the permutation by betting. aa: compare a run with its own re-run on purpose.
     """
@@ -38,19 +38,19 @@ class Policy:
     seed: int = 0
 
 
-POLICIES = {
-    "non-inferiority": Policy(),
-    "mlperf-99": Policy("mlperf-99", ratio=0.99),
-    "mlperf-99.9": Policy("mlperf-99.9", ratio=0.999),
+CRITERIA = {
+    "non-inferiority": Criterion(),
+    "mlperf-99": Criterion("mlperf-99", ratio=0.99),
+    "mlperf-99.9": Criterion("mlperf-99.9", ratio=0.999),
 }
 """MLPerf inference asks for 99 %, for some models 99.9 %, of the reference accuracy. That rule has no error bar, so a
 pass by it may be luck; it is offered because submissions are held to it, and the interval is always printed beside."""
 
 
-def find_policy(name: str) -> Policy:
-    if name not in POLICIES:
-        raise EvalError(f"unknown policy {name!r}; known: {', '.join(POLICIES)}")
-    return POLICIES[name]
+def find_criterion(name: str) -> Criterion:
+    if name not in CRITERIA:
+        raise EvalError(f"unknown criterion {name!r}; known: {', '.join(CRITERIA)}")
+    return CRITERIA[name]
 
 
 def verdict_of(gates: Sequence[Gate]) -> Verdict:
