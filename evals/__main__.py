@@ -1,5 +1,8 @@
-"""``python -m evals``: run, compare and judge end-to-end parity. Exit code 0 for PARITY, 1 for REGRESSION and
-INCONCLUSIVE, 2 for anything that is no verdict, with one sentence, 130 for an interrupt."""
+"""``python -m evals``: run, compare and judge end-to-end parity.
+
+Exit status 0 for PARITY, 1 for REGRESSION, 3 for INCONCLUSIVE and for runs that are not finished, 2 for bad usage, 4
+for a kernel or a server that broke, 130 for an interrupt; one sentence wherever there is no verdict.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from evals.errors import EvalError
-from validators.process.guard import guarded
+from evals.errors import EvalError, NotDecided
+from validators.process.guard import Exit, guarded
 from validators.process.supervise import supervised
 
 COMMANDS = {
@@ -30,22 +33,16 @@ IN_PROCESS = ("parity", "tokens")
 
 
 class _Parser(argparse.ArgumentParser):
-    """One sentence and exit code 2 on bad options."""
+    """One sentence and status 2 on bad options."""
 
     def error(self, message: str) -> NoReturn:
         raise EvalError(f"{message} (see {self.prog} --help)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns its exit code."""
+    """Runs one command; returns its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
-    return guarded("evals", lambda: _dispatch(words), speaks=_speaks, interrupted="what was recorded stays")
-
-
-def _speaks(error: Exception) -> bool:
-    from validators.records.store import StoreError
-
-    return isinstance(error, EvalError | StoreError)
+    return guarded("evals", lambda: _dispatch(words), interrupted="what was recorded stays")
 
 
 def _dispatch(words: list[str]) -> int:
@@ -53,7 +50,7 @@ def _dispatch(words: list[str]) -> int:
     if name is None:
         if words in ([], ["-h"], ["--help"], ["gsm8k"], ["gsm8k", "-h"], ["gsm8k", "--help"]):
             print(_usage())
-            return 0 if words else 2
+            return Exit.YES if words else Exit.USAGE
         raise EvalError(f"unknown command {' '.join(words[:2])!r}; known: {', '.join(COMMANDS)}")
     module_name, about = COMMANDS[name]
     try:
@@ -61,7 +58,7 @@ def _dispatch(words: list[str]) -> int:
     except ModuleNotFoundError as error:
         if error.name == module_name:
             raise EvalError(f"{name} is not part of this checkout") from None
-        raise EvalError(f"{name} needs the module {error.name}, which is not installed here") from None
+        raise NotDecided(f"{name} needs the module {error.name}, which is not installed here") from None
     parser = _Parser(prog=f"python -m evals {name}", description=f"{name}: {about}.")
     module.add_options(parser)
     code: int = module.command(parser.parse_args(words[len(name.split()) :]))

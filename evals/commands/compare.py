@@ -12,7 +12,7 @@ from pathlib import Path
 
 from evals.commands import report
 from evals.commands.record import Subject, record
-from evals.errors import EvalError
+from evals.errors import EvalError, NotDecided
 from evals.gsm8k import store
 from evals.gsm8k.answers import find_extractor
 from evals.gsm8k.samples import TokenPair
@@ -21,8 +21,11 @@ from evals.stats.criterion import CRITERIA, Criterion, Verdict, find_criterion
 from evals.stats.pairing import check_headers
 from evals.stats.parity import Parity, decide, decide_totals
 from evals.stats.token_gates import TokenLevel, Yardstick
+from validators.process.guard import Exit
 from validators.records import files
 from validators.records.store import Sink
+
+STATUS = {Verdict.PARITY: Exit.YES, Verdict.REGRESSION: Exit.NO, Verdict.INCONCLUSIVE: Exit.NO_DECISION}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -81,7 +84,7 @@ def criterion_of(options: argparse.Namespace) -> Criterion:
 
 
 def command(options: argparse.Namespace) -> int:
-    """0 for PARITY, 1 for REGRESSION and INCONCLUSIVE; EvalError where there can be no verdict."""
+    """The status of the verdict; EvalError where there can be none."""
     criterion = criterion_of(options)
     if options.json and options.json != "-":
         files.check_file(options.json)
@@ -122,14 +125,14 @@ def _compare(options: argparse.Namespace, criterion: Criterion) -> int:
 
 
 def show(parity: Parity, json_file: str | None) -> int:
-    """Prints the verdict; returns the exit code."""
+    """Prints the verdict; returns its exit status."""
     if json_file == "-":
         sys.stdout.write(report.as_json(parity))
     else:
         sys.stdout.write(report.text(parity))
         if json_file:
             files.write_whole(json_file, report.as_json(parity))
-    return 0 if parity.verdict is Verdict.PARITY else 1
+    return STATUS[parity.verdict]
 
 
 def _check_paths(options: argparse.Namespace) -> None:
@@ -146,16 +149,16 @@ def _check_paths(options: argparse.Namespace) -> None:
 
 
 def _check_scores(run: store.Run, criterion: Criterion) -> None:
-    """EvalError if scores of gold solutions were asked for and are not all there: two arms could lack the same ones."""
+    """NotDecided if scores of gold solutions were asked for and some lack: two arms could lack the same ones."""
     if run.unscored:
         first = run.unscored[0]
-        raise EvalError(
+        raise NotDecided(
             f"{len(run.unscored)} gold solutions of {run.path} could not be scored, so there is no verdict (first "
             f"{first.question}: {first.error}); run it again to finish them"
         )
     asked, found = run.header.questions, len(run.tokens)
     if run.header.settings.get("prompt_logprobs") and found != asked and not criterion.early_stop:
-        raise EvalError(
+        raise NotDecided(
             f"{run.path} has the scores of {found:,} of {asked:,} gold solutions, so there is no verdict; run it again "
             "to finish it"
         )

@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Sequence
 
-from evals.errors import EvalError
+from evals.errors import EvalError, WorkFault
 from evals.gsm8k import data, prompts, runner
 from evals.gsm8k.client import Limits
 
@@ -34,7 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def command(options: argparse.Namespace) -> int:
-    """0 where every question is answered; EvalError where one is left."""
+    """0 where every question is answered; WorkFault where one is left."""
     for name in ("questions", "repeat", "max_tokens", "concurrency", "timeout", "attempts"):
         value = getattr(options, name)
         if value is not None and not 0 < value < math.inf:
@@ -42,7 +42,7 @@ def command(options: argparse.Namespace) -> int:
     report = asyncio.run(runner.run(_plan(options)))
     print(report.text)
     if report.left:
-        raise EvalError(report.left)
+        raise WorkFault(report.left)
     return 0
 
 

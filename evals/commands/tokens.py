@@ -9,6 +9,7 @@ from evals.errors import EvalError
 from evals.offline import models, token_table
 from evals.offline.questions import SYNTHETIC, gold_solutions
 from evals.offline.token_table import Settings
+from validators.process.guard import Exit
 from validators.records import files
 
 
@@ -27,7 +28,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def command(options: argparse.Namespace) -> int:
-    """Prints the table; 0 if no arm under test is judged NO, else 1."""
+    """Prints the table; NO if an arm under test is judged so, else NO_DECISION if one is open."""
     if options.questions < 2 or options.batch < 1:
         raise EvalError("--questions needs at least 2 and --batch at least 1")
     if options.data == "":
@@ -61,4 +62,5 @@ def command(options: argparse.Namespace) -> int:
                 print(f"{row.arm}: {gate.name}: {gate.sentence}")
     if options.json:
         token_record.write(options.json, token_record.contents(options, specs, model, gold, table))
-    return 1 if any(row.verdict.startswith("NO") for row in table.rows) else 0
+    verdicts = {row.verdict.partition(":")[0] for row in table.rows}
+    return Exit.NO if "NO" in verdicts else Exit.NO_DECISION if "open" in verdicts else Exit.YES

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evals.errors import EvalError
+from evals.errors import EvalError, NotDecided
 from evals.gsm8k.prompts import messages
 
 RETRIED = (408, 409, 425, 429, 500, 502, 503, 504)
@@ -82,7 +82,9 @@ class Client:
         try:
             import httpx
         except ImportError:
-            raise EvalError("asking a server needs httpx, which is not installed (the extra evals brings it)") from None
+            raise NotDecided(
+                "asking a server needs httpx, which is not installed (the extra evals brings it)"
+            ) from None
         self.limits = limits or Limits()
         self.server = base_url(server)
         self.disturbances = 0

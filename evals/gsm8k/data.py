@@ -16,7 +16,7 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, TypeVar
 
-from evals.errors import EvalError
+from evals.errors import EvalError, NotDecided
 
 T = TypeVar("T")
 
@@ -84,14 +84,14 @@ def _from_hub(split: str, revision: str | None, any_data: bool) -> Data:
     try:
         import datasets
     except ImportError:
-        raise EvalError(
+        raise NotDecided(
             f"no GSM8K here: name its JSONL file, set {PATH_VARIABLE}, or install the datasets library"
         ) from None
     try:
         rows = datasets.load_dataset(HUB_ID, "main", split=split, revision=revision)
     except Exception as error:  # the library raises many kinds: offline, no such revision, a broken cache
         first = (str(error).splitlines() or [""])[0]
-        raise EvalError(
+        raise NotDecided(
             f"the datasets library cannot load {HUB_ID} ({type(error).__name__}: {first}); name a JSONL file, or "
             f"set {PATH_VARIABLE}"
         ) from None

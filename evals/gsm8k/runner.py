@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from evals.errors import EvalError
+from evals.errors import EvalError, WorkFault
 from evals.gsm8k import data, probe, prompts, store
 from evals.gsm8k.client import Client, Completion, Limits, RequestFailed
 from evals.gsm8k.samples import ANSWER, SCORE, Header, Sample
@@ -252,7 +252,7 @@ class _Run:
             )
         )
         if self.in_row >= BREAKER * self.client.limits.concurrency:
-            raise EvalError(
+            raise WorkFault(
                 f"{self.in_row} requests failed one after another, so the run stops (last {task.question}: {error}); "
                 "what was answered stays, and the same command goes on from there"
             )
@@ -274,7 +274,7 @@ class _Run:
         """EvalError unless the server still says what the header says of it."""
         before = self.header.fingerprint
         if gone := [name for name in before if name not in now]:
-            raise EvalError(
+            raise WorkFault(
                 f"{self.client.server} no longer says its {gone[0]}, so nobody can tell whether it is the server that "
                 "the run began with; what was answered stays, and the same command goes on"
             )
@@ -283,7 +283,7 @@ class _Run:
             return
         if spoil:
             self.writer.add(Sample(WHOLE_RUN, -1, "", None, error=f"the server changed during the run ({words})"))
-            raise EvalError(f"the server changed during the run, so nothing can be concluded from it ({words})")
+            raise WorkFault(f"the server changed during the run, so nothing can be concluded from it ({words})")
         raise EvalError(
             f"{self.client.server} is not the server that {self.writer.path} began with ({words}); start that one "
             "again, or take a new directory"

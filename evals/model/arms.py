@@ -15,7 +15,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from evals.errors import EvalError
+from evals.errors import EvalError, NotDecided, WorkFault
 from evals.model.decoder import Decoder, Linear, Stream
 from validators.cases.tensors import (
     GemmInputs,
@@ -100,23 +100,23 @@ class Arm:
         return product if what.bias is None else model.stored(product.to(model.wide) + what.bias.to(model.wide))
 
     def _run(self, kernel: Kernel, inputs: Inputs, kind: type[T]) -> T:
-        """One call; EvalError with one sentence if the kernel raises or returns something of another shape."""
+        """One call; WorkFault with one sentence if the kernel raises or returns something of another shape."""
         self.calls[kernel.op] = self.calls.get(kernel.op, 0) + 1
         buffers = inputs.empty()
         try:
             outputs = kernel.call(inputs, buffers)
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
-            raise EvalError(
+            raise WorkFault(
                 f"kernel {kernel.name} of arm {self.name} raised {type(error).__name__}: {reason}"
             ) from error
         if not isinstance(outputs, kind):
-            raise EvalError(f"kernel {kernel.name} of arm {self.name} returned no {kind.__name__}")
+            raise WorkFault(f"kernel {kernel.name} of arm {self.name} returned no {kind.__name__}")
         for part, wanted in vars(buffers).items():
             given = getattr(outputs, part)
             if wanted is not None and (given is None or given.shape != wanted.shape or given.dtype != wanted.dtype):
                 found = "nothing" if given is None else f"{given.dtype} {list(given.shape)}"
-                raise EvalError(
+                raise WorkFault(
                     f"kernel {kernel.name} of arm {self.name} returned {found} as {part}, "
                     f"expected {wanted.dtype} {list(wanted.shape)}"
                 )
@@ -155,6 +155,6 @@ def make_arm(spec: str, device: str = "cpu", name: str = "") -> Arm:
         except KernelError as error:
             raise EvalError(str(error)) from None
         if reason := kernel.unavailable(device):
-            raise EvalError(f"kernel {kernel.name} is not available on {device}: {reason}")
+            raise NotDecided(f"kernel {kernel.name} is not available on {device}: {reason}")
         found[part] = kernel
     return Arm(name or spec, preset, found.get("norm"), found.get("quant"), found.get("gemm"))

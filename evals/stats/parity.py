@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from evals.errors import EvalError
+from evals.errors import EvalError, NotDecided
 from evals.gsm8k.answers import Extractor, find_extractor
 from evals.gsm8k.samples import Header, Sample
 from evals.stats import answer_gates, empty, paired, sequential, token_gates
@@ -195,7 +195,7 @@ def _complete(headers: tuple[Header, Header], a: Sequence[Sample], b: Sequence[S
     for header, samples in zip(headers, (a, b), strict=True):
         asked = len({s.question for s in samples})
         if asked != header.questions:
-            raise EvalError(
+            raise NotDecided(
                 f"{header.arm} has {asked:,} of {header.questions:,} questions, so there is no verdict; run it again "
                 "to finish it"
             )
@@ -206,7 +206,7 @@ def _beginning(a: Sequence[Sample], b: Sequence[Sample]) -> tuple[list[Sample], 
     answered = [{s.order for s in arm if s.error is None and s.repeat == 0} for arm in (a, b)]
     length = sequential.contiguous(answered[0] & answered[1])
     if not length:
-        raise EvalError("the first question of the permutation is not answered yet, so there is nothing to look at")
+        raise NotDecided("the first question of the permutation is not answered yet, so there is nothing to look at")
     cut = [[s for s in arm if s.order < length and s.repeat == 0 and s.error is None] for arm in (a, b)]
     return cut[0], cut[1]
 

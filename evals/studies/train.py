@@ -24,7 +24,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from evals.errors import EvalError
 from evals.model import synthetic, tokenizer
 from evals.studies.config import glm4_moe
 from evals.studies.export import (
@@ -368,7 +367,6 @@ def main(arguments: list[str] | None = None) -> int:
     return guarded(
         "evals.studies.train",
         lambda: _command(arguments),
-        speaks=lambda error: isinstance(error, EvalError),
         interrupted="nothing is exported before the training ends",
     )
 

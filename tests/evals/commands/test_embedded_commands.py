@@ -18,14 +18,15 @@ from evals.model.arms import make_arm
 from evals.offline.models import MODELS
 from evals.offline.questions import GoldSolutions, embedded_questions, gold_solutions
 from tests.evals.defects import ROOT, arm
+from validators.process.guard import Exit
 
 
 def test_parity_leaves_runs_a_record_and_a_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Two questions decide nothing, and the verdict says so: INCONCLUSIVE, exit code 1."""
+    """Two questions decide nothing, and the verdict says so: INCONCLUSIVE, status 3."""
     words = ["parity", "--questions", "2", "--token-questions", "2", "--seed", "264"]  # two short ones
     words += ["--json", str(tmp_path / "verdict.json")]
     code = main([*words, "--runs", str(tmp_path / "runs"), "--records", str(tmp_path / "records")])
-    assert code == 1
+    assert code == Exit.NO_DECISION
     assert capsys.readouterr().out.startswith("INCONCLUSIVE")
     for name in ("baseline", "candidate", "again"):
         lines = (tmp_path / "runs" / name / "samples.jsonl").read_text().splitlines()
@@ -46,7 +47,7 @@ def test_the_table_names_each_arm_and_its_file_says_what_it_takes_to_repeat_it(
     words = ["tokens", "--questions", "20", "--batch", "20", "--arm", arm("missing_residual")]
     code = main([*words, "--json", str(tmp_path / "table.json")])
     out = capsys.readouterr().out
-    assert code == 1
+    assert code == Exit.NO
     rows = [line for line in out.splitlines() if line.startswith("| ")]
     assert [row.split(" | ")[0] for row in rows[1:]] == [
         "| unfused again, other batch",
@@ -144,10 +145,10 @@ def test_a_file_of_numbers_that_are_not_finite_is_strict_json(tmp_path: Path) ->
         (["tokens", "--questions", "4", "--arm", "fused", "--arm", "fused"], "two arms have the same name"),
     ],
 )
-def test_bad_input_is_one_sentence_and_exit_code_2(
+def test_bad_input_is_one_sentence_and_status_2(
     capsys: pytest.CaptureFixture[str], words: list[str], sentence: str
 ) -> None:
-    assert main(words) == 2
+    assert main(words) == Exit.USAGE
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1
     assert sentence in error[0]

@@ -1,4 +1,4 @@
-"""The command line: exit codes, the one sentence on stderr, and nothing that prints a traceback."""
+"""The command line: exit statuses, the one sentence on stderr, and nothing that prints a traceback."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from evals.gsm8k import store
 from evals.gsm8k.samples import TokenScore
 from tests.evals.gsm8k.test_importers import lm_eval_row, write
 from tests.support.eval_arms import BASELINE, CANDIDATE, two_arms
+from validators.process.guard import Exit
 from validators.records.record import Status
 from validators.records.store import load
 
@@ -31,12 +32,12 @@ def runs(tmp_path: Path) -> tuple[str, str]:
     return str(tmp_path / "a"), str(tmp_path / "b")
 
 
-@pytest.mark.parametrize(("margin", "code", "verdict"), [("1", 1, "INCONCLUSIVE"), ("2", 0, "PARITY")])
+@pytest.mark.parametrize(("margin", "code", "verdict"), [("1", 3, "INCONCLUSIVE"), ("2", 0, "PARITY")])
 def test_the_seed_case(capsys: pytest.CaptureFixture[str], margin: str, code: int, verdict: str) -> None:
     assert main([*SEED_CASE, "--margin", margin]) == code
     out = capsys.readouterr().out
     assert out.startswith(f"{verdict}: ")
-    assert ("1,855 questions (536 more than here)" in out) == (code == 1)
+    assert ("1,855 questions (536 more than here)" in out) == (code == Exit.NO_DECISION)
 
 
 def test_runs_are_compared_and_recorded(
@@ -49,18 +50,18 @@ def test_runs_are_compared_and_recorded(
     [made] = load(records)
     assert (made.status, made.kernel, made.case) == (Status.PASSED, "x/fused", "parity-tiny-glm-n1319-margin1.5-s0")
     assert made.reproduce == f"python -m evals gsm8k compare {runs[0]} {runs[1]} --margin 1.5"
-    assert main(["gsm8k", "compare", *runs, "--margin", "1", "--json", "-"]) == 1
+    assert main(["gsm8k", "compare", *runs, "--margin", "1", "--json", "-"]) == Exit.NO_DECISION
     assert json.loads(capsys.readouterr().out)["needed"] == 1875
 
 
-def test_an_error_that_is_left_is_exit_code_two(runs: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_that_is_left_is_no_decision(runs: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     samples = Path(runs[1]) / store.SAMPLES
     lines = samples.read_text().splitlines(keepends=True)
     samples.write_text("".join(lines[:-1]))
     last = json.loads(lines[-1])
     with store.Writer(runs[1], CANDIDATE) as writer:
         writer.add(replace(store.read(runs[0]).samples[-1], text=None, error="connection refused"))
-    assert main(["gsm8k", "compare", *runs]) == 2
+    assert main(["gsm8k", "compare", *runs]) == Exit.NO_DECISION
     err = capsys.readouterr().err
     assert err == (
         f"evals: 1 of 1319 questions of candidate ended in an error, so there is no verdict (first {last['question']}: "
@@ -123,7 +124,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("words", "sentence", "out"), BAD, ids=[" ".join(b[0]) or "nothing" for b in BAD])
-def test_bad_input_is_one_sentence_and_exit_code_two(
+def test_bad_input_is_one_sentence_and_status_two(
     words: list[str], sentence: str, out: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(words) == 2
@@ -157,7 +158,7 @@ def test_one_file_imported_twice_is_no_parity(tmp_path: Path, capsys: pytest.Cap
     for out in runs:
         assert main(["import", "lm-eval", str(file), "--out", out]) == 0
     capsys.readouterr()
-    assert main(["gsm8k", "compare", *runs]) == 1
+    assert main(["gsm8k", "compare", *runs]) == Exit.NO_DECISION
     out = capsys.readouterr().out
     assert out.startswith("INCONCLUSIVE")
     assert "arms: nothing recorded shows that the arms differ; all completions are identical" in out

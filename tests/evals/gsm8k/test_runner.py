@@ -22,6 +22,7 @@ from evals.gsm8k.client import Limits
 from evals.gsm8k.runner import WHOLE_RUN
 from tests.benchmarks.eval_client import GROWTH_MIB, measure
 from tests.support.eval_server import canned
+from validators.process.guard import Exit
 
 pytest.importorskip("httpx", reason="the client asks by httpx, which is not installed")
 
@@ -136,13 +137,13 @@ def test_a_lasting_error_is_no_answer_and_is_settled_later(
 ) -> None:
     servers.append(Process("--fault", "null:7"))
     out = tmp_path / "r"
-    assert main(options(servers[0].url, questions, out)) == 2
+    assert main(options(servers[0].url, questions, out)) == Exit.ERROR
     run = store.read(out)
     assert run.errors
     assert len(run.samples) + len(run.errors) == COUNT
     assert all(e.text is None and "null" in (e.error or "") for e in run.errors)
     assert "ended in an error, so there is no verdict yet" in capsys.readouterr().err
-    assert main(["gsm8k", "compare", str(out), str(out), "--aa"]) == 2
+    assert main(["gsm8k", "compare", str(out), str(out), "--aa"]) == Exit.NO_DECISION
     servers[0].kill()
     servers.append(Process(port=servers[0].port))
     assert main(options(servers[1].url, questions, out)) == 0
@@ -156,7 +157,7 @@ def test_a_gold_solution_that_could_not_be_scored_is_an_error_until_it_is(
     servers.append(Process("--fault", "400:7", "--first", "60"))
     out = tmp_path / "r"
     words = options(servers[0].url, questions, out, "--score-solutions")
-    assert main(words) == 2
+    assert main(words) == Exit.ERROR
     assert "ended in an error, so there is no verdict yet" in capsys.readouterr().err
     whole(out)
     run = store.read(out)
@@ -167,18 +168,18 @@ def test_a_gold_solution_that_could_not_be_scored_is_an_error_until_it_is(
     assert all(
         e.what == "score" and e.text is None and "made to fail with 400" in (e.error or "") for e in run.unscored
     )
-    assert main(["gsm8k", "compare", str(out), str(out), "--aa"]) == 2
+    assert main(["gsm8k", "compare", str(out), str(out), "--aa"]) == Exit.NO_DECISION
     assert f"{len(failed)} gold solutions of {out} could not be scored" in capsys.readouterr().err
     assert main(words) == 0
     whole(out)
     run = store.read(out)
     assert len(run.tokens) == COUNT
     assert not run.unscored
-    assert main(["gsm8k", "compare", str(out), str(out), "--aa"]) != 2
+    assert main(["gsm8k", "compare", str(out), str(out), "--aa"]) != Exit.NO_DECISION
     # And a hole of another cause, the same in both arms, is no smaller set of questions.
     lines = (out / store.TOKENS).read_text().splitlines(keepends=True)
     (out / store.TOKENS).write_text("".join(lines[1:]))
-    assert main(["gsm8k", "compare", str(out), str(out), "--aa"]) == 2
+    assert main(["gsm8k", "compare", str(out), str(out), "--aa"]) == Exit.NO_DECISION
     assert "has the scores of 59 of 60 gold solutions" in capsys.readouterr().err
 
 
@@ -204,7 +205,7 @@ def test_the_client_is_killed_again_and_again(servers: list[Process], questions:
 
 @pytest.mark.parametrize(
     ("again", "code"),
-    [((), 0), (("--model", "another"), 2), (("--version", "2.0"), 2)],
+    [((), 0), (("--model", "another"), 2), (("--version", "2.0"), 4)],
     ids=["same", "another-model", "another-version"],
 )
 def test_the_server_is_killed_and_started_again_in_the_middle(
@@ -229,7 +230,7 @@ def test_the_server_is_killed_and_started_again_in_the_middle(
     assert "Traceback" not in err
     run = store.read(out)
     assert len(run.samples) < COUNT  # no verdict can be made of it
-    assert main(["gsm8k", "compare", str(out), str(out), "--aa"]) == 2
+    assert main(["gsm8k", "compare", str(out), str(out), "--aa"]) == Exit.NO_DECISION
     if "--version" in again:
         assert [e.question for e in run.errors if e.order == -1] == [WHOLE_RUN]
     # And it cannot be finished by the other server.
@@ -250,7 +251,7 @@ def test_a_dead_server_stops_the_run_and_the_run_goes_on_later(
         time.sleep(0.01)
     servers[0].kill()
     _, err = child.communicate(timeout=PATIENCE_S)
-    assert child.returncode == 2
+    assert child.returncode == Exit.ERROR
     assert "failed one after another" in err
     assert err.count("\n") == 1
     servers.append(Process(port=servers[0].port))

@@ -17,6 +17,7 @@ import golden.__main__ as golden_main
 import validators.__main__ as validators_main
 from tests.support.walk import CASE, GEMM, one_sentence, the_command
 from validators.process import supervise
+from validators.process.guard import Exit
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +64,8 @@ def test_a_kernel_that_raises_or_returns_rubbish(
     name: str, kernel: str, kernels: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     of = the_command(name)
-    said = one_sentence(of, CALLING[name].format(f=kernels, k=kernel).split(), capfd)
+    status = Exit.ERROR if of.group == "evals" else Exit.USAGE
+    said = one_sentence(of, CALLING[name].format(f=kernels, k=kernel).split(), capfd, code=status)
     wanted = {"raises": "ValueError: the tile size does not divide the row", "rubbish": "returned a str"}
     assert wanted[kernel] in said
 
