@@ -45,7 +45,7 @@ class Target:
     @property
     def norm(self) -> str:
         """The kernel that names the path: the fused norm's, or the first there is."""
-        every = [name for op in OPS for name in self.kernels.get(op, ())]
+        every = [name for names in self.kernels.values() for name in names]
         return next(iter(self.kernels.get("add_rmsnorm_quant", ())), every[0])
 
     def names(self, record: Record) -> bool:

@@ -11,39 +11,29 @@ not. What can hurt it: any record of its kernel, also one that died before its c
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime
 import hashlib
-import shlex
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from validators.cases.case import Case, CaseError
 from validators.errors import UserError
 from validators.records import store
 from validators.records import text as report
 from validators.records.record import Record, Status
-from validators.signoff import depths, facts, judged, ruling
+from validators.signoff import judged, ruling
 from validators.signoff.claims import Target, of_machines
 from validators.signoff.facts import Facts
-from validators.signoff.judged import BAD, FAILING, contradictions, inconsistency
-from validators.signoff.policy import Policy
+from validators.signoff.judged import FAILING
+from validators.signoff.policy import EVERY_LANE, Policy
 from validators.signoff.ruling import Ruling
-from validators.words import LANES, OPS
 
 SIGNED, NOT_SIGNED, UNTESTED = "SIGNED", "NOT SIGNED", "UNTESTED"
 
-REQUIRED_LANES: dict[str, tuple[str, ...]] = {
-    op: tuple(lane for lane in LANES if lane in depths.lanes(op, "default", "e4m3fn")) for op in OPS
-}
-"""Lanes that hold cases, by op, by the table of cases. The norm's square root leaves nothing that every correct kernel
-must get bit for bit, so it has no exact lane."""
-
-STAGE_LANES: dict[str, tuple[str, ...]] = {"gsm8k_parity": ("parity",), "trace": ("trace",), "goldens": ("goldens",)}
-"""Records of a whole path have the one lane of their stage."""
+STAGE_OPS = ("gsm8k_parity", "trace", "goldens")
+"""Ops of records that are about a whole path or about the truth; their claims stand beside those of kernels."""
 
 
 class SignoffError(UserError):
@@ -52,27 +42,71 @@ class SignoffError(UserError):
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim and what the records say about it.
+    """What the records say of one kernel, op, contract and architecture, as ``EVERY_LANE`` decides it.
 
     cells: lane -> status -> number of distinct cases (a case with several statuses counts in each; goldens count as
-    ``judged.label`` says). untested: (lane, command that would test it). facts: what a reader should know, and what
-    belongs to the decision. depth: the depth of the suite whose cases all ran, "" for none. records: everything that
-    counted, in the order recorded.
+    ``judged.label`` says).
     """
 
-    kernel: str
     op: str
-    contract: str
     contract_from: str
-    arch: str
-    signed: bool
-    emulated: bool
-    reasons: tuple[str, ...]
-    untested: tuple[tuple[str, str], ...]
-    facts: Facts
+    ruling: Ruling
     cells: dict[str, Counter[str]]
-    records: tuple[Record, ...]
-    depth: str = ""
+
+    @property
+    def kernel(self) -> str:
+        """Its name."""
+        return self.ruling.target.norm
+
+    @property
+    def contract(self) -> str:
+        """Its name, or that it never became known."""
+        return self.ruling.target.contracts.get(self.op, "not identified")
+
+    @property
+    def arch(self) -> str:
+        """``cpu``, ``sm_90``; ``unknown``."""
+        return self.ruling.target.arch or "unknown"
+
+    @property
+    def signed(self) -> bool:
+        """Whether nothing is in the way and no lane is empty."""
+        return self.outcome == SIGNED
+
+    @property
+    def outcome(self) -> str:
+        """The decision without what it is signed under."""
+        return self.ruling.outcome
+
+    @property
+    def decision(self) -> str:
+        """``NOT SIGNED``, or ``SIGNED`` with what it is signed under: ``SIGNED in emulation only, at smoke depth``."""
+        return self.ruling.decision
+
+    @property
+    def emulated(self) -> bool:
+        """Whether a kernel of it is emulated."""
+        return self.ruling.emulated
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why it is not signed."""
+        return self.ruling.reasons
+
+    @property
+    def untested(self) -> tuple[tuple[str, str], ...]:
+        """(lanes, command that would test them)."""
+        return tuple((step.covers, command) for step in self.ruling.steps for command in step.commands)
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """All that counted, in the order recorded."""
+        return self.ruling.records
+
+    @property
+    def facts(self) -> Facts:
+        """What a reader should know, and what belongs to the decision."""
+        return self.ruling.facts
 
     @property
     def caveats(self) -> tuple[str, ...]:
@@ -80,29 +114,9 @@ class Claim:
         return self.facts.caveats
 
     @property
-    def decision(self) -> str:
-        """``NOT SIGNED``, or ``SIGNED`` with what it is signed under: ``SIGNED in emulation only, at smoke depth``."""
-        if not self.signed:
-            return NOT_SIGNED
-        return facts.signed_words(["in emulation only"] if self.emulated else [], self.qualifiers)
-
-    @property
-    def outcome(self) -> str:
-        """The decision without what it is signed under."""
-        return SIGNED if self.signed else NOT_SIGNED
-
-    @property
-    def qualifiers(self) -> list[str]:
-        """Without a policy nothing says which cases are enough, so the decision says which there were."""
-        if self.op in STAGE_LANES:
-            return list(self.facts.qualifiers)
-        cases = {r.case for r in self.records if r.lane in LANES}
-        found = [
-            f"at {self.depth} depth"
-            if self.depth
-            else f"on {len(cases)} chosen case{'' if len(cases) == 1 else 's'} only"
-        ]
-        return [*found, *self.facts.qualifiers]
+    def depth(self) -> str:
+        """The depth of the suite whose cases all ran, "" for none."""
+        return ruling.depth_of(self.ruling.target, self.records)
 
     @property
     def failing(self) -> list[Record]:
@@ -134,7 +148,7 @@ class Signoff:
             return NOT_SIGNED if NOT_SIGNED in by_outcome else UNTESTED
         if not all(c.signed for c in self.claims):
             return NOT_SIGNED
-        return _together([c.decision for c in self.claims if c.op not in STAGE_LANES] or [SIGNED])
+        return _together([c.decision for c in self.claims if c.op not in STAGE_OPS] or [SIGNED])
 
     @property
     def outcome(self) -> str:
@@ -297,85 +311,12 @@ def _belongs(record: Record, key: _Key, keys: Sequence[_Key]) -> bool:
 
 def _claim(key: _Key, records: list[Record], records_dir: str) -> Claim:
     kernel, op, contract, arch = key
-    required = (REQUIRED_LANES | STAGE_LANES).get(op, LANES)
-    lanes = report.lane_order([*required, *(r.lane for r in records)])
+    contracts = {op: contract} if contract else {}
+    target = Target(kernel, arch, {op: (kernel,)}, contracts, source="the records")
+    decided = ruling.decide(target, EVERY_LANE, records, records_dir)
+    lanes = report.lane_order([*(c.lane for c in decided.cells if c.lane), *(r.lane for r in records)])
     cells = {lane: judged.counts_of(r for r in records if r.lane == lane) for lane in lanes}
-    missing = [lane for lane in lanes if lane in required and not _ran(cells[lane])]
-    untested = tuple((lane, _test_command(records, lane, records_dir)) for lane in missing)
-    reasons = _reasons(kernel, records, cells, untested)
-    ran = {r.case for r in records if r.status is not Status.UNTESTED}
-    return Claim(
-        kernel=kernel,
-        op=op,
-        contract=contract or "not identified",
-        contract_from=next((r.contract_from for r in records if _contract(r) == contract), ""),
-        arch=arch or "unknown",
-        signed=not reasons,
-        emulated=any(r.emulated or r.kernel.startswith("emulated/") for r in records),
-        reasons=tuple(reasons),
-        untested=untested,
-        facts=facts.of(records),
-        cells=cells,
-        records=tuple(records),
-        depth=depths.reached(op, arch or "cpu", ran) if op not in STAGE_LANES else "",
-    )
-
-
-def _ran(cell: Counter[str]) -> bool:
-    return any(count for name, count in cell.items() if name != Status.UNTESTED.value)
-
-
-def _reasons(
-    kernel: str, records: list[Record], cells: dict[str, Counter[str]], untested: tuple[tuple[str, str], ...]
-) -> list[str]:
-    """Why the claim is NOT SIGNED, one sentence a cause; empty if it is SIGNED."""
-    reasons = [said for said in [judged.two_kernels(kernel, records)] if said]
-    if all(_contract(r) is None for r in records):
-        reasons.append("No contract was declared, given or identified, so there is nothing to hold the kernel to.")
-    for lane, cell in cells.items():
-        here = [r for r in records if r.lane == lane]
-        for status in BAD:
-            found = [r for r in here if r.status is status]
-            if found:
-                total = len({r.case for r in here})
-                first = f"{found[0].case}: {report.headline(found[0])}"
-                reasons.append(f"Lane {lane}: {cell[status]} of {total} cases {status.value}, first {first}.")
-        if cell[judged.DRIFTED]:
-            case = next(r.case for r in here if judged.drifted(r))
-            reasons.append(f"Lane {lane}: {judged.counts_text(cell)}; first {case}.")
-        if _ran(cell) and not cell[Status.PASSED.value] + cell[judged.UNCHANGED] and not any(cell[s] for s in BAD):
-            reasons.append(f"Lane {lane}: no case PASSED ({judged.counts_text(cell)}).")
-        if judged.empty_alone(here):
-            reasons.append(f"Lane {lane}: only cases without a row PASSED ({judged.counts_text(cell)}).")
-        silent = sorted({r.case for r in here if r.status is Status.UNSUPPORTED and not any(map(str.strip, r.reasons))})
-        if silent:
-            reasons.append(f"Lane {lane}: {len(silent)} cases UNSUPPORTED without a reason, first {silent[0]}.")
-        left = {r.case for r in here if r.status is Status.UNTESTED}
-        if _ran(cell) and left and lane != "goldens":
-            reasons.append(f"Lane {lane}: {len(left)} cases UNTESTED, first {min(left)}.")
-    reasons += contradictions(records)
-    reasons += [
-        f"Record of {r.case} says {r.status.value} and {problem}."
-        for r in records
-        if (problem := inconsistency(r)) is not None
-    ]
-    if untested:
-        reasons.append(f"UNTESTED: {', '.join(lane for lane, _ in untested)}.")
-    return reasons
-
-
-def _test_command(records: Sequence[Record], lane: str, records_dir: str) -> str:
-    """The command that runs ``lane`` for the claim of ``records``."""
-    like = next((r for r in records if r.contract), records[0])
-    command = ["python", "-m", "validators", "run", "--op", like.op, "--kernel", like.kernel, "--lane", lane]
-    command += ["--device", like.device] if like.device else []
-    if like.contract and like.contract_from == "given":
-        command += ["--contract", like.contract]
-    with contextlib.suppress(CaseError):  # a record of a stage names no case of the suite
-        case = Case.parse(like.case)
-        command += [] if case.dtype == "bf16" else ["--dtype", case.dtype]
-        command += [] if case.fp8 == "e4m3fn" else ["--fp8", case.fp8]
-    return shlex.join([*command, "--records", records_dir])
+    return Claim(op, next((r.contract_from for r in records if _contract(r) == contract), ""), decided, cells)
 
 
 def _now() -> str:

@@ -18,7 +18,7 @@ from validators.records import text as report
 from validators.records.record import Comparison, Record, Status
 from validators.signoff import judged, stages
 from validators.signoff import pictures as signoff_pictures
-from validators.signoff.decision import STAGE_LANES, Claim, Signoff, SignoffError
+from validators.signoff.decision import STAGE_OPS, Claim, Signoff, SignoffError
 from validators.signoff.judged import BAD, DRIFTED, UNCHANGED
 from validators.signoff.ruling import FAILED, NO_EVIDENCE, PASSED, UNTESTED, WAIVED, Ruling
 from validators.signoff.ruling_words import Cell
@@ -121,7 +121,7 @@ def code_parts(text: str) -> list[tuple[bool, str]]:
 
 def _shown(c: Claim) -> bool:
     """Stages of a whole path have sections of their own."""
-    return c.op not in STAGE_LANES
+    return c.op not in STAGE_OPS
 
 
 def _tone(decision: str) -> str:

@@ -124,6 +124,8 @@ def _impossible(c: Comparison) -> str | None:
 
 def _own_case(record: Record) -> str | None:
     """Case, op, kernel and device must be those of the command that reproduces it."""
+    if record.contract is None:
+        return "names no contract that it was held to"
     if not record.case.startswith(f"{record.op}-"):
         return f"names a case of another op ({record.case})"
     try:

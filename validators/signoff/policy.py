@@ -21,6 +21,9 @@ from validators.words import DEPTHS, LANES, OPS, STAGES
 
 FOLDER = Path(__file__).resolve().parent / "policies"
 
+ANY = "any"
+"""A depth that asks for no case by name: one that PASSED in each lane is enough; the decision says which there were."""
+
 QUESTION_SETS: Mapping[str, tuple[str, ...]] = {
     "embedded": ("bfad1769e4f7bdcdbbeaaa48e7419406dd46aacc2b0eba1521589ef2d87bfea6",),
     "gsm8k-test": (
@@ -93,18 +96,31 @@ class Waiver:
 
 @dataclass(frozen=True)
 class Policy:
-    """name, about: for people. require: at least one. source: its file, where that is none of the repository's."""
+    """name, about: for people. require: at least one. source: its file, where that is none of the repository's.
+
+    patient: whether a cell that nobody has filled leaves the claim UNTESTED; without patience it is NOT SIGNED.
+    """
 
     name: str
     about: str
     require: tuple[Requirement, ...]
     waivers: tuple[Waiver, ...] = ()
     source: str = ""
+    patient: bool = True
 
     @property
     def words(self) -> str:
         """``merge``, or ``merge (of our.toml)`` for a policy that anybody may have written."""
         return f"{self.name} (of {self.source})" if self.source else self.name
+
+
+EVERY_LANE = Policy(
+    "every lane",
+    "Every lane that holds cases of the op, and all else that was recorded of the kernel; whatever the depth.",
+    (Requirement("ops", depth=ANY),),
+    patient=False,
+)
+"""What ``signoff DIR`` asks where no policy is named."""
 
 
 def load(name: str, *, today: datetime.date | None = None) -> Policy:

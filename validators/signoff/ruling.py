@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from validators.records import text as report
 from validators.records.record import Record, Status
-from validators.signoff import evidence, facts, judged, ruling_words, stages
+from validators.signoff import depths, evidence, facts, judged, ruling_words, stages
 from validators.signoff.claims import ClaimError, Target
 from validators.signoff.depths import lanes, native_fp8
 from validators.signoff.facts import Facts
-from validators.signoff.policy import Policy, Requirement, Waiver
+from validators.signoff.policy import ANY, Policy, Requirement, Waiver
 from validators.signoff.ruling_words import Cell
 from validators.signoff.stages import Step, is_truth
-from validators.words import DEPTHS, FP8_FORMATS, OPS
+from validators.words import DEPTHS, FP8_FORMATS, LANES, OPS
 
 SIGNED, NOT_SIGNED = "SIGNED", "NOT SIGNED"
 PASSED, FAILED, NO_EVIDENCE, WAIVED, UNTESTED = "PASSED", "FAILED", "NO EVIDENCE", "WAIVED", "UNTESTED"
@@ -73,7 +73,10 @@ class Ruling:
 
 
 def rule(target: Target, policy: Policy, records: Sequence[Record], records_dir: str = "") -> Ruling:
-    """Decide. ``records``: all there are, doubles excluded. Raises ClaimError where claim and policy do not fit."""
+    """Decide about the claim by those of ``records`` (all there are, doubles excluded) that count for it.
+
+    Raises ClaimError where claim and policy do not fit.
+    """
     mine, excluded = _counting(target, records)
     own = [r for r in mine if ":" in r.kernel]
     mine += [
@@ -86,6 +89,17 @@ def rule(target: Target, policy: Policy, records: Sequence[Record], records_dir:
         and target.refuses(r) is None
         and judged.same_function(r, own)
     ]
+    return decide(target, policy, mine, records_dir, excluded)
+
+
+def decide(
+    target: Target,
+    policy: Policy,
+    mine: Sequence[Record],
+    records_dir: str = "",
+    excluded: Mapping[str, int] | None = None,
+) -> Ruling:
+    """The ruling by the records ``mine``, all of which count. Raises ClaimError where claim and policy do not fit."""
     cells: list[Cell] = []
     for requirement in policy.require:
         if requirement.concerns(target.arch):
@@ -97,10 +111,11 @@ def rule(target: Target, policy: Policy, records: Sequence[Record], records_dir:
     reasons = ruling_words.reasons(cells, mine)
     open_cells = [cell for cell in cells if cell.state == UNTESTED]
     steps = tuple(_steps(target, cells, mine, records_dir))
-    outcome = NOT_SIGNED if reasons else (UNTESTED if open_cells else SIGNED)
+    incomplete = UNTESTED if policy.patient else NOT_SIGNED
+    outcome = NOT_SIGNED if reasons else (incomplete if open_cells else SIGNED)
     if open_cells:
         reasons.append(f"UNTESTED: {ruling_words.untested(cells)}.")
-    ops = [r for r in mine if r.op in OPS]
+    ops = [r for r in mine if r.op in OPS] or mine
     emulated = [r.emulated or r.kernel.startswith("emulated/") for r in ops]
     return Ruling(
         target,
@@ -109,12 +124,25 @@ def rule(target: Target, policy: Policy, records: Sequence[Record], records_dir:
         tuple(reasons),
         steps,
         tuple(mine),
-        tuple(excluded.items()),
+        tuple((excluded or {}).items()),
         outcome,
         emulated=bool(ops) and (any if target.one_path else all)(emulated),
         facts=facts.of(mine, _without_goldens(policy, target)),
-        unrequired=tuple(_unrequired(target, cells)),
+        unrequired=(*_extent(target, cells, mine), *_unrequired(target, cells)),
     )
+
+
+def depth_of(target: Target, records: Sequence[Record]) -> str:
+    """The deepest depth of the suite whose cases of the claim's op all ran, or ""."""
+    ran = {r.case for r in records if r.status is not Status.UNTESTED}
+    return next((found for op in target.kernels if (found := depths.reached(op, target.arch or "cpu", ran))), "")
+
+
+def _extent(target: Target, cells: Sequence[Cell], mine: Sequence[Record]) -> Iterator[str]:
+    """Where no policy says which cases are enough, the decision says which there were."""
+    if any(cell.depth == ANY for cell in cells):
+        depth, cases = depth_of(target, mine), {r.case for r in mine if r.lane in LANES}
+        yield f"at {depth} depth" if depth else f"on {len(cases)} chosen case{'' if len(cases) == 1 else 's'} only"
 
 
 def _without_goldens(policy: Policy, target: Target) -> Iterator[str]:
@@ -134,6 +162,8 @@ def _unrequired(target: Target, cells: Sequence[Cell]) -> Iterator[str]:
     """Ops whose kernels nobody asked to be held to their admissible sets, and lanes that a policy leaves out."""
     formats = FP8_FORMATS if target.arch == "cpu" else (native_fp8(target.arch),)
     for op in target.kernels:
+        if op not in OPS:
+            continue
         asked = {c.lane for c in cells if (c.stage, c.op) == ("ops", op)}
         every = list(lanes(op, "default", formats[0]))
         if not asked:
@@ -167,6 +197,9 @@ def _counting(target: Target, records: Sequence[Record]) -> tuple[list[Record], 
 
 def _cells(requirement: Requirement, target: Target, mine: Sequence[Record]) -> Iterator[Cell]:
     stage = requirement.stage
+    if requirement.depth == ANY:
+        yield from _whatever_ran(target, mine)
+        return
     here = [r for r in mine if r.stage == stage and not is_truth(r)]
     ops = [op for op in (requirement.ops or OPS) if op in target.kernels]
     if stage in ("parity", "trace"):
@@ -184,6 +217,21 @@ def _cells(requirement: Requirement, target: Target, mine: Sequence[Record]) -> 
         # Of a whole machine one path through the layers shows the ops in a model, and each golden its own kernel.
         kernel = kernels[0] if target.one_path else ""
         yield _strong(requirement, target, op, kernel, of_op)
+
+
+def _whatever_ran(target: Target, mine: Sequence[Record]) -> Iterator[Cell]:
+    """The lanes that hold cases of the op, or the stage of the whole path; then every other lane or stage that ran."""
+    formats = FP8_FORMATS if target.arch == "cpu" else (native_fp8(target.arch),)
+    for op, (kernel, *_) in target.kernels.items():
+        required = {r.lane for r in mine} if op not in OPS else set(lanes(op, "default", formats[0]))
+        for lane in report.lane_order([*required, *(r.lane for r in mine)]):
+            here = [r for r in mine if r.lane == lane]
+            if stage := next((r.stage for r in here if r.stage != "ops"), ""):
+                cell = _whole(stage, op, kernel, here)
+            else:
+                cell = _whole("ops", op, kernel, here, lane=lane, depth=ANY)
+            if lane in required or any(r.status is not Status.UNTESTED for r in here):
+                yield cell
 
 
 def _strong(requirement: Requirement, target: Target, op: str, kernel: str, records: Sequence[Record]) -> Cell:
@@ -206,8 +254,8 @@ def _lanes_of(
 ) -> Iterator[Cell]:
     # A GPU has one FP8 format; on a CPU either is as good.
     formats = FP8_FORMATS if target.arch == "cpu" else (native_fp8(target.arch),)
-    depths = DEPTHS[DEPTHS.index(requirement.depth) :]
-    known = [lanes(op, depth, fp8) for depth in depths for fp8 in formats]
+    deep_enough = DEPTHS[DEPTHS.index(requirement.depth) :]
+    known = [lanes(op, depth, fp8) for depth in deep_enough for fp8 in formats]
     unjudged = judged.never_judged(records)
     made = {check.name for r in records for check in r.checks}
     for lane in requirement.lanes or tuple(known[0]):

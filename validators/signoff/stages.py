@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from validators.cases.case import Case, CaseError
 from validators.records.record import Record
 from validators.signoff.claims import Target
+from validators.signoff.policy import ANY
 
 GOLDENS = Path(__file__).resolve().parents[2] / "golden" / "data" / "manifest.json"
 _OTHERS = {
@@ -78,13 +80,25 @@ def ops_step(
     command = ["python", "-m", "validators", "run", "--op", op, "--kernel", kernel]
     if not every:
         command += [word for lane in lanes for word in ("--lane", lane)]
-    if depth != "default":
+    if depth not in ("default", ANY):
         command += ["--depth", depth]
-    command += ["--device", device(target.arch)]
-    if like is not None and like.contract and like.contract_from == "given":
-        command += ["--contract", like.contract]
+    known = target.arch not in ("", "unknown") or like is None
+    command += ["--device", device(target.arch) if known or like is None else like.device]
+    if like is not None:
+        command += ["--contract", str(like.contract)] if like.contract_from == "given" else []
+        command += _types(like.case)
     words = f"ops, {kernel}: {'every lane' if every else ', '.join(lanes)}"
     return Step(machine(target.arch), words, (shlex.join([*command, "--records", records_dir]),))
+
+
+def _types(case: str) -> list[str]:
+    """The options for the types of a case of the suite, where they are not the usual ones."""
+    try:
+        like = Case.parse(case)
+    except CaseError:
+        return []
+    fp8 = [] if like.fp8 == "e4m3fn" else ["--fp8", like.fp8]
+    return [*([] if like.dtype == "bf16" else ["--dtype", like.dtype]), *fp8]
 
 
 def layers_step(target: Target, records_dir: str, given: Mapping[str, str] | None = None) -> Step:

@@ -522,7 +522,9 @@ def test_a_case_without_a_row_fills_no_lane_alone() -> None:
     assert "only cases without a row PASSED" in found.cells[0].why[0]
     assert rule(target, policy, records(cases[0])).outcome == "SIGNED"
     reasons = signoff.decide(records()).claims[0].reasons
-    assert any(r.startswith("Lane shapes: only cases without a row PASSED (1 PASSED, ") for r in reasons), reasons
+    assert any(
+        r.startswith("ops shapes of demo/quant: only cases without a row PASSED (1 PASSED, ") for r in reasons
+    ), reasons
     assert not any("without a row" in r for r in signoff.decide(records(cases[0])).claims[0].reasons)
 
 

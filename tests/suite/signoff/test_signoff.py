@@ -15,12 +15,14 @@ from tests.support.made import CASE, comparison, failed, lanes_passed, record
 from validators.records.provenance import Provenance
 from validators.records.record import Check, Record, Status
 from validators.records.store import Sink, StoreError
+from validators.signoff import depths
 from validators.signoff import html as signoff_html
 from validators.signoff import text as signoff_text
-from validators.signoff.decision import REQUIRED_LANES, SignoffError, decide, signoff_directory
+from validators.signoff.decision import SignoffError, decide, signoff_directory
 from validators.signoff.write import write
 
 ROOT = Path(__file__).resolve().parents[3]
+WHOSE = "add_rmsnorm_quant of demo/fused"
 BAD = (Status.FAILED, Status.NONDETERMINISTIC, Status.MISTRUSTED, Status.ERROR)
 
 
@@ -44,7 +46,7 @@ def test_one_bad_case_among_many_is_not_signed(status: Status) -> None:
     assert decided.decision == "NOT SIGNED"
     assert decided.exit_code == (2 if status is Status.ERROR else 1)
     (reason,) = decided.claims[0].reasons
-    assert reason == f"Lane random: 1 of 2 cases {status.value}, first {CASE}9: {status.value}: because."
+    assert reason == f"{WHOSE}: {status.value} in 1 of 6 cases (ops: random). First {CASE}9: {status.value}: because."
 
 
 def test_error_with_a_failure_beside_it_exits_1() -> None:
@@ -55,22 +57,24 @@ def test_unsupported_needs_a_reason() -> None:
     assert decide([*lanes_passed(), _extra(Status.UNSUPPORTED, comparisons=())]).outcome == "SIGNED"
     for reasons in ((), ("  ",)):
         decided = decide([*lanes_passed(), _extra(Status.UNSUPPORTED, reasons=reasons, comparisons=())])
-        assert decided.claims[0].reasons == (f"Lane random: 1 cases UNSUPPORTED without a reason, first {CASE}9.",)
+        assert decided.claims[0].reasons == (
+            f"ops random of demo/fused: 1 cases UNSUPPORTED without a reason, first {CASE}9.",
+        )
 
 
 def test_a_lane_of_unsupported_cases_is_no_evidence() -> None:
     records = [r for r in lanes_passed() if r.lane != "random"] + [_extra(Status.UNSUPPORTED, comparisons=())]
-    assert decide(records).claims[0].reasons == ("Lane random: no case PASSED (1 UNSUPPORTED).",)
+    assert decide(records).claims[0].reasons == ("ops random of demo/fused: no case PASSED (1 UNSUPPORTED): because.",)
 
 
-@pytest.mark.parametrize("lane", REQUIRED_LANES["add_rmsnorm_quant"])
+@pytest.mark.parametrize("lane", depths.lanes("add_rmsnorm_quant", "default", "e4m3fn"))
 def test_a_missing_lane_is_untested_with_its_command(lane: str) -> None:
     decided = decide([r for r in lanes_passed() if r.lane != lane], records_dir="my records")
     claim = decided.claims[0]
     assert (decided.decision, decided.exit_code) == ("NOT SIGNED", 1)
-    assert claim.reasons == (f"UNTESTED: {lane}.",)
+    assert claim.reasons == (f"UNTESTED: ops of demo/fused ({lane}).",)
     command = f"python -m validators run --op add_rmsnorm_quant --kernel demo/fused --lane {lane} --device cpu"
-    assert claim.untested == ((lane, f"{command} --records 'my records'"),)
+    assert claim.untested == ((f"ops, demo/fused: {lane}", f"{command} --records 'my records'"),)
 
 
 def test_the_command_repeats_contract_and_types() -> None:
@@ -81,9 +85,9 @@ def test_the_command_repeats_contract_and_types() -> None:
 
 def test_records_of_status_untested_do_not_count_as_run() -> None:
     records = [r for r in lanes_passed() if r.lane != "random"] + [_extra(Status.UNTESTED)]
-    assert decide(records).claims[0].reasons == ("UNTESTED: random.",)
+    assert decide(records).claims[0].reasons == ("UNTESTED: ops of demo/fused (random).",)
     assert decide([*lanes_passed(), _extra(Status.UNTESTED)]).claims[0].reasons == (
-        f"Lane random: 1 cases UNTESTED, first {CASE}9.",
+        "UNTESTED: ops of demo/fused (random).",
     )
 
 
@@ -92,7 +96,7 @@ def test_fake_records_never_count() -> None:
         decide(lanes_passed(fake=True))
     real = [r for r in lanes_passed() if r.lane != "model"]
     decided = decide([*real, *lanes_passed(fake=True)])
-    assert decided.claims[0].reasons == ("UNTESTED: model.",)
+    assert decided.claims[0].reasons == ("UNTESTED: ops of demo/fused (model).",)
     assert decided.ignored == ("5 records of test doubles were ignored.",)
     # Nor can a double's failure take a real kernel's signature.
     assert decide([*lanes_passed(), _extra(Status.FAILED, fake=True)]).outcome == "SIGNED"
@@ -145,7 +149,7 @@ def test_a_crash_before_contract_or_arch_was_known_counts_against_the_claim(lost
 def test_without_any_contract_nothing_is_signed() -> None:
     (claim,) = decide(lanes_passed(contract=None, contract_from="identified")).claims
     assert claim.contract == "not identified"
-    assert claim.reasons[0].startswith("No contract was declared, given or identified")
+    assert claim.reasons[0].endswith("says PASSED and names no contract that it was held to.")
 
 
 @pytest.mark.parametrize(
@@ -158,7 +162,10 @@ def test_without_any_contract_nothing_is_signed() -> None:
 )
 def test_a_record_that_says_passed_while_its_numbers_do_not(changes: dict[str, object], words: str) -> None:
     decided = decide([*lanes_passed(), _extra(Status.PASSED, **changes)])
-    assert decided.claims[0].reasons == (f"Record of {CASE}9 says PASSED and {words}.",)
+    assert decided.claims[0].reasons == (
+        f"{WHOSE}: PASSED against its own record in 1 of 6 cases (ops: random). "
+        f"The record of {CASE}9 says PASSED and {words}.",
+    )
     assert len(decided.claims[0].failing) == 1
 
 
@@ -190,9 +197,9 @@ def test_required_lanes_are_the_lanes_that_have_recipes() -> None:
     from validators.records.text import lane_order
     from validators.words import OPS
 
-    assert set(REQUIRED_LANES) == set(OPS)
     for op in OPS:
-        assert list(REQUIRED_LANES[op]) == lane_order(recipe_info(name, op).lane for name in recipe_names(op))
+        lanes = depths.lanes(op, "default", "e4m3fn")
+        assert lane_order(lanes) == lane_order(recipe_info(name, op).lane for name in recipe_names(op))
 
 
 def test_signoff_runs_without_torch_and_kernels(tmp_path: Path) -> None:
