@@ -14,7 +14,7 @@ import dataclasses
 import sys
 import tempfile
 from collections.abc import Sequence
-from pathlib import Path as FilePath
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from reference import glm4_moe as glm
 from reference.glm4_moe import Config, Layer, Mlp
 from validators.layers import build as layers
 from validators.layers import presets as layers_presets
-from validators.layers.path import Path, stored
+from validators.layers.path import KernelPath, stored
 from validators.trace import judge as trace
 from validators.trace.file import load
 from validators.trace.names import TraceError
@@ -32,7 +32,7 @@ STEPS = 2
 FALLS_BACK = 1
 
 
-class OneFallsBack(Path):
+class OneFallsBack(KernelPath):
     """Layer ``FALLS_BACK`` takes the unfused path."""
 
     def is_fused(self, layer: Layer) -> bool:
@@ -40,7 +40,7 @@ class OneFallsBack(Path):
         return layer.index != FALLS_BACK
 
 
-def forward(path: Path, config: Config, weights: Sequence[Layer], hidden: Tensor) -> Tensor:
+def forward(path: KernelPath, config: Config, weights: Sequence[Layer], hidden: Tensor) -> Tensor:
     """One pass of bf16 [T, hidden] through dense layers, labelled ``layers.N``; the path's stream starts anew."""
     path.residual = None
     for layer in weights:
@@ -56,7 +56,7 @@ def forward(path: Path, config: Config, weights: Sequence[Layer], hidden: Tensor
 
 
 def record(
-    path: Path, config: Config, weights: Sequence[Layer], hidden: Tensor, where: FilePath, steps: int = STEPS
+    path: KernelPath, config: Config, weights: Sequence[Layer], hidden: Tensor, where: Path, steps: int = STEPS
 ) -> None:
     """Run ``steps`` passes under torch's profiler after one that compiles, and write the Chrome trace to ``where``."""
     activities = [torch.profiler.ProfilerActivity.CPU]
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--model", default="glm-4.7", choices=sorted(layers_presets.PRESETS))
-    parser.add_argument("--write", type=FilePath, help="directory for the traces (default: not kept)")
+    parser.add_argument("--write", type=Path, help="directory for the traces (default: not kept)")
     parsed = parser.parse_args(argv)
     preset = layers_presets.PRESETS[parsed.model]
     config = dataclasses.replace(preset, layers=parsed.layers, first_dense=parsed.layers)
@@ -91,13 +91,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     weights = [source.layer(i) for i in range(config.layers)]
     hidden = source.embed(layers_presets.prompt(config, parsed.tokens)).to(torch.bfloat16)
     paths = {
-        "fused": Path(kernels, config, source.quant_format),
-        "unfused": Path(kernels, config, source.quant_format, fused=False),
+        "fused": KernelPath(kernels, config, source.quant_format),
+        "unfused": KernelPath(kernels, config, source.quant_format, fused=False),
         "fallback": OneFallsBack(kernels, config, source.quant_format),
     }
     found: dict[str, trace.Finding] = {}
     with tempfile.TemporaryDirectory(prefix="traces-") as scratch:
-        directory = parsed.write or FilePath(scratch)
+        directory = parsed.write or Path(scratch)
         directory.mkdir(parents=True, exist_ok=True)
         for name, path in paths.items():
             where = directory / f"{name}.json.gz"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from reference.glm4_moe import Layer, Linear
-from validators.layers.path import Path, Route
+from validators.layers.path import KernelPath, Route
 
 AT = 2
 """The layer of ``glm-tiny`` at which the defects of a single layer sit: a MoE layer with layers before and after it."""
@@ -24,7 +24,7 @@ class WiringDefect:
 
     id: str
     name: str
-    path: type[Path]
+    path: type[KernelPath]
     layer: int
     step: str
     summary: str
@@ -33,12 +33,12 @@ class WiringDefect:
     tp: int = 1
 
 
-class ScaleDropped(Path):
+class ScaleDropped(KernelPath):
     def linear(self, layer: Layer, what: Linear, handed: tuple[Tensor, ...]) -> Tensor:
         return super().linear(layer, what, (handed[0], torch.ones_like(handed[1])))
 
 
-class TripleQuantizedAgain(Path):
+class TripleQuantizedAgain(KernelPath):
     """The norm also hands its bf16 output over, and the linear takes the wrong end of the tuple."""
 
     def prepare(self, layer: Layer, which: str, hidden: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
@@ -58,27 +58,27 @@ class TripleAsPair(TripleQuantizedAgain):
     """The bf16 tensor of a tuple of three lands where the scale belongs."""
 
     def linear(self, layer: Layer, what: Linear, handed: tuple[Tensor, ...]) -> Tensor:
-        return Path.linear(self, layer, what, (handed[0], handed[-1].float()))
+        return KernelPath.linear(self, layer, what, (handed[0], handed[-1].float()))
 
 
 class TripleRight(TripleQuantizedAgain):
     """No defect: a tuple of three whose first two the linear takes."""
 
     def linear(self, layer: Layer, what: Linear, handed: tuple[Tensor, ...]) -> Tensor:
-        return Path.linear(self, layer, what, handed[:2])
+        return KernelPath.linear(self, layer, what, handed[:2])
 
 
-class QuantizedTwice(Path):
+class QuantizedTwice(KernelPath):
     def linear(self, layer: Layer, what: Linear, handed: tuple[Tensor, ...]) -> Tensor:
         return super().linear(layer, what, self.quantize(handed[0].float().bfloat16()))
 
 
-class SubstringRoute(Path):
+class SubstringRoute(KernelPath):
     def choose_route(self, quant_format: str) -> Route:
         return "group" if "fp8" in quant_format else super().choose_route(quant_format)
 
 
-class FirstResidualDoubled(Path):
+class FirstResidualDoubled(KernelPath):
     """Layer 0 is given its input as the residual too."""
 
     def fused_norm(self, weight: Tensor, hidden: Tensor) -> tuple[Tensor, ...]:
@@ -86,7 +86,7 @@ class FirstResidualDoubled(Path):
         return super().fused_norm(weight, hidden)
 
 
-class FirstResidualLost(Path):
+class FirstResidualLost(KernelPath):
     """The kernel without a residual is called, and nothing is kept for the next norm."""
 
     def fused_norm(self, weight: Tensor, hidden: Tensor) -> tuple[Tensor, ...]:
@@ -96,7 +96,7 @@ class FirstResidualLost(Path):
         return handed
 
 
-class StaleResidual(Path):
+class StaleResidual(KernelPath):
     """One norm uses the residual of the norm before the last."""
 
     before: Tensor | None = None
@@ -111,7 +111,7 @@ class StaleResidual(Path):
         return super().add_rmsnorm(weight, hidden)
 
 
-class NeighboursWeights(Path):
+class NeighboursWeights(KernelPath):
     """From one layer on, the weights of the layer before."""
 
     previous: Layer | None = None
@@ -123,7 +123,7 @@ class NeighboursWeights(Path):
         return self.previous if layer.index == AT and self.previous is not None else layer
 
 
-class NeighboursProjection(Path):
+class NeighboursProjection(KernelPath):
     """The norm's weight is right, the projection after it belongs to the layer before."""
 
     previous: Linear | None = None
@@ -139,23 +139,23 @@ class NeighboursProjection(Path):
         return super().linear(layer, what, handed)
 
 
-class BiasLost(Path):
+class BiasLost(KernelPath):
     def linear(self, layer: Layer, what: Linear, handed: tuple[Tensor, ...]) -> Tensor:
         return super().linear(layer, Linear(what.weight, what.scale) if layer.index == AT else what, handed)
 
 
-class BiasTwice(Path):
+class BiasTwice(KernelPath):
     def linear(self, layer: Layer, what: Linear, handed: tuple[Tensor, ...]) -> Tensor:
         out = super().linear(layer, what, handed)
         return self.add_bias(out, what.bias) if layer.index == AT and what.bias is not None else out
 
 
-class UnfusedFallback(Path):
+class UnfusedFallback(KernelPath):
     def is_fused(self, layer: Layer) -> bool:
         return layer.index != AT
 
 
-class Swapped(Path):
+class Swapped(KernelPath):
     """The bf16 norm returns (normed, residual) and the caller unpacks them in the other order."""
 
     def add_rmsnorm(self, weight: Tensor, hidden: Tensor) -> Tensor:
@@ -165,7 +165,7 @@ class Swapped(Path):
         return kept
 
 
-class FirstResidualGarbage(Path):
+class FirstResidualGarbage(KernelPath):
     """``empty_like`` is passed where there is no residual; what the allocator hands out is not zero here."""
 
     def fused_norm(self, weight: Tensor, hidden: Tensor) -> tuple[Tensor, ...]:
@@ -174,7 +174,7 @@ class FirstResidualGarbage(Path):
         return super().fused_norm(weight, hidden)
 
 
-class FirstResidualNormed(Path):
+class FirstResidualNormed(KernelPath):
     """The first norm's output becomes the stream, not its input."""
 
     def fused_norm(self, weight: Tensor, hidden: Tensor) -> tuple[Tensor, ...]:
@@ -185,14 +185,14 @@ class FirstResidualNormed(Path):
         return codes, scale
 
 
-class ArgumentsShifted(Path):
+class ArgumentsShifted(KernelPath):
     """A group size lands in the flag that adds one to the norm's weight."""
 
     def fused_norm(self, weight: Tensor, hidden: Tensor) -> tuple[Tensor, ...]:
         return super().fused_norm((weight.float() + 1.0).to(weight.dtype), hidden)
 
 
-class ScaleAlongColumns(Path):
+class ScaleAlongColumns(KernelPath):
     """A token scale of shape [M] broadcasts along the columns, which only M == N allows."""
 
     def gemm(self, what: Linear, codes: Tensor, scale: Tensor) -> Tensor:
@@ -201,7 +201,7 @@ class ScaleAlongColumns(Path):
         return super().gemm(Linear(what.weight, what.scale * scale), codes, torch.ones_like(scale))
 
 
-class FirstScaleKept(Path):
+class FirstScaleKept(KernelPath):
     """A replayed graph reads the scale that the captured call left behind."""
 
     first: Tensor | None = None
@@ -212,7 +212,7 @@ class FirstScaleKept(Path):
         return codes, self.first
 
 
-class OtherRanksWeightScales(Path):
+class OtherRanksWeightScales(KernelPath):
     """Every second rank multiplies with the weight scales of the first."""
 
     last: tuple[int, tuple[int, ...], Tensor] | None = None
@@ -227,7 +227,7 @@ class OtherRanksWeightScales(Path):
         return super().linear(layer, Linear(what.weight, scale, what.bias), handed)
 
 
-class ShuffledAgain(Path):
+class ShuffledAgain(KernelPath):
     """The pre-shuffle of a weight for the matrix unit (16 rows of 16 bytes) is applied once too often."""
 
     def weights(self, layer: Layer) -> Layer:
@@ -240,7 +240,7 @@ class ShuffledAgain(Path):
         return dataclasses.replace(layer, qkv=qkv)
 
 
-class NormalisedTwice(Path):
+class NormalisedTwice(KernelPath):
     """The conversion from e4m3fn to e4m3fnuz doubles the scale, and runs twice on reload."""
 
     def weights(self, layer: Layer) -> Layer:
@@ -249,7 +249,7 @@ class NormalisedTwice(Path):
         return dataclasses.replace(layer, o=Linear(layer.o.weight, layer.o.scale * 2.0, layer.o.bias))
 
 
-class BucketLosesProducts(Path):
+class BucketLosesProducts(KernelPath):
     """The tuned table names for 17 to 32 tokens a kernel that leaves out the last 64 of K."""
 
     def gemm(self, what: Linear, codes: Tensor, scale: Tensor) -> Tensor:
@@ -259,7 +259,7 @@ class BucketLosesProducts(Path):
         return super().gemm(what, codes, scale)
 
 
-class ConfigOfAnotherShape(Path):
+class ConfigOfAnotherShape(KernelPath):
     """A cached configuration keeps the K of the call that made it."""
 
     k = 0
@@ -272,7 +272,7 @@ class ConfigOfAnotherShape(Path):
         return super().gemm(what, codes, scale)
 
 
-class OtherRanksTokenScales(Path):
+class OtherRanksTokenScales(KernelPath):
     """Gathered codes of every second rank come with the scales of the first."""
 
     last: Tensor | None = None
@@ -286,7 +286,7 @@ class OtherRanksTokenScales(Path):
         return codes, scale
 
 
-class OldResidualKept(Path):
+class OldResidualKept(KernelPath):
     """The in-place update of the residual happened to a copy."""
 
     def fused_norm(self, weight: Tensor, hidden: Tensor) -> tuple[Tensor, ...]:
@@ -296,7 +296,7 @@ class OldResidualKept(Path):
         return handed
 
 
-class SumNotRounded(Path):
+class SumNotRounded(KernelPath):
     """The all-reduce's fp32 sum goes into the residual add without its store in bf16."""
 
     parts: tuple[Tensor, ...] = ()

@@ -14,7 +14,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import NoReturn
 
 import torch
@@ -28,7 +28,7 @@ from validators.kernels.registry import find_kernel
 from validators.layers import presets
 from validators.layers.checkpoint import Checkpoint, write_checkpoint
 from validators.layers.checkpoint_check import listed
-from validators.layers.path import Kernels, Path, shapes_unsupported
+from validators.layers.path import KernelPath, Kernels, shapes_unsupported
 from validators.layers.picture import error_against_depth
 from validators.layers.result import Contracts, Judged, Result
 from validators.layers.timing import Clock
@@ -105,7 +105,7 @@ def command(parsed: argparse.Namespace) -> int:
     kernels = find_kernels(parsed.kernel_norm, parsed.kernel_quant, parsed.kernel_gemm, device)
     first = not group.real or group.local == (0,)
     with tempfile.TemporaryDirectory(prefix="glm-tiny-") as scratch:
-        source = open_model(parsed.model, device, parsed.seed, FilePath(scratch))
+        source = open_model(parsed.model, device, parsed.seed, Path(scratch))
         layers = _layers(parsed.layers, source.config.layers)
         if parsed.tokens < 1:
             raise LayersError(f"--tokens {parsed.tokens} is no length of a sequence")
@@ -115,7 +115,7 @@ def command(parsed: argparse.Namespace) -> int:
         plain = source.check(layers) if isinstance(source, Checkpoint) else []
         contracts, origin = find_contracts(kernels, device, given)
         # The walk takes minutes, so a place that cannot be written is found before it.
-        directory = FilePath(parsed.records or new_folder("records")) if first else FilePath()
+        directory = Path(parsed.records or new_folder("records")) if first else Path()
         sink = store.Sink(directory) if first else None
         if parsed.picture and first:
             check_file(parsed.picture)
@@ -146,7 +146,7 @@ def command(parsed: argparse.Namespace) -> int:
         result,
         kernels,
         contracts,
-        model=FilePath(parsed.model).name,
+        model=Path(parsed.model).name,
         margin=parsed.margin,
         device=device,
         reproduce=command_line,
@@ -180,14 +180,14 @@ def walk(
     group: Group | None = None,
     seed: int = 0,
     judge_unfused: bool = False,
-    path: type[Path] = Path,
+    path: type[KernelPath] = KernelPath,
     say: Callable[[str], None] = lambda line: None,
     clock: Clock | None = None,
     unjudged: Sequence[str] = (),
 ) -> Result:
     """Walk ``layers`` layers with ``path`` as the fused path's wiring, the right wiring for the unfused one."""
     fused = path(kernels, source.config, source.quant_format)
-    unfused = Path(kernels, source.config, source.quant_format, fused=False)
+    unfused = KernelPath(kernels, source.config, source.quant_format, fused=False)
     prompt = presets.prompt(source.config, tokens, seed)
     steps = Walk(
         source,
@@ -204,14 +204,14 @@ def walk(
     return steps.run(layers)
 
 
-def open_model(name: str, device: str, seed: int, scratch: FilePath) -> presets.Synthetic | Checkpoint:
+def open_model(name: str, device: str, seed: int, scratch: Path) -> presets.Synthetic | Checkpoint:
     """A preset or a checkpoint directory as a source. ``glm-tiny`` is written to ``scratch`` and streamed from
     there."""
     if name == "glm-tiny":
         return Checkpoint(write_tiny(scratch, seed), device)
     if name in presets.PRESETS:
         return presets.Synthetic(name, presets.PRESETS[name], device, seed)
-    if not FilePath(name).is_dir():
+    if not Path(name).is_dir():
         raise LayersError(f"{name!r} is neither a preset ({', '.join(presets.PRESETS)}) nor a directory")
     source = Checkpoint(name, device)
     if source.not_ptpc:
@@ -219,7 +219,7 @@ def open_model(name: str, device: str, seed: int, scratch: FilePath) -> presets.
     return source
 
 
-def write_tiny(directory: FilePath, seed: int = 0) -> FilePath:
+def write_tiny(directory: Path, seed: int = 0) -> Path:
     """Write the preset ``glm-tiny`` as a compressed-tensors FP8 checkpoint; returns its directory."""
     source = presets.Synthetic("glm-tiny", presets.GLM_TINY, seed=seed)
     return write_checkpoint(source, directory / "glm-tiny", vocab=source.config.vocab)
@@ -376,19 +376,17 @@ def _arguments(parsed: argparse.Namespace) -> list[str]:
     return given
 
 
-def _picture(result: Result, parsed: argparse.Namespace, directory: FilePath) -> FilePath | None:
+def _picture(result: Result, parsed: argparse.Namespace, directory: Path) -> Path | None:
     medians = {arm: [float(d.error[arm].median()) for d in result.depths] for arm in ("fused", "unfused")}
     if not result.depths or not any(v > 0 for values in medians.values() for v in values):
         return None
-    where = FilePath(parsed.picture) if parsed.picture else directory / "layers.svg"
-    title = f"{FilePath(parsed.model).name}: median relative error of the hidden state, {parsed.tokens} tokens"
+    where = Path(parsed.picture) if parsed.picture else directory / "layers.svg"
+    title = f"{Path(parsed.model).name}: median relative error of the hidden state, {parsed.tokens} tokens"
     write_whole(where, error_against_depth(title, [d.layer for d in result.depths], medians))
     return where
 
 
-def _print_end(
-    made: Sequence[Record], result: Result, directory: FilePath, picture: FilePath | None, peak: int
-) -> None:
+def _print_end(made: Sequence[Record], result: Result, directory: Path, picture: Path | None, peak: int) -> None:
     *ops, whole = made
     passed = sum(j.status is Status.PASSED for j in result.judged)
     for record in [r for r in ops if r.status is not Status.PASSED][:5]:

@@ -3,7 +3,7 @@
 Wired as a serving engine does it (SGLang PR #21403): ``input_layernorm`` and, in dense layers,
 ``post_attention_layernorm`` hand a tuple (codes, scale) to the linear that follows; before the router of a MoE
 layer the norm stays bf16. Its unfused twin, ``fused=False``, runs a bf16 norm and then the per-token quantizer
-everywhere. A wiring defect is a subclass of ``Path`` with one method wrong; nothing here judges.
+everywhere. A wiring defect is a subclass of ``KernelPath`` with one method wrong; nothing here judges.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from reference.contract import NormQuantContract, Reduction
 from reference.glm4_moe import Config, Layer, Linear
 from validators.calls import integrity
 from validators.calls.buffers import POISONS
-from validators.calls.call import call
+from validators.calls.call import KernelFault, call
+from validators.cases.case import Case
 from validators.cases.tensors import (
     GemmInputs,
     GemmOutputs,
@@ -65,8 +66,6 @@ class Kernels:
 
 def shapes_unsupported(kernels: Kernels, config: Config, tokens: int, tp: int = 1) -> str | None:
     """One sentence why a kernel does not offer a shape of this model, or None."""
-    from validators.cases.case import Case
-
     wide = config.heads * config.head_dim
     widths = [config.intermediate, config.moe_intermediate * max(1, config.shared_experts)]
     gemms = [(sum(config.qkv_sizes()), config.hidden), (config.hidden, wide // tp)]
@@ -87,7 +86,7 @@ def shapes_unsupported(kernels: Kernels, config: Config, tokens: int, tp: int = 
     return None
 
 
-class Path:
+class KernelPath:
     """Runs the steps of a layer in order; ``residual`` is the stream that it carries from norm to norm.
 
     quant_format: what the checkpoint says. seconds: time inside kernels. guards: what the buffers' guards said.
@@ -111,8 +110,6 @@ class Path:
 
     def run(self, kernel: Kernel, inputs: Inputs) -> Outputs:
         """One call of a kernel; raises KernelFault if it raises, writes outside its buffers or returns no output."""
-        from validators.calls.call import KernelFault
-
         outputs, guards, seconds = call(kernel, inputs, POISONS[0])
         self.seconds += seconds
         if guards.ok is False:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from validators.arch import architecture
 from validators.kernels.kernel import Kernel
 from validators.layers.checkpoint_check import listed
 from validators.layers.path import Kernels
@@ -83,19 +84,18 @@ def trajectory(result: Result, margin: float) -> tuple[Status, tuple[str, ...], 
     near = list(itertools.takewhile(lambda d: float(d.error["unfused"].median()) * (1 + margin) < 1, result.depths))
     last = near[-1] if near else result.depths[0]
     finite = all(bool(e.isfinite().all()) for d in result.depths for e in d.error.values())
-    checks = [Check("finite", finite, "every hidden state is finite" if finite else "a hidden state is not finite")]
+    all_finite = "every hidden state is finite" if finite else "a hidden state is not finite"
     bounds = ratio(last)
     worse, fine = bounds.low > 1 + margin, bounds.high <= 1 + margin
-    checks.append(
-        Check(
-            "fused against unfused",
-            True if fine else False if worse else None,
-            f"after layer {last.layer} the fused path's error of the hidden state is {bounds.median:.3g} of the "
-            f"unfused path's (median of {bounds.count} tokens, paired; by the sign test it is above {bounds.low:.3g} "
-            f"and below {bounds.high:.3g}, each with {100 * CONFIDENCE:g} %); allowed {1 + margin:g}",
-            "statistical",
-        )
+    compared = (
+        f"after layer {last.layer} the fused path's error of the hidden state is {bounds.median:.3g} of the "
+        f"unfused path's (median of {bounds.count} tokens, paired; by the sign test it is above {bounds.low:.3g} "
+        f"and below {bounds.high:.3g}, each with {100 * CONFIDENCE:g} %); allowed {1 + margin:g}"
     )
+    checks = [
+        Check("finite", finite, all_finite),
+        Check("fused against unfused", True if fine else False if worse else None, compared, "statistical"),
+    ]
     beyond = [d.layer for d in result.depths if d.layer > last.layer] if near else [d.layer for d in result.depths]
     lost = ""
     if beyond:
@@ -112,15 +112,15 @@ def trajectory(result: Result, margin: float) -> tuple[Status, tuple[str, ...], 
     if result.logits:
         checks.append(Check("logits", None, logits_sentence(result.logits), "statistical"))
     if not finite:
-        return Status.FAILED, (checks[0].detail,), tuple(checks)
+        return Status.FAILED, (all_finite,), tuple(checks)
     if broken:
         return Status.FAILED, (_plain_norms(plain, broken),), tuple(checks)
     if not near:
         return Status.MISTRUSTED, (lost,), tuple(checks)
     if worse:
-        return Status.FAILED, (checks[1].detail,), tuple(checks)
+        return Status.FAILED, (compared,), tuple(checks)
     if not fine:
-        return Status.MISTRUSTED, (f"undecided, walk more tokens ({ENOUGH}): {checks[1].detail}",), tuple(checks)
+        return Status.MISTRUSTED, (f"undecided, walk more tokens ({ENOUGH}): {compared}",), tuple(checks)
     return Status.PASSED, (), tuple(checks)
 
 
@@ -184,8 +184,6 @@ def records(
     origin: op -> where its contract comes from. of: layers that the model has, walked or not. The walk's own bf16 norms
     are a check of the trajectories' record.
     """
-    from validators.arch import architecture
-
     by_op = {"add_rmsnorm_quant": kernels.norm, "per_token_quant": kernels.quant, "ptpc_gemm": kernels.gemm}
     own = Counter(j.op for j in result.judged if not j.own_norm)
     walk = dataclasses.replace(

@@ -1,7 +1,7 @@
 """The walk: one prompt through the layers on three paths, every op judged on the activations that it really saw.
 
-``truth`` is the float64 model; ``fused`` and ``unfused`` are two ``Path`` objects that run freely, each on its own
-activations. The walk holds its own view of what belongs where (which weights, which residual, which scale) and judges
+``truth`` is the float64 model; ``fused`` and ``unfused`` are two ``KernelPath`` objects that run freely, each on its
+own activations. The walk holds its own view of what belongs where (which weights, residual, scale) and judges
 each step against that view, so a wiring mistake shows at the step that makes it. Weights of a layer, and each
 expert, are made once for all three.
 """
@@ -9,50 +9,41 @@ expert, are made once for all three.
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, NoReturn, TypeVar
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from reference import glm4_moe as glm
-from reference.contract import Contract, NormQuantContract
+from reference.contract import NormQuantContract
 from reference.glm4_moe import Layer, Linear, Mlp, Moe, Routed, Source
 from validators.calls.call import Claim
-from validators.calls.integrity import OutputError, check_outputs
 from validators.cases.tensors import (
     GemmInputs,
     GemmOutputs,
-    Inputs,
     NormQuantInputs,
     NormQuantOutputs,
-    Outputs,
     QuantInputs,
     QuantOutputs,
     as_ints,
 )
 from validators.layers.checkpoint_check import of_experts
 from validators.layers.checkpoint_scheme import CheckpointError
-from validators.layers.path import FP8, Path, stored, twin_contract
-from validators.layers.result import Contracts, Depth, Judged, Result
+from validators.layers.judging import Arm, Bench, Step, StoppedError
+from validators.layers.path import FP8, KernelPath, stored, twin_contract
+from validators.layers.result import Contracts, Depth, Result
 from validators.layers.timing import Clock, TimedSource
 from validators.layers.tp import Group, column_shard, row_shard, rows_of
-from validators.layers.wiring import Memory, Suspects
-from validators.layers.wiring import explain as explain_wiring
-from validators.records.record import Check, Explanation, Status
-from validators.records.verdict import decide
-from validators.run import judge
+from validators.layers.wiring import Suspects
+from validators.records.record import Check, Status
 
 ALONE = Group()
-_T = TypeVar("_T")
 ROWS = 16
 """Rows of the smallest tile of FP8 matrix units: what the tokens of one expert are padded to."""
-MOST_EXPLAINED = 3
-"""Failures that are explained; what follows from the first ones needs no explanation of its own."""
 
 
 @dataclass
@@ -62,22 +53,6 @@ class _Sent:
     dispatch: glm.Dispatch
     handed: tuple[Tensor, ...]
     inner: tuple[Tensor, ...] = ()
-
-
-class StoppedError(RuntimeError):
-    """An arm cannot go on: a step raised or returned what is no output. The judged list says where."""
-
-
-@dataclass
-class Arm:
-    """One path under test with what the walk knows about it: its hidden state, and the residual that it must use
-    next."""
-
-    name: Literal["fused", "unfused"]
-    path: Path
-    hidden: Tensor
-    expected: Tensor | None = None
-    memory: Memory = field(default_factory=Memory)
 
 
 class Walk:
@@ -91,8 +66,8 @@ class Walk:
     def __init__(
         self,
         source: Source,
-        fused: Path,
-        unfused: Path,
+        fused: KernelPath,
+        unfused: KernelPath,
         contracts: Contracts,
         tokens: Tensor,
         *,
@@ -111,7 +86,7 @@ class Walk:
         self.truth = hidden.double()
         self.arms = [Arm("fused", fused, hidden), Arm("unfused", unfused, hidden.clone())]
         self.result = Result(unjudged=tuple(unjudged))
-        self._explained = 0
+        self.bench = Bench(self.result, contracts, self.clock, self._suspects)
 
     def run(self, layers: int) -> Result:
         """Walk layers 0 .. layers-1, and to the logits if that is all of them."""
@@ -212,7 +187,8 @@ class Walk:
             return stored
 
         def feed(x: Tensor) -> Tensor:
-            sent.inner = self._quantized(arm, layer, "experts.down_proj", x.float().to(torch.bfloat16), 0)
+            step = Step(arm, layer, "experts.down_proj", "per_token_quant")
+            sent.inner = self._quantized(step, x.float().to(torch.bfloat16))
             return glm.values(sent.inner[0]) * sent.inner[1].double()
 
         return feed
@@ -227,7 +203,7 @@ class Walk:
         """
         spans = sent.dispatch.spans
         number = max(spans, key=lambda e: (spans[e].stop - spans[e].start, -e))
-        span, step = spans[number], f"experts.{number}"
+        span = spans[number]
         rows = sent.dispatch.row[span]
         handed = [("gate_up_proj", moe.gate_up, (_rows_of(sent.handed[0], rows), sent.handed[1][rows]))]
         if sent.inner:
@@ -237,7 +213,8 @@ class Walk:
             if weights.scale is None:
                 continue
             with contextlib.suppress(StoppedError):
-                self._linear(arm, layer, f"{step}.{name}", weights, weights, _padded(codes, scale), 0)
+                step = Step(arm, layer, f"experts.{number}.{name}", "ptpc_gemm")
+                self._linear(step, weights, weights, _padded(codes, scale))
 
     def _mlp(
         self, arm: Arm, layer: Layer, prefix: str, of: Callable[[Layer], Mlp], handed: tuple[Tensor, ...]
@@ -250,43 +227,35 @@ class Walk:
     # ---- steps: claimed by the path, judged here
 
     def _norm(self, arm: Arm, layer: Layer, which: Literal["input", "post"], following: Linear) -> tuple[Tensor, ...]:
-        step, began = f"{which if which == 'input' else 'post_attention'}_layernorm", time.perf_counter()
+        name = f"{which if which == 'input' else 'post_attention'}_layernorm"
+        step = Step(arm, layer, name, "add_rmsnorm_quant")
         if following.scale is None:
-            return self._bf16_norm(arm, layer, step, which)
-        handed = self._try(arm, layer, step, "add_rmsnorm_quant", lambda: arm.path.prepare(layer, which, arm.hidden))
+            return self._bf16_norm(step, which)
+        handed = self.bench.attempt(step, lambda: arm.path.prepare(layer, which, arm.hidden))
         weight = layer.input_norm if which == "input" else layer.post_norm
         contract = self.contracts.norm if arm.name == "fused" else twin_contract(self.contracts.quant)
-        self._judge_norm(arm, layer, step, weight, handed, contract, began)
+        self._judge_norm(step, weight, handed, contract)
         return handed
 
-    def _bf16_norm(self, arm: Arm, layer: Layer, step: str, which: str) -> tuple[Tensor, ...]:
+    def _bf16_norm(self, step: Step, which: str) -> tuple[Tensor, ...]:
         """The norm in front of a linear that is not quantized: no kernel's, and the same on both paths."""
-        own = arm.path.weights(layer)
+        arm, own = step.arm, step.arm.path.weights(step.layer)
         weight = own.input_norm if which == "input" else own.post_norm
-        normed = self._try(arm, layer, step, "add_rmsnorm_quant", lambda: arm.path.add_rmsnorm(weight, arm.hidden))
+        normed = self.bench.attempt(step, lambda: arm.path.add_rmsnorm(weight, arm.hidden))
         kept = arm.path.residual
         arm.expected = arm.hidden.clone() if kept is None else kept.clone()
         return (normed,)
 
     def _plain_norm(self, arm: Arm, layer: Layer) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The bf16 norm before a router, and its quantized form for the shared expert; judged as one op."""
-        step, op, began = "post_attention_layernorm", "add_rmsnorm_quant", time.perf_counter()
-        path = arm.path
-        normed = self._try(arm, layer, step, op, lambda: path.add_rmsnorm(path.weights(layer).post_norm, arm.hidden))
-        handed = self._try(arm, layer, step, op, lambda: path.quantize(normed))
-        self._judge_norm(arm, layer, step, layer.post_norm, handed, twin_contract(self.contracts.quant), began)
+        step, path = Step(arm, layer, "post_attention_layernorm", "add_rmsnorm_quant"), arm.path
+        normed = self.bench.attempt(step, lambda: path.add_rmsnorm(path.weights(layer).post_norm, arm.hidden))
+        handed = self.bench.attempt(step, lambda: path.quantize(normed))
+        self._judge_norm(step, layer.post_norm, handed, twin_contract(self.contracts.quant))
         return normed, handed
 
-    def _judge_norm(
-        self,
-        arm: Arm,
-        layer: Layer,
-        step: str,
-        weight: Tensor,
-        handed: tuple[Tensor, ...],
-        contract: NormQuantContract,
-        began: float,
-    ) -> None:
+    def _judge_norm(self, step: Step, weight: Tensor, handed: tuple[Tensor, ...], contract: NormQuantContract) -> None:
+        arm = step.arm
         first = arm.expected is None
         inputs = NormQuantInputs(arm.hidden, arm.expected, weight, self.config.eps, FP8)
         kept = arm.path.residual
@@ -296,8 +265,8 @@ class Walk:
             same = kept is not None and torch.equal(as_ints(kept), as_ints(arm.hidden))
             words = "became the residual stream" if same else "is not what the path kept as the residual stream"
             checks.append(Check("first residual", same, f"the first norm's input {words}", "integrity"))
-        self._judge(arm, layer, step, "add_rmsnorm_quant", inputs, outputs, contract, checks, began)
-        arm.memory.remember_norm(f"layer {layer.index}, {step}", inputs, handed[1])
+        self.bench.judge(step, Claim(inputs, outputs), contract, checks)
+        arm.memory.remember_norm(f"layer {step.layer.index}, {step.name}", inputs, handed[1])
         arm.expected = arm.hidden.clone() if kept is None else kept.clone()
 
     def _columns(
@@ -316,7 +285,7 @@ class Walk:
         for rank in group.local:
             alone = group.size == 1
             own, claimed = (w if alone else column_shard(w, places[rank]) for w in (right, used))
-            parts.append(self._linear(arm, layer, step, own, claimed, handed, rank))
+            parts.append(self._linear(Step(arm, layer, step, "ptpc_gemm", rank), own, claimed, handed))
         out = parts[0].new_empty(len(parts[0]), sum(sizes))
         for place, part in zip(places, group.gather(parts), strict=True):
             out[:, place] = part
@@ -330,108 +299,42 @@ class Walk:
             part, own = (slice(None), right) if group.size == 1 else row_shard(right, rank, group.size)
             claimed = used if group.size == 1 else row_shard(used, rank, group.size)[1]
             own_x = x[:, part].contiguous()
-            handed = (own_x,) if own.scale is None else self._quantized(arm, layer, step, own_x, rank)
-            parts.append(self._linear(arm, layer, step, own, claimed, handed, rank))
+            handed: tuple[Tensor, ...] = (own_x,)
+            if own.scale is not None:
+                handed = self._quantized(Step(arm, layer, step, "per_token_quant", rank), own_x)
+            parts.append(self._linear(Step(arm, layer, step, "ptpc_gemm", rank), own, claimed, handed))
         total = group.all_reduce(parts)
         if group.size > 1 and not group.real:
             arm.memory.partial = torch.stack([p.float() for p in parts]).sum(0)
         return total
 
-    def _quantized(self, arm: Arm, layer: Layer, step: str, x: Tensor, rank: int) -> tuple[Tensor, ...]:
-        inputs, began = QuantInputs(x, FP8), time.perf_counter()
-        quantize = functools.partial(arm.path.quantize, inputs.x)
-        handed = self._try(arm, layer, step, "per_token_quant", quantize)
+    def _quantized(self, step: Step, x: Tensor) -> tuple[Tensor, ...]:
+        handed = self.bench.attempt(step, lambda: step.arm.path.quantize(x))
         outputs = QuantOutputs(handed[0], handed[1])
-        self._judge(arm, layer, step, "per_token_quant", inputs, outputs, self.contracts.quant, [], began, rank)
-        arm.memory.token_scale = outputs.scale
+        self.bench.judge(step, Claim(QuantInputs(x, FP8), outputs), self.contracts.quant)
+        step.arm.memory.token_scale = outputs.scale
         return handed
 
-    def _linear(
-        self, arm: Arm, layer: Layer, step: str, right: Linear, claimed: Linear, handed: tuple[Tensor, ...], rank: int
-    ) -> Tensor:
-        began = time.perf_counter()
+    def _linear(self, step: Step, right: Linear, claimed: Linear, handed: tuple[Tensor, ...]) -> Tensor:
+        arm = step.arm
         if right.scale is None:
             # Not quantized in the checkpoint: a float64 product, stored once, the same on both paths.
             with self.clock.phase("linears that are not quantized"):
                 return right.apply(handed[0].double()).to(torch.bfloat16)
-        out = self._try(arm, layer, step, "ptpc_gemm", lambda: arm.path.linear(layer, claimed, handed))
+        out = self.bench.attempt(step, lambda: arm.path.linear(step.layer, claimed, handed))
         inputs = GemmInputs(handed[0], handed[1], right.weight, right.scale, right.bias, torch.bfloat16)
         contract = self.contracts.gemm
         if right.bias is not None:
             contract = contract.replace(bias="after_store")
         if arm.name == "fused" or self.judge_unfused:
-            self._judge(arm, layer, step, "ptpc_gemm", inputs, GemmOutputs(out), contract, [], began, rank)
+            self.bench.judge(step, Claim(inputs, GemmOutputs(out)), contract)
         arm.memory.weight_scale = inputs.b_scale
         arm.memory.lengths.add(inputs.a.shape[1])
         return out
 
-    def _judge(
-        self,
-        arm: Arm,
-        layer: Layer,
-        step: str,
-        op: str,
-        inputs: Inputs,
-        outputs: Outputs,
-        contract: Contract,
-        checks: list[Check],
-        began: float,
-        rank: int = 0,
-    ) -> None:
-        with self.clock.phase(f"judging {op}"):
-            self._judge_untimed(arm, layer, step, op, inputs, outputs, contract, checks, began, rank)
-
-    def _judge_untimed(
-        self,
-        arm: Arm,
-        layer: Layer,
-        step: str,
-        op: str,
-        inputs: Inputs,
-        outputs: Outputs,
-        contract: Contract,
-        checks: list[Check],
-        began: float,
-        rank: int,
-    ) -> None:
-        try:
-            shape = check_outputs(inputs, outputs, strict=False)
-        except OutputError as error:
-            self._stop(arm, layer, step, op, contract.name, str(error), rank)
-        comparisons, more = judge(Claim(inputs, outputs), contract)
-        found = (shape, *checks, *more)
-        status, reasons = decide(comparisons, found)
-        explanations: tuple[Explanation, ...] = ()
-        if status is Status.FAILED and self._explained < MOST_EXPLAINED:
-            from validators.explain.explanation import explain
-
-            self._explained += 1
-            wiring: tuple[Explanation, ...] = ()
-            # A hypothesis runs the kernels on operands that they may refuse, and words are not worth the walk.
-            with contextlib.suppress(Exception):
-                wiring = explain_wiring(inputs, outputs, contract, arm.memory, self._suspects(arm, layer, step))
-            explanations = (*wiring, *explain(inputs, outputs, contract, comparisons, list(found)))
-        self.result.judged.append(
-            Judged(
-                arm.name,
-                layer.index,
-                step,
-                op,
-                contract.name,
-                status,
-                reasons,
-                tuple(comparisons),
-                found,
-                explanations,
-                inputs.shape,
-                rank,
-                time.perf_counter() - began,
-            )
-        )
-
-    def _suspects(self, arm: Arm, layer: Layer, step: str) -> Suspects:
+    def _suspects(self, step: Step) -> Suspects:
         """What the layer before has in the place of ``step``; its weights are made or read again for this."""
-        clean = Path(arm.path.kernels, self.config, "fp8_per_token")
+        layer, clean = step.layer, KernelPath(step.arm.path.kernels, self.config, "fp8_per_token")
         if layer.index == 0 or self.group.size > 1:
             return Suspects(clean, self.contracts.quant)
         before = self.source.layer(layer.index - 1)
@@ -442,21 +345,7 @@ class Walk:
             shared = before.mlp.shared
             linears |= {"shared.gate_up_proj": shared.gate_up, "shared.down_proj": shared.down}
         norms = {"input_layernorm": before.input_norm, "post_attention_layernorm": before.post_norm}
-        return Suspects(clean, self.contracts.quant, linears.get(step), norms.get(step))
-
-    def _try(self, arm: Arm, layer: Layer, step: str, op: str, action: Callable[[], _T]) -> _T:
-        try:
-            with self.clock.phase(f"kernels: {op}"):
-                return action()
-        except Exception as error:
-            names = {"add_rmsnorm_quant": self.contracts.norm, "per_token_quant": self.contracts.quant}
-            contract = names.get(op, self.contracts.gemm).name
-            text = " ".join(str(error).split())[:300] or "without a message"
-            self._stop(arm, layer, step, op, contract, f"the step raised {type(error).__name__}: {text}")
-
-    def _stop(self, arm: Arm, layer: Layer, step: str, op: str, contract: str, reason: str, rank: int = 0) -> NoReturn:
-        self.result.judged.append(Judged(arm.name, layer.index, step, op, contract, Status.ERROR, (reason,), rank=rank))
-        raise StoppedError(f"layer {layer.index}, {step}, {arm.name} path: {reason}")
+        return Suspects(clean, self.contracts.quant, linears.get(step.name), norms.get(step.name))
 
     # ---- the end
 

@@ -25,7 +25,7 @@ from validators.cases.tensors import (
     Outputs,
     QuantOutputs,
 )
-from validators.layers.path import Path, twin_contract
+from validators.layers.path import KernelPath, twin_contract
 from validators.records.record import Explanation
 from validators.run import judge
 
@@ -63,7 +63,7 @@ class Memory:
 class Suspects:
     """Operands of the layer before, where it has such a step; ``clean`` is the right wiring with the same kernels."""
 
-    clean: Path
+    clean: KernelPath
     quant: NormQuantContract
     linear: Linear | None = None
     norm: Tensor | None = None
@@ -73,10 +73,10 @@ Named = tuple[str, str]
 """(name, sentence) of a hypothesis."""
 
 
-def explain(
-    inputs: Inputs, outputs: Outputs, contract: Contract, memory: Memory, suspects: Suspects
-) -> tuple[Explanation, ...]:
-    """The hypotheses that explain the failure, the best first."""
+def explain(claim: Claim, contract: Contract, memory: Memory, suspects: Suspects) -> tuple[Explanation, ...]:
+    """The hypotheses that explain the failure, the best first. Raises KernelFault where a kernel refuses what the
+    quantizer of a hypothesis would give it."""
+    inputs, outputs = claim.inputs, claim.outputs
     before = _violations(inputs, outputs, contract)
     found = [Explanation(name, words, 1.0, "wiring") for name, words in _same_bits(inputs, outputs, memory)]
     tried: Iterator[tuple[Named, Inputs, Contract]]

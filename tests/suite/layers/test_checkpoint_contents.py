@@ -23,7 +23,7 @@ from validators.layers import presets as layers_presets
 from validators.layers.build import write_tiny
 from validators.layers.checkpoint import INDEX, Checkpoint, CheckpointError, Shard, write_shard
 from validators.layers.checkpoint_scheme import not_ptpc, quant_format
-from validators.layers.path import Path as LayersPath
+from validators.layers.path import KernelPath
 from validators.records import store
 from validators.records.record import Status
 
@@ -253,8 +253,8 @@ def test_a_walk_of_unquantized_linears_follows_the_truth(tiny: Path, monkeypatch
     # 8 bits of bf16 and a few stores; FP8 activations in the experts alone would leave twice as much.
     assert error("fused") < 0.01
     assert error("fused") == error("unfused")
-    right = LayersPath.add_rmsnorm
-    monkeypatch.setattr(LayersPath, "add_rmsnorm", lambda self, weight, hidden: 2 * right(self, weight, hidden))
+    right = KernelPath.add_rmsnorm
+    monkeypatch.setattr(KernelPath, "add_rmsnorm", lambda self, weight, hidden: 2 * right(self, weight, hidden))
     assert error("fused") > 0.1
 
 

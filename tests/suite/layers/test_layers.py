@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,7 +23,7 @@ from tests.zoo.wiring import DEFECTS, TripleRight, WiringDefect, accepted_names
 from validators.kernels import registry
 from validators.layers import build as layers
 from validators.layers import presets as layers_presets
-from validators.layers.path import TWIN, Path, PathError, route_of
+from validators.layers.path import TWIN, KernelPath, PathError, route_of
 from validators.layers.picture import PictureError, error_against_depth
 from validators.layers.result import Depth, Judged, Result
 from validators.layers.timing import Clock
@@ -32,7 +32,7 @@ from validators.layers.verdict import CONFIDENCE, divergence, median_bounds, tra
 from validators.records import store
 from validators.records.record import Record, Status
 
-ROOT = FilePath(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[3]
 NORM, GEMM = "emulated/aiter-hip-gfx950", "emulated/fp32"
 PAIR = ["--kernel-norm", NORM, "--kernel-gemm", GEMM]
 TINY = layers_presets.GLM_TINY
@@ -107,7 +107,7 @@ def test_a_defect_of_one_layer_leaves_the_other_layers_passing() -> None:
         assert {j.layer for j in not_passed(tiny_walk(path=defect.path))} == {defect.layer}
 
 
-class OneExpertRaises(Path):
+class OneExpertRaises(KernelPath):
     """The GEMM refuses the padded rows of an expert."""
 
     def gemm(self, what: Linear, codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -132,7 +132,7 @@ def test_the_gemm_of_one_expert_a_layer_and_every_row_of_the_quantizer_are_judge
     assert [j.shape for j in here if j.op == "per_token_quant"] == [(20 * TINY.top_k, TINY.moe_intermediate)]
 
 
-class ExpertProductWrong(Path):
+class ExpertProductWrong(KernelPath):
     """Only the routed experts' GEMM loses products; the walk's own steps are right."""
 
     def linear(self, layer: Layer, what: Linear, handed: tuple[torch.Tensor, ...]) -> torch.Tensor:
@@ -192,7 +192,7 @@ def test_the_all_reduce_adds_in_rank_order_and_stores_once() -> None:
     assert Group.simulated(4).all_reduce(parts).item() == 2.0
 
 
-def test_two_processes_equal_two_simulated_ranks_bit_for_bit(tmp_path: FilePath) -> None:
+def test_two_processes_equal_two_simulated_ranks_bit_for_bit(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -289,7 +289,7 @@ def failing(records: Sequence[Record]) -> list[str]:
     return [r.case for r in records[:-1] if r.status is not Status.PASSED]
 
 
-def test_a_checkpoint_on_disk_is_walked_end_to_end(tmp_path: FilePath, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_checkpoint_on_disk_is_walked_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     directory = layers.write_tiny(tmp_path)
     code = layers.main(["--model", str(directory), *PAIR, "--tokens", "256", "--records", str(tmp_path / "r")])
     said = capsys.readouterr().out
@@ -310,7 +310,7 @@ def test_a_checkpoint_on_disk_is_walked_end_to_end(tmp_path: FilePath, capsys: p
     assert records[0].reproduce.startswith("python -m validators layers --model")
 
 
-def test_a_part_of_the_layers_has_no_logits(tmp_path: FilePath) -> None:
+def test_a_part_of_the_layers_has_no_logits(tmp_path: Path) -> None:
     layers.main(["--model", "glm-tiny", *PAIR, "--layers", "0-1", "--records", str(tmp_path)])
     records = store.load(tmp_path)
     assert "logits" not in {c.name for c in records[-1].checks}
@@ -398,8 +398,8 @@ def test_timings_change_no_bit() -> None:
     assert tiny_walk(tokens=8, clock=Clock("cpu", on=True)).digest == tiny_walk(tokens=8).digest
 
 
-@pytest.mark.parametrize(("path", "fused"), [(Path, 6), (traces.OneFallsBack, 4)])
-def test_the_traced_model_calls_the_fused_kernel_twice_a_layer(path: type[Path], fused: int) -> None:
+@pytest.mark.parametrize(("path", "fused"), [(KernelPath, 6), (traces.OneFallsBack, 4)])
+def test_the_traced_model_calls_the_fused_kernel_twice_a_layer(path: type[KernelPath], fused: int) -> None:
     config = dataclasses.replace(TINY, layers=3, first_dense=3)
     source = layers_presets.Synthetic("glm-tiny", config)
     kernels = layers.find_kernels(NORM, None, GEMM, "cpu")
