@@ -7,9 +7,11 @@ A field that has the default of its dataclass needs none. Fields that a preset t
 from __future__ import annotations
 
 import dataclasses
+import importlib
+from collections.abc import Mapping
 from typing import Literal, NamedTuple, get_args
 
-from reference.contract import GEMM_CONTRACTS, NORM_QUANT_CONTRACTS, GemmContract, NormQuantContract
+from reference.contract import GEMM_CONTRACTS, NORM_QUANT_CONTRACTS, Contract, GemmContract, NormQuantContract
 
 Kind = Literal["source", "machine code", "run", "document", "definition"]
 KINDS: dict[str, str] = {
@@ -186,15 +188,24 @@ def evidence_of(preset: str) -> dict[str, Evidence]:
     return {**same, **own}
 
 
+def evidence_for(op: str, preset: str) -> Mapping[str, Evidence]:
+    """``evidence_of`` the preset of any op: an op that has a module here for its contracts has ``EVIDENCE`` there."""
+    if preset in EVIDENCE and op in contract_of(preset).ops:
+        return evidence_of(preset)
+    found: Mapping[str, Evidence] = importlib.import_module(f"reference.{op}").EVIDENCE[preset]
+    return found
+
+
 def contract_of(preset: str) -> NormQuantContract | GemmContract:
     """The preset of either table."""
     return NORM_QUANT_CONTRACTS[preset] if preset in NORM_QUANT_CONTRACTS else GEMM_CONTRACTS[preset]
 
 
-def declared(contract: NormQuantContract | GemmContract) -> dict[str, object]:
+def declared(contract: Contract) -> dict[str, object]:
     """Fields in which the contract differs from the defaults of its dataclass, name and source aside."""
-    plain = type(contract)("plain")
-    names = [f.name for f in dataclasses.fields(contract) if f.name not in ("name", "source", "unsettled")]
+    plain = type(contract)(name="plain")  # type: ignore[call-arg]
+    fields = dataclasses.fields(contract)  # type: ignore[arg-type]
+    names = [f.name for f in fields if f.name not in ("name", "source", "unsettled")]
     return {name: getattr(contract, name) for name in names if getattr(contract, name) != getattr(plain, name)}
 
 

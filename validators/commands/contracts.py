@@ -13,10 +13,14 @@ from reference.contract import (
     GEMM_CONTRACTS,
     NORM_QUANT_CONTRACTS,
     Contract,
+    GemmContract,
+    NormQuantContract,
     Reduction,
+    presets,
 )
-from reference.evidence import INHERITS, KINDS, OPEN, contract_of, declared, evidence_of
+from reference.evidence import INHERITS, KINDS, OPEN, declared, evidence_for
 from reference.notation import text_of
+from validators.words import OPS
 
 _INTRODUCTION = (
     "A contract is the declared arithmetic of a kernel. [reference/contract.py](../reference/contract.py) says what "
@@ -30,6 +34,14 @@ _SETS = (
     "depend on the build or on the shape, but not on the row. If they give different values, the record says which one "
     'was followed. The table shows the values of such a field with "or" between them.'
 )
+
+
+_TITLES = (
+    ("Norm and quantizer", "add_rmsnorm_quant"),
+    ("GEMM", "ptpc_gemm"),
+    *((f"`{op}`", op) for op in OPS if op not in (*NormQuantContract.ops, *GemmContract.ops)),
+)
+"""Sections of the page, and an op that has the contracts of each."""
 
 
 def text(value: object) -> str:
@@ -46,9 +58,9 @@ def _values(contract: Contract, field: str) -> str:
 
 def brief(op: str) -> Iterator[str]:
     """Two or three lines per preset of ``op``: its source, the evidence for its fields, and sets of values."""
-    for contract in (GEMM_CONTRACTS if op == "ptpc_gemm" else NORM_QUANT_CONTRACTS).values():
+    for contract in presets(op).values():
         yield f"{op}  {contract.name}: {contract.source}"
-        kinds = Counter(e.kind for e in evidence_of(contract.name).values())
+        kinds = Counter(e.kind for e in evidence_for(op, contract.name).values())
         if kinds:
             yield "    evidence: " + ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
         if contract.unsettled:
@@ -56,17 +68,18 @@ def brief(op: str) -> Iterator[str]:
             yield f"    unsettled: {sets}"
 
 
-def _section(name: str) -> Iterator[str]:
-    contract, evidence = contract_of(name), evidence_of(name)
+def _section(op: str, name: str) -> Iterator[str]:
+    contract, evidence = presets(op)[name], evidence_for(op, name)
+    shared = contract in (*NORM_QUANT_CONTRACTS.values(), *GEMM_CONTRACTS.values())
     yield f"### `{name}`"
     yield ""
-    parent = f" As `{INHERITS[name]}`, except for the fields below that differ." if name in INHERITS else ""
+    parent = f" As `{INHERITS[name]}`, except for the fields below that differ." if shared and name in INHERITS else ""
     yield f"{contract.source}.{parent}"
     yield ""
     said = {*declared(contract), *evidence}
     if contract.unsettled:
         said |= {field for field, _ in contract.unsettled}
-    fields = [f.name for f in dataclasses.fields(contract) if f.name in said]
+    fields = [f.name for f in dataclasses.fields(contract) if f.name in said]  # type: ignore[arg-type]
     if fields:
         yield "| field | value | evidence |"
         yield "|---|---|---|"
@@ -75,7 +88,7 @@ def _section(name: str) -> Iterator[str]:
             words = f"{found.kind}: {found.where}" if found else "unsettled"
             yield f"| `{field}` | {_values(contract, field)} | {words.replace('|', chr(92) + '|')} |"
         yield ""
-    for sentence in OPEN.get(name, ()):
+    for sentence in OPEN.get(name, ()) if shared else ():
         yield f"Unsettled: {sentence}"
         yield ""
 
@@ -85,10 +98,10 @@ def page() -> str:
     lines = ["# Contracts: fields, evidence, and what is unsettled", "", _INTRODUCTION, ""]
     lines += ["Each field of a preset has evidence of one of these kinds:", "", "| kind | what it is |", "|---|---|"]
     lines += [*(f"| {kind} | {meaning} |" for kind, meaning in KINDS.items()), "", _SETS, ""]
-    for title, table in (("Norm and quantizer", NORM_QUANT_CONTRACTS), ("GEMM", GEMM_CONTRACTS)):
+    for title, op in _TITLES:
         lines += [f"## {title}", ""]
-        for name in table:
-            lines += _section(name)
+        for name in presets(op):
+            lines += _section(op, name)
     return "\n".join(lines).rstrip() + "\n"
 
 
