@@ -45,21 +45,8 @@ def validate(kernel: Kernel, case: Case, *, contract: str | None = None, device:
     """
     start = time.perf_counter()
     frame = _Frame(kernel, case, device)
-    if reason := kernel.unavailable(device.split(":")[0]):
-        return frame.record(Status.UNTESTED, (reason,), None, "declared", start)
-    if reason := reasons_impossible(case):
-        return frame.record(Status.UNSUPPORTED, (reason,), None, "declared", start, limit=Limit(IMPOSSIBLE))
-    try:
-        reason = kernel.unsupported(case)
-    except Exception as error:
-        said = str(error) if isinstance(error, KernelError) else f"{type(error).__name__}: {error}"
-        words = f"whether the kernel offers this case cannot be asked: {' '.join(said.split())}"
-        return frame.record(Status.ERROR, (words,), kernel.contract, "declared", start)
-    if reason:
-        limit = Limit(DECLARED, kernel.lacks(case))
-        return frame.record(Status.UNSUPPORTED, (reason,), kernel.contract, "declared", start, limit=limit)
-    if reason := beyond_memory(case, device):
-        return frame.record(Status.UNSUPPORTED, (reason,), kernel.contract, "declared", start, limit=Limit(MACHINE))
+    if record := _not_run(frame, start):
+        return record
     identified: tuple[str, ...] = ()
     try:
         chosen, origin, identified = choose_contract(kernel, case, contract, device)
@@ -73,14 +60,7 @@ def validate(kernel: Kernel, case: Case, *, contract: str | None = None, device:
         return frame.record(Status.ERROR, fault.reasons, name, origin, start, fault=fault.fault)
     # Outputs that fit no contract are compared with the nearest one, so that the report can say what is wrong.
     judged_by = chosen or get_contract(kernel.op, identification(kernel, case, device).candidates[0].contract)
-    comparisons, statistical = judge(claim, judged_by)
-    which: tuple[str, ...] = ()
-    if claim.again is not None and decide(comparisons, statistical)[0] is not Status.FAILED:
-        second = dataclasses.replace(claim, outputs=claim.again)
-        found = judge(second, judged_by)
-        if decide(*found)[0] is Status.FAILED:
-            claim, (comparisons, statistical) = second, found
-            which = ("these are the values of the second of two runs; those of the first are admissible",)
+    claim, comparisons, statistical, which = _judge_runs(claim, judged_by)
     judged = judged_by.batch_invariant and deterministic
     checks = [*claim.checks, *statistical, *_invariances(kernel, case, claim, judged_by, judged)]
     status, reasons = decide(comparisons, checks)
@@ -108,6 +88,41 @@ def validate(kernel: Kernel, case: Case, *, contract: str | None = None, device:
         strength=strength(comparisons),
         kernel_seconds=claim.kernel_seconds,
     )
+
+
+def _not_run(frame: _Frame, start: float) -> Record | None:
+    """The record of a case that cannot be run, or None."""
+    kernel, case = frame.kernel, frame.case
+    if reason := kernel.unavailable(frame.device.split(":")[0]):
+        return frame.record(Status.UNTESTED, (reason,), None, "declared", start)
+    if reason := reasons_impossible(case):
+        return frame.record(Status.UNSUPPORTED, (reason,), None, "declared", start, limit=Limit(IMPOSSIBLE))
+    try:
+        reason = kernel.unsupported(case)
+    except Exception as error:
+        # ``unsupported`` is the user's own code, which may raise anything.
+        said = str(error) if isinstance(error, KernelError) else f"{type(error).__name__}: {error}"
+        words = f"whether the kernel offers this case cannot be asked: {' '.join(said.split())}"
+        return frame.record(Status.ERROR, (words,), kernel.contract, "declared", start)
+    if reason:
+        limit = Limit(DECLARED, kernel.lacks(case))
+        return frame.record(Status.UNSUPPORTED, (reason,), kernel.contract, "declared", start, limit=limit)
+    if reason := beyond_memory(case, frame.device):
+        return frame.record(Status.UNSUPPORTED, (reason,), kernel.contract, "declared", start, limit=Limit(MACHINE))
+    return None
+
+
+def _judge_runs(claim: Claim, contract: Contract) -> tuple[Claim, list[Comparison], list[Check], tuple[str, ...]]:
+    """``judge`` for the first run, or for the second where they differ by design and only the second has a violation;
+    with the claim that was judged and a sentence that says so."""
+    comparisons, statistical = judge(claim, contract)
+    if claim.again is not None and decide(comparisons, statistical)[0] is not Status.FAILED:
+        second = dataclasses.replace(claim, outputs=claim.again)
+        again = judge(second, contract)
+        if decide(*again)[0] is Status.FAILED:
+            words = "these are the values of the second of two runs; those of the first are admissible"
+            return second, *again, (words,)
+    return claim, comparisons, statistical, ()
 
 
 def judge(claim: Claim, contract: Contract) -> tuple[list[Comparison], list[Check]]:

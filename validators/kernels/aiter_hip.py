@@ -251,6 +251,12 @@ def _ck_unsupported(case: Case) -> str | None:
     return _wrong_format(case)
 
 
+def _kernel(op: str, function: str, contract: str | None, **fields: Any) -> Kernel:
+    common = {"name": f"aiter_hip/{function}", "versions": _versions, "fake": _is_fake(), "compiles": True}
+    unavailable = functools.partial(_unavailable, function)
+    return Kernel(op=op, contract=contract, unavailable=unavailable, **{**common, **fields})
+
+
 def kernels() -> list[Kernel]:
     """aiter's kernels, with the contract of the AMD GPU that torch sees (of gfx950 where there is none).
 
@@ -259,63 +265,49 @@ def kernels() -> list[Kernel]:
     """
     name = _architecture()
     fused = "aiter-hip-gfx942" if name == "gfx942" else "aiter-hip-gfx950"
-    common: dict[str, Any] = {"versions": _versions, "fake": _is_fake(), "compiles": True}
-
-    def needs(function: str) -> Any:
-        return functools.partial(_unavailable, function)
-
     return [
-        Kernel(
-            name="aiter_hip/add_rmsnorm_quant",
-            op="add_rmsnorm_quant",
-            contract=fused,
+        _kernel(
+            "add_rmsnorm_quant",
+            "add_rmsnorm_quant",
+            fused,
             call=_add_rmsnorm_quant,
             in_place=True,
-            unavailable=needs("add_rmsnorm_quant"),
             unsupported=_norm_unsupported,
             notes="rmsnorm_quant where there is no residual",
             options={"group_size": 0},
-            **common,
         ),
-        Kernel(
+        _kernel(
+            "add_rmsnorm_quant",
+            "add_rmsnorm",
+            None if name == "gfx942" else "unfused",
             name="aiter_hip/unfused",
-            op="add_rmsnorm_quant",
-            contract=None if name == "gfx942" else "unfused",
             call=_unfused,
-            unavailable=needs("add_rmsnorm"),
             unsupported=_unfused_unsupported,
             notes="add_rmsnorm, then per_token_quant_hip: the path before SGLang #21403",
-            **common,
         ),
-        Kernel(
-            name="aiter_hip/per_token_quant_hip",
-            op="per_token_quant",
-            contract="unfused",
+        _kernel(
+            "per_token_quant",
+            "per_token_quant_hip",
+            "unfused",
             call=_per_token_quant_hip,
-            unavailable=needs("per_token_quant_hip"),
             unsupported=_quant_unsupported,
-            **common,
         ),
-        Kernel(
-            name="aiter_hip/gemm_a8w8_bpreshuffle",
-            op="ptpc_gemm",
-            contract="unknown",
+        _kernel(
+            "ptpc_gemm",
+            "gemm_a8w8_bpreshuffle",
+            "unknown",
             call=_bpreshuffle,
-            unavailable=needs("gemm_a8w8_bpreshuffle"),
             unsupported=_bpreshuffle_unsupported,
             chosen=functools.partial(_gemm_chosen, "AITER_CONFIG_GEMM_A8W8_BPRESHUFFLE_FILE"),
             notes="weight shuffled 16x16; bias added to the stored result, as SGLang does",
-            **common,
         ),
-        Kernel(
-            name="aiter_hip/gemm_a8w8_CK",
-            op="ptpc_gemm",
-            contract="unknown",
+        _kernel(
+            "ptpc_gemm",
+            "gemm_a8w8_CK",
+            "unknown",
             call=_ck,
-            unavailable=needs("gemm_a8w8_CK"),
             unsupported=_ck_unsupported,
             chosen=functools.partial(_gemm_chosen, "AITER_CONFIG_GEMM_A8W8_FILE"),
             notes="plain weight layout; splitK as aiter's tuned table says",
-            **common,
         ),
     ]

@@ -7,6 +7,8 @@ is under test too; all values are clamped before it.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -152,72 +154,63 @@ def kernels() -> list[Kernel]:
     cancels. On a GPU its accumulator is the matrix unit's: one admissible value per output on Hopper, whose unit is
     known bit for bit, and the contract ``unknown`` elsewhere.
     """
-    return [
-        Kernel(
-            name="torch_native/eager",
-            op="add_rmsnorm_quant",
-            contract="eager",
-            call=_add_rmsnorm_quant,
-            unavailable=_no_device,
-            versions=arch.versions,
-        ),
-        Kernel(
-            name="torch_native/eager",
-            op="per_token_quant",
-            contract="eager",
-            call=_per_token_quant,
-            unavailable=_no_device,
-            versions=arch.versions,
-        ),
-        Kernel(
-            name="torch_native/eager",
-            op="ptpc_gemm",
-            contract="fp32",
-            call=_gemm,
-            unavailable=_no_device,
-            versions=arch.versions,
-        ),
-        Kernel(
-            name="torch_native/scaled_mm",
-            op="ptpc_gemm",
-            contract="dequantized-fp32",
-            call=_exact_accumulation,
-            unavailable=_only_cpu,
-            versions=arch.versions,
-            notes="the CPU path rounds a * a_scale and b * b_scale to fp32 before the products",
-            options={"use_fast_accum": False},
-        ),
-        Kernel(
-            name="torch_native/scaled_mm_hopper",
-            op="ptpc_gemm",
-            contract="hopper-promote128",
-            call=_exact_accumulation,
-            unavailable=_no_hopper,
-            unsupported=_gpu_gemm_unsupported,
-            versions=arch.versions,
-            notes="use_fast_accum=False: on Hopper the sum moves to fp32 every 128 elements of K",
-            options={"use_fast_accum": False},
-        ),
-        Kernel(
-            name="torch_native/scaled_mm_hopper_fast",
-            op="ptpc_gemm",
-            contract="hopper-fast",
-            call=_fast_accumulation,
-            unavailable=_no_hopper,
-            unsupported=_gpu_gemm_unsupported,
-            versions=arch.versions,
-            notes="use_fast_accum=True: on Hopper the whole sum stays in the matrix unit's 14-bit register",
-            options={"use_fast_accum": True},
-        ),
-        Kernel(
-            name="torch_native/scaled_mm_gpu",
-            op="ptpc_gemm",
-            contract="unknown",
-            call=_exact_accumulation,
-            unavailable=_no_other_gpu,
-            unsupported=_gpu_gemm_unsupported,
-            versions=arch.versions,
-            notes="any FP8 GPU whose matrix unit has no bit-exact model here",
-            options={"use_fast_accum": False},
-        ),
+    eager = [
+        Kernel("torch_native/eager", op, contract, call, unavailable=_no_device, versions=arch.versions)
+        for op, contract, call in _EAGER
     ]
+    on_cpu = Kernel(
+        name="torch_native/scaled_mm",
+        op="ptpc_gemm",
+        contract="dequantized-fp32",
+        call=_exact_accumulation,
+        unavailable=_only_cpu,
+        versions=arch.versions,
+        notes="the CPU path rounds a * a_scale and b * b_scale to fp32 before the products",
+        options={"use_fast_accum": False},
+    )
+    return [*eager, on_cpu, *(_on_gpu(*row) for row in _GPU_GEMMS)]
+
+
+def _on_gpu(name: str, contract: str, fast: bool, unavailable: Callable[[str], str | None], notes: str) -> Kernel:
+    return Kernel(
+        name=f"torch_native/{name}",
+        op="ptpc_gemm",
+        contract=contract,
+        call=_fast_accumulation if fast else _exact_accumulation,
+        unavailable=unavailable,
+        unsupported=_gpu_gemm_unsupported,
+        versions=arch.versions,
+        notes=notes,
+        options={"use_fast_accum": fast},
+    )
+
+
+_EAGER: tuple[tuple[str, str, Callable[[Any, Any], Outputs]], ...] = (
+    ("add_rmsnorm_quant", "eager", _add_rmsnorm_quant),
+    ("per_token_quant", "eager", _per_token_quant),
+    ("ptpc_gemm", "fp32", _gemm),
+)
+_GPU_GEMMS: tuple[tuple[str, str, bool, Callable[[str], str | None], str], ...] = (
+    (
+        "scaled_mm_hopper",
+        "hopper-promote128",
+        False,
+        _no_hopper,
+        "use_fast_accum=False: on Hopper the sum moves to fp32 every 128 elements of K",
+    ),
+    (
+        "scaled_mm_hopper_fast",
+        "hopper-fast",
+        True,
+        _no_hopper,
+        "use_fast_accum=True: on Hopper the whole sum stays in the matrix unit's 14-bit register",
+    ),
+    (
+        "scaled_mm_gpu",
+        "unknown",
+        False,
+        _no_other_gpu,
+        "any FP8 GPU whose matrix unit has no bit-exact model here",
+    ),
+)
+"""Name, contract, use_fast_accum, why it is not available, notes."""

@@ -195,62 +195,57 @@ def records(
         walk=secrets.token_hex(8),
         records=dict(own),
     )
-    arch = architecture(device)
-
-    def frame(kernel: Kernel, op: str) -> dict[str, Any]:
-        return {
-            "kernel": kernel.name,
-            "op": op,
-            "lane": LANE,
-            "stage": LANE,
-            "device": device,
-            "arch": arch,
-            "emulated": kernel.emulated,
-            "fake": kernel.fake,
-            "reproduce": reproduce,
-            "provenance": kernel.provenance(device),
-        }
-
-    found = []
-    for j in result.judged:
-        if j.own_norm:
-            continue
-        found.append(
-            Record(
-                status=j.status,
-                reasons=tuple(f"layer {j.layer}, {j.step}, {j.arm} path: {r}" for r in j.reasons),
-                case=case_name(model, j),
-                contract=j.contract,
-                contract_from=origin[j.op],
-                comparisons=j.comparisons,
-                checks=j.checks,
-                explanations=j.explanations,
-                walk=walk,
-                seconds=j.seconds,
-                **frame(by_op[j.op], j.op),
-            )
-        )
+    frames = {op: _frame(kernel, device, reproduce) for op, kernel in by_op.items()}
+    found = [
+        Record(case=case_name(model, j), contract_from=origin[j.op], walk=walk, **_judgement(j), **frames[j.op])
+        for j in result.judged
+        if not j.own_norm
+    ]
     status, reasons, checks = trajectory(result, margin)
-    whole = frame(kernels.norm, "add_rmsnorm_quant")
     where = "allocated on the GPU" if device.startswith("cuda") else "resident in this process"
     memory = f"peak memory {peak_bytes / 2**30:.2f} GiB {where}"
-    checks = (*checks, Check("environment", None, environment(result)), Check("memory", None, memory))
-    found.append(
-        Record(
-            status=status,
-            reasons=reasons,
-            case=f"layers-{model}-trajectory",
-            contract=contracts.norm.name,
-            contract_from=origin["add_rmsnorm_quant"],
-            checks=checks,
-            subject="path",
-            walk=dataclasses.replace(walk, depth=medians_by_layer(result)),
-            seconds=result.seconds,
-            peak_bytes=peak_bytes,
-            **whole,
-        )
+    whole = Record(
+        status=status,
+        reasons=reasons,
+        case=f"layers-{model}-trajectory",
+        contract=contracts.norm.name,
+        contract_from=origin["add_rmsnorm_quant"],
+        checks=(*checks, Check("environment", None, environment(result)), Check("memory", None, memory)),
+        subject="path",
+        walk=dataclasses.replace(walk, depth=medians_by_layer(result)),
+        seconds=result.seconds,
+        peak_bytes=peak_bytes,
+        **frames["add_rmsnorm_quant"],
     )
-    return found
+    return [*found, whole]
+
+
+def _judgement(j: Judged) -> dict[str, Any]:
+    return {
+        "status": j.status,
+        "reasons": tuple(f"layer {j.layer}, {j.step}, {j.arm} path: {r}" for r in j.reasons),
+        "contract": j.contract,
+        "comparisons": j.comparisons,
+        "checks": j.checks,
+        "explanations": j.explanations,
+        "seconds": j.seconds,
+    }
+
+
+def _frame(kernel: Kernel, device: str, reproduce: str) -> dict[str, Any]:
+    """The fields that all records of one kernel of a walk have in common."""
+    return {
+        "kernel": kernel.name,
+        "op": kernel.op,
+        "lane": LANE,
+        "stage": LANE,
+        "device": device,
+        "arch": architecture(device),
+        "emulated": kernel.emulated,
+        "fake": kernel.fake,
+        "reproduce": reproduce,
+        "provenance": kernel.provenance(device),
+    }
 
 
 def medians_by_layer(result: Result) -> ErrorByDepth:
