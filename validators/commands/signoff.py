@@ -89,18 +89,20 @@ def lines(decided: signoff.Signoff) -> list[str]:
     """What is printed: the decision, then each claim with reasons and commands."""
     found = [decided.decision]
     for ruling in decided.rulings:
-        found += _ruling_lines(ruling)
+        # Of a single claim the first line has said all that it is signed under.
+        found += _ruling_lines(ruling, ruling.decision if len(decided.rulings) > 1 else ruling.outcome)
     if not decided.rulings:
         for c in decided.claims:
-            found.append(f"  {c.decision}: {c.kernel}, contract {c.contract}, {c.arch}")
+            said = c.decision if len(decided.claims) > 1 else c.outcome
+            found.append(f"  {said}: {c.kernel}, contract {c.contract}, {c.arch}")
             found += [f"    {text}" for text in (*c.reasons, *c.caveats)]
             found += [f"      {text}" for _, text in c.untested]
     return [*found, *decided.ignored]
 
 
-def _ruling_lines(ruling: Ruling) -> list[str]:
+def _ruling_lines(ruling: Ruling, said: str) -> list[str]:
     target = ruling.target
-    found = [f"  {ruling.decision}: {target.name} ({target.arch}), policy {ruling.policy.words}"]
+    found = [f"  {said}: {target.name} ({target.arch}), policy {ruling.policy.words}"]
     found += [f"    {text}" for text in (*ruling.reasons, *ruling.waived, *ruling.facts.caveats)]
     for step in ruling.steps:
         found.append(f"    to test {step.covers}, on {step.machine}:" + (f" {step.note}" if step.note else ""))

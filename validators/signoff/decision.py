@@ -136,44 +136,43 @@ class Signoff:
     rulings: tuple[Ruling, ...] = ()
 
     @property
-    def decision(self) -> str:
-        """SIGNED if every claim is; ``in emulation only`` if no claim is about a shipped kernel.
-
-        Under a policy the rulings decide: NOT SIGNED if any is, else UNTESTED if any is.
-        """
-        if self.rulings:
-            by_outcome = {one.outcome: one.decision for one in reversed(self.rulings)}
-            if SIGNED in by_outcome and len(by_outcome) == 1:
-                return _together([one.decision for one in self.rulings])
-            return NOT_SIGNED if NOT_SIGNED in by_outcome else UNTESTED
-        if not all(c.signed for c in self.claims):
-            return NOT_SIGNED
-        return _together([c.decision for c in self.claims if c.op not in STAGE_OPS] or [SIGNED])
+    def decided(self) -> tuple[Ruling, ...]:
+        """The rulings that the decision rests on: those under a policy, or one for each claim."""
+        return self.rulings or tuple(c.ruling for c in self.claims)
 
     @property
     def outcome(self) -> str:
-        """The decision without what it is signed under."""
-        return SIGNED if self.decision.startswith(SIGNED) else self.decision
+        """NOT SIGNED if any ruling is, else UNTESTED if any is, else SIGNED."""
+        seen = {one.outcome for one in self.decided}
+        return next((outcome for outcome in (NOT_SIGNED, UNTESTED) if outcome in seen), SIGNED)
+
+    @property
+    def decision(self) -> str:
+        """The outcome with all that it is signed under; ``in emulation only`` if no claim is about a shipped kernel."""
+        if self.outcome != SIGNED:
+            return self.outcome
+        # What a walk or an evaluation is signed under stands in the claim of its kernel.
+        kernels = self.rulings or tuple(c.ruling for c in self.claims if c.op not in STAGE_OPS)
+        return _together(kernels) if kernels else SIGNED
 
     @property
     def exit_code(self) -> int:
         """0 SIGNED; 1 NOT SIGNED; 2 UNTESTED, or NOT SIGNED where ERROR and no failing record is in the way."""
-        if self.decision == UNTESTED:
+        if self.outcome == UNTESTED:
             return 2
-        if self.decision != NOT_SIGNED:
+        if self.outcome != NOT_SIGNED:
             return 0
-        counted = [r for one in self.rulings for r in one.records] or [r for c in self.claims for r in c.records]
+        counted = [r for one in self.decided for r in one.records]
         seen = {r.status for r in counted}
         return 2 if Status.ERROR in seen and not seen.intersection(FAILING) else 1
 
 
-def _together(decisions: Sequence[str]) -> str:
+def _together(rulings: Sequence[Ruling]) -> str:
     """One line for several claims that are SIGNED: what it says of one must not be lost."""
-    if len(set(decisions)) == 1:
-        return decisions[0]
-    alike = f"{SIGNED} in emulation only"
-    head = alike if all(d.startswith(alike) for d in decisions) else SIGNED
-    return f"{head}{',' if head == alike else ''} within what each claim names"
+    if len({one.decision for one in rulings}) == 1:
+        return rulings[0].decision
+    emulated = all(one.emulated for one in rulings)
+    return f"{SIGNED}{' in emulation only,' if emulated else ''} within what each claim names"
 
 
 def decide(records: Sequence[Record], *, warnings: Sequence[str] = (), records_dir: str = "records") -> Signoff:

@@ -20,7 +20,7 @@ from validators.signoff import judged, stages
 from validators.signoff import pictures as signoff_pictures
 from validators.signoff.decision import STAGE_OPS, Claim, Signoff, SignoffError
 from validators.signoff.judged import BAD, DRIFTED, UNCHANGED
-from validators.signoff.ruling import FAILED, NO_EVIDENCE, PASSED, UNTESTED, WAIVED, Ruling
+from validators.signoff.ruling import FAILED, NO_EVIDENCE, PASSED, SIGNED, UNTESTED, WAIVED, Ruling
 from validators.signoff.ruling_words import Cell
 from validators.signoff.text import summary_sentence
 from validators.words import LANES
@@ -99,7 +99,7 @@ def page(signoff: Signoff) -> str:
         traces=[r for r in every if r.lane == "trace"],
         goldens=_goldens(every),
         facts=_facts(signoff),
-        stamp={"good": "good", "open": "open"}.get(_tone(signoff.decision), "bad"),
+        stamp={"good": "good", "open": "open"}.get(_tone(signoff.outcome), "bad"),
     )
 
 
@@ -124,8 +124,8 @@ def _shown(c: Claim) -> bool:
     return c.op not in STAGE_OPS
 
 
-def _tone(decision: str) -> str:
-    return "open" if decision == UNTESTED else ("good" if decision.startswith("SIGNED") else "bad")
+def _tone(outcome: str) -> str:
+    return {SIGNED: "good", UNTESTED: "open"}.get(outcome, "bad")
 
 
 _STATES = {
@@ -157,7 +157,7 @@ def _ruling(ruling: Ruling, number: int) -> dict[str, Any]:
     return {
         "id": f"ruling-{number}",
         "ruling": ruling,
-        "tone": _tone(ruling.decision),
+        "tone": _tone(ruling.outcome),
         "columns": order,
         "rows": [{"op": op, "kernel": kernel, "cells": cells} for (op, kernel), cells in grouped],
         "path": path,

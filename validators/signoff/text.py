@@ -22,11 +22,11 @@ def markdown(signoff: Signoff) -> str:
     lines += [f"- {_escape(text)}" for text in (*signoff.warnings, *signoff.ignored)]
     if signoff.rulings:
         for ruling in signoff.rulings:
-            lines += _ruling_lines(ruling)
+            lines += _ruling_lines(ruling, ruling.decision if len(signoff.rulings) > 1 else ruling.outcome)
     else:
         lines += _claims_table(signoff)
         for c in signoff.claims:
-            lines += _claim_lines(c)
+            lines += _claim_lines(c, c.decision if len(signoff.claims) > 1 else c.outcome)
     if signoff.files:
         lines += ["", f"Record files read: {len(signoff.files)}; their digests are in signoff.json. {signoff.date}"]
     text = "\n".join(lines) + "\n"
@@ -55,10 +55,10 @@ def _claims_table(signoff: Signoff) -> list[str]:
     return lines
 
 
-def _ruling_lines(ruling: Ruling) -> list[str]:
+def _ruling_lines(ruling: Ruling, said: str) -> list[str]:
     """One claim: reasons, a table stage x state, waivers, and what to run."""
     target = ruling.target
-    lines = ["", f"### {_escape(target.name)}: {_escape(ruling.decision)}", ""]
+    lines = ["", f"### {_escape(target.name)}: {_escape(said)}", ""]
     lines += [f"{_escape(target.arch)}, policy {_escape(ruling.policy.words)}", ""]
     shown = ruling.reasons[:_MOST_REASONS]
     lines += [f"- **{_escape(reason)}**" for reason in shown]
@@ -97,8 +97,8 @@ def summary_sentence(signoff: Signoff) -> str:
     )
 
 
-def _claim_lines(c: Claim) -> list[str]:
-    lines = ["", f"**{_code(c.kernel)}** ({_escape(c.contract)}, {_escape(c.arch)}): {_escape(c.decision)}.", ""]
+def _claim_lines(c: Claim, said: str) -> list[str]:
+    lines = ["", f"**{_code(c.kernel)}** ({_escape(c.contract)}, {_escape(c.arch)}): {_escape(said)}.", ""]
     shown = c.reasons[:_MOST_REASONS]
     lines += [f"- **{_escape(reason)}**" for reason in shown]
     if len(c.reasons) > len(shown):

@@ -330,7 +330,7 @@ def test_signoff_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert main(["signoff", str(tmp_path / "in")]) == 1
     out = capsys.readouterr().out
     assert out.startswith("NOT SIGNED\n")
-    assert "Lane random: 1 of 2 cases FAILED" in out
+    assert "add_rmsnorm_quant of demo/fused: FAILED in 1 of 6 cases (ops: random)." in out
     # The files of a sign-off are no records: a second one reads the same evidence.
     assert main(["signoff", str(tmp_path / "in")]) == 1
 
