@@ -136,7 +136,7 @@ def show(parity: Parity, json_file: str | None) -> int:
 
 
 def _check_paths(options: argparse.Namespace) -> None:
-    """EvalError where one directory stands for two runs, which would agree with itself."""
+    """EvalError where one directory is named as two runs, which would agree with itself."""
     named = [("baseline", options.runs[0]), ("re-run", options.rerun), ("yardstick", options.yardstick)]
     named += [] if options.aa else [("candidate", options.runs[1])]
     seen: dict[Path, str] = {}

@@ -1,6 +1,6 @@
 """Finding the answer in a completion: named, versioned, pure functions on exact decimals.
 
-Harnesses disagree on where the answer stands and what a number is; each extractor here is one of their rules, and a
+Harnesses disagree on where the answer is and what a number is; each extractor here is one of their rules, and a
 verdict says whether it depends on the choice. Two numbers are equal when they are equal as decimals: ``18.00`` is 18
 (lm-eval, which compares text, says it is not). The one exception is ``sglang``, which is wrong on purpose: see there.
 """

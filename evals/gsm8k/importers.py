@@ -1,7 +1,7 @@
 """Runs of other harnesses as runs of ours: lm-eval's ``samples_*.jsonl`` and sgl-eval's ``output-rs*.jsonl``.
 
-Read from their sources: lm-eval (``--log_samples``) writes one object a document and filter, with ``doc_id``, ``doc``,
-``target``, ``arguments``, ``resps``, ``filter`` and ``prompt_hash``; sgl-eval's ``PredictionsWriter`` one a sample,
+Read from their sources: lm-eval (``--log_samples``) writes one object per document and filter, with ``doc_id``,
+``doc``, ``target``, ``arguments``, ``resps``, ``filter`` and ``prompt_hash``; sgl-eval's ``PredictionsWriter`` one per sample,
 with ``generation``, ``id``, ``expected_answer``, ``num_generated_tokens``, ``problem`` and, of late, ``finish_reason``,
 in order of completion. Both turn a failed request into an empty text; an empty completion is therefore taken as an
 error and never as an answer, and the comparison counts it in the way that hurts its claim most.
@@ -30,10 +30,10 @@ class Imported:
 
 
 def lm_eval(path: str | Path, *, arm: str, model: str = "unknown", kernels: dict[str, str] | None = None) -> Imported:
-    """The samples of one lm-eval log. A document stands once for each filter, with the same texts: one is taken.
+    """The samples of one lm-eval log. A document occurs once for each filter, with the same texts: one is taken.
 
     ``resps`` holds, for each request of a document, the list of its repeats; other versions nest them otherwise. Every
-    text in it is one repeat, and a document without any text stands as an empty completion: no document gets lost.
+    text in it is one repeat, and a document without any text is an empty completion: no document gets lost.
     Raises EvalError with file and line.
     """
     file = _one(Path(path), "samples_*.jsonl")

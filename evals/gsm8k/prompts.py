@@ -40,7 +40,7 @@ class Profile:
 
     @property
     def id(self) -> str:
-        """``sglang-5shot/1``, as it stands in headers."""
+        """``sglang-5shot/1``, as headers have it."""
         return f"{self.name}/{self.version}"
 
     def settings(self) -> dict[str, object]:
@@ -201,5 +201,5 @@ def messages(text: str) -> list[dict[str, str]]:
 
 
 def prompt_sha256(text: str) -> str:
-    """Digest of a prompt's UTF-8 bytes, as it stands in a sample."""
+    """Digest of a prompt's UTF-8 bytes, as a sample has it."""
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,7 +1,7 @@
 """What one arm of a comparison left behind: a run directory of JSON lines, written as it happens and read later.
 
-``RUN/header.json`` says what ran (one ``Header``), ``RUN/samples.jsonl`` holds one ``Sample`` a question, and
-``RUN/tokens.jsonl``, where teacher-forced scores exist, one ``TokenScore`` a question. Nothing here imports anything
+``RUN/header.json`` says what ran (one ``Header``), ``RUN/samples.jsonl`` holds one ``Sample`` per question, and
+``RUN/tokens.jsonl``, where teacher-forced scores exist, one ``TokenScore`` per question. Nothing here imports anything
 of ours, so runs can be judged elsewhere, and years later. An error is stored as an error: it is never a wrong answer.
 """
 
@@ -52,7 +52,7 @@ class Sample:
     permutation. text: the completion, None where there is an ``error`` (a sentence; infrastructure, never scored).
     gold: the right answer as an exact decimal in text. finish: ``stop``, ``length`` or what the server said.
     tokens: ids of the completion where the backend gives them, for the first divergence; length: their number.
-    what: ``answer``, or ``score`` for a gold solution whose log-probabilities could not be had: always an error.
+    what: ``answer``, or ``score`` for a gold solution whose log-probabilities could not be got: always an error.
     """
 
     question: str
@@ -72,7 +72,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class TokenScore:
-    """Teacher-forced scores of one gold solution in one arm; one entry a scored token.
+    """Teacher-forced scores of one gold solution in one arm; one entry per scored token.
 
     tokens: ids of the solution. logprob: natural logarithm of the probability of each. top1: the arm's own first
     choice at each place. top: where the backend gives them, the k most probable ids with their logprob.

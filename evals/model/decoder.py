@@ -95,7 +95,7 @@ class Operators(Protocol):
 
 @dataclass
 class Cache:
-    """Keys and values in ``wide``, a pair a layer, [B, kv, S, D]; lengths int64 [B] of what is filled."""
+    """Keys and values in ``wide``, a pair per layer, [B, kv, S, D]; lengths int64 [B] of what is filled."""
 
     keys: list[Tensor]
     values: list[Tensor]

@@ -1,7 +1,7 @@
 """Word problems in the form of GSM8K, made without end from a seed: the questions of the embedded model.
 
-Every answer is a function of its question: one operation a line as ``x+y=<<x+y=z>>z``, and ``#### n`` at the end, as in
-GSM8K's own solutions. Problem ``i`` of seed ``s`` is the same on every machine and Python (the numbers come from
+Every answer is a function of its question: one operation per line as ``x+y=<<x+y=z>>z``, and ``#### n`` at the end, as
+in GSM8K's own solutions. Problem ``i`` of seed ``s`` is the same on every machine and Python (the numbers come from
 splitmix64, not from ``random``, whose methods change between versions). Whether a problem may be trained on is decided
 by the digest of its question, so the two splits cannot share one, whatever the seeds are.
 

@@ -1,4 +1,4 @@
-"""The embedded model's tokens: words with the spaces beside them, single digits, and the signs of GSM8K's solutions.
+"""The embedded model's tokens: words with the spaces around them, single digits, and the signs of GSM8K's solutions.
 
 Text is cut by one regular expression and joined again by plain concatenation, so that decoding gives back every
 character. The vocabulary is the set of pieces that the problems of ``evals.model.synthetic`` are made of; a word

@@ -42,7 +42,7 @@ class _Weights:
             return checkpoint.quantize_rows(weight)
         scale = self.get(f"{name}.weight_scale").to(torch.float32)
         if scale.shape != (len(weight), 1):
-            raise EvalError(f"{name} has weight scales of shape {list(scale.shape)}, not one a row")
+            raise EvalError(f"{name} has weight scales of shape {list(scale.shape)}, not one per row")
         return weight, scale
 
     def linear(self, prefix: str, *names: str) -> Linear:
@@ -135,7 +135,7 @@ def from_state(
 ) -> Decoder:
     """A decoder from a Hugging Face config (as a dict) and state dict with per-expert names.
 
-    Linears that are not FP8 yet are quantized here, one scale a row. Raises EvalError for another architecture.
+    Linears that are not FP8 yet are quantized here, one scale per row. Raises EvalError for another architecture.
     """
     kind = config.get("model_type")
     if kind not in ("glm4_moe", "llama"):

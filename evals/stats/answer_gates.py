@@ -1,4 +1,4 @@
-"""The gates that look at answers: accuracy and its guards, and what is reported beside them."""
+"""The gates that look at answers: accuracy and its guards, and what is reported with them."""
 
 from __future__ import annotations
 

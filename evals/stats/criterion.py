@@ -44,7 +44,7 @@ CRITERIA = {
     "mlperf-99.9": Criterion("mlperf-99.9", ratio=0.999),
 }
 """MLPerf inference asks for 99 %, for some models 99.9 %, of the reference accuracy. That rule has no error bar, so a
-pass by it may be luck; it is offered because submissions are held to it, and the interval is always printed beside."""
+pass by it may be luck; it is offered because submissions are held to it, and the interval is always printed with it."""
 
 
 def find_criterion(name: str) -> Criterion:

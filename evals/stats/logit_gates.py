@@ -50,8 +50,8 @@ def collected(scored: Sequence[TeacherForced], names: dict[str, str]) -> InProce
 REBATCH_FACTOR = 0.5
 """How far the candidate may move when its batches are cut otherwise, over the model's own quantisation noise. A stated
 choice: a kernel whose rows do not know of each other moves by the environment's order of sums alone (measured 0.00004
-in the embedded model, 0.02 in a 135M one), one whose scale spans the batch quantizes again (0.7); the half lies
-between."""
+in the embedded model, 0.02 in a 135M one), one whose scale spans the batch quantizes again (0.7); one half is
+between the two."""
 
 
 def rebatching(pairs: InProcessPairs, seed: int) -> Gate:
@@ -78,7 +78,7 @@ def change(pairs: InProcessPairs, seed: int) -> Gate:
         ok,
         f"at a typical token the candidate's quantisation noise, the variance of its logits' distance from the "
         f"yardstick, is {value:.3g} of the baseline's (between {low:.3g} and {high:.3g}); allowed {NOISE_LIMIT:g}. "
-        f"The arms lie apart by {apart:.3g} of it",
+        f"The distance between the arms is {apart:.3g} of it",
     )
 
 

@@ -128,7 +128,7 @@ def tango(lost: int, gained: int, count: int, confidence: float = 0.95) -> Inter
 
 def newcombe(t: Table, confidence: float = 0.95) -> Interval:
     """Newcombe's (1998) method 10 for the paired difference: Wilson intervals of both rates, joined with phi; the
-    second opinion beside Tango's."""
+    second opinion to Tango's."""
     n, z = t.count, NormalDist().inv_cdf((1 + confidence) / 2)
     b, a = t.baseline / n, t.candidate / n
     (low_a, high_a), (low_b, high_b) = _wilson(t.candidate, n, z), _wilson(t.baseline, n, z)
@@ -150,7 +150,7 @@ def _wilson(successes: int, n: int, z: float) -> Interval:
 
 @dataclass(frozen=True)
 class NonInferiority:
-    """One-sided: ``low`` is the lower bound of the difference at 1 - alpha; holds if it lies above -margin.
+    """One-sided: ``low`` is the lower bound of the difference at 1 - alpha; holds if it is above -margin.
 
     harm_shown: the candidate is worse (exact McNemar, one-sided) and not shown to be within the margin.
     """
@@ -177,7 +177,7 @@ def planned(discordance: float, margin: float, difference: float = 0.0, *, alpha
 
     The difference of accuracies has variance d / N (less its square, which is small), so the lower bound clears -margin
     if (z_alpha + z_power) sqrt(d / N) <= margin + difference: N = 6.18 d / (margin + difference)^2 at 5 % and 80 %.
-    Infinite where the true difference lies at the margin or below it.
+    Infinite where the true difference is at the margin or below it.
     """
     if margin + difference <= 0:
         return math.inf
@@ -208,7 +208,7 @@ def clustered(differences: Sequence[float], alpha: float = ALPHA) -> Clustered:
 
 @dataclass(frozen=True)
 class Excess:
-    """Flips of the candidate against the baseline beside those of the baseline against itself, on the same questions.
+    """Flips of the candidate against the baseline, and of the baseline against itself, on the same questions.
 
     only_candidate, only_again: questions that flip in one comparison and not in the other. p: exact, one-sided, of "the
     candidate flips no more questions than a re-run does". interval: Tango's, of the excess rate, at 95 %.

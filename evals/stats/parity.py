@@ -1,6 +1,6 @@
 """The verdict: PARITY, REGRESSION or INCONCLUSIVE, with the sentence that a maintainer can quote.
 
-Parity is a claim and needs evidence: the lower bound of the accuracy difference lies above a margin stated beforehand,
+Parity is a claim and needs evidence: the lower bound of the accuracy difference is above a margin stated beforehand,
 and no gate says no. Regression is a claim too. What is neither is inconclusive, and the verdict says how many questions
 would settle it. An error that is left, or a question that one arm lacks, is no verdict at all.
 """

@@ -15,7 +15,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from evals.errors import EvalError
 from evals.gsm8k.samples import TokenPair, TokenScore
@@ -119,7 +122,7 @@ def _sums(p: TokenPair) -> _Sums:
 
 
 def _ratio(totals: Sequence[float], counts: Sequence[int]) -> tuple[float, float]:
-    """Mean a token and its error, questions being clusters: the usual linearisation of a ratio of sums; infinite for
+    """Mean per token and its error, questions being clusters: the usual linearisation of a ratio of sums; infinite for
     one question."""
     number, tokens = len(totals), sum(counts)
     mean = math.fsum(totals) / tokens
@@ -137,8 +140,6 @@ def kl_ratio(
     Bootstrap over questions, the same draw for both, so that hard questions cancel. Raises EvalError if the two do not
     hold the same questions, or where the yardstick's KL is zero.
     """
-    import numpy as np
-
     both = _matched(candidate, yardstick)
     above = np.array([sum(a.kl) for a, _ in both])
     below = np.array([sum(b.kl) for _, b in both])
@@ -159,8 +160,6 @@ def typical_kl_ratio(
     Counted are tokens at which either KL exceeds KL_FLOOR (a choice that favours neither), so that rounding is not
     compared with rounding. Ratio 1 and no bounds where there is no such token.
     """
-    import numpy as np
-
     sums, counts = [], []
     for a, b in _matched(candidate, yardstick):
         kl = np.array([a.kl, b.kl])
@@ -186,10 +185,8 @@ def _matched(candidate: Sequence[TokenPair], yardstick: Sequence[TokenPair]) -> 
     return both
 
 
-def _bounds(above: Any, below: Any, alpha: float, seed: int) -> Interval:
-    """Bootstrap bounds of sum(above) / sum(below) over questions; numpy vectors of equal length."""
-    import numpy as np
-
+def _bounds(above: NDArray[np.float64], below: NDArray[np.float64], alpha: float, seed: int) -> Interval:
+    """Bootstrap bounds of sum(above) / sum(below) over questions, each [questions]."""
     draw = np.random.default_rng(seed).multinomial(len(above), [1 / len(above)] * len(above), size=RESAMPLES)
     under = draw @ below
     # A draw with nothing to divide by bounds nothing from above.

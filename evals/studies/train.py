@@ -1,12 +1,11 @@
 """Trains the embedded model: a small GLM-4-MoE on synthetic problems, in minutes on one GPU, within a time limit.
 
-``python -m evals.studies.train --seconds 330 --out DIR --device cuda`` makes problems in worker processes (a
-deterministic stream: worker w makes every W-th chunk, and chunks are taken in turn), trains in bf16 with fp32 master
-weights and a cosine schedule over the time, and measures 512 held-out problems as it goes. The measure is cheap because
-a solution is a function of its question: greedy decoding gives the gold solution exactly if, teacher-forced, every
-token of it is the first choice. Snapshots are kept where that accuracy crosses the marks, and the last one that lies
-within the band is exported: the most settled model that is not saturated. One that is right everywhere has wide
-margins, and no defect shows on it.
+``python -m evals.studies.train --seconds 330 --out DIR --device cuda`` makes problems in worker processes, trains in
+bf16 with fp32 master weights and a cosine schedule over the time, and measures 512 held-out problems as it goes. The
+measure is cheap because a solution is a function of its question: greedy decoding gives the gold solution exactly if,
+teacher-forced, every token of it is the first choice. Snapshots are kept where that accuracy crosses the marks, and the
+last one that lies within the band is exported: the most settled model that is not saturated. A model that answers
+everything is so sure of its tokens that no defect changes an answer.
 """
 
 from __future__ import annotations
@@ -15,14 +14,15 @@ import argparse
 import io
 import json
 import math
-import multiprocessing
 import sys
 import tarfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from evals.model import synthetic, tokenizer
 from evals.studies.config import glm4_moe
@@ -34,75 +34,15 @@ from evals.studies.export import (
     write_checkpoint,
     write_tokenizer,
 )
+from evals.studies.stream import Stream
 from validators.process.guard import guarded
 from validators.records import files
 
-CHUNK = 8192  # problems a worker makes at a time, sorted by length, so that batches have little padding
 MARKS = (0.82, 0.84, 0.86, 0.88, 0.89, 0.90, 0.91, 0.92, 0.93, 0.94, 0.95, 0.96)
 BAND = (0.86, 0.945)  # held-out accuracy of a model on which defects can show and which is yet worth asking
 ROUTER_STEP = 1e-3  # of the correction bias, DeepSeek-V3's update
-
-
-def training_problems(seed: int, first: int, count: int) -> Iterator[synthetic.Problem]:
-    """The problems of indices first..first+count-1 that may be trained on."""
-    for index in range(first, first + count):
-        made = synthetic.problem(seed, index)
-        if not made.held_out:
-            yield made
-
-
-def make_chunk(seed: int, number: int, batch: int) -> list[tuple[Any, Any]]:
-    """One chunk as batches: ids uint8 [B, T] padded with 0 to a multiple of 16, and int16 [B] where answers begin."""
-    import numpy
-
-    rows = []
-    for made in training_problems(seed, number * CHUNK, CHUNK):
-        asked = tokenizer.encode(synthetic.prompt(made.question))
-        rows.append((len(asked), asked + tokenizer.encode(synthetic.completion(made.solution)) + [1]))
-    rows.sort(key=lambda row: len(row[1]))
-    batches = []
-    for first in range(0, len(rows) - batch + 1, batch):
-        some = rows[first : first + batch]
-        width = -(-max(len(ids) for _, ids in some) // 16) * 16
-        ids = numpy.zeros((batch, width), dtype=numpy.uint8)
-        for place, (_, row) in enumerate(some):
-            ids[place, : len(row)] = row
-        batches.append((ids, numpy.array([asked for asked, _ in some], dtype=numpy.int16)))
-    dice = synthetic.Dice(seed, number)
-    for last in range(len(batches) - 1, 0, -1):
-        other = dice.between(0, last)
-        batches[last], batches[other] = batches[other], batches[last]
-    return batches
-
-
-def _work(queue: Any, seed: int, worker: int, workers: int, batch: int) -> None:
-    number = worker
-    while True:
-        queue.put(make_chunk(seed, number, batch))
-        number += workers
-
-
-class Stream:
-    """Batches without end from ``workers`` processes, always in the same order."""
-
-    def __init__(self, seed: int, batch: int, workers: int):
-        context = multiprocessing.get_context("spawn")
-        self._queues = [context.Queue(maxsize=2) for _ in range(workers)]
-        self._processes = [
-            context.Process(target=_work, args=(queue, seed, worker, workers, batch), daemon=True)
-            for worker, queue in enumerate(self._queues)
-        ]
-        for process in self._processes:
-            process.start()
-
-    def __iter__(self) -> Any:
-        while True:
-            for queue in self._queues:
-                yield from queue.get(timeout=120)
-
-    def close(self) -> None:
-        for process in self._processes:
-            process.terminate()
+Model = Any
+"""A ``Glm4MoeForCausalLM``; the library's own types differ from version to version."""
 
 
 @dataclass
@@ -111,35 +51,29 @@ class Snapshot:
 
     step: int
     exact: float
-    state: dict[str, Any] = field(repr=False)
+    state: dict[str, Tensor] = field(repr=False)
 
 
-def evaluation_batch(problems: list[synthetic.Problem]) -> tuple[Any, Any]:
+def evaluation_batch(problems: list[synthetic.Problem]) -> tuple[Tensor, Tensor]:
     """Ids int64 [B, T] and answer starts int64 [B] of problems, padded at the right."""
-    import torch
-
     rows, starts = [], []
-    for made in problems:
-        asked = tokenizer.encode(synthetic.prompt(made.question))
-        rows.append(torch.tensor(asked + tokenizer.encode(synthetic.completion(made.solution)) + [1]))
+    for problem in problems:
+        asked = tokenizer.encode(synthetic.prompt(problem.question))
+        rows.append(torch.tensor(asked + tokenizer.encode(synthetic.completion(problem.solution)) + [tokenizer.END_ID]))
         starts.append(len(asked))
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), torch.tensor(starts)
 
 
-def answer_logits(model: Any, ids: Any, starts: Any) -> tuple[Any, Any, Any]:
+def answer_logits(model: Model, ids: Tensor, starts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """fp32 logits [N, V] at the places before answer tokens, those tokens [N], and the mask [B, T-1] of them."""
-    import torch
-
     places = torch.arange(1, ids.shape[1], device=ids.device)
     chosen = (places[None, :] >= starts[:, None]) & (ids[:, 1:] != 0)
     hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
     return model.lm_head(hidden[chosen]).float(), ids[:, 1:][chosen], chosen
 
 
-def exact_share(model: Any, ids: Any, starts: Any, batch: int = 256) -> tuple[float, list[bool]]:
+def exact_share(model: Model, ids: Tensor, starts: Tensor, batch: int = 256) -> tuple[float, list[bool]]:
     """Share of problems whose every answer token is the first choice, and for each whether it is."""
-    import torch
-
     right: list[bool] = []
     model.eval()
     with torch.no_grad():
@@ -155,13 +89,13 @@ def exact_share(model: Any, ids: Any, starts: Any, batch: int = 256) -> tuple[fl
 class Balance:
     """Keeps the experts in use without a loss term: the router's correction bias follows the load (DeepSeek-V3)."""
 
-    def __init__(self, model: Any):
-        self._loads: dict[Any, Any] = {}
+    def __init__(self, model: Model):
+        self._loads: dict[Model, Tensor] = {}  # router -> tokens per expert
         for module in model.modules():
             if hasattr(module, "e_score_correction_bias"):
                 module.register_forward_hook(self._note)
 
-    def _note(self, module: Any, inputs: Any, output: Any) -> None:
+    def _note(self, module: Model, inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
         import torch
 
         if not module.training:
@@ -185,7 +119,7 @@ class Balance:
 class Trainer:
     """AdamW on fp32 master copies of a bf16 model: the arithmetic of training is then that of use."""
 
-    def __init__(self, model: Any, rate: float):
+    def __init__(self, model: Model, rate: float):
         import torch
 
         self.model, self.rate = model, rate
@@ -197,7 +131,7 @@ class Trainer:
         fused = self.parameters[0].device.type == "cuda"
         self.optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), eps=1e-9, fused=fused)
 
-    def step(self, loss: Any, rate: float) -> None:
+    def step(self, loss: Tensor, rate: float) -> None:
         import torch
 
         loss.backward()
@@ -220,20 +154,19 @@ def cosine(share: float, peak: float) -> float:
     return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, (share - 0.03) / 0.97))))
 
 
-def build(size: str, device: str, seed: int) -> Any:
+def build(size: str, device: str, seed: int) -> Model:
     """A freshly initialised model in bf16 (routers in fp32) on ``device``."""
-    import torch
     from transformers import Glm4MoeForCausalLM
 
     torch.manual_seed(seed)
-    model: Any = Glm4MoeForCausalLM(glm4_moe(size))
+    model: Model = Glm4MoeForCausalLM(glm4_moe(size))
     for name, parameter in model.named_parameters():  # parameters alone: rotary frequencies must stay fp32
         if not name.endswith("mlp.gate.weight"):
             parameter.data = parameter.data.to(torch.bfloat16)
     return model.to(device)
 
 
-def choose_experts(model: Any, ids: Any, starts: Any) -> str:
+def choose_experts(model: Model, ids: Tensor, starts: Tensor) -> str:
     """The fastest way through the experts that works here, tried by one forward and backward; its name."""
     for name in ("grouped_mm", "batched_mm", "eager"):
         try:
@@ -249,10 +182,8 @@ def choose_experts(model: Any, ids: Any, starts: Any) -> str:
     raise RuntimeError("no way through the experts works")
 
 
-def train(options: argparse.Namespace) -> tuple[Any, list[Snapshot]]:
+def train(options: argparse.Namespace) -> tuple[Model, list[Snapshot]]:
     """The training loop; gives the model as it ended and the snapshots, the last state among them."""
-    import torch
-
     device = options.device
     stream = Stream(options.seed, options.batch, options.workers)
     model = build(options.size, device, options.seed)
@@ -309,7 +240,7 @@ def describe(right: list[bool], problems: list[synthetic.Problem]) -> str:
     return ", ".join(parts)
 
 
-def export(model: Any, snapshots: list[Snapshot], options: argparse.Namespace) -> None:
+def export(model: Model, snapshots: list[Snapshot], options: argparse.Namespace) -> None:
     """Measures every snapshot in FP8 on the embedded questions and writes files of at most 15 MiB.
 
     ``bf16-*``: the chosen snapshot. ``fp8-<step>.safetensors``: it, the one before it in the band, and the last.
@@ -331,7 +262,7 @@ def export(model: Any, snapshots: list[Snapshot], options: argparse.Namespace) -
     nearest = min(measured, key=lambda entry: abs(entry[1] - sum(BAND) / 2))[0]
     chosen = within[-1] if within else nearest
     others = [snapshot for snapshot in (within[:-1][-1:] + snapshots[-1:]) if snapshot is not chosen]
-    print(f"chosen: step {chosen.step}; beside it: {[other.step for other in others]}", flush=True)
+    print(f"chosen: step {chosen.step}; exported as well: {[other.step for other in others]}", flush=True)
     work = out / "folders"
     write_checkpoint(work / "bf16", chosen.state, model.config, fp8=False)
     write_checkpoint(work / "fp8", quantized(chosen.state), model.config, fp8=True)

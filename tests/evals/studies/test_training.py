@@ -12,18 +12,18 @@ import torch
 
 from evals.model import synthetic, tokenizer
 from evals.model.weights import from_folder
-from evals.studies import export, train
+from evals.studies import export, stream, train
 
 pytest.importorskip("transformers", reason="the optional package transformers is not installed")
 
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "CHUNK", 200)
+    monkeypatch.setattr(stream, "CHUNK", 200)
 
 
 def test_a_chunk_is_the_same_each_time_and_holds_no_held_out_question(small_chunks: None) -> None:
-    first, again = train.make_chunk(5, 3, 16), train.make_chunk(5, 3, 16)
+    first, again = stream.make_chunk(5, 3, 16), stream.make_chunk(5, 3, 16)
     assert len(first) == len(again) >= 10
     for (ids, starts), (same_ids, same_starts) in zip(first, again, strict=True):
         assert (ids == same_ids).all()
@@ -52,7 +52,7 @@ def test_a_few_steps_learn_and_the_router_is_balanced(small_chunks: None) -> Non
     made = model()
     trainer, balance = train.Trainer(made, 3e-3), train.Balance(made)
     made.train()
-    ids, starts = (torch.from_numpy(part).long() for part in train.make_chunk(1, 0, 16)[0])
+    ids, starts = (torch.from_numpy(part).long() for part in stream.make_chunk(1, 0, 16)[0])
     losses = []
     for _ in range(6):
         logits, gold, _ = train.answer_logits(made, ids, starts)
@@ -113,7 +113,7 @@ def test_training_never_sees_a_held_out_question() -> None:
     assert len(held_out) == 300
     assert all(synthetic.is_held_out(question) for question in held_out)
     # Of the very stream that the held-out problems come from: what is trained on is the rest.
-    trained = {problem.question for problem in train.training_problems(synthetic.EMBEDDED_SEED, 0, 12_000)}
+    trained = {problem.question for problem in stream.training_problems(synthetic.EMBEDDED_SEED, 0, 12_000)}
     assert not trained & held_out
     assert len(trained) > 11_000
 
