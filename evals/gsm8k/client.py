@@ -26,7 +26,8 @@ RETRIED = (408, 409, 425, 429, 500, 502, 503, 504)
 @dataclass(frozen=True)
 class Limits:
     """concurrency: requests in flight. timeout, connect: seconds for a request and for connecting. attempts: in all.
-    pause, longest_pause: seconds before the second attempt, doubled each time, and its cap; half of it is drawn at random."""
+    pause, longest_pause: seconds before the second attempt, doubled each time, and its cap; half of it is drawn at
+    random."""
 
     concurrency: int = 32
     timeout: float = 600.0

@@ -1,10 +1,10 @@
 """Runs of other harnesses as runs of ours: lm-eval's ``samples_*.jsonl`` and sgl-eval's ``output-rs*.jsonl``.
 
 Read from their sources: lm-eval (``--log_samples``) writes one object per document and filter, with ``doc_id``,
-``doc``, ``target``, ``arguments``, ``resps``, ``filter`` and ``prompt_hash``; sgl-eval's ``PredictionsWriter`` one per sample,
-with ``generation``, ``id``, ``expected_answer``, ``num_generated_tokens``, ``problem`` and, of late, ``finish_reason``,
-in order of completion. Both turn a failed request into an empty text; an empty completion is therefore taken as an
-error and never as an answer, and the comparison counts it in the way that hurts its claim most.
+``doc``, ``target``, ``arguments``, ``resps``, ``filter`` and ``prompt_hash``; sgl-eval's ``PredictionsWriter`` one per
+sample, with ``generation``, ``id``, ``expected_answer``, ``num_generated_tokens``, ``problem`` and, of late,
+``finish_reason``, in order of completion. Both turn a failed request into an empty text; an empty completion is
+therefore taken as an error and never as an answer, and the comparison counts it in the way that hurts its claim most.
 """
 
 from __future__ import annotations

@@ -150,7 +150,8 @@ def flat_divergence(base: Tensor, other: Tensor) -> Tensor:
     """Half the variance over the vocabulary of ``base - other``, [N]: what T^2 KL tends to as the temperature T grows.
 
     A model that is sure of nearly every token hides from KL what happens to its logits, and the mean KL then depends
-    on the few tokens that it is unsure of. Here every token has the same weight: this is the size of the numerical change.
+    on the few tokens that it is unsure of. Here every token has the same weight: this is the size of the numerical
+    change.
     """
     return (base - other).var(-1, correction=0) / 2
 
