@@ -20,7 +20,7 @@ which may be flushed, has t < 2**-26 and the code 0 either way."""
 
 
 class Given(Protocol):
-    """The inputs that the oracle reads. x: [..., N] bf16 or fp16. scale: fp32, one element. fp8_dtype: of the codes."""
+    """Inputs. x: [..., N] bf16 or fp16. scale: fp32, one element. fp8_dtype: of the codes."""
 
     x: torch.Tensor
     scale: torch.Tensor
@@ -81,24 +81,22 @@ CONTRACTS: dict[str, StaticQuantContract] = {
     )
 }
 
-_KERNEL = "vLLM common.cu and common.cuh: 1.0f / (*scale), a product, fmaxf(-Q, fminf(x, Q))"
-_NATIVE = "vLLM QuantFP8.forward_native: x.to(float32) * scale.reciprocal(), then clamp"
+_KEPT = Evidence("run", "torch.clamp and the conversion to FP8 keep a NaN, on a CPU")
+_Q = Evidence("source", "vLLM quant_type_max_v and get_fp8_min_max: 224 for e4m3fnuz")
+_INVERSE = "vLLM common.cu: 1.0f / (*scale), a product, a clamp; SGLang's per_tensor_quant_fp8_kernel has the same form"
 EVIDENCE: Mapping[str, Mapping[str, Evidence]] = {
     "vllm": {
-        "division": Evidence("source", f"{_KERNEL}; SGLang's per_tensor_quant_fp8_kernel has the same form"),
+        "division": Evidence("source", _INVERSE),
         "nan": Evidence("document", "CUDA's fminf and fmaxf return the other argument where one is NaN"),
-        "fnuz_max": Evidence("source", "vLLM quant_type_max_v: 224 for Float8_e4m3fnuz"),
+        "fnuz_max": _Q,
         "reciprocal_u": Evidence("document", "CUDA: 1.0f / x is correctly rounded, or 1 ulp off under -use_fast_math"),
     },
     "vllm-native": {
-        "division": Evidence("source", _NATIVE),
-        "nan": Evidence("run", "torch.clamp and the conversion to FP8 keep a NaN, on a CPU"),
-        "fnuz_max": Evidence("source", "vLLM get_fp8_min_max: 224 for e4m3fnuz"),
+        "division": Evidence("source", "forward_native: x * scale.reciprocal()"),
+        "nan": _KEPT,
+        "fnuz_max": _Q,
     },
-    "compressed-tensors": {
-        "division": Evidence("source", "compressed-tensors forward.py: scaled = x / scale, fp32 by type promotion"),
-        "nan": Evidence("run", "torch.clamp and the conversion to FP8 keep a NaN, on a CPU"),
-    },
+    "compressed-tensors": {"division": Evidence("source", "forward.py: scaled = x / scale, in fp32"), "nan": _KEPT},
 }
 """From which evidence each field comes; a field that has the dataclass's default needs none."""
 
@@ -122,5 +120,5 @@ def sets(inputs: Given, contract: StaticQuantContract, rows: slice) -> dict[str,
     exact = (x / scale).clamp(-q, q)
     if contract.nan == "largest":
         exact, *ends = [torch.where(x.isnan(), torch.full_like(x, q), values) for values in (exact, *ends)]
-    known = SCALES[0] <= scale <= SCALES[1]
-    return {"codes": Sets(exact, ends[0], ends[1], torch.full_like(x, not known, dtype=torch.bool))}
+    unknown = torch.full_like(x, not SCALES[0] <= scale <= SCALES[1], dtype=torch.bool)
+    return {"codes": Sets(exact, ends[0], ends[1], unknown)}

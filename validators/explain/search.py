@@ -11,7 +11,7 @@ from reference.contract import Contract, presets
 from validators.explain import nearby
 from validators.explain.op import Asked, Diagnosis
 from validators.records.record import Comparison, Explanation
-from validators.records.wording import MOST, vanishes
+from validators.records.wording import LEAST, MOST, vanishes
 
 SAMPLE_ROWS, SAMPLE_ELEMENTS = 48, 2**18
 """Rows that a hypothesis is tried on; violating rows first. Enough to tell hypotheses apart, cheap to try all. Of rows
@@ -68,6 +68,28 @@ def change_sentence(change: nearby.Change) -> Explanation:
 def named_change(change: nearby.Change, slug: str, sentence: str) -> Explanation:
     """The explanation by a changed field, with the contract that has it."""
     return vanishes(slug, sentence, note=f" (contract {change.contract.name})", kind="field")
+
+
+def meeting(
+    got: torch.Tensor, nominal: torch.Tensor, predictions: Sequence[tuple[str, str, torch.Tensor]]
+) -> list[Explanation]:
+    """Known defects that meet what the contract's nominal values miss and that no right element contradicts, best first.
+
+    got, nominal: float64 of one shape. predictions: (name, sentence, values under the defect).
+    """
+
+    def meets(values: torch.Tensor) -> torch.Tensor:
+        return (got == values) | (got.isnan() & values.isnan())
+
+    bad = ~meets(nominal)
+    scored = []
+    for position, (name, sentence, values) in enumerate(predictions):
+        met = meets(values)
+        explained, against = int((met & bad).sum()), int((~met & ~bad).sum())
+        share = explained / max(1, int(bad.sum()))
+        if share > LEAST and against <= (1 - MOST) * explained:
+            scored.append((-share, against, position, vanishes(name, sentence, share)))
+    return [found for *_, found in sorted(scored, key=lambda item: item[:3])][:MOST_DEFECTS]
 
 
 def violating_rows(comparisons: Sequence[Comparison], rows: int, width: int = 1) -> list[int]:

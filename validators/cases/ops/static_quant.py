@@ -42,23 +42,19 @@ class StaticQuantInputs(Inputs):
         return {"codes": (tuple(self.x.shape), self.fp8_dtype)}
 
 
-@dataclass(frozen=True)
-class StaticRecipe(NormRecipe):
-    """values(block) -> (x, ignored). scale(block) -> fp32, one element; the block has one element too."""
-
-    scale: Callable[[Block], torch.Tensor] = lambda block: torch.empty(0)
+Scale = Callable[[Block], torch.Tensor]  # fp32 [1, 1] for a block of one element
 
 
-def _odd(exponent: int) -> Callable[[Block], torch.Tensor]:
+def _odd(exponent: int) -> Scale:
     """A scale in (2^exponent, 2^(exponent + 1)) that is no power of two."""
     return lambda b: odd_scale(torch.full((1, 1), exponent, device=b.device), b.integers("scale", 1 << 22))
 
 
-def _one(block: Block) -> torch.Tensor:
-    return torch.ones(1, dtype=torch.float32, device=block.device)
+def _fixed(value: float) -> Scale:
+    return lambda b: torch.full((1, 1), value, dtype=torch.float32, device=b.device)
 
 
-FACTOR = 7
+FACTOR, BELOW = 7, 7 - 2.0**-21
 """Every midpoint of the two formats times 7 is a number of bf16 and of fp16. With a scale one fp32 step below 7, x / s
 and x * fl32(1/s) are on two sides of 33 of the 126 midpoints of e4m3fn (of the factors up to 15 the most in bf16), and
 bf16 does not tell t from the midpoint."""
@@ -76,18 +72,14 @@ def _beside_midpoints(block: Block) -> Pair:
     return x * block.signs("x.sign"), None
 
 
-def _below_factor(block: Block) -> torch.Tensor:
-    return torch.nextafter(_one(block) * FACTOR, torch.zeros(1, device=block.device))
-
-
 # Recipe of the quantizer, what it reveals here, its scale: a few of the ordinary elements saturate.
-_TAKEN: tuple[tuple[str, str, Callable[[Block], torch.Tensor]], ...] = (
+_TAKEN: tuple[tuple[str, str, Scale], ...] = (
     ("gaussian", "a scale applied the wrong way, twice, rounded or not at all", _odd(-8)),
     ("uniform_bytes", "intermediates kept in fp16, flushed or lost exponents, a missing clamp", _odd(-8)),
     ("outlier_channels", "a scale computed from x instead of the given one", _odd(-4)),
     ("crest_ladder", "a scale that is not the same in all rows, a missing clamp", _odd(-8)),
     ("spike_walk", "columns or lanes that are converted otherwise than the rest", _odd(-8)),
-    ("midpoints", "a wrong rounding rule: ties away from zero, truncation; every code's encoding", _one),
+    ("midpoints", "a wrong rounding rule: ties away from zero, truncation; every code's encoding", _fixed(1.0)),
     ("subnormal_codes", "FP8 subnormals flushed, 0x80 (NaN in e4m3fnuz) written for -0", _odd(1)),
     ("zero_rows", "uninitialised output, 0x80 written for zero", _odd(-8)),
     ("nonfinite", "NaN or Inf turned into ordinary codes, or spread to neighbours", _odd(-8)),
@@ -95,22 +87,14 @@ _TAKEN: tuple[tuple[str, str, Callable[[Block], torch.Tensor]], ...] = (
     ("shape_walk", "tails, block-size boundaries and row blocks that are handled wrongly at one shape", _odd(-8)),
     ("vector_peaks", "one vector of 8 columns, or a part of a wide row, that is left out", _odd(-4)),
     ("model", "mistakes at the model's own shapes", _odd(-6)),
+    ("double_rounding", "a product with a reciprocal for a quotient or the reverse, codes through bf16", _fixed(BELOW)),
 )
 _QUANTIZER = {recipe.name: recipe for recipe in rows.recipes_of(QUANT)}
-_RECIPES = (
-    *(
-        StaticRecipe(name, _QUANTIZER[name].lane, (NAME,), reveals, values=_QUANTIZER[name].values, scale=scale)
-        for name, reveals, scale in _TAKEN
-    ),
-    StaticRecipe(
-        "double_rounding",
-        "adversarial",
-        (NAME,),
-        "a product with a reciprocal for a quotient or the reverse, codes encoded through bf16",
-        values=_beside_midpoints,
-        scale=_below_factor,
-    ),
+_VALUES = {**{name: recipe.values for name, recipe in _QUANTIZER.items()}, "double_rounding": _beside_midpoints}
+_RECIPES = tuple(
+    NormRecipe(name, _QUANTIZER[name].lane, (NAME,), reveals, values=_VALUES[name]) for name, reveals, _ in _TAKEN
 )
+_SCALES = {name: scale for name, _, scale in _TAKEN}
 _OPTIONS: Options = (
     ("gaussian", {"layout": "strided"}),
     ("gaussian", {"layout": "3d"}),
@@ -121,17 +105,9 @@ _OPTIONS: Options = (
 
 def build(case: Case, device: str) -> StaticQuantInputs:
     """Inputs of a case that is possible."""
-    recipe = next(recipe for recipe in _RECIPES if recipe.name == case.recipe)
-    x, _ = rows.filled(case, recipe, device, residual=False)
-    return StaticQuantInputs(x, recipe.scale(Block(case, 0, 1, 1, device)).reshape(1), FP8_DTYPE[case.fp8])
+    x, _ = rows.filled(case, rows.named(_RECIPES, case), device, residual=False)
+    return StaticQuantInputs(x, _SCALES[case.recipe](Block(case, 0, 1, 1, device)).reshape(1), FP8_DTYPE[case.fp8])
 
 
-OP = CaseOp(
-    name=NAME,
-    inputs=StaticQuantInputs,
-    recipes=_RECIPES,
-    build=build,
-    suites=RowSuites(op=NAME, recipes=_RECIPES, options=_OPTIONS, smoke_options=2).suites,
-    # As of the per-token quantizer.
-    bytes_per_element=12,
-)
+_ALL = RowSuites(op=NAME, recipes=_RECIPES, options=_OPTIONS, smoke_options=2).suites
+OP = CaseOp(name=NAME, inputs=StaticQuantInputs, recipes=_RECIPES, build=build, suites=_ALL, bytes_per_element=12)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from reference.formats import BF16, FloatFormat, decode, encode, format_of, round_to
 from reference.static_quant import StaticQuantContract, quotients
-from validators.explain.op import Asked, Diagnosis, ExplainOp
-from validators.explain.search import MOST_DEFECTS, search
+from validators.explain.op import Asked, ExplainOp
+from validators.explain.search import meeting, search
 from validators.judge.sets import values_of
 from validators.records.record import Explanation
-from validators.records.wording import LEAST, MOST, vanishes
 
 
 class Scene(NamedTuple):
@@ -28,10 +27,6 @@ class Scene(NamedTuple):
     contract: StaticQuantContract
 
 
-Predicted = Callable[[Scene], Tensor]
-"""What a defect gives: decoded codes, float64 [m, n]."""
-
-
 def _codes(s: Scene, t: Tensor) -> Tensor:
     clamped = t.clamp(-s.q, s.q)
     if s.contract.nan == "largest":
@@ -39,8 +34,9 @@ def _codes(s: Scene, t: Tensor) -> Tensor:
     return decode(encode(clamped, s.fmt), s.fmt)
 
 
-def _scaled_by(s: Scene, scale: float) -> Tensor:
-    return _codes(s, quotients(s.x, scale, s.contract.members()[0])[0])
+def _bf16_scale(s: Scene) -> Tensor:
+    scale = float(round_to(torch.tensor(s.scale, dtype=torch.float64), BF16))
+    return _codes(s, quotients(s.x, scale, s.contract)[0])
 
 
 def _truncated(s: Scene) -> Tensor:
@@ -54,17 +50,13 @@ def _tail_unscaled(s: Scene) -> Tensor:
     return torch.where(tail, _codes(s, s.x), _codes(s, s.t))
 
 
-def _bf16_scale(s: Scene) -> float:
-    return float(round_to(torch.tensor(s.scale, dtype=torch.float64), BF16))
-
-
 def _flushed(s: Scene) -> Tensor:
     return _codes(s, torch.where(s.t.abs() < 2.0 ** (1 - s.fmt.bias), torch.zeros_like(s.t), s.t))
 
 
-HYPOTHESES: tuple[tuple[str, str, Predicted], ...] = (
+HYPOTHESES: tuple[tuple[str, str, Callable[[Scene], Tensor]], ...] = (
     ("scale-multiplied", "x is multiplied by the scale", lambda s: _codes(s, s.x * s.scale)),
-    ("scale-in-bf16", "the given scale is rounded to bf16", lambda s: _scaled_by(s, _bf16_scale(s))),
+    ("scale-in-bf16", "the given scale is rounded to bf16", _bf16_scale),
     ("tail-not-scaled", "the last n % 8 columns are converted without the scale", _tail_unscaled),
     ("codes-not-clamped", "values beyond Q are not clamped", lambda s: decode(encode(s.t, s.fmt, "nan"), s.fmt)),
     ("codes-truncated", "codes are truncated toward zero", _truncated),
@@ -73,43 +65,20 @@ HYPOTHESES: tuple[tuple[str, str, Predicted], ...] = (
     ("codes-through-bf16", "x/s is rounded to bf16 before FP8", lambda s: _codes(s, round_to(s.t, BF16))),
     ("subnormal-codes-flushed", "subnormal codes are flushed to zero", _flushed),
 )
-"""Name, sentence, prediction. The zoo has defects of the same names, made apart from these."""
+"""Name, sentence, decoded codes that the defect gives. The zoo has the same names, made apart from these."""
 
 
 def _defects(asked: Asked, rows: list[int]) -> list[Explanation]:
-    """Hypotheses that right elements do not contradict, best first."""
-    inputs, contract = asked.inputs, asked.contract
-    fmt = format_of(inputs.fp8_dtype)
-    x = inputs.x.reshape(-1, inputs.width)[rows].double()
-    scale = float(inputs.scale)
+    inputs, contract, fmt = asked.inputs, asked.contract, format_of(asked.inputs.fp8_dtype)
+    x, scale = inputs.x.reshape(-1, inputs.width)[rows].double(), float(inputs.scale)
     scene = Scene(x, scale, quotients(x, scale, contract)[0], contract.qmax(fmt.name), fmt, contract)
     got, _ = values_of(asked.outputs.flat().take_rows(rows).codes)
-    bad = ~_same(got, _codes(scene, scene.t))
-    scored = []
-    for position, (slug, sentence, predicted) in enumerate(HYPOTHESES):
-        met = _same(got, predicted(scene))
-        explained, against = int((met & bad).sum()), int((~met & ~bad).sum())
-        share = explained / max(1, int(bad.sum()))
-        if share > LEAST and against <= (1 - MOST) * explained:
-            scored.append((-share, against, position, vanishes(slug, sentence, share)))
-    return [found for *_, found in sorted(scored, key=lambda item: item[:3])][:MOST_DEFECTS]
-
-
-def _same(got: Tensor, predicted: Tensor) -> Tensor:
-    return (got == predicted) | (got.isnan() & predicted.isnan())
-
-
-def _diagnose(asked: Asked) -> Diagnosis:
-    return search(asked, lambda rows: _defects(asked, rows))
-
-
-def _without_effect(contract: StaticQuantContract, inputs: Any) -> set[str]:
-    return {"fnuz_max"} if inputs.fp8_dtype == torch.float8_e4m3fn else set()
+    return meeting(got, _codes(scene, scene.t), [(slug, words, of(scene)) for slug, words, of in HYPOTHESES])
 
 
 EXPLAIN = ExplainOp(
-    diagnose=_diagnose,
+    diagnose=lambda asked: search(asked, lambda rows: _defects(asked, rows)),
     # Values beside midpoints tell a quotient from a product, the special ones what becomes of a NaN.
     cases=(("gaussian", {"n": 512}), ("double_rounding", {"n": 512}), ("nonfinite", {"n": 512})),
-    without_effect=_without_effect,
+    without_effect=lambda contract, inputs: {"fnuz_max"} if inputs.fp8_dtype == torch.float8_e4m3fn else set(),
 )
