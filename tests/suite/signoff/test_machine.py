@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.suite.signoff.test_ruling import EXAMPLES, ops
 from tests.support.made import record
+from tests.support.signed import EXAMPLES, ops
 from validators.__main__ import main
 from validators.commands import machine
 from validators.records.evidence import WalkEvidence

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from tests.suite.signoff.test_ruling import EVERY, NORM, TARGET, made, path, whole
 from tests.support.made import failed, record
+from tests.support.signed import EVERY, NORM, TARGET, made, path, whole
 from validators.records.evidence import ErrorByDepth, Evaluation, WalkEvidence
 from validators.records.record import Check, Record, Status
 from validators.signoff import html as signoff_html

@@ -1,78 +1,37 @@
-"""Claims under policies: what signs, what is missing and how to fill it, waivers, versions, and several machines."""
+"""Claims under policies: what signs, what is missing and how to fill it, versions, and several machines."""
 
 from __future__ import annotations
 
 import dataclasses
-import datetime
-import json
-from pathlib import Path
 
 import pytest
 
 from tests.support.made import record
-from validators.__main__ import main
+from tests.support.signed import (
+    EVERY,
+    GEMM,
+    KERNELS,
+    LATER,
+    NORM,
+    QUANT,
+    SMOKE,
+    TARGET,
+    made,
+    ops,
+    path,
+    ruled,
+    whole,
+)
 from validators.records.evidence import Golden
 from validators.records.provenance import Provenance
 from validators.records.record import Check, Explanation, Record, Status
-from validators.records.store import Sink
-from validators.signoff import claims, depths, policy
 from validators.signoff import decision as signoff
-from validators.signoff import json as signoff_json
+from validators.signoff import depths, policy
 from validators.signoff import text as signoff_text
-from validators.signoff.claims import ClaimError, Target
-from validators.signoff.decision import SignoffError, signoff_directory, under_policy
+from validators.signoff.claims import Target
+from validators.signoff.decision import under_policy
 from validators.signoff.policy import Policy, Requirement, Waiver
-from validators.signoff.ruling import Ruling, rule
-
-ROOT = Path(__file__).resolve().parents[3]
-EXAMPLES = ROOT / "docs" / "examples" / "claims"
-NORM, QUANT, GEMM = "add_rmsnorm_quant", "per_token_quant", "ptpc_gemm"
-KERNELS = {NORM: ("demo/norm",), QUANT: ("demo/quant",), GEMM: ("demo/gemm",)}
-TARGET = Target("the demo path", "cpu", KERNELS)
-SMOKE = Policy("smoke", "", (Requirement("ops", depth="smoke"),))
-EVERY = Policy(
-    "every", "", tuple(Requirement(s, depth="smoke") if s == "ops" else Requirement(s) for s in policy.STAGES)
-)
-LATER = datetime.date(2999, 1, 1)
-
-
-def made(op: str, case: str, lane: str, status: Status = Status.PASSED, **changes: object) -> Record:
-    return record(status, **{"op": op, "case": case, "lane": lane, "kernel": KERNELS[op][0], **changes})
-
-
-def ops(depth: str = "smoke", **changes: object) -> list[Record]:
-    """A PASSED record of every case of a depth."""
-    return [
-        made(op, case, lane, **changes)
-        for op in KERNELS
-        for lane, cases in depths.lanes(op, depth, "e4m3fn").items()
-        for case in cases
-    ]
-
-
-def whole(lane: str, status: Status = Status.PASSED, **changes: object) -> Record:
-    op = {"parity": "gsm8k_parity"}.get(lane, lane)
-    fields: dict[str, object] = {
-        "op": op,
-        "lane": lane,
-        "case": f"{lane}-1",
-        "kernel": "demo/norm",
-        "comparisons": (),
-        "checks": (Check("accuracy", status is Status.PASSED, "as before", "statistical"),),
-    }
-    return record(status, **{**fields, **changes})
-
-
-def path() -> list[Record]:
-    """Every stage of the demo path, PASSED."""
-    layers = [made(op, f"layers-glm-tiny-l00-{op}", "layers") for op in KERNELS]
-    layers.append(made(NORM, "layers-glm-tiny-trajectory", "layers"))
-    goldens = [made(op, f"{op}-golden", "goldens", golden=Golden("", "UNCHANGED")) for op in KERNELS]
-    return [*ops(), *layers, *goldens, whole("parity"), whole("trace")]
-
-
-def ruled(records: list[Record], chosen: Policy = EVERY, target: Target = TARGET) -> Ruling:
-    return rule(target, chosen, records, "records")
+from validators.signoff.ruling import rule
 
 
 def test_every_cell_passed_is_signed() -> None:
@@ -261,242 +220,6 @@ def test_a_crash_before_the_contract_was_known_counts() -> None:
 
 def test_emulated_kernels_sign_in_emulation_only() -> None:
     assert ruled(ops(emulated=True), SMOKE).decision == "SIGNED in emulation only"
-
-
-# ---- waivers
-
-
-def _with(*waivers: Waiver) -> Policy:
-    return dataclasses.replace(EVERY, waivers=waivers)
-
-
-def test_a_waiver_covers_its_cells_and_is_named() -> None:
-    waiver = Waiver("jane", "no serving machine until then", LATER, stage="trace")
-    ruling = ruled([r for r in path() if r.lane != "trace"], _with(waiver))
-    assert ruling.decision == "SIGNED with 1 waiver"
-    assert ruling.waived == ("1 cell waived until 2999-01-01 by jane: no serving machine until then",)
-    failing = [r for r in path() if r.lane != "trace"] + [whole("trace", Status.FAILED, reasons=("no",))]
-    assert ruled(failing, _with(waiver)).decision == "SIGNED with 1 waiver"
-    assert ruled(failing, _with(dataclasses.replace(waiver, stage="parity"))).decision == "NOT SIGNED"
-
-
-def test_a_waiver_that_matches_nothing_is_an_error() -> None:
-    waiver = Waiver("jane", "why", LATER, stage="trace")
-    with pytest.raises(SignoffError, match="waiver 'jane' of policy every matches nothing"):
-        under_policy(path(), _with(waiver), [TARGET])
-
-
-POLICY = """name = "own"
-[[require]]
-stage = "ops"
-depth = "smoke"
-"""
-
-
-@pytest.mark.parametrize(
-    ("more", "sentence"),
-    [
-        ("[[waive]]\nname='j'\nreason='r'\nuntil=2000-01-01\nstage='ops'", "waiver 'j' .* ended on 2000-01-01"),
-        ("[[waive]]\nname='j'\nreason='r'\nstage='ops'", "must say 'until' as a date"),
-        ("[[waive]]\nname='j'\nuntil=2999-01-01\nstage='ops'", "must say its 'reason'"),
-        ("[[waive]]\nname='j'\nreason='r'\nuntil=2999-01-01", "would waive everything"),
-        ("[[waive]]\nname='j'\nreason='r'\nuntil=2999-01-01\nstagee='ops'", "'stagee', which means nothing there"),
-        ("[[require]]\nstage='opps'", "stage of .* is 'opps'; known: ops, layers"),
-        ("[[require]]\nstage='layers'\ndepth='deep'", "only 'ops' can have it"),
-        ("[[require]]\nstage='ops'\nlanes=['easy']", "lanes of .* is 'easy'"),
-        ("[[require]\n", "is no TOML"),
-    ],
-)
-def test_a_policy_that_makes_no_sense_is_one_sentence(tmp_path: Path, more: str, sentence: str) -> None:
-    (tmp_path / "own.toml").write_text(POLICY + more)
-    with pytest.raises(ClaimError, match=sentence):
-        policy.load(str(tmp_path / "own.toml"))
-
-
-def test_the_policies_of_the_repository_are_whole() -> None:
-    names = sorted(p.stem for p in policy.FOLDER.glob("*.toml"))
-    assert names == ["machine", "merge", "nightly", "smoke"]
-    for name in names:
-        found = policy.load(name)
-        assert found.name == name
-        assert found.about.endswith(".")
-        assert not found.waivers
-    assert {r.stage for r in policy.load("nightly").require} == {"ops", "layers", "goldens", "parity"}
-    assert [r.depth for r in policy.load("nightly").require if r.stage == "ops"] == ["deep"]
-    assert [r.arch for r in policy.load("merge").require if r.stage == "trace"] == [("gfx*",)]
-    with pytest.raises(ClaimError, match="neither a policy"):
-        policy.load("lenient")
-
-
-# ---- claims
-
-
-@pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.toml")), ids=lambda p: p.stem)
-def test_the_example_claims_name_kernels_that_exist(file: Path) -> None:
-    from reference.contract import get_contract
-    from validators.kernels.registry import all_kernels
-
-    target = claims.from_file(file)
-    known = {(k.op, k.name) for k in all_kernels()}
-    for op, (name,) in target.kernels.items():
-        assert (op, name) in known
-        get_contract(op, target.contracts[op])
-
-
-@pytest.mark.parametrize(
-    ("text", "sentence"),
-    [
-        ("", "must say its 'name'"),
-        ("name='x'\narch='cpu'\n[kernels]\nnorm='k'", "names op 'norm'; known: add_rmsnorm_quant"),
-        ("name='x'\narch='cpu'\n[kernels]", "names no kernel"),
-        ("name='x'\narch='cpu'\n[kernels]\nptpc_gemm='k'\n[contracts]\nper_token_quant='c'", "and no kernel"),
-        ("name='x'\narch='cpu'\nkernel='k'", "'kernel', which means nothing there"),
-    ],
-)
-def test_a_claim_that_makes_no_sense_is_one_sentence(tmp_path: Path, text: str, sentence: str) -> None:
-    (tmp_path / "claim.toml").write_text(text)
-    with pytest.raises(ClaimError, match=sentence):
-        claims.from_file(tmp_path / "claim.toml")
-
-
-def test_the_claim_of_a_kernel_is_found_in_the_records() -> None:
-    target = claims.of_kernel("demo/norm", ops(), contract="vllm")
-    assert (target.arch, target.kernels, target.contracts) == ("cpu", {NORM: ("demo/norm",)}, {NORM: "vllm"})
-    with pytest.raises(ClaimError, match="neither a claim's file nor a kernel"):
-        claims.of_kernel("demo/absent", ops())
-    with pytest.raises(ClaimError, match="cpu and gfx950; say --arch"):
-        claims.of_kernel("demo/norm", [*ops(), *ops(arch="gfx950")])
-
-
-def test_a_machine_is_every_kernel_that_ran_there() -> None:
-    records = [*ops(), *ops(arch="sm_90"), made(NORM, "x", "goldens", Status.UNTESTED, arch="gfx950")]
-    assert [t.arch for t in claims.of_machines(records)] == ["cpu", "sm_90"]
-
-
-def test_the_table_of_depths_is_the_suite() -> None:
-    from tests.benchmarks.depths import table
-
-    written = json.loads(depths.TABLE.read_text())
-    for native in depths.FP8_FORMATS:
-        assert written == table(native)
-
-
-def test_native_formats_are_those_of_the_adapters() -> None:
-    from validators.arch import native_fp8
-
-    for arch in ("cpu", "sm_90", "gfx940", "gfx942", "gfx950"):
-        assert depths.native_fp8(arch) == native_fp8(arch)
-
-
-# ---- the command
-
-
-def _write(directory: Path, records: list[Record]) -> Path:
-    with Sink(directory) as sink:
-        for r in records:
-            sink.write(r)
-    return directory
-
-
-def test_the_story_of_gfx950(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Whatever was run elsewhere, the claim about an MI355X is UNTESTED, and says what to run there."""
-    here = _write(tmp_path / "cpu", path())
-    claim = str(EXAMPLES / "glm47-aiter-gfx950.toml")
-    assert main(["signoff", str(here), "--claim", claim, "--out", str(tmp_path / "out")]) == 2
-    printed = capsys.readouterr().out
-    assert printed.startswith("UNTESTED\n")
-    assert "UNTESTED: ops; layers; goldens; trace." in printed
-    assert "on an MI350X or MI355X:" in printed
-    for kernel in ("aiter_hip/add_rmsnorm_quant", "aiter_hip/per_token_quant_hip", "aiter_hip/gemm_a8w8_bpreshuffle"):
-        assert f"--kernel {kernel} --device cuda --records records/gfx950" in printed
-    assert "golden propose --device cuda" in printed
-    assert "validators trace trace.json.gz --layers 92 --kernel aiter_hip/add_rmsnorm_quant" in printed
-    assert main(["signoff", "--claim", claim]) == 2
-    assert capsys.readouterr().out.startswith("UNTESTED\n")
-
-
-def test_every_command_for_another_machine_is_one_that_exists() -> None:
-    from validators.__main__ import _parser
-
-    ruling = rule(claims.from_file(EXAMPLES / "glm47-aiter-gfx950.toml"), policy.load("merge"), [])
-    parsed = 0
-    for step in ruling.steps:
-        for command in step.commands:
-            words = command.split()
-            if words[:4] in (["python", "-m", "validators", "run"], ["python", "-m", "validators", "trace"]):
-                _parser().parse_args(words[3:])
-                parsed += 1
-    assert parsed == 4
-
-
-def test_records_of_two_machines_are_merged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    half = [r for r in ops() if r.op == NORM]
-    one, two = _write(tmp_path / "a", half), _write(tmp_path / "b", [r for r in ops() if r.op != NORM])
-    decided = signoff_directory([one, two], policy=SMOKE, target=lambda records: [TARGET])
-    assert decided.decision == "SIGNED"
-    assert len(decided.files) == 2
-    assert signoff_directory([one], policy=SMOKE, target=lambda records: [TARGET]).decision == "UNTESTED"
-    with pytest.raises(SignoffError, match="one record file twice"):
-        signoff_directory([one, one])
-    assert main(["signoff", str(one), str(two), "--policy", "smoke", "--out", str(tmp_path / "out")]) == 2
-    assert "UNTESTED: layers." in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (["--policy", "lenient"], "neither a policy"),
-        (["--claim", "absent.toml"], "cannot read absent.toml"),
-        (["--claim", "absent/kernel"], "neither a claim's file nor a kernel"),
-        (["--arch", "cpu"], "--arch and --contract belong to a claim"),
-        (["--version", "torch=2.*"], "--version belongs to a claim or a policy"),
-        (["--policy", "smoke", "--version", "torch"], "is not LIBRARY=PATTERN"),
-    ],
-)
-def test_bad_usage_is_one_sentence_and_exits_2(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str
-) -> None:
-    here = _write(tmp_path / "r", ops()[:1])
-    assert main(["signoff", str(here), *arguments]) == 2
-    said = capsys.readouterr()
-    assert sentence in said.err
-    assert said.err.count("\n") == 1
-    assert "Traceback" not in said.err
-
-
-def test_the_json_follows_the_published_schema(tmp_path: Path) -> None:
-    jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is in the group 'test' of pyproject.toml")
-    schema = json.loads((ROOT / "docs" / "signoff.schema.json").read_text())
-    jsonschema.Draft202012Validator.check_schema(schema)
-    bad = made(NORM, "x", "random", Status.FAILED, reasons=("because",))
-    waiver = Waiver("jane", "why", LATER, stage="trace")
-    some = under_policy([r for r in path() if r.lane != "trace"], _with(waiver), [TARGET])
-    for decided in (
-        signoff.decide(path()),
-        under_policy(path(), EVERY, [TARGET]),
-        under_policy([*path(), bad], EVERY, [TARGET]),
-        under_policy([], EVERY, [TARGET]),
-        some,
-    ):
-        jsonschema.validate(signoff_json.to_dict(decided), schema)
-    wrong = {**signoff_json.to_dict(some), "decision": "FINE"}
-    with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(wrong, schema)
-
-
-def test_the_comment_is_short_and_says_what_to_run() -> None:
-    text = signoff_text.markdown(under_policy(ops()[1:], EVERY, [TARGET]))
-    assert text.startswith("## UNTESTED\n")
-    assert len(text) < 5_000
-    assert "    python -m evals parity --baseline unfused,quant=demo/quant" in text
-
-
-def test_the_parity_command_names_the_kernels_of_the_path() -> None:
-    ruling = ruled([r for r in path() if r.lane != "parity"])
-    assert ruling.steps[0].commands == (
-        "python -m evals parity --baseline unfused,quant=demo/quant,gemm=demo/gemm "
-        "--candidate fused,norm=demo/norm,quant=demo/quant,gemm=demo/gemm --device cpu --records records",
-    )
 
 
 def test_a_case_without_a_row_fills_no_lane_alone() -> None:

@@ -27,6 +27,7 @@ KERNELS = {
     "add_rmsnorm_quant": "emulated/aiter-hip-gfx950",
     "per_token_quant": "emulated/aiter-hip-gfx950",
     "ptpc_gemm": "emulated/fp32",
+    "static_quant": "emulated/vllm",
 }
 TARGET = Target("the emulated path", "cpu", {op: (name,) for op, name in KERNELS.items()})
 SMOKE = Policy("smoke", "", (Requirement("ops", depth="smoke"),))
