@@ -453,10 +453,7 @@ def _defects(scene: GemmScene, got: Tensor, bad: Tensor, truth: GemmTruth) -> li
     for position, h in enumerate(HYPOTHESES):
         if not h.needs(scene):
             continue
-        try:
-            value = h.value(scene)
-        except RuntimeError:  # a layout that this hypothesis cannot describe
-            continue
+        value = h.value(scene)
         spread = truth.error * (value.abs() / truth.value.abs()).nan_to_num(1.0, 1.0).clamp(min=1.0)
         width = torch.zeros_like(spread) if h.loose else spread
         close = (got >= round_to(value - width, out_format)) & (got <= round_to(value + width, out_format))

@@ -62,11 +62,8 @@ def _defects(asked: Asked, rows: list[int]) -> list[Explanation]:
         changed = contract.replace(**hypothesis.contract)
         if hypothesis.contract and changed == contract:
             continue
-        try:
-            prediction = explain_scene.predict(scene, changed, hypothesis.stages)
-            found = explain_scene.met(scene, prediction, widths)
-        except (RuntimeError, IndexError):  # a layout that this hypothesis cannot describe
-            continue
+        prediction = explain_scene.predict(scene, changed, hypothesis.stages)
+        found = explain_scene.met(scene, prediction, widths)
         share, broken = _score(base, found, failing)
         if share > LEAST:
             far = explain_scene.scale_distance(scene, prediction)

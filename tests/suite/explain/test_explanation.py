@@ -5,7 +5,9 @@ The kernels are small stand-ins for mechanisms of public reports; each test name
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,8 @@ import torch
 from reference.contract import NORM_QUANT_CONTRACTS, NormQuantContract, get_contract
 from reference.formats import E4M3FN, E4M3FNUZ, FloatFormat, Overflow, decode, encode
 from tests.support.made import texts
-from validators.cases.case import Case
+from validators.cases.case import Case, Layout
+from validators.cases.inputs import build
 from validators.cases.recipe import ADD, GEMM, QUANT
 from validators.cases.tensors import (
     GemmInputs,
@@ -22,10 +25,13 @@ from validators.cases.tensors import (
     NormQuantOutputs,
     QuantInputs,
     QuantOutputs,
+    named_tensors,
 )
 from validators.explain import nearby
+from validators.explain.explanation import diagnose
 from validators.explain.identify import identify
 from validators.explain.scene import codes_between
+from validators.judge.compare import compare
 from validators.kernels.kernel import Kernel
 from validators.records import wording
 from validators.records.record import Record, Status
@@ -313,8 +319,6 @@ def test_fields_join_the_search_by_themselves() -> None:
 
 
 def validate_inputs(case: Case) -> NormQuantInputs | QuantInputs:
-    from validators.cases.inputs import build
-
     inputs = build(case)
     assert isinstance(inputs, NormQuantInputs | QuantInputs)
     return inputs
@@ -332,3 +336,28 @@ def test_a_title_names_the_changed_fields_in_words() -> None:
 def test_a_record_of_a_changed_contract_says_so() -> None:
     record: Record = validate(quantizer(floored_at_1e_10, None), Case(QUANT, 24, 520, "zero_rows"))
     assert record.identified[0].startswith("eager, but for an amax floor of 1e-10: admits all ")
+
+
+LAYOUTS: tuple[Layout, ...] = ("contiguous", "strided", "3d", "3dstrided")
+PLACES = [(op, layout) for op in (ADD, QUANT, GEMM) for layout in LAYOUTS if op != GEMM or "3d" not in layout]
+
+
+@pytest.mark.parametrize("n", [1, 48])
+@pytest.mark.parametrize(("op", "layout"), PLACES)
+def test_every_hypothesis_that_applies_can_be_computed(op: str, layout: Layout, n: int) -> None:
+    """A hypothesis says by ``needs`` where it applies. One that raises is a bug, and nothing hides it."""
+    plain = Case(op, 6, n, "gaussian", k=48 if op == GEMM else 0, layout=layout)
+    changes: list[dict[str, Any]] = [{}]
+    if layout == "contiguous":
+        changes += [{"dtype": "fp16", "fp8": "e4m3fnuz"}]
+        changes += {ADD: [{"gamma": "fp32", "gemma": True}, {"residual": False}], GEMM: [{"bias": True}]}.get(op, [])
+    for change in changes:
+        case = dataclasses.replace(plain, **change)
+        inputs = build(case)
+        outputs = inputs.empty()
+        for tensor in named_tensors(outputs).values():
+            tensor.copy_(torch.ones(tensor.shape).to(tensor.dtype))
+        contract = get_contract(op, "fp32" if op == GEMM else "eager")
+        comparisons = compare(inputs, outputs, contract)
+        assert sum(c.violations for c in comparisons) > 0
+        diagnose(inputs, outputs, contract, comparisons)
