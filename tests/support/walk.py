@@ -19,11 +19,11 @@ import evals.__main__ as evals_main
 import evals.gsm8k.store as evals_store
 import golden.__main__ as golden_main
 import validators.__main__ as validators_main
-from tests.evals.gsm8k.test_importers import lm_eval_row, write
-from tests.suite.trace.test_trace import FUSED, write_trace
-from tests.suite.trace.test_trace import GEMM as TRACED_GEMM
 from tests.support.eval_arms import BASELINE, CANDIDATE, two_arms
+from tests.support.harness_files import lm_eval_row, write
 from tests.support.made import lanes_passed
+from tests.support.traces import FUSED, write_trace
+from tests.support.traces import GEMM as TRACED_GEMM
 from validators.commands import wheel
 from validators.layers import build as layers
 from validators.records.store import Sink

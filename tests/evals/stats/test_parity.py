@@ -14,8 +14,8 @@ from evals.gsm8k.samples import Header, Sample
 from evals.stats.criterion import CRITERIA, Criterion, Verdict, find_criterion
 from evals.stats.parity import Parity, decide, decide_totals
 from evals.stats.token_gates import TokenLevel, Yardstick
-from tests.evals.stats.test_token_level import arms as token_arms
 from tests.support.eval_arms import BASELINE, CANDIDATE, answered, two_arms
+from tests.support.token_arms import arms as token_arms
 from validators.records.record import Status
 from validators.records.store import from_json, to_json
 

@@ -14,8 +14,8 @@ from evals.gsm8k.answers import EXTRACTORS
 from evals.gsm8k.samples import Sample
 from evals.stats.criterion import CRITERIA, Verdict
 from evals.stats.parity import Parity, decide
-from tests.evals.gsm8k.test_importers import lm_eval_row, write
 from tests.support.eval_arms import BASELINE, CANDIDATE, two_arms
+from tests.support.harness_files import lm_eval_row, write
 
 DEFAULT = CRITERIA["non-inferiority"]
 GOES_ON = "\n\nQuestion: A train leaves at {n}. When does it arrive?\nAnswer: It takes 3 hours.\n#### {n}"

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from tests.suite.cases.test_shapes_reached import default, failing, gemm, norm, whole
 from tests.support.case_inputs import ADD, GEMM
+from tests.support.wrong_shapes import default, failing, gemm, norm, whole
 from validators.cases.case import Case
 from validators.cases.tensors import GemmInputs, GemmOutputs, Inputs, NormQuantInputs, NormQuantOutputs, Outputs
 from validators.kernels.kernel import Kernel

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +11,10 @@ import pytest
 import torch
 
 from reference import glm4_moe as g
+from tests.support.checkpoint_config import quantization
 from validators.layers import presets as layers_presets
 from validators.layers.build import write_tiny
-from validators.layers.checkpoint import INDEX, Checkpoint, CheckpointError, Shard, config_json, write_shard
+from validators.layers.checkpoint import INDEX, Checkpoint, CheckpointError, Shard, write_shard
 from validators.layers.checkpoint_scheme import quant_format
 
 TINY = layers_presets.GLM_TINY
@@ -109,19 +109,6 @@ def test_only_the_experts_that_are_routed_to_are_read(tiny: Path, monkeypatch: p
     assert not [name for name in asked if ".experts." in name]
     layer.mlp.expert(5)
     assert {name.split(".experts.")[1].split(".")[0] for name in asked if ".experts." in name} == {"5"}
-
-
-def quantization(**changes: Any) -> dict[str, Any]:
-    """config.json of the tiny model with leaves of its quantization changed: ``weights__strategy="block"``."""
-    config = copy.deepcopy(config_json(TINY))
-    quant = config["quantization_config"]
-    for name, value in changes.items():
-        part, _, leaf = name.partition("__")
-        if leaf:
-            quant["config_groups"]["group_0"][part][leaf] = value
-        else:
-            quant[part] = value
-    return config
 
 
 @pytest.mark.parametrize(

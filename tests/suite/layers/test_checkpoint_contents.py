@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from reference import glm4_moe as glm
-from tests.suite.layers.test_checkpoint import quantization
+from tests.support.checkpoint_config import quantization
 from validators.layers import build as layers
 from validators.layers import checkpoint_check
 from validators.layers import presets as layers_presets

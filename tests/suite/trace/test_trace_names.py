@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.suite.trace.test_trace import GEMM, LAYERS, run, write_trace
+from tests.support.traces import GEMM, LAYERS, run, write_trace
 from validators.trace.mangled import CUT, Mangled, demangle
 from validators.trace.names import readable, role_of
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.suite.trace.test_trace import FUSED, GEMM, LAYERS, OTHER, PLAIN, QUANT, run, write_trace
+from tests.support.traces import FUSED, GEMM, LAYERS, OTHER, PLAIN, QUANT, run, write_trace
 from validators.__main__ import main
 from validators.records.record import Status
 from validators.records.store import load as load_records
