@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from validators.layers.checkpoint import config_json
+from validators.layers.checkpoint_write import config_json
 from validators.layers.presets import GLM_TINY
 
 

@@ -26,8 +26,9 @@ from validators.explain.identify import choose_contract
 from validators.kernels.kernel import KernelError
 from validators.kernels.registry import find_kernel
 from validators.layers import presets
-from validators.layers.checkpoint import Checkpoint, write_checkpoint
+from validators.layers.checkpoint import Checkpoint
 from validators.layers.checkpoint_check import listed
+from validators.layers.checkpoint_write import write_checkpoint
 from validators.layers.path import KernelPath, Kernels, shapes_unsupported
 from validators.layers.picture import error_against_depth
 from validators.layers.result import Contracts, Judged, Result

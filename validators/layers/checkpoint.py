@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reference.glm4_moe import Config, Glm4MoeError, Layer, Linear, Mlp, Moe, Source, values
+from reference.glm4_moe import Config, Glm4MoeError, Layer, Linear, Mlp, Moe, values
 from validators.layers import checkpoint_check as contents
 from validators.layers.checkpoint_check import EMBEDDING, FP8, HEAD, NORM, Entry
 from validators.layers.checkpoint_scheme import CheckpointError as CheckpointError
@@ -36,7 +36,6 @@ DTYPES = {
     "I32": torch.int32,
     "U8": torch.uint8,
 }
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 INDEX = "model.safetensors.index.json"
 HEAD_ROWS = 8192
 """Rows of the head that are decoded at a time."""
@@ -94,22 +93,6 @@ class Shard:
         # A header's length is free, so the data may lie at an odd address, which a view of wider elements must not.
         raw = raw.clone() if raw.data_ptr() % dtype.itemsize else raw
         return raw.view(dtype).view(shape)
-
-
-def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write ``tensors`` as one safetensors file."""
-    header: dict[str, Any] = {}
-    at = 0
-    for name, tensor in tensors.items():
-        size = tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, at + size]}
-        at += size
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for tensor in tensors.values():
-            file.write(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
 
 
 _WHOLE = {
@@ -312,112 +295,6 @@ def _joined(tensors: list[Tensor]) -> Tensor:
         # FP8 tensors cannot be joined on every backend; their bytes can.
         return torch.cat([t.view(torch.uint8) for t in tensors]).view(tensors[0].dtype)
     return torch.cat(tensors)
-
-
-def write_checkpoint(source: Source, directory: str | Path, *, vocab: int) -> Path:
-    """Write every layer of ``source`` as a sharded compressed-tensors FP8 checkpoint, one shard a layer; its
-    directory."""
-    out, c = Path(directory), source.config
-    out.mkdir(parents=True, exist_ok=True)
-    where: dict[str, str] = {}
-
-    def save(file: str, tensors: dict[str, Tensor]) -> None:
-        write_shard(out / file, tensors)
-        where.update(dict.fromkeys(tensors, file))
-
-    outer = {
-        "model.embed_tokens.weight": source.embed(torch.arange(vocab)),
-        "model.norm.weight": source.final_norm(),
-        "lm_head.weight": torch.cat(list(source.head())),
-    }
-    save("model-outer.safetensors", outer)
-    for index in range(c.layers):
-        save(f"model-layer-{index:03d}.safetensors", dict(_layer_tensors(c, source.layer(index))))
-    (out / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": where}, indent=1))
-    (out / "config.json").write_text(json.dumps(config_json(c), indent=1))
-    return out
-
-
-def _layer_tensors(c: Config, layer: Layer) -> Iterator[tuple[str, Tensor]]:
-    p = f"model.layers.{layer.index}"
-
-    def linear(prefix: str, names: str, sizes: list[int], what: Linear) -> Iterator[tuple[str, Tensor]]:
-        start = 0
-        for name, size in zip(names.split(), sizes, strict=True):
-            part, own = slice(start, start + size), f"{p}.{prefix}.{name}_proj"
-            yield f"{own}.weight", what.weight[part]
-            if what.scale is not None:
-                yield f"{own}.weight_scale", what.scale[part]
-            if what.bias is not None:
-                yield f"{own}.bias", what.bias[part]
-            start += size
-
-    def mlp(prefix: str, what: Mlp) -> Iterator[tuple[str, Tensor]]:
-        yield from linear(prefix, "gate up", [len(what.gate_up.weight) // 2] * 2, what.gate_up)
-        yield from linear(prefix, "down", [c.hidden], what.down)
-
-    yield f"{p}.input_layernorm.weight", layer.input_norm
-    yield f"{p}.post_attention_layernorm.weight", layer.post_norm
-    yield from linear("self_attn", "q k v", list(c.qkv_sizes()), layer.qkv)
-    yield from linear("self_attn", "o", [c.hidden], layer.o)
-    for name, norm in (("q", layer.q_norm), ("k", layer.k_norm)):
-        if norm is not None:
-            yield f"{p}.self_attn.{name}_norm.weight", norm
-    if isinstance(layer.mlp, Mlp):
-        yield from mlp("mlp", layer.mlp)
-        return
-    yield f"{p}.mlp.gate.weight", layer.mlp.gate
-    yield f"{p}.mlp.gate.e_score_correction_bias", layer.mlp.correction
-    for number in range(c.experts):
-        yield from mlp(f"mlp.experts.{number}", layer.mlp.expert(number))
-    if layer.mlp.shared is not None:
-        yield from mlp("mlp.shared_experts", layer.mlp.shared)
-
-
-def config_json(c: Config) -> dict[str, Any]:
-    """config.json of a checkpoint that ``write_checkpoint`` writes."""
-    scheme = {"num_bits": 8, "type": "float", "symmetric": True}
-    group = {
-        "targets": ["Linear"],
-        "weights": {**scheme, "strategy": "channel", "dynamic": False},
-        "input_activations": {**scheme, "strategy": "token", "dynamic": True},
-    }
-    return {
-        "architectures": ["Glm4MoeForCausalLM"],
-        "model_type": "glm4_moe",
-        "torch_dtype": "bfloat16",
-        "hidden_size": c.hidden,
-        "num_hidden_layers": c.layers,
-        "num_attention_heads": c.heads,
-        "num_key_value_heads": c.kv_heads,
-        "head_dim": c.head_dim,
-        "intermediate_size": c.intermediate,
-        "moe_intermediate_size": c.moe_intermediate,
-        "n_routed_experts": c.experts,
-        "num_experts_per_tok": c.top_k,
-        "n_shared_experts": c.shared_experts,
-        "first_k_dense_replace": c.first_dense,
-        "vocab_size": c.vocab,
-        "routed_scaling_factor": c.routed_scaling,
-        "n_group": c.n_group,
-        "topk_group": c.topk_group,
-        "norm_topk_prob": c.norm_topk,
-        "use_qk_norm": c.qk_norm,
-        "attention_bias": c.attention_bias,
-        "partial_rotary_factor": c.rotary,
-        "rope_theta": c.rope_theta,
-        "rms_norm_eps": c.eps,
-        "tie_word_embeddings": False,
-        "num_nextn_predict_layers": 0,
-        "quantization_config": {
-            "quant_method": "compressed-tensors",
-            "format": "float-quantized",
-            "quantization_status": "compressed",
-            "config_groups": {"group_0": group},
-            "ignore": ["lm_head", "re:.*mlp.gate$"],
-            "kv_cache_scheme": None,
-        },
-    }
 
 
 def _json(path: Path) -> dict[str, Any]:

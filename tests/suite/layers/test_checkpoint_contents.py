@@ -21,8 +21,9 @@ from validators.layers import build as layers
 from validators.layers import checkpoint_check
 from validators.layers import presets as layers_presets
 from validators.layers.build import write_tiny
-from validators.layers.checkpoint import INDEX, Checkpoint, CheckpointError, Shard, write_shard
+from validators.layers.checkpoint import INDEX, Checkpoint, CheckpointError, Shard
 from validators.layers.checkpoint_scheme import not_ptpc, quant_format
+from validators.layers.checkpoint_write import write_shard
 from validators.layers.path import KernelPath
 from validators.records import store
 from validators.records.record import Status
