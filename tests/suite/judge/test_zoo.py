@@ -98,7 +98,7 @@ def test_the_kernel_that_defects_depart_from_passes(op: str) -> None:
 
 def test_the_catalogue_names_every_defect_once_and_says_how_it_is_recognised() -> None:
     assert len(DEFECTS) >= 60
-    assert len({d.name for d in DEFECTS}) == len(DEFECTS)
+    assert len({d.id for d in DEFECTS}) == len({(d.op, d.name) for d in DEFECTS}) == len(DEFECTS)
     for defect in DEFECTS:
         assert all(prefix for prefix in accepted_explanations(defect))
         for text in defect.reveals:
