@@ -7,15 +7,19 @@ bits; float64 values whose sum may be taken in another order have to agree withi
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import torch
 
 from golden.store import GoldenError, Output, Tensor
 from golden.tensors import from_stored
-from reference.add_rmsnorm_quant import code_t_bounds, norm_truth, order, quant_truth
-from reference.contract import GEMM_CONTRACTS, NORM_QUANT_CONTRACTS, NormQuantContract
-from reference.formats import FloatFormat, encode, format_of
+from reference.add_rmsnorm_quant import NormTruth, norm_truth
+from reference.contract import Contract, GemmContract, NormQuantContract, presets
+from reference.formats import format_of
+from reference.per_token_quant import QuantTruth, quant_truth
 from reference.ptpc_gemm import emulated_truth, gemm_truth, is_emulated, operand
-from reference.quantize import Row, t_bounds
+from reference.setting import Setting
 from validators.cases.case import Case
 from validators.cases.inputs import build
 from validators.cases.tensors import GemmInputs, Inputs, NormQuantInputs, QuantInputs
@@ -52,101 +56,54 @@ def compute(case: Case) -> dict[str, torch.Tensor]:
 
 def _values(inputs: Inputs) -> dict[str, torch.Tensor]:
     with torch.inference_mode():
-        if isinstance(inputs, GemmInputs):
-            return _gemm(inputs)
-        found: dict[str, torch.Tensor] = {}
-        for contract in NORM_QUANT_CONTRACTS.values():
-            if isinstance(inputs, NormQuantInputs):
-                values = _norm(inputs, contract)
-            else:
-                assert isinstance(inputs, QuantInputs)
-                values = _quant(inputs, contract)
-            found.update({f"{contract.name}/{name}": value for name, value in values.items()})
-        return found
+        table: Mapping[str, Contract] = presets(inputs.op)
+        values = {name: _VALUES[inputs.op](inputs, contract) for name, contract in table.items()}
+        return {f"{name}/{what}": value for name, found in values.items() for what, value in found.items()}
 
 
 def _norm(inputs: NormQuantInputs, contract: NormQuantContract) -> dict[str, torch.Tensor]:
-    fp8, storage = format_of(inputs.fp8_dtype), format_of(inputs.x.dtype)
-    truth = norm_truth(inputs.x, inputs.residual, inputs.weight, inputs.eps, contract, fp8.name, gemma=inputs.gemma)
-    row, col = _judged(truth.scale.kind, inputs.x.shape[1])
-    _, low, high = code_t_bounds(
-        truth, row, col, truth.scale.nominal[row], contract, contract.qmax(fp8.name), storage, gemma=inputs.gemma
-    )
-    codes = _codes(row, col, low, high, inputs.x.shape, fp8, contract)
-    residual = {} if truth.residual is None else {"residual": truth.residual.float()}
-    return {
-        "rms": truth.rms,
-        "p_max": truth.p_max,
-        "scale": truth.scale.nominal,
-        "scale_low": truth.scale.low,
-        "scale_high": truth.scale.high,
-        "kind": truth.scale.kind,
-        **codes,
-        **residual,
-    }
+    truth = norm_truth(inputs.x, inputs.residual, inputs.weight, Setting.of(inputs, contract))
+    residual = {} if truth.residuals is None else {"residual": truth.residuals.stored.float()}
+    return {"rms": truth.rms, "p_max": truth.p_max, **_scales_and_codes(truth), **residual}
 
 
 def _quant(inputs: QuantInputs, contract: NormQuantContract) -> dict[str, torch.Tensor]:
-    fp8 = format_of(inputs.fp8_dtype)
-    x = inputs.x.float()
-    storage = format_of(inputs.x.dtype)
-    truth = quant_truth(x, contract, fp8.name, storage)
-    row, col = _judged(truth.kind, x.shape[1])
-    y, scale = x[row, col].double(), truth.nominal[row]
-    low, high = t_bounds(y.abs(), y.abs(), scale, scale, contract, storage)
-    _, low, high = order(low, low, high, torch.where(torch.signbit(y), -1.0, 1.0).double())
+    return _scales_and_codes(quant_truth(inputs.x, Setting.of(inputs, contract)))
+
+
+def _scales_and_codes(truth: NormTruth | QuantTruth) -> dict[str, torch.Tensor]:
+    """Codes of the rows that are judged by an interval, by the nominal scale."""
+    scales, n = truth.scale, truth.setting.n
+    row, col = scales.regular[:, None].expand(-1, n).nonzero().unbind(1)
+    sets = truth.codes(row, col, scales.nominal[row])
+    found = {"scale": scales.nominal, "scale_low": scales.low, "scale_high": scales.high, "kind": scales.kind}
+    for name, t in (("codes_low", sets.low), ("codes_high", sets.high)):
+        found[name] = torch.full((len(scales.kind), n), _NO_CODE, dtype=torch.uint8)
+        found[name][row, col] = sets.encoded(t)
+    return found
+
+
+def _gemm(inputs: GemmInputs, contract: GemmContract) -> dict[str, torch.Tensor]:
+    fp8 = format_of(inputs.a.dtype)
+    a, b = operand(inputs.a, fp8), operand(inputs.b, fp8)
+    rest = inputs.a_scale.reshape(-1), inputs.b_scale.reshape(-1), inputs.bias, format_of(inputs.out_dtype), contract
+    truth = emulated_truth(inputs.a, inputs.b, fp8, *rest) if is_emulated(contract) else gemm_truth(a, b, *rest)
     return {
-        "scale": truth.nominal,
-        "scale_low": truth.low,
-        "scale_high": truth.high,
-        "kind": truth.kind,
-        **_codes(row, col, low, high, x.shape, fp8, contract),
+        "sum": truth.accumulator,
+        "magnitude": a.abs() @ b.abs().T,
+        "declared_magnitude": truth.magnitude,
+        "value": truth.value,
+        "low": truth.low,
+        "high": truth.high,
     }
 
 
-def _judged(kind: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Row and column of every element of the rows whose codes are judged by an interval."""
-    judged = (kind == int(Row.NORMAL)) | (kind == int(Row.FLOORED))
-    row, col = judged[:, None].expand(-1, n).nonzero().unbind(1)
-    return row, col
-
-
-def _codes(
-    row: torch.Tensor,
-    col: torch.Tensor,
-    low: torch.Tensor,
-    high: torch.Tensor,
-    shape: torch.Size,
-    fp8: FloatFormat,
-    contract: NormQuantContract,
-) -> dict[str, torch.Tensor]:
-    found = {}
-    for name, t in (("codes_low", low), ("codes_high", high)):
-        codes = torch.full(shape, _NO_CODE, dtype=torch.uint8)
-        codes[row, col] = encode(t, fp8, contract.overflow)
-        found[name] = codes
-    return found
-
-
-def _gemm(inputs: GemmInputs) -> dict[str, torch.Tensor]:
-    fp8 = format_of(inputs.a.dtype)
-    a, b = operand(inputs.a, fp8), operand(inputs.b, fp8)
-    exact_magnitude = a.abs() @ b.abs().T
-    scales = inputs.a_scale.reshape(-1), inputs.b_scale.reshape(-1)
-    found = {}
-    for contract in GEMM_CONTRACTS.values():
-        rest = *scales, inputs.bias, format_of(inputs.out_dtype), contract
-        truth = emulated_truth(inputs.a, inputs.b, fp8, *rest) if is_emulated(contract) else gemm_truth(a, b, *rest)
-        values = {
-            "sum": truth.accumulator,
-            "magnitude": exact_magnitude,
-            "declared_magnitude": truth.magnitude,
-            "value": truth.value,
-            "low": truth.low,
-            "high": truth.high,
-        }
-        found.update({f"{contract.name}/{name}": value for name, value in values.items()})
-    return found
+_VALUES: dict[str, Callable[[Any, Any], dict[str, torch.Tensor]]] = {
+    "add_rmsnorm_quant": _norm,
+    "per_token_quant": _quant,
+    "ptpc_gemm": _gemm,
+}
+"""By op; no other op has goldens of the reference."""
 
 
 def stored_part(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -12,35 +12,124 @@ from dataclasses import dataclass
 import torch
 
 from reference import budgets
-from reference.contract import NormQuantContract
-from reference.formats import FloatFormat, format_of, round_to
-from reference.quantize import HUGE, TINY_SCALE, Row, ScaleTruth, in_storage, scale_truth, t_bounds
+from reference.formats import round_to
+from reference.quantize import HUGE, TINY_SCALE, Codes, Row, Scales, in_storage, scales, t_bounds
+from reference.setting import Setting
 
 MIN_NORMAL = 2.0**-126
 
 
 @dataclass(frozen=True)
-class NormTruth:
-    """Truth of a chunk of m rows by n columns.
+class Residuals:
+    """Admissible residuals of x + residual (T [m, n]): what is stored (T [m, n]), or also what a flush makes of it."""
 
-    residual: of x's type [m, n], what the contract stores, None without residual. z: fp32 [m, n], the norm's input,
-    exact. weight: fp32 [n], effective gamma. These lie where x does; the rest is float64 [m] on the CPU, because a GPU
-    launches small kernels more slowly than a CPU computes them.
+    setting: Setting
+    stored: torch.Tensor
+    x: torch.Tensor
+    residual: torch.Tensor
+
+    def differ(self, got: torch.Tensor) -> torch.Tensor:
+        """Which of got, T [m, n], are not the stored values bit for bit: bool [m, n]."""
+        return self.stored.view(torch.int16) != got.view(torch.int16)
+
+    def flushed(self, got: torch.Tensor, row: torch.Tensor, col: torch.Tensor) -> torch.Tensor:
+        """Which elements, got float64 [e] on the CPU, are what a flushed result or flushed operands give: bool [e].
+
+        A flushed zero has either sign.
+        """
+        if self.setting.contract.denormals != "either":
+            return torch.zeros_like(got, dtype=torch.bool)
+        want, x, residual = (v[row, col].double().cpu() for v in (self.stored, self.x, self.residual))
+        return ((want.abs() < MIN_NORMAL) & (got == 0)) | (got == flushed_residual(x, residual, self.setting))
+
+    def admits(self, got: torch.Tensor, row: torch.Tensor, col: torch.Tensor) -> torch.Tensor:
+        """Which elements that ``differ`` are admissible still: got float64 [e] on the CPU -> bool [e]."""
+        both_nan = self.stored[row, col].cpu().isnan() & got.isnan()  # any NaN payload is a NaN
+        return both_nan | self.flushed(got, row, col)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormTruth:
+    """Truth of a chunk of m rows by n columns: what is admissible of each output.
+
+    residuals: None without residual. z: fp32 [m, n], the norm's input, exact. weight: fp32 [n], effective gamma. These
+    lie where x does; the rest is float64 [m] on the CPU, because a GPU launches small kernels more slowly than a CPU
+    computes them.
     p_max: max|z*w|. rms: 1/sqrt(mean(z^2)+eps). rms_low/high: ends of the kernel's fp32 value.
-    scale: admissible scales and the kind of every row. grid: format of y before the quantizer, or None.
     """
 
-    residual: torch.Tensor | None
+    setting: Setting
+    residuals: Residuals | None
     z: torch.Tensor
     weight: torch.Tensor
     p_max: torch.Tensor
     rms: torch.Tensor
     rms_low: torch.Tensor
     rms_high: torch.Tensor
-    scale: ScaleTruth
-    grid: FloatFormat | None
-    code_bound: float
-    y_bound: float
+    scale: Scales
+
+    @property
+    def y(self) -> torch.Tensor:
+        """Nominal signed y of the whole chunk, float64 [m, n], with the contract's rounding points."""
+        rms = self.rms[:, None].to(self.z.device)
+        if not self.setting.contract.rounds_y:
+            return self.z.double() * self.weight.double() * rms
+        size = rounded_y(self.z, self.weight, rms, self.setting, 0.0).double()
+        return torch.where(torch.signbit(self.z) ^ torch.signbit(self.weight), -size, size)
+
+    @property
+    def cancels(self) -> bool:
+        """Whether the kernel's rms cancels in the codes of a NORMAL row."""
+        return self.setting.contract.cancels
+
+    @property
+    def scale_budget(self) -> budgets.Budget:
+        """Of the scale, where y stays fp32."""
+        return self.setting.rms_budget + self.setting.y_budget + self.setting.step_budget
+
+    def codes(self, row: torch.Tensor, col: torch.Tensor, scale: torch.Tensor) -> Codes:
+        """Admissible codes of gathered elements (row, col); the work is done where scale lies.
+
+        scale: the kernel's own of each element's row (float64), already replaced by the nominal one where it is not
+        admissible. Rows must be NORMAL or FLOORED. In a NORMAL row without rounding points the cancellation theorem
+        applies (``budgets.code_budget``) and the kernel's scale does not enter.
+        """
+        place = scale.device
+        return self.codes_of(row.to(place), self.z[row, col].to(place), self.weight[col].to(place), scale)
+
+    def codes_of(self, row: torch.Tensor, z: torch.Tensor, w: torch.Tensor, scale: torch.Tensor) -> Codes:
+        """``codes`` of elements whose z and weight (fp32) were gathered already; all lie where scale does."""
+        setting, place = self.setting, scale.device
+        contract, bound = setting.contract, setting.code_bound
+        if self.scale.ordinary and contract.cancels and not contract.round_quotient:
+            t = z.double() * w.double() * (setting.qmax / self.p_max).to(place)[row]
+            inner, outer = t * (1 - bound), t * (1 + bound)
+            return Codes(setting, t, torch.minimum(inner, outer), torch.maximum(inner, outer))
+        negative = torch.signbit(z) ^ torch.signbit(w)
+        if contract.rounds_y:
+            rms = torch.stack((self.rms_low, self.rms_high, self.rms)).to(place)[:, row]
+            low_y, high_y, mid_y = rounded_ends(z, w, rms, setting).double().unbind()
+            low, high = t_bounds(low_y, high_y, scale, setting)
+            # Where the division is exact the ends coincide, and the nominal t is that fp32 number.
+            nominal = torch.minimum(torch.maximum(in_storage(mid_y / scale, setting), low), high)
+            return Codes.signed(setting, nominal, low, high, negative=negative)
+        p = (z.double() * w.double()).abs()
+        middle = p * (setting.qmax / self.p_max.to(place)[row])
+        nominal, low, high = (in_storage(v, setting) for v in (middle, middle * (1 - bound), middle * (1 + bound)))
+        own = self.scale.kind.to(place)[row] == int(Row.FLOORED)
+        if not contract.cancels:
+            own = torch.ones_like(own)
+        if bool(own.any()):
+            ends = zip(self._by_own_scale(row, p, scale), (nominal, low, high), strict=True)
+            nominal, low, high = (torch.where(own, mine, cancelled) for mine, cancelled in ends)
+        return Codes.signed(setting, nominal, low, high, negative=negative)
+
+    def _by_own_scale(self, row: torch.Tensor, p: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """(nominal, low, high) of |t| where y stays fp32 and nothing cancels; p = |z*w|."""
+        rms_low, rms_high, rms = (v.to(scale.device)[row] for v in (self.rms_low, self.rms_high, self.rms))
+        bound = self.setting.y_bound
+        ends = t_bounds(rms_low * p * (1 - bound), rms_high * p * (1 + bound), scale, self.setting)
+        return in_storage(p * rms / scale, self.setting), *ends
 
 
 def fp32_ends(low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -53,33 +142,33 @@ def fp32_ends(low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torc
     return up.double(), down.double()
 
 
-def stored_residual(total: torch.Tensor, fmt: FloatFormat, contract: NormQuantContract) -> torch.Tensor:
+def stored_residual(total: torch.Tensor, setting: Setting) -> torch.Tensor:
     """fl32(x + r) (fp32) -> the value that residual_out holds, as fp32.
 
     RNE of the fp32 sum equals RNE of the exact sum: the sum is inexact in fp32 only where the exponents
     differ by more than 13 (fp16) or 16 (bf16), far from any midpoint of T (docs/derivations.md 2).
     """
-    return round_to(total.double(), fmt, contract.store(fmt.name)).float()
+    return round_to(total.double(), setting.storage, setting.contract.store(setting.storage.name)).float()
 
 
 def norm_input(
-    x: torch.Tensor, residual: torch.Tensor | None, contract: NormQuantContract
+    x: torch.Tensor, residual: torch.Tensor | None, setting: Setting
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """(z, stored residual): fp32 and x's type, [m, n]; x and residual bf16/fp16 [m, n]."""
     if residual is None:
         return x.float(), None
     # A bf16 or fp16 operand is widened exactly before the one fp32 addition.
     total = torch.add(x.float(), residual)
-    if format_of(x.dtype).name == "bf16" and contract.store("bf16") == "rne":
+    if setting.storage.name != "bf16":
+        stored = stored_residual(total, setting).to(x.dtype)
+    elif setting.contract.store("bf16") == "rne":
         # The IEEE conversion; tests hold it against round_to over all ties on every device.
         stored = total.to(torch.bfloat16)
-    elif format_of(x.dtype).name == "bf16":
+    else:
         bits = total.view(torch.int32)
         # Clearing the low half of the bits truncates toward zero; a NaN keeps its top payload bit.
         stored = torch.where(total.isnan(), total, (bits & -65536).view(torch.float32)).to(torch.bfloat16)
-    else:
-        stored = stored_residual(total, format_of(x.dtype), contract).to(x.dtype)
-    return (total if contract.norm_input == "unrounded" else stored.float()), stored
+    return (total if setting.contract.norm_input == "unrounded" else stored.float()), stored
 
 
 def effective_weight(weight: torch.Tensor, gemma: bool) -> torch.Tensor:
@@ -87,23 +176,14 @@ def effective_weight(weight: torch.Tensor, gemma: bool) -> torch.Tensor:
     return weight.float() + 1.0 if gemma else weight.float()
 
 
-def norm_truth(
-    x: torch.Tensor,
-    residual: torch.Tensor | None,
-    weight: torch.Tensor,
-    eps: float,
-    contract: NormQuantContract,
-    fp8: str,
-    *,
-    gemma: bool = False,
-) -> NormTruth:
-    """Truth of a chunk: x, residual [m, n] bf16/fp16, weight [n], fp8 the name of the code format."""
-    z, stored = norm_input(x, residual, contract)
-    w = effective_weight(weight, gemma)
+def norm_truth(x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, setting: Setting) -> NormTruth:
+    """Truth of a chunk: x, residual [m, n] bf16/fp16, weight [n]."""
+    z, stored = norm_input(x, residual, setting)
+    w = effective_weight(weight, setting.gemma)
     root = torch.linalg.vector_norm(z, dim=-1, dtype=torch.float64).cpu()
-    fmt = format_of(x.dtype)
     p_max = exact_product_max(z, w).cpu()
-    truth = truth_of_rows(root * root, p_max, z, w, stored, eps, contract, fp8, fmt, gemma=gemma)
+    residuals = None if stored is None or residual is None else Residuals(setting, stored, x, residual)
+    truth = truth_of_rows(root * root, p_max, z, w, setting, residuals=residuals)
     assert truth is not None  # only with a row_max
     return truth
 
@@ -132,17 +212,17 @@ class RmsEnds:
     ordinary: bool
 
 
-def rms_ends(square_sum: torch.Tensor, eps: float, contract: NormQuantContract, n: int) -> RmsEnds:
-    """The reciprocal rms of rows of n elements from sums of squares, float64 [m]."""
-    mean_square = square_sum / n
-    rms = 1.0 / torch.sqrt(mean_square + eps)
-    bound = budgets.rms_budget(contract, n).bound
+def rms_ends(square_sum: torch.Tensor, setting: Setting) -> RmsEnds:
+    """The reciprocal rms of rows from sums of squares, float64 [m]."""
+    mean_square = square_sum / setting.n
+    rms = 1.0 / torch.sqrt(mean_square + setting.eps)
+    bound = setting.rms_budget.bound
     low, high = fp32_ends(rms * (1 - bound), rms * (1 + bound))
     ordinary = False
     if square_sum.numel():
         least, most = (float(end) for end in torch.aminmax(mean_square))
         # A NaN fails every comparison. rms <= 2**20 follows from the first.
-        ordinary = least + eps >= 2.0**-39 and most * n <= HUGE
+        ordinary = least + setting.eps >= 2.0**-39 and most * setting.n <= HUGE
     return RmsEnds(rms, low, high, mean_square, ordinary)
 
 
@@ -151,66 +231,72 @@ def truth_of_rows(
     p_max: torch.Tensor,
     z: torch.Tensor,
     w: torch.Tensor,
-    stored: torch.Tensor | None,
-    eps: float,
-    contract: NormQuantContract,
-    fp8: str,
-    fmt: FloatFormat,
+    setting: Setting,
     *,
-    gemma: bool,
+    residuals: Residuals | None = None,
     row_max: RowMax | None = None,
 ) -> NormTruth | None:
     """Truth of m rows from their sums: square_sum of z and p_max = max|z*w|, float64 [m] on the CPU.
 
-    z fp32 [m, n], w fp32 [n] and stored are kept for the elements; z's values are read here only where the contract
-    rounds y to T (fmt is T) and row_max is None. square_sum may be off by budgets.FLOAT64_SLACK relative, p_max is
-    exact. None where row_max was formed with other ends of the rms interval than these sums give.
+    z fp32 [m, n], w fp32 [n] and residuals are kept for the elements; z's values are read here only where the contract
+    rounds y to T and row_max is None. square_sum may be off by budgets.FLOAT64_SLACK relative, p_max is exact. None
+    where row_max was formed with other ends of the rms interval than these sums give.
     """
-    n = z.shape[-1]
-    qmax = contract.qmax(fp8)
-    ends = rms_ends(square_sum, eps, contract, n)
-    rms, rms_low, rms_high, mean_square = ends.rms, ends.low, ends.high, ends.mean_square
-    y_budget = budgets.multiply_budget(contract, gemma=gemma)
-    grid = fmt if contract.round_after_weight else None
-    least, most = (float(end) for end in torch.aminmax(p_max)) if p_max.numel() else (0.0, 0.0)
+    ends = rms_ends(square_sum, setting)
+    amax = _amax(z, w, p_max, ends, setting) if row_max is None else _given_amax(row_max, ends)
+    if amax is None:
+        return None
     unspecified = nonfinite = None
-    if not (ends.ordinary and most <= HUGE):
-        nonfinite = ~(mean_square.isfinite() & p_max.isfinite())
+    if not (ends.ordinary and (not p_max.numel() or float(p_max.max()) <= HUGE)):
+        nonfinite = ~(ends.mean_square.isfinite() & p_max.isfinite())
         # vector_norm may overflow or hide an Inf of float64 nowhere: |z| < 2**128 squares below 2**256.
-        unspecified = (mean_square * n > HUGE) | (p_max > HUGE) | (mean_square + eps < 2.0**-100) | (rms > 2.0**20)
-    if row_max is not None:
-        # The nominal y depends on rms only after its rounding to fp32.
-        pairs = ((row_max.rms_low, rms_low), (row_max.rms_high, rms_high), (row_max.rms.float(), rms.float()))
-        if not all(torch.equal(a, b) for a, b in pairs):
-            return None
-        low, high, nominal = row_max.low, row_max.high, row_max.nominal
-    elif contract.rounds_y:
-        low, high = rounded_row_max(z, w, rms_low, rms_high, contract, fmt, gemma)
-        nominal = rounded_row_max(z, w, rms, rms, contract, fmt, gemma, widen=False)[0]
-    else:
-        bound = budgets.rms_budget(contract, n).bound + y_budget.bound
-        nominal = p_max * rms
-        low, high = fp32_ends(nominal * (1 - bound), nominal * (1 + bound))
-        if not least > 0:
-            low, high = (torch.where(p_max == 0, torch.zeros_like(p_max), v) for v in (low, high))
-    tiny = flush_scale(rms, square_sum, w, fmt) if contract.denormals == "either" else TINY_SCALE
-    scale = scale_truth(low, high, nominal, unspecified, nonfinite, contract, qmax, fmt, tiny)
+        unspecified = (ends.mean_square * setting.n > HUGE) | (p_max > HUGE)
+        unspecified |= (ends.mean_square + setting.eps < 2.0**-100) | (ends.rms > 2.0**20)
     return NormTruth(
-        residual=stored,
+        setting=setting,
+        residuals=residuals,
         z=z,
         weight=w,
         p_max=p_max,
-        rms=rms,
-        rms_low=rms_low,
-        rms_high=rms_high,
-        scale=scale,
-        grid=grid,
-        code_bound=budgets.code_budget(contract, qmax, gemma=gemma).bound,
-        y_bound=y_budget.bound,
+        rms=ends.rms,
+        rms_low=ends.low,
+        rms_high=ends.high,
+        scale=scales(
+            *amax,
+            setting,
+            grid=setting.grid,
+            unspecified=unspecified,
+            nonfinite=nonfinite,
+            tiny=flush_scale(ends.rms, square_sum, w, setting)
+            if setting.contract.denormals == "either"
+            else TINY_SCALE,
+        ),
     )
 
 
-def flush_scale(rms: torch.Tensor, square_sum: torch.Tensor, w: torch.Tensor, fmt: FloatFormat) -> torch.Tensor:
+Ends = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""(low, high, nominal) of the kernel's fp32 amax, float64 [m]."""
+
+
+def _given_amax(given: RowMax, ends: RmsEnds) -> Ends | None:
+    # The nominal y depends on rms only after its rounding to fp32.
+    pairs = ((given.rms_low, ends.low), (given.rms_high, ends.high), (given.rms.float(), ends.rms.float()))
+    return (given.low, given.high, given.nominal) if all(torch.equal(a, b) for a, b in pairs) else None
+
+
+def _amax(z: torch.Tensor, w: torch.Tensor, p_max: torch.Tensor, ends: RmsEnds, setting: Setting) -> Ends:
+    if setting.contract.rounds_y:
+        nominal = rounded_row_max(z, w, ends.rms, ends.rms, setting, widen=False)[0]
+        return *rounded_row_max(z, w, ends.low, ends.high, setting), nominal
+    bound = setting.rms_budget.bound + setting.y_bound
+    nominal = p_max * ends.rms
+    low, high = fp32_ends(nominal * (1 - bound), nominal * (1 + bound))
+    if not (p_max.numel() and float(p_max.min()) > 0):
+        low, high = (torch.where(p_max == 0, torch.zeros_like(p_max), v) for v in (low, high))
+    return low, high, nominal
+
+
+def flush_scale(rms: torch.Tensor, square_sum: torch.Tensor, w: torch.Tensor, setting: Setting) -> torch.Tensor:
     """Scale below which a row is not judged where operands and results below 2**-126 may be flushed: float64 [m].
 
     Let m = 2**-126, W = max|w|, Z = max|z| <= sqrt(square_sum). A flush changes an element in two ways only.
@@ -229,34 +315,15 @@ def flush_scale(rms: torch.Tensor, square_sum: torch.Tensor, w: torch.Tensor, fm
     top_w, top_z = w.abs().amax().double().cpu(), square_sum.sqrt()
     gain = torch.maximum(top_w, top_z).clamp(min=1.0) * rms.clamp(min=1.0)
     bound = MIN_NORMAL * gain
-    if fmt.name == "bf16":
+    if setting.storage.name == "bf16":
         bound = torch.maximum(bound, 2.0**26 * MIN_NORMAL * rms * top_w)
     return (2.0**12 * bound).clamp(min=TINY_SCALE)
 
 
-def flushed_residual(
-    x: torch.Tensor, residual: torch.Tensor, contract: NormQuantContract, fmt: FloatFormat
-) -> torch.Tensor:
+def flushed_residual(x: torch.Tensor, residual: torch.Tensor, setting: Setting) -> torch.Tensor:
     """What the contract stores of x + r (values of T) if operands below 2**-126 are flushed: float64."""
     x, residual = (torch.where(v.abs() < MIN_NORMAL, torch.zeros_like(v), v).float() for v in (x, residual))
-    return stored_residual(x + residual, fmt, contract).double()
-
-
-def residual_flushes(
-    got: torch.Tensor,
-    want: torch.Tensor,
-    x: torch.Tensor,
-    residual: torch.Tensor,
-    contract: NormQuantContract,
-    fmt: FloatFormat,
-) -> torch.Tensor:
-    """Which stored values (float64, like all here) are what a flushed result or flushed operands give: bool.
-
-    want: what is stored without a flush. A flushed zero has either sign.
-    """
-    if contract.denormals != "either":
-        return torch.zeros_like(got, dtype=torch.bool)
-    return ((want.abs() < MIN_NORMAL) & (got == 0)) | (got == flushed_residual(x, residual, contract, fmt))
+    return stored_residual(x + residual, setting).double()
 
 
 def exact_product_max(z: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
@@ -273,29 +340,19 @@ def rounded_row_max(
     w: torch.Tensor,
     rms_low: torch.Tensor,
     rms_high: torch.Tensor,
-    contract: NormQuantContract,
-    fmt: FloatFormat,
-    gemma: bool,
+    setting: Setting,
     *,
     widen: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Ends of max|y| per row where y is rounded to T on the way: float64 [m], values of T (or fp32)."""
     ends = []
     for rms, direction in ((rms_low, -1.0), (rms_high, 1.0)):
-        y = rounded_y(z, w, rms[:, None].to(z.device), contract, fmt, direction if widen else 0.0, gemma)
+        y = rounded_y(z, w, rms[:, None].to(z.device), setting, direction if widen else 0.0)
         ends.append(y.amax(dim=-1).double().cpu())
     return ends[0], ends[1]
 
 
-def rounded_y(
-    z: torch.Tensor,
-    w: torch.Tensor,
-    rms: torch.Tensor,
-    contract: NormQuantContract,
-    fmt: FloatFormat,
-    direction: float,
-    gemma: bool,
-) -> torch.Tensor:
+def rounded_y(z: torch.Tensor, w: torch.Tensor, rms: torch.Tensor, setting: Setting, direction: float) -> torch.Tensor:
     """|y| for a contract with rounding points, at one end of the rms interval: fp32, values after the last rounding.
 
     z [m, n], w [n] (or both gathered, same shape) fp32, rms float64 broadcastable (fp32 values).
@@ -305,7 +362,7 @@ def rounded_y(
     order of the two products is free, and the end is widened by their budget first. The extra 3u
     there pay for evaluating the product in fp32 (one rounding of z*w, one of the factor, one of the product).
     """
-    return _rounded(z, w, rms, *end_factors(contract, direction, gemma), contract, fmt)
+    return _rounded(z, w, rms, *end_factors(setting, direction), setting)
 
 
 def _rounded(
@@ -314,128 +371,28 @@ def _rounded(
     rms: torch.Tensor,
     widening: float | torch.Tensor,
     weight: float | torch.Tensor,
-    contract: NormQuantContract,
-    fmt: FloatFormat,
+    setting: Setting,
 ) -> torch.Tensor:
     """|y| at ends given by their factors, numbers or tensors (float64 and fp32) that broadcast."""
-    cast = {"bf16": torch.bfloat16, "fp16": torch.float16}[fmt.name]
-    if contract.round_after_normalize:
-        y = (z.abs() * rms.float()).to(cast).float() * (w.abs() * weight)
+    if setting.contract.round_after_normalize:
+        y = (z.abs() * rms.float()).to(setting.dtype).float() * (w.abs() * weight)
     else:
         y = (z * w).abs() * (rms * widening).float()
-    return y.to(cast).float() if contract.round_after_weight else y
+    return y.to(setting.dtype).float() if setting.contract.round_after_weight else y
 
 
-def rounded_ends(
-    z: torch.Tensor, w: torch.Tensor, rms: torch.Tensor, contract: NormQuantContract, fmt: FloatFormat, gemma: bool
-) -> torch.Tensor:
+def rounded_ends(z: torch.Tensor, w: torch.Tensor, rms: torch.Tensor, setting: Setting) -> torch.Tensor:
     """``rounded_y`` of gathered elements at the lower end, the upper end and the nominal rms: fp32 [3, e], rms float64
     [3, e] in that order."""
-    factors = [end_factors(contract, direction, gemma) for direction in (-1.0, 1.0, 0.0)]
+    factors = [end_factors(setting, direction) for direction in (-1.0, 1.0, 0.0)]
     widening = torch.tensor([[f] for f, _ in factors], dtype=torch.float64, device=rms.device)
     weight = torch.tensor([[f] for _, f in factors], dtype=torch.float32, device=w.device)
-    return _rounded(z, w, rms, widening, weight, contract, fmt)
+    return _rounded(z, w, rms, widening, weight, setting)
 
 
-def end_factors(contract: NormQuantContract, direction: float, gemma: bool) -> tuple[float, float]:
+def end_factors(setting: Setting, direction: float) -> tuple[float, float]:
     """What widens the ends of y: (factor of rms before it is rounded to fp32, factor of |w|); see ``rounded_y``."""
-    widening = direction * budgets.U * (1.0 if gemma else 0.0)
-    if contract.round_after_normalize:
+    widening = direction * budgets.U * (1.0 if setting.gemma else 0.0)
+    if setting.contract.round_after_normalize:
         return 1.0, 1.0 + 2 * widening
     return 1 + direction * (5 * budgets.U) + widening, 1.0
-
-
-def code_t_bounds(
-    truth: NormTruth,
-    row: torch.Tensor,
-    col: torch.Tensor,
-    scale: torch.Tensor,
-    contract: NormQuantContract,
-    qmax: float,
-    fmt: FloatFormat,
-    *,
-    gemma: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(nominal, low, high) of the signed t = y/s of gathered elements (row, col): float64, shaped like row.
-
-    The work is done where scale lies. scale: the kernel's own of each element's row (float64), already replaced by the
-    nominal one where it is not admissible. Rows must be NORMAL or FLOORED. In a NORMAL row without rounding points the
-    cancellation theorem applies (``budgets.code_budget``) and the kernel's scale does not enter.
-    """
-    place = scale.device
-    z, w = truth.z[row, col].to(place), truth.weight[col].to(place)
-    return element_t_bounds(truth, row.to(place), z, w, scale, contract, qmax, fmt, gemma=gemma)
-
-
-def element_t_bounds(
-    truth: NormTruth,
-    row: torch.Tensor,
-    z: torch.Tensor,
-    w: torch.Tensor,
-    scale: torch.Tensor,
-    contract: NormQuantContract,
-    qmax: float,
-    fmt: FloatFormat,
-    *,
-    gemma: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """``code_t_bounds`` of elements whose z and weight (fp32) were gathered already; all lie where scale does."""
-    place = scale.device
-    if truth.scale.ordinary and contract.cancels and not contract.round_quotient:
-        t = z.double() * w.double() * (qmax / truth.p_max).to(place)[row]
-        inner, outer = t * (1 - truth.code_bound), t * (1 + truth.code_bound)
-        return t, torch.minimum(inner, outer), torch.maximum(inner, outer)
-    sign = torch.where(torch.signbit(z) ^ torch.signbit(w), -1.0, 1.0).to(torch.float64)
-    if contract.rounds_y:
-        rms = torch.stack((truth.rms_low, truth.rms_high, truth.rms)).to(place)[:, row]
-        low_y, high_y, mid_y = rounded_ends(z, w, rms, contract, fmt, gemma).double().unbind()
-        low, high = t_bounds(low_y, high_y, scale, scale, contract, fmt)
-        # Where the division is exact the ends coincide, and the nominal t is that fp32 number.
-        nominal = in_storage(mid_y / scale, contract, fmt)
-        return order(torch.minimum(torch.maximum(nominal, low), high), low, high, sign)
-    p = (z.double() * w.double()).abs()
-    cancelled = p * (qmax / truth.p_max.to(place)[row])
-    floored = truth.scale.kind.to(place)[row] == int(Row.FLOORED)
-    if not contract.cancels:
-        floored = torch.ones_like(floored)
-    ends = (cancelled, cancelled * (1 - truth.code_bound), cancelled * (1 + truth.code_bound))
-    cancelled, low_cancelled, high_cancelled = (in_storage(v, contract, fmt) for v in ends)
-    if not bool(floored.any()):
-        return order(cancelled, low_cancelled, high_cancelled, sign)
-    rms_low, rms_high, rms = (v.to(place)[row] for v in (truth.rms_low, truth.rms_high, truth.rms))
-    own = p * rms
-    bound = truth.y_bound
-    rms_width_low, rms_width_high = rms_low * p * (1 - bound), rms_high * p * (1 + bound)
-    low_own, high_own = t_bounds(rms_width_low, rms_width_high, scale, scale, contract, fmt)
-    nominal = torch.where(floored, in_storage(own / scale, contract, fmt), cancelled)
-    low = torch.where(floored, low_own, low_cancelled)
-    high = torch.where(floored, high_own, high_cancelled)
-    return order(nominal, low, high, sign)
-
-
-def order(
-    nominal: torch.Tensor, low: torch.Tensor, high: torch.Tensor, sign: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Magnitude bounds and a sign (+-1) -> signed (nominal, low, high) with low <= high."""
-    return nominal * sign, torch.where(sign > 0, low, -high), torch.where(sign > 0, high, -low)
-
-
-def y_nominal(truth: NormTruth, contract: NormQuantContract, fmt: FloatFormat, *, gemma: bool = False) -> torch.Tensor:
-    """Nominal signed y of the whole chunk, float64 [m, n], with the contract's rounding points."""
-    sign = torch.where(torch.signbit(truth.z) ^ torch.signbit(truth.weight), -1.0, 1.0).double()
-    if contract.rounds_y:
-        rms = truth.rms[:, None].to(truth.z.device)
-        return rounded_y(truth.z, truth.weight, rms, contract, fmt, 0.0, gemma).double() * sign
-    return truth.z.double() * truth.weight.double() * truth.rms[:, None].to(truth.z.device)
-
-
-def quant_truth(
-    x: torch.Tensor, contract: NormQuantContract, fp8: str, storage: FloatFormat | None = None
-) -> ScaleTruth:
-    """Truth of ``per_token_quant`` for a chunk x [m, n]: amax is exact, so the scale is one value (or scale_u wide).
-
-    x may have been widened to fp32; storage is its own type then.
-    """
-    amax = x.abs().amax(dim=-1).double().cpu()
-    # amax propagates NaN. A row with Inf and no NaN has scale Inf, and Inf/Inf in the cast: no source settles it.
-    return scale_truth(amax, amax, amax, amax > HUGE, amax.isnan(), contract, contract.qmax(fp8), storage)

@@ -8,10 +8,10 @@ from typing import ClassVar, Literal, Protocol
 
 import torch
 
-from reference.contract import Contract, NormQuantContract
+from reference.contract import Contract
 from reference.evidence import Evidence
 from reference.formats import decode, encode, format_of
-from reference.quantize import t_bounds
+from reference.quantize import quotient_ends
 from reference.sets import Sets
 
 SCALES = (2.0**-100, 2.0**100)
@@ -103,9 +103,7 @@ EVIDENCE: Mapping[str, Mapping[str, Evidence]] = {
 
 def quotients(x: torch.Tensor, scale: float, contract: StaticQuantContract) -> tuple[torch.Tensor, torch.Tensor]:
     """Ends of t before the clamp for float64 x (values of T), float64 of the same shape; NaN for NaN."""
-    rule = NormQuantContract(contract.name, division=contract.division, reciprocal_u=contract.reciprocal_u)
-    s = torch.full_like(x, scale)
-    low, high = t_bounds(x.abs(), x.abs(), s, s, rule)
+    low, high = quotient_ends(x.abs(), x.abs(), torch.full_like(x, scale), contract)
     return torch.where(x < 0, -high, low), torch.where(x < 0, -low, high)
 
 

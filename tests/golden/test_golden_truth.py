@@ -80,7 +80,7 @@ def test_another_order_of_the_sum_of_squares_is_no_change(monkeypatch: pytest.Mo
         ("p_max", add_rmsnorm_quant, "norm_truth", lambda t: t.p_max.mul_(1 + 2.0**-45)),
         ("scale_low", add_rmsnorm_quant, "norm_truth", lambda t: t.scale.low.mul_(1 - 2.0**-52)),
         ("kind", add_rmsnorm_quant, "norm_truth", lambda t: t.scale.kind.add_(1)),
-        ("residual", add_rmsnorm_quant, "norm_truth", lambda t: t.residual.neg_()),
+        ("residual", add_rmsnorm_quant, "norm_truth", lambda t: t.residuals.stored.neg_()),
         ("sum", ptpc_gemm, "gemm_truth", lambda t: t.accumulator.mul_(1 + 2.0**-52)),
         ("high", ptpc_gemm, "gemm_truth", lambda t: t.high.mul_(1 + 2.0**-8)),
         ("declared_magnitude", ptpc_gemm, "gemm_truth", lambda t: t.magnitude.mul_(1 + 2.0**-9)),

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from reference.add_rmsnorm_quant import norm_truth, quant_truth
 from reference.contract import NormQuantContract
-from reference.formats import BF16, FP16, bytes_of, decode, encode, format_of, order_key, round_fp32, round_to
-from reference.quantize import is_power_of_two, scale_admissible
+from reference.formats import BF16, FP16, bytes_of, decode, encode, order_key, round_fp32, round_to
+from reference.quantize import is_power_of_two
+from reference.setting import Setting
 from validators.cases.tensors import Inputs, Outputs
+from validators.judge.norm import truth_of
 
 LOOKED_AT = 256
 """Rows of a case that are looked at."""
@@ -47,23 +48,14 @@ def observations(scenes: Iterable[tuple[Inputs, Outputs]], contract: NormQuantCo
 
 
 def _look(inputs: Any, outputs: Any, contract: NormQuantContract) -> Seen:
-    n, fmt, storage = inputs.x.shape[-1], format_of(inputs.fp8_dtype), format_of(inputs.x.dtype)
-    x = inputs.x.reshape(-1, n)[:LOOKED_AT]
-    scale = outputs.scale.reshape(-1)[:LOOKED_AT].cpu().double()
-    codes = bytes_of(outputs.codes).reshape(-1, n)[:LOOKED_AT].cpu()
-    qmax = contract.qmax(fmt.name)
-    if inputs.op == "add_rmsnorm_quant":
-        residual = None if inputs.residual is None else inputs.residual.reshape(-1, n)[:LOOKED_AT]
-        truth = norm_truth(x, residual, inputs.weight, inputs.eps, contract, fmt.name, gemma=inputs.gemma)
-        rows, grid = truth.scale, truth.grid
-        y = (truth.z.double() * truth.weight.double()).cpu() * truth.rms[:, None]
-        if contract.round_after_weight:
-            y = round_to(round_fp32(y), storage)
-    else:
-        rows, grid = quant_truth(x.float(), contract, fmt.name, storage), storage
-        y = x.double().cpu()
+    setting, looked = Setting.of(inputs, contract), slice(LOOKED_AT)
+    fmt, qmax = setting.fp8, setting.qmax
+    scale = outputs.scale.reshape(-1)[looked].cpu().double()
+    codes = bytes_of(outputs.codes).reshape(-1, setting.n)[looked].cpu()
+    truth = truth_of(inputs, setting, looked)
+    rows, y = truth.scale, truth.y.cpu()
     regular = (rows.kind == 0) & scale.isfinite() & (scale > 0)
-    right = scale_admissible(scale, rows, contract, qmax, grid, storage)
+    right = rows.admits(scale)
     t = round_fp32(y / scale[:, None]).clamp(-qmax, qmax)[regular]
     want, got = encode(t, fmt), codes[regular]
     finite = ~decode(got, fmt).isnan() & ~t.isnan()

@@ -8,6 +8,7 @@ line agrees with the comparison. Pure text from tensors; only ``explain_case`` r
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,19 +16,11 @@ from typing import Any
 
 import torch
 
-from reference import budgets
-from reference.add_rmsnorm_quant import (
-    NormTruth,
-    code_t_bounds,
-    norm_truth,
-    quant_truth,
-    residual_flushes,
-    rounded_y,
-    y_nominal,
-)
+from reference.add_rmsnorm_quant import NormTruth, Residuals, rounded_y
 from reference.contract import Contract, GemmContract, NormQuantContract
-from reference.formats import FloatFormat, bytes_of, code_preimages, decode, encode, format_of, order_key
-from reference.quantize import Row, ScaleTruth, codes_admissible, scale_admissible, t_bounds
+from reference.formats import bytes_of, code_preimages, decode, order_key
+from reference.quantize import Codes, Row, Scales
+from reference.setting import Setting
 from validators.calls.call import KernelFault, run_kernel
 from validators.cases.tensors import (
     GemmInputs,
@@ -44,7 +37,7 @@ from validators.explain.element_gemm import explain_out
 from validators.explain.identify import choose_contract
 from validators.explain.lines import Text, interval, number, row_of, terms, with_bits
 from validators.judge.compare import settled
-from validators.judge.gemm import bits_of
+from validators.judge.norm import Truth, truth_of
 from validators.judge.sets import oracle_of, values_of
 
 _MOST_CODES = 8
@@ -93,45 +86,21 @@ def element_report(
 
 @dataclass(frozen=True)
 class _Row:
-    """One row of a quantizing op: x fp32-convertible [1, N]; code, scale as the kernel stored them."""
+    """One row of a quantizing op: x bf16/fp16 [1, N], codes uint8 [1, N] and scale as the kernel stored them."""
 
+    setting: Setting
+    truth: Truth
     x: torch.Tensor
-    code: torch.Tensor
+    codes: torch.Tensor
     scale: float
-    fp8: FloatFormat
-    storage: FloatFormat
-    contract: NormQuantContract
     col: int
-
-    @property
-    def qmax(self) -> float:
-        return self.contract.qmax(self.fp8.name)
-
-
-def _row_lines(text: Text, inputs: Any, outputs: Any, contract: NormQuantContract, row: int, col: int) -> _Row:
-    x, codes = row_of(inputs.x, row), row_of(bytes_of(outputs.codes), row)
-    scale = float(row_of(outputs.scale, row)[0, 0])
-    r = _Row(x, codes[0, col], scale, format_of(inputs.fp8_dtype), format_of(x.dtype), contract, col)
-    text.add("x", with_bits(float(x[0, col]), r.storage.name))
-    return r
 
 
 def _explain_quant(
     text: Text, inputs: Inputs, outputs: Outputs, contract: NormQuantContract, row: int, col: int, output: str
 ) -> None:
     r = _row_lines(text, inputs, outputs, contract, row, col)
-    scales = quant_truth(r.x.float(), contract, r.fp8.name, r.storage)
-    y = r.x.double()
-    own, ok = _scale_lines(text, r, scales, y, r.storage, None)
-    if output == "scale":
-        text.verdict(ok, _scale_words(ok))
-        return
-    size = y[0, col].abs()
-    sign = -1.0 if bool(torch.signbit(y[0, col])) else 1.0
-    low, high = t_bounds(size, size, own, own, contract, r.storage)
-    nominal = torch.minimum(torch.maximum(size / own, low), high)
-    ends = sorted((float(low) * sign, float(high) * sign))
-    _code_lines(text, r, scales, float(nominal) * sign, ends[0], ends[1], cancels=False)
+    _scale_and_code_lines(text, r, output)
 
 
 def _explain_norm(
@@ -144,22 +113,41 @@ def _explain_norm(
     output: str,
 ) -> None:
     r = _row_lines(text, inputs, outputs, contract, row, col)
-    residual = None if inputs.residual is None else row_of(inputs.residual, row)
-    truth = norm_truth(r.x, residual, inputs.weight.cpu(), inputs.eps, contract, r.fp8.name, gemma=inputs.gemma)
-    if residual is not None:
-        _residual_lines(text, r, residual, truth, outputs, row, judged=output == "residual_out")
+    assert isinstance(r.truth, NormTruth)
+    if r.truth.residuals is not None:
+        assert outputs.residual_out is not None
+        got = row_of(outputs.residual_out, row)
+        _residual_lines(text, r.truth.residuals, got, col, judged=output == "residual_out")
         if output == "residual_out":
             return
-    _norm_lines(text, r, truth, inputs)
-    own, ok = _scale_lines(
-        text, r, truth.scale, y_nominal(truth, contract, r.storage, gemma=inputs.gemma), truth.grid, inputs
+    _norm_lines(text, r, r.truth)
+    _scale_and_code_lines(text, r, output)
+
+
+def _row_lines(text: Text, inputs: Any, outputs: Any, contract: NormQuantContract, row: int, col: int) -> _Row:
+    setting = Setting.of(inputs, contract)
+    tensors = named_tensors(inputs).items()
+    one = dataclasses.replace(inputs, **{n: row_of(t, row) if n in inputs.ROWS else t.cpu() for n, t in tensors})
+    r = _Row(
+        setting,
+        truth_of(one, setting),
+        row_of(inputs.x, row),
+        row_of(bytes_of(outputs.codes), row),
+        float(row_of(outputs.scale, row)[0, 0]),
+        col,
     )
+    text.add("x", with_bits(float(r.x[0, col]), setting.storage.name))
+    return r
+
+
+def _scale_and_code_lines(text: Text, r: _Row, output: str) -> None:
+    own, ok = _scale_lines(text, r)
     if output == "scale":
         text.verdict(ok, _scale_words(ok))
-        return
-    at = torch.tensor([0]), torch.tensor([col])
-    t, low, high = code_t_bounds(truth, *at, own.reshape(1), contract, r.qmax, r.storage, gemma=inputs.gemma)
-    _code_lines(text, r, truth.scale, float(t), float(low), float(high), cancels=contract.cancels)
+    elif not bool(r.truth.scale.regular[0]):
+        _special_lines(text, r, r.truth.scale)
+    else:
+        _code_lines(text, r, r.truth.codes(torch.tensor([0]), torch.tensor([r.col]), own.reshape(1)))
 
 
 def _explain_out(
@@ -185,58 +173,45 @@ def _by_sets(text: Text, inputs: Inputs, outputs: Outputs, contract: Contract, r
     text.verdict(None if bool(sets.open[0, col]) else ok, f"{output} {number(got)}")
 
 
-def _residual_lines(
-    text: Text, r: _Row, residual: torch.Tensor, truth: NormTruth, outputs: NormQuantOutputs, row: int, *, judged: bool
-) -> None:
-    c = r.col
-    text.add("residual", with_bits(float(residual[0, c]), r.storage.name))
-    total = float(r.x[0, c].float() + residual[0, c].float())
+def _residual_lines(text: Text, sets: Residuals, got: torch.Tensor, c: int, *, judged: bool) -> None:
+    """got: the kernel's row, T [1, n]."""
+    name = sets.setting.storage.name
+    text.add("residual", with_bits(float(sets.residual[0, c]), name))
+    total = float(sets.x[0, c].float() + sets.residual[0, c].float())
     text.add("sum", f"{with_bits(total, 'fp32')} = fl32(x + residual)")
-    assert truth.residual is not None
-    assert outputs.residual_out is not None
-    want = float(truth.residual[0, c])
-    rule = "rounded to nearest even" if r.contract.store(r.storage.name) == "rne" else "rounded toward zero"
-    got = float(row_of(outputs.residual_out, row)[0, c])
-    text.add(
-        "residual_out", f"{with_bits(want, r.storage.name)}, the sum {rule}", f"{with_bits(got, r.storage.name)}, got"
-    )
+    rule = "rounded to nearest even" if sets.setting.contract.store(name) == "rne" else "rounded toward zero"
+    words = f"{with_bits(float(sets.stored[0, c]), name)}, the sum {rule}"
+    text.add("residual_out", words, f"{with_bits(float(got[0, c]), name)}, got")
     if not judged:
         return
-    same = bits_of(got, r.storage.name) == bits_of(want, r.storage.name) or (got != got and want != want)
-    values = (got, want, float(r.x[0, c]), float(residual[0, c]))
-    g, w, a, b = (torch.tensor(v, dtype=torch.float64) for v in values)
-    flushed = bool(residual_flushes(g, w, a, b, r.contract, r.storage))
-    text.verdict(
-        same or flushed,
-        "flushed to zero, which the contract allows"
-        if flushed and not same
-        else "bit for bit"
-        if same
-        else "the bits differ, and one value is admissible",
-    )
+    if not bool(sets.differ(got)[0, c]):
+        text.verdict(True, "bit for bit")
+        return
+    at = torch.tensor([0]), torch.tensor([c])
+    ok = bool(sets.admits(got[at].double(), *at))
+    nan = "bit for bit" if bool(got[at].isnan()) else "flushed to zero, which the contract allows"
+    text.verdict(ok, nan if ok else "the bits differ, and one value is admissible")
 
 
-def _norm_lines(text: Text, r: _Row, truth: NormTruth, inputs: NormQuantInputs) -> None:
-    c, n, contract = r.col, r.x.shape[-1], r.contract
-    z, w = truth.z[0, c], truth.weight[c]
-    what = "x" if inputs.residual is None else "the sum" if contract.norm_input == "unrounded" else "residual_out"
+def _norm_lines(text: Text, r: _Row, truth: NormTruth) -> None:
+    c, setting, contract = r.col, r.setting, r.setting.contract
+    z, w, n = truth.z[0, c], truth.weight[c], setting.n
+    what = "x" if truth.residuals is None else "the sum" if contract.norm_input == "unrounded" else "residual_out"
     text.add("norm input z", f"{with_bits(float(z), 'fp32')} = {what}")
     square = float((truth.z[0].double() ** 2).sum() / n)
     rms = float(truth.rms[0])
-    text.add("mean square", f"{number(square)} over {n} elements, exact; eps {inputs.eps:g}")
-    budget = budgets.rms_budget(contract, n)
+    text.add("mean square", f"{number(square)} over {n} elements, exact; eps {setting.eps:g}")
     text.add(
         "rms",
         f"{number(rms)} = 1/sqrt(mean square + eps)",
         f"the kernel's fp32 value in {interval(float(truth.rms_low[0]), float(truth.rms_high[0]))}, "
-        f"budget {terms(budget)}",
+        f"budget {terms(setting.rms_budget)}",
     )
-    text.add("weight w", with_bits(float(w), "fp32") + (" = fl32(1 + weight)" if inputs.gemma else ""))
+    text.add("weight w", with_bits(float(w), "fp32") + (" = fl32(1 + weight)" if setting.gemma else ""))
     if not contract.rounds_y:
         text.add("y", f"{number(float(z.double() * w.double()) * rms)} = z * rms * w, not rounded before the quantizer")
         return
-    name = r.storage.name
-    cast = {"bf16": torch.bfloat16, "fp16": torch.float16}[name]
+    name, cast = setting.storage.name, setting.dtype
     y = z * truth.rms[0].float()
     text.add("z * rms", with_bits(float(y), "fp32"))
     if contract.round_after_normalize:
@@ -249,23 +224,16 @@ def _norm_lines(text: Text, r: _Row, truth: NormTruth, inputs: NormQuantInputs) 
         text.add("", f"{with_bits(float(y), name)}, rounded to {name}")
     at = z.reshape(1), w.reshape(1)
     ends = [
-        float(rounded_y(*at, side, contract, r.storage, direction, inputs.gemma))
+        float(rounded_y(*at, side, setting, direction))
         for side, direction in ((truth.rms_low, -1.0), (truth.rms_high, 1.0))
     ]
     text.add("", f"|y| in {interval(*ends)} over the interval of rms")
 
 
-def _scale_lines(
-    text: Text,
-    r: _Row,
-    truth: ScaleTruth,
-    y: torch.Tensor,
-    grid: FloatFormat | None,
-    norm: NormQuantInputs | None,
-) -> tuple[torch.Tensor, bool | None]:
+def _scale_lines(text: Text, r: _Row) -> tuple[torch.Tensor, bool | None]:
     """amax, the admissible scales and the kernel's; returns the scale that codes are judged with, and the verdict."""
-    contract, kind = r.contract, Row(int(truth.kind[0]))
-    sizes = y[0].abs()
+    truth, contract, qmax = r.truth.scale, r.setting.contract, r.setting.qmax
+    kind, sizes = Row(int(truth.kind[0])), r.truth.y[0].abs()
     where = int(sizes.nan_to_num(nan=torch.inf).argmax())
     text.add(
         "amax",
@@ -274,25 +242,17 @@ def _scale_lines(
     )
     if contract.amax_floor:
         text.add("", f"not below {contract.amax_floor:g}")
-    rule = f"amax * fl32(1/{r.qmax:g})" if contract.scale_rule == "multiply" else f"amax / {r.qmax:g}"
-    rule += f", rounded to {r.storage.name}" if contract.round_scale else ""
+    rule = f"amax * fl32(1/{qmax:g})" if contract.scale_rule == "multiply" else f"amax / {qmax:g}"
+    rule += f", rounded to {r.setting.storage.name}" if contract.round_scale else ""
     text.add("scale", f"{with_bits(float(truth.nominal[0]), 'fp32')} = {rule}, row is {kind.name}")
-    step = budgets.scale_step_budget(contract, r.qmax)
-    if norm is not None and grid is None:
-        whole = budgets.rms_budget(contract, r.x.shape[-1]) + budgets.multiply_budget(contract, gemma=norm.gemma) + step
-        text.add("", f"admissible {interval(float(truth.low[0]), float(truth.high[0]))}, budget {terms(whole)}")
-    else:
-        text.add(
-            "",
-            f"admissible {interval(float(truth.low[0]), float(truth.high[0]))}"
-            + (f", from an amax that is a value of {grid.name}" if grid is not None else ""),
-        )
+    source = (
+        f", budget {terms(r.truth.scale_budget)}"
+        if truth.grid is None
+        else f", from an amax that is a value of {truth.grid.name}"
+    )
+    text.add("", f"admissible {interval(float(truth.low[0]), float(truth.high[0]))}{source}")
     got = torch.tensor([r.scale], dtype=torch.float64)
-    ok: bool | None = bool(scale_admissible(got, truth, contract, r.qmax, grid, r.storage))
-    if kind is Row.NONFINITE and contract.nonfinite == "propagate":
-        ok = bool(got.isnan())
-    elif kind in (Row.NONFINITE, Row.UNSPECIFIED):
-        ok = None
+    ok = None if bool(truth.open[0]) else bool(truth.admits(got))
     word = {True: "admissible", False: "NOT admissible", None: "unspecified"}[ok]
     text.add("", f"{with_bits(r.scale, 'fp32')}, got: {word}")
     regular = bool(ok) and kind is not Row.NONFINITE
@@ -305,50 +265,51 @@ def _scale_words(ok: bool | None) -> str:
     return "the scale is in its set" if ok else "the scale is outside its set"
 
 
-def _code_lines(text: Text, r: _Row, truth: ScaleTruth, t: float, low: float, high: float, *, cancels: bool) -> None:
+def _special_lines(text: Text, r: _Row, scales: Scales) -> None:
+    """A code of a row that is judged as a whole."""
+    got, due = r.codes[0, r.col], scales.due(0)
+    value = float(decode(got.reshape(1), r.setting.fp8))
+    text.add("got", f"0x{int(got):02x} = {number(value)}")
+    if due is None:
+        kind = Row(int(scales.kind[0]))
+        text.verdict(None, f"the row is {kind.name}, about which the contract says nothing")
+    elif math.isnan(due):
+        text.verdict(math.isnan(value), "the row holds NaN or Inf, so every code must be NaN")
+    else:
+        text.verdict(value == due, "every y of this row is zero, so every code must decode to zero")
+
+
+def _code_lines(text: Text, r: _Row, sets: Codes) -> None:
     """The interval of t, the codes that it meets with their values and midpoints, and the verdict."""
-    kind, contract = Row(int(truth.kind[0])), r.contract
-    got = int(r.code)
-    value = float(decode(r.code.reshape(1), r.fp8))
-    if kind not in (Row.NORMAL, Row.FLOORED):
-        text.add("got", f"0x{got:02x} = {number(value)}")
-        if kind is Row.ZERO:
-            text.verdict(value == 0, "every y of this row is zero, so every code must decode to zero")
-        elif kind is Row.NONFINITE and contract.nonfinite == "propagate":
-            text.verdict(value != value, "the row holds NaN or Inf, so every code must be NaN")
-        else:
-            text.verdict(None, f"the row is {kind.name}, about which the contract says nothing")
-        return
-    how = "rms cancels" if cancels and kind is Row.NORMAL else "by the kernel's own scale"
-    how += f", rounded to {r.storage.name}" if contract.round_quotient else ""
-    text.add("t = y/s", f"{number(t)} in {interval(low, high)}  ({how})")
-    lowest, highest = code_preimages(r.fp8, contract.overflow, "cpu")
-    ends = encode(torch.tensor([low, high], dtype=torch.float64), r.fp8, contract.overflow)
-    keys = [int(k) for k in order_key(ends)]
+    contract, fp8 = r.setting.contract, r.setting.fp8
+    got = int(r.codes[0, r.col])
+    cancels = r.truth.cancels and int(r.truth.scale.kind[0]) == int(Row.NORMAL)
+    how = "rms cancels" if cancels else "by the kernel's own scale"
+    how += f", rounded to {r.setting.storage.name}" if contract.round_quotient else ""
+    text.add("t = y/s", f"{number(float(sets.nominal))} in {interval(float(sets.low), float(sets.high))}  ({how})")
+    lowest, highest = code_preimages(fp8, contract.overflow, "cpu")
+    keys = [int(order_key(sets.encoded(end))) for end in (sets.low, sets.high)]
     # One neighbour on each side, so that the midpoints that t did not cross can be seen.
     order = list(range(min(keys) - 1, max(keys) + 2))[:_MOST_CODES]
     codes = [k if k > 0 else (128 - k if k < 0 else 0) for k in order]
-    candidates = [c for c in codes if 0 <= c < 256 and c not in r.fp8.nan_codes]
-    bounds = torch.tensor([low, high], dtype=torch.float64)
+    candidates = [c for c in codes if 0 <= c < 256 and c not in fp8.nan_codes]
     labelled = False
     for c in candidates + ([] if got in candidates or (got == 0x80 and 0 in candidates) else [got]):
         code = torch.tensor([c], dtype=torch.uint8)
-        meets = bool(codes_admissible(code, bounds[:1], bounds[1:], r.fp8, contract)[0])
+        meets = bool(sets.admits(code).admissible)
         marks = [*(["admissible"] if meets else []), *(["got"] if c == got or (c == 0 and got == 0x80) else [])]
         span = f"t from {number(float(lowest[c]))} to {number(float(highest[c]))}"
-        shown = "NaN" if c in r.fp8.nan_codes else f"{number(float(decode(code, r.fp8)))}, {span}"
+        shown = "NaN" if c in fp8.nan_codes else f"{number(float(decode(code, fp8)))}, {span}"
         text.add("" if labelled else "codes", f"0x{c:02x} = {shown}" + (f"  <- {', '.join(marks)}" if marks else ""))
         labelled = True
     code = torch.tensor([got], dtype=torch.uint8)
-    admissible, single = codes_admissible(code, bounds[:1], bounds[1:], r.fp8, contract)
-    nearest = encode(torch.tensor([t], dtype=torch.float64), r.fp8, contract.overflow)
-    steps = int(order_key(code)[0]) - int(order_key(nearest)[0])
-    if bool(admissible):
-        text.verdict(True, "the only admissible code" if bool(single) else "one of several admissible codes")
-    elif value != value:
-        text.verdict(False, f"got NaN where 0x{int(nearest[0]):02x} is due")
+    found, nearest = sets.admits(code), f"0x{int(sets.encoded(sets.nominal)):02x}"
+    if bool(found.admissible):
+        text.verdict(True, "the only admissible code" if bool(found.single) else "one of several admissible codes")
+    elif got in fp8.nan_codes:
+        text.verdict(False, f"got NaN where {nearest} is due")
     else:
-        text.verdict(False, f"{steps:+d} steps from 0x{int(nearest[0]):02x}")
+        text.verdict(False, f"{int(sets.steps(code)):+d} steps from {nearest}")
 
 
 # ---- the command

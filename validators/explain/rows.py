@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -9,8 +10,8 @@ import torch
 
 from reference import notation
 from reference.contract import NormQuantContract
-from reference.formats import FloatFormat, format_of
 from reference.quantize import scale_of
+from reference.setting import Setting
 from validators.cases.tensors import Inputs, NormQuantInputs, NormQuantOutputs, Outputs, QuantInputs, QuantOutputs
 from validators.explain import nearby
 from validators.explain import scene as explain_scene
@@ -38,7 +39,7 @@ def diagnose_rows(asked: Asked) -> Diagnosis:
 def _change_words(change: nearby.Change, asked: Asked) -> Explanation | None:
     """``no-amax-floor: every violation vanishes if amax has no floor (contract eager+amax_floor=0)``."""
     if change.fields == {"round_quotient": True}:
-        storage = format_of(asked.inputs.x.dtype).name
+        storage = Setting.of(asked.inputs, asked.contract).storage.name
         return named_change(change, f"codes-through-{storage}", f"y/s is rounded to {storage} before FP8")
     for hypothesis in HYPOTHESES:
         differs = {f: v for f, v in hypothesis.contract.items() if getattr(asked.contract, f) != v}
@@ -132,11 +133,12 @@ def observed(
     scale = outputs.scale.reshape(-1).double().cpu()
     empty = (total == 0).all(dim=-1).reshape(-1).cpu()
     usable = scale.isfinite() & (scale > 0)
-    qmax = contract.qmax(format_of(inputs.fp8_dtype).name)
+    setting = Setting.of(inputs, contract)
+    qmax = setting.qmax
     smallest = scale[usable].amin().reshape(1) if bool(usable.any()) else scale[:0]
     for s in torch.cat((scale[empty & usable], smallest)).unique().tolist()[:4]:
         floors["zero_scale"].append(s)
-        floors["amax_floor"] += _short(s * qmax, partial(_gives, contract, qmax, s, format_of(inputs.x.dtype)))
+        floors["amax_floor"] += _short(s * qmax, partial(_gives, setting, s))
         floors["scale_floor_divisor"] += _short(1.0 / (s * qmax), partial(_divides, qmax, s))
     return floors
 
@@ -145,11 +147,15 @@ def _divides(qmax: float, scale: float, divisor: float) -> bool:
     return divisor > 0 and float(torch.tensor(1.0 / (qmax * divisor), dtype=torch.float32)) == scale
 
 
-def _gives(contract: NormQuantContract, qmax: float, scale: float, storage: FloatFormat, floor: float) -> bool:
+def _gives(setting: Setting, scale: float, floor: float) -> bool:
     amax = torch.tensor(floor, dtype=torch.float32).double()
+    contract = setting.contract
     bare = contract.replace(amax_floor=0.0, scale_floor_divisor=None, zero_scale=None)
-    rules = notation.literals(contract, "scale_rule")
-    return any(float(scale_of(amax, bare.replace(scale_rule=rule), qmax, storage)) == scale for rule in rules)
+    settings = [
+        dataclasses.replace(setting, contract=bare.replace(scale_rule=rule))
+        for rule in notation.literals(contract, "scale_rule")
+    ]
+    return any(float(scale_of(amax, one)) == scale for one in settings)
 
 
 def _short(value: float, right: Callable[[float], bool]) -> list[object]:

@@ -29,6 +29,7 @@ from reference.formats import (
     round_to,
 )
 from reference.quantize import in_storage, is_power_of_two, scale_of
+from reference.setting import Setting
 from validators.cases.tensors import NormQuantInputs, NormQuantOutputs, QuantInputs, QuantOutputs
 
 Stage = Callable[["Scene", Tensor], Tensor]
@@ -94,7 +95,7 @@ def predict(scene: Scene, contract: NormQuantContract, stages: dict[str, Stage])
     def stage(name: str, value: Tensor) -> Tensor:
         return stages[name](scene, value) if name in stages else value
 
-    qmax = contract.qmax(scene.fp8.name)
+    setting = Setting(contract, scene.fp8, scene.storage, scene.n, scene.eps)
     residual = None
     if scene.quant_only:
         y = stage("y", scene.x)
@@ -128,21 +129,19 @@ def predict(scene: Scene, contract: NormQuantContract, stages: dict[str, Stage])
         amax = stages["amax"](scene, y)
     if "amax_before_gamma" in stages:
         amax = (z * rms[:, None]).abs().amax(dim=1)
-    used = (
-        stages["used_scale"](scene, amax) if "used_scale" in stages else scale_of(amax, contract, qmax, scene.storage)
-    )
+    used = stages["used_scale"](scene, amax) if "used_scale" in stages else scale_of(amax, setting)
     stored = stage("scale", used)
     divisor = used if "codes_keep_scale" in stages or "scale" not in stages else stored
     if contract.division == "reciprocal":
         t = round_fp32(y * round_fp32(1.0 / divisor)[:, None])
     else:
         t = round_fp32(y / divisor[:, None])
-    t = in_storage(t, contract, scene.storage)
+    t = in_storage(t, setting)
     if "t" in stages:
         t = stages["t"](scene, y if "t_from_y" in stages else t)
     if drops_nan and contract.overflow == "saturate":
-        t = torch.where(t.isnan(), torch.full_like(t, -qmax), t)
-    most = qmax if contract.overflow == "saturate" else float("inf")
+        t = torch.where(t.isnan(), torch.full_like(t, -setting.qmax), t)
+    most = setting.qmax if contract.overflow == "saturate" else float("inf")
     encoder = partial(stages["encode"], scene) if "encode" in stages else None
     return Prediction(residual, stored, t, contract.overflow, most, encoder)
 

@@ -12,10 +12,11 @@ from functools import lru_cache
 import torch
 
 from reference import budgets
-from reference.add_rmsnorm_quant import NormTruth, code_t_bounds, order, rounded_y
-from reference.contract import NormQuantContract
-from reference.formats import FloatFormat, Overflow, code_preimages, decode, encode, order_key
-from reference.quantize import Row, t_bounds
+from reference.add_rmsnorm_quant import NormTruth, rounded_y
+from reference.formats import FloatFormat, Overflow, code_preimages, decode
+from reference.per_token_quant import QuantTruth
+from reference.quantize import Codes, Membership, Row, Scales
+from reference.setting import Setting
 from validators.judge.tally import Tally
 from validators.records.record import Element
 
@@ -24,11 +25,6 @@ SCREEN_SLACK_U = 5.0
 rounding of a table entry to fp32; 4u in all, one more for second order."""
 RESOLVE_ON_CPU = 2**13
 """Elements up to which the CPU resolves what a GPU screened. Speed only: no verdict depends on it."""
-
-
-def _division_bound(contract: NormQuantContract, storage: FloatFormat | None = None) -> float:
-    """Relative bound of the division stage alone, for the screen with the kernel's own scale."""
-    return budgets.division_budget(contract, storage).bound
 
 
 @lru_cache(maxsize=64)
@@ -53,9 +49,7 @@ def screen_tables(
 
 
 @lru_cache(maxsize=64)
-def survey_tables(
-    fmt: FloatFormat, contract: NormQuantContract, qmax: float, gemma: bool, device: torch.device
-) -> torch.Tensor:
+def survey_tables(setting: Setting, device: torch.device) -> torch.Tensor:
     """Inner ends of each code's preimage for a t known in float64: float64 [3, 2, 256], low and high of three screens.
 
     The admissible t of an element are those within a relative bound b of a nominal t (or of the two t that y's ends
@@ -73,17 +67,17 @@ def survey_tables(
     case back, so that b of the second screen is u less than the reciprocal's; and that screen is not valid for an s
     that is a power of two, whose reciprocal is exact (``reference.quantize.t_bounds``).
     """
-    slack = budgets.FLOAT64_SLACK
+    slack, contract = budgets.FLOAT64_SLACK, setting.contract
     if not contract.rounds_y:
-        b = budgets.code_budget(contract, qmax, gemma=gemma).bound
+        b = setting.code_bound
         shares = (b / (1 - b) + slack, b / (1 + b) - slack, -slack)
     else:
-        b = _division_bound(contract)
+        b = setting.division_bound(rounded=False)
         if contract.reciprocal_u <= 1.0:
             shares = (0.0, 0.0, b / (1 - b) + slack)
         else:
             shares = (b / (1 - b) + slack, (contract.reciprocal_u - 1.0) * budgets.U - slack, -slack)
-    ends = code_preimages(fmt, contract.overflow, "cpu")
+    ends = code_preimages(setting.fp8, contract.overflow, "cpu")
     tables = [
         torch.where(v.isfinite(), v + side * share * v.abs(), v)
         for share in shares
@@ -92,16 +86,9 @@ def survey_tables(
     return torch.stack(tables).view(3, 2, 256).to(device)
 
 
-def _screen(
-    y: torch.Tensor,
-    factor: torch.Tensor,
-    codes: torch.Tensor,
-    bound: float,
-    fmt: FloatFormat,
-    contract: NormQuantContract,
-) -> torch.Tensor:
+def _screen(y: torch.Tensor, factor: torch.Tensor, codes: torch.Tensor, bound: float, setting: Setting) -> torch.Tensor:
     """Which codes are proven to be the single admissible one, bool [m, n]; y fp32 [m, n], factor fp32 [m]."""
-    low, high = screen_tables(fmt, contract.overflow, bound, y.device)
+    low, high = screen_tables(setting.fp8, setting.contract.overflow, bound, y.device)
     index = codes.to(torch.int32).flatten()
     t = y * factor.to(y.device)[:, None]
     proven = t >= torch.index_select(low, 0, index).view_as(t)
@@ -109,222 +96,169 @@ def _screen(
     return proven
 
 
-def norm_codes(
-    tally: Tally,
-    first: int,
-    codes: torch.Tensor,
-    own: torch.Tensor,
-    truth: NormTruth,
-    contract: NormQuantContract,
-    qmax: float,
-    fp8: FloatFormat,
-    storage: FloatFormat,
-    gemma: bool,
-) -> None:
+def norm_codes(tally: Tally, first: int, codes: torch.Tensor, own: torch.Tensor, truth: NormTruth) -> None:
     """Screen, then resolve, the codes of a chunk of ``add_rmsnorm_quant``; codes uint8 [m, n], own float64 [m]: the
     scale that the codes are judged with."""
-    if contract.rounds_y:
-        proven = _screen_rounded(codes, own, truth, contract, fp8, storage, gemma)
-    elif contract.cancels and not contract.round_quotient:
-        factor = (qmax / truth.p_max).float()
-        proven = _screen(truth.z * truth.weight, factor, codes, truth.code_bound, fp8, contract)
+    setting = truth.setting
+    if setting.contract.rounds_y:
+        proven = _screen_rounded(codes, own, truth)
+    elif setting.contract.cancels and not setting.contract.round_quotient:
+        factor = (setting.qmax / truth.p_max).float()
+        proven = _screen(truth.z * truth.weight, factor, codes, setting.code_bound, setting)
     else:
         # Nothing cancels, or t is rounded to T: no preset has that with a y in fp32, so every code is resolved.
         proven = torch.zeros(codes.shape, dtype=torch.bool, device=codes.device)
-    row, col = _suspects(tally, first, proven, codes, truth.scale.kind, fp8, contract)
-    scales = own.to(_resolve_on(row))[row.to(_resolve_on(row))]
-    bounds = code_t_bounds(truth, row, col, scales, contract, qmax, storage, gemma=gemma)
-    resolve(tally, first, row, col, codes[row, col], bounds, fp8, contract)
+    _settle(tally, first, codes, own, truth, proven)
 
 
-def quant_codes(
+def quant_codes(tally: Tally, first: int, codes: torch.Tensor, own: torch.Tensor, truth: QuantTruth) -> None:
+    """``norm_codes`` of a chunk of ``per_token_quant``."""
+    proven = _screen(truth.x, (1.0 / own).float(), codes, truth.setting.division_bound(), truth.setting)
+    _settle(tally, first, codes, own, truth, proven)
+
+
+def _settle(
     tally: Tally,
     first: int,
     codes: torch.Tensor,
     own: torch.Tensor,
-    x: torch.Tensor,
-    kind: torch.Tensor,
-    contract: NormQuantContract,
-    fp8: FloatFormat,
-    storage: FloatFormat,
+    truth: NormTruth | QuantTruth,
+    proven: torch.Tensor,
 ) -> None:
-    """Screen, then resolve, the codes of a chunk of ``per_token_quant``; x fp32 [m, n], values of storage, own float64
-    [m]: the scale that the codes are judged with, kind [m] of the rows, codes uint8 [m, n]."""
-    proven = _screen(x, (1.0 / own).float(), codes, _division_bound(contract, storage), fp8, contract)
-    row, col = _suspects(tally, first, proven, codes, kind, fp8, contract)
-    place = _resolve_on(row)
-    y = x[row, col].double().to(place)
+    """Ask the truth about the codes that the screen has not proven."""
+    row, col = _suspects(tally, first, proven, codes, truth.scale)
+    # A few elements on the CPU, which a GPU's launches would outlast; many where they are.
+    place = row.device if row.numel() > RESOLVE_ON_CPU else torch.device("cpu")
     scales = own.to(place)[row.to(place)]
-    sign = torch.where(torch.signbit(y), -1.0, 1.0).double()
-    low, high = t_bounds(y.abs(), y.abs(), scales, scales, contract, storage)
-    nominal = torch.minimum(torch.maximum(y.abs() / scales, low), high)
-    resolve(tally, first, row, col, codes[row, col], order(nominal, low, high, sign), fp8, contract)
+    resolve(tally, first, row, col, codes[row, col], truth.codes(row, col, scales))
 
 
-def _screen_rounded(
-    codes: torch.Tensor,
-    own: torch.Tensor,
-    truth: NormTruth,
-    contract: NormQuantContract,
-    fp8: FloatFormat,
-    storage: FloatFormat,
-    gemma: bool,
-) -> torch.Tensor:
+def _screen_rounded(codes: torch.Tensor, own: torch.Tensor, truth: NormTruth) -> torch.Tensor:
     """The screen where y is rounded to T: proven only where both ends of the rms interval round to one y."""
     ends = [
-        rounded_y(truth.z, truth.weight, rms[:, None].to(codes.device), contract, storage, direction, gemma)
+        rounded_y(truth.z, truth.weight, rms[:, None].to(codes.device), truth.setting, direction)
         for rms, direction in ((truth.rms_low, -1.0), (truth.rms_high, 1.0))
     ]
     y = torch.copysign(ends[0], truth.z)
     y = torch.where(torch.signbit(truth.weight), -y, y)
-    proven = _screen(y, (1.0 / own).float(), codes, _division_bound(contract, storage), fp8, contract)
+    proven = _screen(y, (1.0 / own).float(), codes, truth.setting.division_bound(), truth.setting)
     proven &= ends[0] == ends[1]
     return proven
 
 
 def _suspects(
-    tally: Tally,
-    first: int,
-    proven: torch.Tensor,
-    codes: torch.Tensor,
-    kind: torch.Tensor,
-    fmt: FloatFormat,
-    contract: NormQuantContract,
+    tally: Tally, first: int, proven: torch.Tensor, codes: torch.Tensor, scales: Scales
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(row, col) of the elements to resolve. Rows of other kinds are settled here, whole rows at a time."""
-    regular = (kind == int(Row.NORMAL)) | (kind == int(Row.FLOORED))
+    regular, normal = scales.regular, scales.kind == int(Row.NORMAL)
     tally.judged += int(regular.sum()) * codes.shape[1]
-    if bool((kind != int(Row.NORMAL)).any()):
-        proven = proven & (kind == int(Row.NORMAL)).to(codes.device)[:, None]
-        suspect = ~proven & regular.to(codes.device)[:, None]
-        for r in (~regular).nonzero().flatten().tolist():
-            _special_row(tally, first, r, codes[r].cpu(), Row(int(kind[r])), fmt, contract)
-    else:
+    if scales.ordinary or bool(normal.all()):
         suspect = ~proven
+    else:
+        suspect = ~(proven & normal.to(codes.device)[:, None]) & regular.to(codes.device)[:, None]
+        for r in (~regular).nonzero().flatten().tolist():
+            _special_row(tally, first, r, codes[r].cpu(), scales)
     row, col = suspect.nonzero().unbind(1)
     return row, col
 
 
-def _special_row(
-    tally: Tally, first: int, r: int, codes: torch.Tensor, kind: Row, fmt: FloatFormat, contract: NormQuantContract
-) -> None:
+def _special_row(tally: Tally, first: int, r: int, codes: torch.Tensor, scales: Scales) -> None:
     """A row of zeros must decode to zeros; a non-finite row must be NaN where the contract propagates."""
-    values = decode(codes, fmt)
-    if kind is Row.ZERO:
-        bad, expected = values != 0, 0.0
-    elif kind is Row.NONFINITE and contract.nonfinite == "propagate":
-        bad, expected = ~values.isnan(), math.nan
-    else:
+    kind, due = Row(int(scales.kind[r])), scales.due(r)
+    if due is None:
         tally.unspecified += codes.numel()
         common = torch.bincount(codes.long(), minlength=256).topk(2)
         words = ", ".join(f"0x{int(c):02x} x {int(k)}" for k, c in zip(*(v.tolist() for v in common), strict=True) if k)
         tally.note(f"{kind.name.lower()} row: most frequent codes {words}")
         return
+    values = decode(codes, scales.setting.fp8)
     tally.judged += codes.numel()
-    if bool(bad.any()):
-        col = bad.nonzero().flatten()
-        tally.violation_points(torch.full_like(col, r + first), col)
-        tally.count_nonfinite(values[col], torch.full_like(values[col], expected))
+    col = (~values.isnan() if math.isnan(due) else values != due).nonzero().flatten()
+    if not col.numel():
+        return
+    tally.violation_points(torch.full_like(col, r + first), col)
+    tally.count_nonfinite(values[col], torch.full_like(values[col], due))
 
-        def make(i: int) -> Element:
-            c = int(col[i])
-            return Element(
-                r + first,
-                c,
-                expected,
-                expected,
-                expected,
-                float(values[c]),
-                f"0x{int(codes[c]):02x}",
-                abs(float(values[c]) - expected),
-                0.0,
-                math.nan,
-                {"zero row" if kind is Row.ZERO else "NaN row": 0.0},
-            )
+    def make(i: int) -> Element:
+        c = int(col[i])
+        return Element(
+            row=r + first,
+            col=c,
+            exact=due,
+            low=due,
+            high=due,
+            got=float(values[c]),
+            got_bits=f"0x{int(codes[c]):02x}",
+            err=abs(float(values[c]) - due),
+            budget=0.0,
+            err_ulp=math.nan,
+            terms={"zero row" if kind is Row.ZERO else "NaN row": 0.0},
+        )
 
-        tally.candidates(values[col].abs(), values[col], make)
-
-
-def _resolve_on(row: torch.Tensor) -> torch.device:
-    """Where to resolve: a few elements on the CPU, which a GPU's launches would outlast; many where they are."""
-    return row.device if row.numel() > RESOLVE_ON_CPU else torch.device("cpu")
+    tally.candidates(values[col].abs(), values[col], make)
 
 
-def resolve(
-    tally: Tally,
-    first: int,
-    row: torch.Tensor,
-    col: torch.Tensor,
-    code: torch.Tensor,
-    bounds: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    fmt: FloatFormat,
-    contract: NormQuantContract,
-) -> None:
-    """Judge gathered elements, code uint8 [e], in float64 by exact set membership."""
+def resolve(tally: Tally, first: int, row: torch.Tensor, col: torch.Tensor, code: torch.Tensor, codes: Codes) -> None:
+    """Judge gathered elements (row, col), code uint8 [e], in float64 by membership of codes."""
     if row.numel() == 0:
         return
-    nominal, low, high = bounds
-    place = nominal.device
+    place = codes.nominal.device
     code, row, col = code.to(place), row.to(place), col.to(place)
-    lowest, highest = code_preimages(fmt, contract.overflow, str(place))
-    index = code.int()
-    least, most = lowest.index_select(0, index), highest.index_select(0, index)
+    found = codes.admits(code)
     # A code that is the only admissible one has error 0 and step 0, and so has an admissible one that holds the exact
     # t: there is no more to say of them. An exact t on a tie may be evaluated on either side of it, which is not the
     # kernel's error. (A bound that is not a number proves nothing.)
-    single = int(((low >= least) & (high <= most)).sum())
-    slack = budgets.FLOAT64_SLACK * nominal.abs()
-    holds = (high >= least) & (low <= most) & (nominal + slack >= least) & (nominal - slack <= most)
+    slack = budgets.FLOAT64_SLACK * codes.nominal.abs()
+    holds = found.admissible & (codes.nominal + slack >= found.least) & (codes.nominal - slack <= found.most)
+    tally.ambiguous += row.numel() - int(found.single.sum())
     off = (~holds).nonzero().flatten()
-    tally.ambiguous += row.numel() - single - off.numel()
     if off.numel() == 0:
         return
     if off.numel() < row.numel():
-        nominal, low, high, least, most, row, col, code = (
-            v.index_select(0, off) for v in (nominal, low, high, least, most, row, col, code)
-        )
-    admissible = (high >= least) & (low <= most)
-    values = decode(code, fmt)
-    if contract.overflow == "nan":
-        admissible |= values.isnan() & (torch.maximum(high.abs(), low.abs()) > highest[fmt.max_code])
-    bad = ~admissible
+        codes, row, col, code = (codes.part(off), *(v.index_select(0, off) for v in (row, col, code)))
+        found = Membership(*(v.index_select(0, off) for v in found))
+    _tally_off(tally, row.long() + first, col.long(), code, codes, found)
+
+
+def _tally_off(
+    tally: Tally, row: torch.Tensor, col: torch.Tensor, code: torch.Tensor, codes: Codes, found: Membership
+) -> None:
+    """Count gathered codes that are not the nominal one; row: of the whole output."""
+    bad = ~found.admissible
     violating = bool(bad.any())
-    tally.ambiguous += row.numel() - (int(bad.sum()) if violating else 0)
+    tally.ambiguous -= int(bad.sum()) if violating else 0
+    nominal, values = codes.nominal, decode(code, codes.setting.fp8)
     # err: how far the exact t lies outside the code's preimage; budget: how far the contract lets t move.
-    err = torch.maximum(least - nominal, nominal - most).clamp(min=0.0)
+    err = torch.maximum(found.least - nominal, nominal - found.most).clamp(min=0.0)
     # Where y is rounded to T the nominal t is not rounded to fp32 like the ends are, hence the clamps.
-    budget = torch.where(nominal < least, high - nominal, nominal - low).clamp(min=0.0)
+    budget = torch.where(nominal < found.least, codes.high - nominal, nominal - codes.low).clamp(min=0.0)
     use = torch.where(err > 0, err / budget, 0.0)
     use = torch.where(bad, use, use.nan_to_num(nan=0.0, posinf=1.0).clamp(max=1.0))
     tally.use(use, bad if violating else None)
-    steps = order_key(code).double() - order_key(encode(nominal, fmt, contract.overflow)).double()
-    steps = torch.where(values.isnan(), math.nan, steps)
+    steps = torch.where(values.isnan(), math.nan, codes.steps(code))
     tally.step_counts(steps)
     if not violating:
         return
     wrong = bad.nonzero().flatten()
-    row, col = row.long() + first, col.long()
     # In row order, whatever the order in which the elements were gathered.
     wrong = wrong[(row[wrong] * tally.cols + col[wrong]).argsort()]
     tally.violation_points(row[wrong], col[wrong])
     tally.count_nonfinite(values[wrong], nominal[wrong])
 
     def make(i: int) -> Element:
-        e = int(wrong[i])
-        low_code, high_code = encode(torch.stack((low[e], high[e])), fmt, contract.overflow)
-        ends = sorted((float(decode(low_code, fmt)), float(decode(high_code, fmt))))
+        e = wrong[i]
+        ends = sorted(decode(codes.encoded(torch.stack((codes.low[e], codes.high[e]))), codes.setting.fp8).tolist())
         return Element(
-            int(row[e]),
-            int(col[e]),
-            float(nominal[e]),
-            ends[0],
-            ends[1],
-            float(values[e]),
-            f"0x{int(code[e]):02x}",
-            float(err[e]),
-            float(budget[e]),
-            float(steps[e]),
-            {},
+            row=int(row[e]),
+            col=int(col[e]),
+            exact=float(nominal[e]),
+            low=ends[0],
+            high=ends[1],
+            got=float(values[e]),
+            got_bits=f"0x{int(code[e]):02x}",
+            err=float(err[e]),
+            budget=float(budget[e]),
+            err_ulp=float(steps[e]),
         )
 
     tally.candidates(use[wrong], err[wrong], make)

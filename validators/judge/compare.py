@@ -16,7 +16,8 @@ from validators.cases.tensors import Inputs, Outputs
 from validators.errors import UserError
 from validators.judge.gemm import compare_gemm
 from validators.judge.gpu.survey import Surveyor
-from validators.judge.norm import compare_norm_quant, compare_quant, norm_open, quant_open
+from validators.judge.norm import compare_norm_quant, compare_quant
+from validators.judge.norm import open_rows as open_by_scales
 from validators.judge.sets import compare_sets
 from validators.judge.sets import open_rows as open_by_sets
 from validators.judge.tally import Tally
@@ -151,7 +152,7 @@ _JUDGES: dict[str, Callable[..., list[Comparison]]] = {
 }
 """By op; an op that is not listed is judged by the sets that its oracle gives."""
 _OPEN_ROWS: dict[str, Callable[[Any, Any], torch.Tensor]] = {
-    "add_rmsnorm_quant": norm_open,
-    "per_token_quant": quant_open,
+    "add_rmsnorm_quant": open_by_scales,
+    "per_token_quant": open_by_scales,
     "ptpc_gemm": _none_open,
 }

@@ -123,17 +123,17 @@ def _judge_block(
             r, c = int(row[i]), int(col[i])
             spacing = float(0.5 * ulp(truth.value[r, c], fmt))
             return Element(
-                r + first_row,
-                c + first_col,
-                float(expected[r, c]),
-                float(truth.low[r, c]),
-                float(truth.high[r, c]),
-                float(got[r, c]),
-                bits_of(float(got[r, c]), out_name),
-                float(err[r, c]),
-                float(budget[r, c]),
-                float(steps[r, c]),
-                {"accumulate and scales": float(truth.error[r, c]), "store": spacing},
+                row=r + first_row,
+                col=c + first_col,
+                exact=float(expected[r, c]),
+                low=float(truth.low[r, c]),
+                high=float(truth.high[r, c]),
+                got=float(got[r, c]),
+                got_bits=bits_of(float(got[r, c]), out_name),
+                err=float(err[r, c]),
+                budget=float(budget[r, c]),
+                err_ulp=float(steps[r, c]),
+                terms={"accumulate and scales": float(truth.error[r, c]), "store": spacing},
             )
 
         # Where the exact value lies beyond T's range, differences from it are no numbers.

@@ -10,69 +10,94 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from reference import budgets
-from reference.add_rmsnorm_quant import (
-    NormTruth,
-    RowMax,
-    element_t_bounds,
-    norm_truth,
-    quant_truth,
-    residual_flushes,
-    truth_of_rows,
-)
+from reference.add_rmsnorm_quant import NormTruth, Residuals, RowMax, norm_truth, truth_of_rows
 from reference.contract import NormQuantContract
-from reference.formats import FloatFormat, bytes_of, format_of, key_of, ulp
-from reference.quantize import Row, ScaleTruth, scale_admissible
-from validators.cases.tensors import (
-    Inputs,
-    NormQuantInputs,
-    NormQuantOutputs,
-    QuantInputs,
-    QuantOutputs,
-)
+from reference.formats import bytes_of, key_of, ulp
+from reference.per_token_quant import QuantTruth, quant_truth
+from reference.setting import Setting
+from validators.cases.tensors import Inputs, NormQuantInputs, NormQuantOutputs, QuantInputs, QuantOutputs
 from validators.judge.codes import norm_codes, quant_codes, resolve, survey_tables
 from validators.judge.gpu.survey import Surveyor, fits, rules_of, trust, trusted
+from validators.judge.scales import judge_scales
+from validators.judge.sets import chunks
 from validators.judge.tally import Tally
 from validators.records.record import Comparison, Element
 
-
-def norm_open(inputs: NormQuantInputs, contract: NormQuantContract) -> torch.Tensor:
-    """``compare.open_rows`` of the norm, for a contract that settles every field."""
-    n, fp8 = inputs.width, format_of(inputs.fp8_dtype).name
-    x = inputs.x.reshape(-1, n)
-    r = None if inputs.residual is None else inputs.residual.reshape(-1, n)
-
-    def kinds(part: slice) -> torch.Tensor:
-        own = None if r is None else r[part]
-        return norm_truth(x[part], own, inputs.weight, inputs.eps, contract, fp8, gemma=inputs.gemma).scale.kind
-
-    return _open(inputs, contract, kinds)
+Truth = NormTruth | QuantTruth
 
 
-def quant_open(inputs: QuantInputs, contract: NormQuantContract) -> torch.Tensor:
-    """The same of the quantizer."""
-    x, fp8 = inputs.x.reshape(-1, inputs.width), format_of(inputs.fp8_dtype).name
-    return _open(inputs, contract, lambda part: quant_truth(x[part].float(), contract, fp8, format_of(x.dtype)).kind)
+def truth_of(inputs: Inputs, setting: Setting, rows: slice = slice(None)) -> Truth:
+    """What is admissible of some rows of the flattened inputs of the norm or the quantizer."""
+    return _TRUTHS[inputs.op](inputs, setting, rows)
 
 
-def _open(inputs: Inputs, contract: NormQuantContract, kinds: Callable[[slice], torch.Tensor]) -> torch.Tensor:
-    found, step = [torch.zeros(0, dtype=torch.bool)], rows_per_chunk(inputs.width, inputs.device)
-    nan_is_open = contract.nonfinite == "unspecified"
+def _norm_truth(inputs: NormQuantInputs, setting: Setting, rows: slice) -> NormTruth:
+    n, residual = inputs.width, inputs.residual
+    return norm_truth(
+        inputs.x.reshape(-1, n)[rows],
+        None if residual is None else residual.reshape(-1, n)[rows],
+        inputs.weight,
+        setting,
+    )
+
+
+def _quant_truth(inputs: QuantInputs, setting: Setting, rows: slice) -> QuantTruth:
+    return quant_truth(inputs.x.reshape(-1, inputs.width)[rows], setting)
+
+
+_TRUTHS: dict[str, Callable[[Any, Setting, slice], Truth]] = {
+    "add_rmsnorm_quant": _norm_truth,
+    "per_token_quant": _quant_truth,
+}
+
+
+def open_rows(inputs: NormQuantInputs | QuantInputs, contract: NormQuantContract) -> torch.Tensor:
+    """``compare.open_rows`` of both ops, for a contract that settles every field."""
+    setting, found = Setting.of(inputs, contract), [torch.zeros(0, dtype=torch.bool)]
     with torch.inference_mode():
-        for first in range(0, inputs.row_count, step):
-            kind = kinds(slice(first, first + step))
-            opened = (kind == int(Row.UNSPECIFIED)) | ((kind == int(Row.NONFINITE)) & nan_is_open)
-            found.append(opened.cpu())
+        found += [truth_of(inputs, setting, part).scale.open for part in chunks(inputs)]
     return torch.cat(found)
 
 
-def rows_per_chunk(cols: int, device: torch.device) -> int:
-    """Rows whose temporaries stay in cache on a CPU (2**18 elements, measured fastest) and fill a GPU (2**25)."""
-    elements = 2**18 if device.type == "cpu" else 2**25
-    return max(1, elements // cols)
+@dataclass(frozen=True)
+class _Arrays:
+    """Inputs and outputs of the norm as matrices: x, residual and stored T [m, n], codes uint8 [m, n], scale fp32 [m].
+
+    first: the row of the whole output that their row 0 is."""
+
+    first: int
+    x: torch.Tensor
+    residual: torch.Tensor | None
+    weight: torch.Tensor
+    codes: torch.Tensor
+    stored: torch.Tensor | None
+    scale: torch.Tensor
+
+    @classmethod
+    def of(cls, inputs: NormQuantInputs, outputs: NormQuantOutputs) -> _Arrays:
+        n = inputs.width
+        residual, stored = (None if t is None else t.reshape(-1, n) for t in (inputs.residual, outputs.residual_out))
+        codes, scale = bytes_of(outputs.codes).reshape(-1, n), outputs.scale.reshape(-1)
+        return cls(0, inputs.x.reshape(-1, n), residual, inputs.weight, codes, stored, scale)
+
+    def part(self, rows: slice) -> _Arrays:
+        residual, stored = (None if t is None else t[rows] for t in (self.residual, self.stored))
+        return _Arrays(rows.start, self.x[rows], residual, self.weight, self.codes[rows], stored, self.scale[rows])
+
+
+@dataclass(frozen=True)
+class _Tallies:
+    residual: Tally | None
+    scale: Tally
+    codes: Tally
+
+    def results(self) -> list[Comparison]:
+        return [t.result() for t in (self.residual, self.scale, self.codes) if t is not None]
 
 
 def compare_norm_quant(
@@ -83,107 +108,71 @@ def compare_norm_quant(
     tally: type[Tally] = Tally,
 ) -> list[Comparison]:
     """Residual (bit for bit), scale and codes of ``add_rmsnorm_quant``."""
-    n = inputs.x.shape[-1]
-    x, residual = inputs.x.reshape(-1, n), None if inputs.residual is None else inputs.residual.reshape(-1, n)
-    if survey is None or not fits(x, residual, contract):
-        return _norm_quant(inputs, outputs, contract, None, tally)
-    key = (contract, inputs.fp8_dtype, n, x.dtype, residual is None, inputs.gemma, inputs.weight.dtype)
+    arrays, setting = _Arrays.of(inputs, outputs), Setting.of(inputs, contract)
+    parts = chunks(inputs)
+    if survey is None or not fits(arrays.x, arrays.residual, contract):
+        return _norm_quant(arrays, parts, setting, None, tally)
+    key = (
+        contract,
+        inputs.fp8_dtype,
+        setting.n,
+        inputs.x.dtype,
+        inputs.residual is None,
+        setting.gemma,
+        inputs.weight.dtype,
+    )
     if trusted(key):
-        return _norm_quant(inputs, outputs, contract, survey)
-    plain = _norm_quant(inputs, outputs, contract, None)
-    trust(key, plain, _norm_quant(inputs, outputs, contract, survey))
+        return _norm_quant(arrays, parts, setting, survey)
+    plain = _norm_quant(arrays, parts, setting, None)
+    trust(key, plain, _norm_quant(arrays, parts, setting, survey))
     return plain
 
 
 def _norm_quant(
-    inputs: NormQuantInputs,
-    outputs: NormQuantOutputs,
-    contract: NormQuantContract,
-    survey: Surveyor | None,
-    tally: type[Tally] = Tally,
+    arrays: _Arrays, parts: list[slice], setting: Setting, survey: Surveyor | None, tally: type[Tally] = Tally
 ) -> list[Comparison]:
-    n = inputs.x.shape[-1]
-    x, fp8 = inputs.x.reshape(-1, n), format_of(inputs.fp8_dtype)
-    residual = None if inputs.residual is None else inputs.residual.reshape(-1, n)
-    codes, scale = bytes_of(outputs.codes).reshape(-1, n), outputs.scale.reshape(-1)
-    stored = None if outputs.residual_out is None else outputs.residual_out.reshape(-1, n)
-    rows, qmax, storage = x.shape[0], contract.qmax(fp8.name), format_of(x.dtype)
-    tallies = [tally("scale", rows, 1), tally("codes", rows, n)]
-    residual_tally = tally("residual_out", rows, n) if residual is not None else None
-    step = rows_per_chunk(n, x.device)
-    for first in range(0, rows, step):
-        part = slice(first, min(rows, first + step))
-        chunk = None if residual is None else residual[part]
-        if survey is not None and (residual is None) == (stored is None):
-            own_part = None if stored is None else stored[part]
-            if _surveyed(
-                tallies, first, x[part], chunk, codes[part], own_part, scale[part], inputs, contract, fp8, survey
-            ):
-                if residual_tally is not None:
-                    residual_tally.judged += x[part].numel()
-                continue
-        truth = norm_truth(x[part], chunk, inputs.weight, inputs.eps, contract, fp8.name, gemma=inputs.gemma)
-        if residual_tally is not None and stored is not None and truth.residual is not None:
-            assert chunk is not None
-            _residual(residual_tally, first, truth.residual, stored[part], contract, x[part], chunk)
-        own = _scales(tallies[0], first, scale[part], truth.scale, contract, qmax, truth.grid, storage, truth)
-        norm_codes(tallies[1], first, codes[part], own, truth, contract, qmax, fp8, storage, inputs.gemma)
-    found = [t.result() for t in tallies]
-    return ([residual_tally.result()] if residual_tally is not None else []) + found
+    rows, n = arrays.x.shape
+    residual = tally("residual_out", rows, n) if arrays.residual is not None else None
+    tallies = _Tallies(residual, tally("scale", rows, 1), tally("codes", rows, n))
+    for rows_of in parts:
+        part = arrays.part(rows_of)
+        paired = (part.residual is None) == (part.stored is None)
+        if survey is not None and paired and _surveyed(tallies, part, setting, survey):
+            continue
+        truth = norm_truth(part.x, part.residual, part.weight, setting)
+        if tallies.residual is not None and part.stored is not None and truth.residuals is not None:
+            _residual(tallies.residual, part.first, truth.residuals, part.stored)
+        own = judge_scales(tallies.scale, part.first, part.scale, truth)
+        norm_codes(tallies.codes, part.first, part.codes, own, truth)
+    return tallies.results()
 
 
-def _surveyed(
-    tallies: list[Tally],
-    first: int,
-    x: torch.Tensor,
-    residual: torch.Tensor | None,
-    codes: torch.Tensor,
-    stored: torch.Tensor | None,
-    scale: torch.Tensor,
-    inputs: NormQuantInputs,
-    contract: NormQuantContract,
-    fp8: FloatFormat,
-    survey: Surveyor,
-) -> bool:
+def _surveyed(tallies: _Tallies, part: _Arrays, setting: Setting, survey: Surveyor) -> bool:
     """Judge scales and codes of a chunk whose residual is right bit for bit and whose rows are all NORMAL, with what
     one pass saw; False, and nothing judged, where it is not such a chunk."""
-    qmax, n, storage = contract.qmax(fp8.name), x.shape[-1], format_of(x.dtype)
-    rules = rules_of(contract, n, qmax, inputs.eps, gemma=inputs.gemma, storage=storage.name)
-    table = survey_tables(fp8, contract, qmax, inputs.gemma, x.device)
-    seen = survey(x, residual, inputs.weight, codes, stored, scale, table, rules)
+    table, rules = survey_tables(setting, part.x.device), rules_of(setting)
+    seen = survey(part.x, part.residual, part.weight, part.codes, part.stored, part.scale, table, rules)
     if seen is None:
         return False
     row_max = None
     if seen.ends is not None:
         rms, rms_low, rms_high, low, high, nominal = seen.ends.unbind()
         row_max = RowMax(low, high, nominal, rms_low, rms_high, rms)
-    truth = truth_of_rows(
-        seen.square_sum,
-        seen.p_max,
-        x,
-        inputs.weight,
-        None,
-        inputs.eps,
-        contract,
-        fp8.name,
-        storage,
-        gemma=inputs.gemma,
-        row_max=row_max,
-    )
+    truth = truth_of_rows(seen.square_sum, seen.p_max, part.x, part.weight, setting, row_max=row_max)
     if truth is None or not truth.scale.ordinary:
         return False
-    admissible = scale_admissible(seen.scale.double(), truth.scale, contract, qmax, truth.grid)
+    admissible = truth.scale.admits(seen.scale.double())
     # Where y is rounded, the pass held the codes against the kernel's own scales: no evidence where one is wrong.
     if rules.rounds and not bool(admissible.all()):
         return False
-    own = _scales(tallies[0], first, seen.scale, truth.scale, contract, qmax, truth.grid, storage, truth, admissible)
-    tallies[1].judged += x.numel()
-    tallies[1].ambiguous += seen.choices
-    if seen.row.numel() == 0:
-        return True
-    scales = own.to(seen.row.device)[seen.row]
-    bounds = element_t_bounds(truth, seen.row, seen.z, seen.weight, scales, contract, qmax, storage, gemma=inputs.gemma)
-    resolve(tallies[1], first, seen.row, seen.col, seen.code, bounds, fp8, contract)
+    own = judge_scales(tallies.scale, part.first, seen.scale, truth, admissible)
+    tallies.codes.judged += part.x.numel()
+    tallies.codes.ambiguous += seen.choices
+    if tallies.residual is not None:
+        tallies.residual.judged += part.x.numel()
+    if seen.row.numel():
+        codes = truth.codes_of(seen.row, seen.z, seen.weight, own.to(seen.row.device)[seen.row])
+        resolve(tallies.codes, part.first, seen.row, seen.col, seen.code, codes)
     return True
 
 
@@ -195,43 +184,27 @@ def compare_quant(
     tally: type[Tally] = Tally,
 ) -> list[Comparison]:
     """Scale and codes of ``per_token_quant``."""
-    n = inputs.x.shape[-1]
-    x, fp8 = inputs.x.reshape(-1, n), format_of(inputs.fp8_dtype)
+    setting, rows, n = Setting.of(inputs, contract), inputs.row_count, inputs.width
     codes, scale = bytes_of(outputs.codes).reshape(-1, n), outputs.scale.reshape(-1)
-    qmax, storage = contract.qmax(fp8.name), format_of(x.dtype)
-    tallies = [tally("scale", x.shape[0], 1), tally("codes", x.shape[0], n)]
-    step = rows_per_chunk(n, x.device)
-    for first in range(0, x.shape[0], step):
-        part = slice(first, min(x.shape[0], first + step))
-        chunk = x[part].float()
-        truth = quant_truth(chunk, contract, fp8.name, storage)
-        own = _scales(tallies[0], first, scale[part], truth, contract, qmax, storage, storage, None)
-        quant_codes(tallies[1], first, codes[part], own, chunk, truth.kind, contract, fp8, storage)
-    return [t.result() for t in tallies]
+    tallies = _Tallies(None, tally("scale", rows, 1), tally("codes", rows, n))
+    for part in chunks(inputs):
+        truth = _quant_truth(inputs, setting, part)
+        own = judge_scales(tallies.scale, part.start, scale[part], truth)
+        quant_codes(tallies.codes, part.start, codes[part], own, truth)
+    return tallies.results()
 
 
-def _residual(
-    tally: Tally,
-    first: int,
-    expected: torch.Tensor,
-    got: torch.Tensor,
-    contract: NormQuantContract,
-    x: torch.Tensor,
-    residual: torch.Tensor,
-) -> None:
+def _residual(tally: Tally, first: int, sets: Residuals, got: torch.Tensor) -> None:
     """Bit equality with the contract's store of x + residual, or with what a flush makes of it."""
-    fmt, want = format_of(got.dtype), expected
+    fmt = sets.setting.storage
     tally.judged += got.numel()
-    wrong = want.view(torch.int16) != got.view(torch.int16)
+    wrong = sets.differ(got)
     if not bool(wrong.any()):
         return
     row, col = wrong.nonzero().unbind(1)
-    w, g, a, b = (v[row, col].double().cpu() for v in (want, got, x, residual))
-    row, col = row.cpu(), col.cpu()
-    fine = w.isnan() & g.isnan()  # any NaN payload is a NaN
-    fine |= residual_flushes(g, w, a, b, contract, fmt)
-    bad = ~fine
-    row, col, w, g = row[bad], col[bad], w[bad], g[bad]
+    g, w = (v[row, col].double().cpu() for v in (got, sets.stored))
+    bad = ~sets.admits(g, row, col)
+    row, col, w, g = row.cpu()[bad], col.cpu()[bad], w[bad], g[bad]
     if row.numel() == 0:
         return
     tally.violation_points(row + first, col)
@@ -243,122 +216,19 @@ def _residual(
     tally.use(torch.full_like(err, math.inf), torch.ones_like(err, dtype=torch.bool))
 
     def make(i: int) -> Element:
-        value, bits = float(g[i]), got[int(row[i]), int(col[i])].view(torch.int16)
+        bits, want = got[int(row[i]), int(col[i])].view(torch.int16), float(w[i])
         return Element(
-            int(row[i]) + first,
-            int(col[i]),
-            float(w[i]),
-            float(w[i]),
-            float(w[i]),
-            value,
-            f"0x{int(bits) & 0xFFFF:04x}",
-            float(err[i]),
-            0.0,
-            float(steps[i]),
-            {"store (bit-exact)": 0.0},
+            row=int(row[i]) + first,
+            col=int(col[i]),
+            exact=want,
+            low=want,
+            high=want,
+            got=float(g[i]),
+            got_bits=f"0x{int(bits) & 0xFFFF:04x}",
+            err=float(err[i]),
+            budget=0.0,
+            err_ulp=float(steps[i]),
+            terms={"store (bit-exact)": 0.0},
         )
 
     tally.candidates(err / spacing, err, make)
-
-
-def _scales(
-    tally: Tally,
-    first: int,
-    got32: torch.Tensor,
-    truth: ScaleTruth,
-    contract: NormQuantContract,
-    qmax: float,
-    grid: FloatFormat | None,
-    storage: FloatFormat,
-    norm: NormTruth | None,
-    admissible: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Judge the scales of a chunk; returns the scale that codes are judged with: the kernel's own where it
-    is admissible, else the nominal one, so that a wrong scale is reported once and not as wrong codes too.
-    admissible: of ``scale_admissible`` where it is known already."""
-    got32 = got32.cpu()
-    got = got32.double()
-    kind = truth.kind
-    ok = scale_admissible(got, truth, contract, qmax, grid, storage) if admissible is None else admissible
-    steps = _fp32_place(got32) - _fp32_place(truth.nominal.float())
-    err, budget = (got - truth.nominal).abs(), torch.maximum(truth.high - truth.nominal, truth.nominal - truth.low)
-    if truth.ordinary and bool(ok.all()):
-        tally.judged += kind.numel()
-        tally.ambiguous += int((truth.low < truth.high).sum())
-        # 0/0 is a hit of the single admissible value.
-        tally.use((err / budget).nan_to_num_(nan=0.0), None)
-        tally.step_counts(steps)
-        return got
-    nonfinite, skipped = kind == int(Row.NONFINITE), kind == int(Row.UNSPECIFIED)
-    if contract.nonfinite == "propagate":
-        ok = torch.where(nonfinite, got.isnan(), ok)
-    else:
-        skipped = skipped | nonfinite
-    tally.judged += int((~skipped).sum())
-    tally.unspecified += int(skipped.sum())
-    _note_unspecified(tally, got, kind, skipped)
-    judged = ~skipped
-    bad = judged & ~ok
-    regular = judged & ~nonfinite
-    tally.ambiguous += int((regular & (truth.low < truth.high)).sum())
-    # A budget of zero (single admissible value) has use 0 where hit and infinity where missed.
-    use = torch.where(bad & (err <= budget), math.inf, err / budget)
-    use = torch.where((err == 0) & ~bad, 0.0, use)
-    tally.use(use[regular], bad[regular])
-    tally.step_counts(steps[regular])
-    if bool(bad.any()):
-        index = bad.nonzero().flatten()
-        tally.violation_points(index + first, torch.zeros_like(index))
-        want = torch.where(nonfinite, torch.full_like(got, math.nan), truth.nominal)
-        tally.count_nonfinite(got[index], want[index])
-
-        def make(i: int) -> Element:
-            r = int(index[i])
-            terms = (
-                budgets.rms_budget(contract, norm.z.shape[-1]) + budgets.multiply_budget(contract, gemma=False)
-                if norm is not None
-                else budgets.Budget(())
-            ) + budgets.scale_step_budget(contract, qmax)
-            return Element(
-                r + first,
-                0,
-                float(want[r]),
-                float(truth.low[r]),
-                float(truth.high[r]),
-                float(got[r]),
-                f"0x{int(got32[r].view(torch.int32)) & 0xFFFFFFFF:08x}",
-                float(err[r]),
-                float(budget[r]),
-                float(steps[r]),
-                terms.scaled(float(want[r])),
-            )
-
-        tally.candidates(use[index], err[index], make)
-    return torch.where(ok & regular, got, truth.nominal)
-
-
-def _fp32_place(values: torch.Tensor) -> torch.Tensor:
-    """Position of fp32 values in their ordered list, int64: differences are steps of fp32."""
-    bits = values.view(torch.int32).long()
-    if not bool(torch.signbit(values).any()):
-        return bits
-    return torch.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
-
-
-def _note_unspecified(tally: Tally, got: torch.Tensor, kind: torch.Tensor, skipped: torch.Tensor) -> None:
-    """What the kernel stored where the contract says nothing."""
-    for value, what in (
-        (Row.NONFINITE, "NaN or Inf in the row"),
-        (Row.UNSPECIFIED, "overflow or underflow in the row"),
-    ):
-        rows = skipped & (kind == int(value))
-        if bool(rows.any()):
-            seen = got[rows]
-            for words, mask in (
-                ("scale NaN", seen.isnan()),
-                ("scale Inf", seen.isinf()),
-                ("scale 0", seen == 0),
-                ("finite scale", seen.isfinite() & (seen != 0)),
-            ):
-                if bool(mask.any()):
-                    tally.note(f"{what}: {words}", int(mask.sum()))

@@ -16,7 +16,7 @@ from validators.judge.tally import Tally
 from validators.records.record import Comparison, Element
 
 ELEMENTS = {"cpu": 2**18, "cuda": 2**25}
-"""Elements of a chunk of rows, by device."""
+"""Elements of a chunk of rows: temporaries stay in cache on a CPU (measured fastest) and fill a GPU."""
 
 
 def oracle_of(op: str) -> ModuleType:
@@ -87,17 +87,17 @@ def _judge(tally: Tally, first: int, got: torch.Tensor, raw: torch.Tensor, sets:
         bits = int(raw[r, c].reshape(1).view({1: torch.uint8, 2: torch.int16, 4: torch.int32}[size])) % 256**size
         half = float(0.5 * ulp(sets.exact[r, c], fmt))
         return Element(
-            r + first,
-            c,
-            at["exact"],
-            at["low"],
-            at["high"],
-            float(got[r, c]),
-            f"0x{bits:0{2 * size}x}",
-            float(err[r, c]),
-            float(budget[r, c]),
-            float(steps[r, c]),
-            {"quotient and code": float(budget[r, c]), "half a step of the code": half},
+            row=r + first,
+            col=c,
+            exact=at["exact"],
+            low=at["low"],
+            high=at["high"],
+            got=float(got[r, c]),
+            got_bits=f"0x{bits:0{2 * size}x}",
+            err=float(err[r, c]),
+            budget=float(budget[r, c]),
+            err_ulp=float(steps[r, c]),
+            terms={"quotient and code": float(budget[r, c]), "half a step of the code": half},
         )
 
     tally.candidates(steps[row, col].abs().nan_to_num(nan=math.inf), err[row, col].nan_to_num(nan=math.inf), make)

@@ -23,7 +23,7 @@ class Status(str, Enum):
     UNTESTED = "UNTESTED"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Element:
     """One element of an output with its arithmetic.
 

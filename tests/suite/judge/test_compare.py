@@ -20,7 +20,7 @@ from validators.cases.inputs import build
 from validators.cases.recipe import ADD, QUANT
 from validators.cases.tensors import GemmOutputs, NormQuantOutputs, Outputs, QuantOutputs
 from validators.judge import codes as compare_codes
-from validators.judge import norm as module
+from validators.judge import sets
 from validators.judge.codes import screen_tables
 from validators.judge.compare import CompareError, admits_all, compare
 from validators.judge.tally import runs_in_words, where_in_words
@@ -140,7 +140,7 @@ def test_chunks_do_not_show(rows: int, name: str, op: str, monkeypatch: pytest.M
         outputs = damaged(emulated.execute(inputs, None, contract))
         whole = compare(inputs, outputs, contract)
         with monkeypatch.context() as patch:
-            patch.setattr(module, "rows_per_chunk", lambda cols, device: rows)
+            patch.setattr(sets, "ELEMENTS", {"cpu": rows * inputs.width})
             chunked = compare(inputs, outputs, contract)
         for one, other in zip(whole, chunked, strict=True):
             # Among equally bad elements the ones kept depend on the chunks, and so does the text of what was seen.

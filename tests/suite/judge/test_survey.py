@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from reference import budgets
-from reference.add_rmsnorm_quant import order
 from reference.contract import NORM_QUANT_CONTRACTS
 from reference.formats import FORMATS, FloatFormat, code_preimages
-from reference.quantize import is_power_of_two, t_bounds
+from reference.quantize import Codes, is_power_of_two, t_bounds
+from reference.setting import Setting
 from validators.cases.case import Case
 from validators.cases.inputs import build
 from validators.cases.recipe import ADD
@@ -67,8 +66,8 @@ def test_contracts_that_the_survey_does_not_know_are_judged_without_it() -> None
 def test_the_surveys_screens_say_what_the_judgement_says(name: str, fp8: str) -> None:
     """On t near the ends of preimages: what the tables call single is single, a choice is none, held has use 0."""
     contract, fmt = NORM_QUANT_CONTRACTS[name].replace(overflow="saturate"), FORMATS[fp8]
-    qmax, count = contract.qmax(fp8), 200_000
-    tables = survey_tables(fmt, contract, qmax, False, torch.device("cpu"))
+    setting, count = Setting(contract, fmt, FORMATS["bf16"], 512), 200_000
+    tables = survey_tables(setting, torch.device("cpu"))
     code, t = _near_boundaries(fmt, count, 11)
     if contract.round_after_normalize or contract.round_after_weight:
         draw = torch.Generator().manual_seed(12)
@@ -79,21 +78,20 @@ def test_the_surveys_screens_say_what_the_judgement_says(name: str, fp8: str) ->
         y_low = y_low.double()
         y = torch.where(torch.rand(count, generator=draw) < 0.5, y_low, y_high)
         scale = (y / t.abs()).float().double()
-        ends = t_bounds(y_low, y_high, scale, scale, contract)
+        ends = t_bounds(y_low, y_high, scale, setting)
         exact = contract.reciprocal_u <= 1.0
         near, far = ends if exact else (y_low / scale, y_high / scale)
         sure = exact | ~is_power_of_two(scale)
         middle = torch.minimum(torch.maximum(y / scale, ends[0]), ends[1])
-        sign = torch.where(t < 0, -1.0, 1.0).double()
-        nominal, low, high = order(middle, *ends, sign)
-        centre, lower, upper = order(y / scale, near, far, sign)
+        sets = Codes.signed(setting, middle, *ends, negative=t < 0)
+        seen = Codes.signed(setting, y / scale, near, far, negative=t < 0)
+        centre, lower, upper = seen.nominal, seen.low, seen.high
     else:
-        b = budgets.code_budget(contract, qmax, gemma=False).bound
-        nominal, low, high = t, torch.minimum(t * (1 - b), t * (1 + b)), torch.maximum(t * (1 - b), t * (1 + b))
+        b = setting.code_bound
+        sets = Codes(setting, t, torch.minimum(t * (1 - b), t * (1 + b)), torch.maximum(t * (1 - b), t * (1 + b)))
         centre, lower, upper, sure = t, t, t, torch.ones(count, dtype=torch.bool)
     at = tables[:, :, code.long()]
-    least, most = (end[code.long()] for end in code_preimages(fmt, "saturate"))
-    single = (low >= least) & (high <= most)
+    single = sets.admits(code).single
     called_single = (lower >= at[0, 0]) & (upper <= at[0, 1])
     called_choice = ((lower < at[1, 0]) | (upper > at[1, 1])) & sure
     held = (centre >= at[2, 0]) & (centre <= at[2, 1])
@@ -104,8 +102,7 @@ def test_the_surveys_screens_say_what_the_judgement_says(name: str, fp8: str) ->
     assert int(settled.sum()) > count // 200
     tally = Tally("codes", 1, count)
     index = settled.nonzero().flatten()
-    bounds = (nominal[index], low[index], high[index])
-    resolve(tally, 0, torch.zeros_like(index), index, code[index], bounds, fmt, contract)
+    resolve(tally, 0, torch.zeros_like(index), index, code[index], sets.part(index))
     assert (tally.violations, tally.ambiguous, tally.worst_use, tally.steps) == (0, len(index), 0.0, {})
 
 

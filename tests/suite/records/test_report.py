@@ -10,7 +10,7 @@ import pytest
 from tests.support.made import CASE, comparison, failed, record
 from validators.records import text as report
 from validators.records.provenance import Provenance
-from validators.records.record import Check, Element, Explanation, Status
+from validators.records.record import Check, Explanation, Status
 
 FAILED_REPORT = f"""\
 FAILED scale: 510 of 512 rows outside their admissible set, worst 1892x
@@ -123,7 +123,7 @@ def test_two_runs_that_differ_are_in_the_headline_of_a_failure() -> None:
 def test_report_is_bounded_and_one_record_cannot_break_its_layout() -> None:
     many = tuple(f"reason {i}\x1b[2J\nFAILED fake line" for i in range(50))
     checks = tuple(Check(f"check {i}", False, "x" * 1000) for i in range(50))
-    element = Element(0, 0, 1.0, 1.0, 1.0, 2.0, "00", 1.0, 0.5, 1.0, {f"term{i}": 1.0 for i in range(30)})
+    element = dataclasses.replace(comparison(violations=1).worst[0], terms={f"term{i}": 1.0 for i in range(30)})
     outputs = tuple(comparison(f"out{i}", violations=5, worst=(element,) * 30) for i in range(20))
     bad = failed(
         reasons=many,

@@ -7,10 +7,12 @@ import functools
 import pytest
 import torch
 
-from reference.add_rmsnorm_quant import flushed_residual, quant_truth
+from reference.add_rmsnorm_quant import flushed_residual
 from reference.contract import NORM_QUANT_CONTRACTS, NormQuantContract
 from reference.formats import FORMATS
-from reference.quantize import ScaleTruth, scale_admissible, scale_of
+from reference.per_token_quant import quant_truth
+from reference.quantize import Scales, scale_of
+from reference.setting import Setting
 from validators.calls.buffers import POISONS, make_buffers
 from validators.calls.invariance import batch_invariance
 from validators.cases.case import Case
@@ -48,36 +50,46 @@ def all_positive(storage: str) -> torch.Tensor:
 def test_every_scale_of_t_is_the_frameworks_division_in_t_and_its_neighbours_are_none(storage: str, fp8: str) -> None:
     """All 2**15 row maxima. The admissible scale is amax / Q as the type itself divides, and no other value of T."""
     contract, fmt = NORM_QUANT_CONTRACTS["torchao"], FORMATS[storage]
-    amax, qmax = all_positive(storage), contract.qmax(fp8)
-    truth = quant_truth(amax[:, None].float(), contract, fp8, fmt)
-    scale = (amax.float() / torch.tensor(qmax)).to(TYPES[storage])
+    amax, setting = all_positive(storage), Setting(contract, FORMATS[fp8], fmt, 1)
+    truth = quant_truth(amax[:, None], setting).scale
+    scale = (amax.float() / torch.tensor(setting.qmax)).to(TYPES[storage])
     judged = truth.kind == 0
     assert int(judged.sum()) > len(amax) // 2
     for steps in (-1, 0, 1):
         near = (scale.view(torch.int16) + steps).view(TYPES[storage]).double()
-        found = scale_admissible(near, truth, contract, qmax, fmt, fmt)
+        found = truth.admits(near)
         assert bool((found == (steps == 0))[judged].all()), steps
 
 
-@pytest.mark.parametrize("qmax", [448.0, 240.0, 224.0])
+@pytest.mark.parametrize(("fp8", "most"), [("e4m3fn", 240.0), ("e4m3fnuz", 240.0), ("e4m3fnuz", 224.0)])
 @pytest.mark.parametrize("storage", ["bf16", "fp16"])
-def test_scales_of_an_interval_of_row_maxima_are_its_image(storage: str, qmax: float) -> None:
+def test_scales_of_an_interval_of_row_maxima_are_its_image(storage: str, fp8: str, most: float) -> None:
     """Where amax is only known to an interval (the norm), the set is what the interval's values of T give, no more."""
-    contract, fmt = NORM_QUANT_CONTRACTS["torchao"], FORMATS[storage]
+    contract, fmt = NORM_QUANT_CONTRACTS["torchao"].replace(fnuz_max=most), FORMATS[storage]
+    setting = Setting(contract, FORMATS[fp8], fmt, 1)
     values = all_positive(storage).double()
-    image = scale_of(values, contract, qmax, fmt)
+    image = scale_of(values, setting)
     draw = torch.Generator().manual_seed(4)
     for width in (0, 1, 2, 5):
         low = torch.randint(len(values) - width, (4000,), generator=draw)
         ends = [values[low], values[low + width]]
         none = torch.zeros(len(low), dtype=torch.int8)
-        bounds = [scale_of(end, contract, qmax, fmt) for end in ends]
-        truth = ScaleTruth(none, bounds[0], bounds[0], bounds[1], *ends)
+        bounds = [scale_of(end, setting) for end in ends]
+        truth = Scales(
+            setting=setting,
+            grid=fmt,
+            kind=none,
+            nominal=bounds[0],
+            low=bounds[0],
+            high=bounds[1],
+            amax_low=ends[0],
+            amax_high=ends[1],
+        )
         near = torch.randint(-2, 3, (len(low),), generator=draw)
         at = (image[low].to(TYPES[storage]).view(torch.int16) + near).clamp(min=0).to(torch.int16)
         asked = at.view(TYPES[storage]).double()
         expected = torch.stack([image[low + i] == asked for i in range(width + 1)]).any(dim=0)
-        assert torch.equal(scale_admissible(asked, truth, contract, qmax, fmt, fmt), expected)
+        assert torch.equal(truth.admits(asked), expected)
         assert 0 < int(expected.sum()) < len(low)
 
 
@@ -132,9 +144,9 @@ def test_a_scale_that_underflows_in_fp16_follows_the_rule_for_zero() -> None:
     assert violations(inputs, outputs, contract)["codes"] == 1
 
 
-def test_a_contract_without_the_storage_type_is_refused() -> None:
-    with pytest.raises(ValueError, match="'torchao' rounds to the storage type, and none was given"):
-        quant_truth(torch.ones(1, 8), NORM_QUANT_CONTRACTS["torchao"], "e4m3fn")
+def test_a_setting_without_a_storage_type_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'torchao' .* is bf16 or fp16 and not fp32"):
+        Setting.of(QuantInputs(torch.ones(1, 8), torch.float8_e4m3fn), NORM_QUANT_CONTRACTS["torchao"])
 
 
 # --- stores of the residual
@@ -192,7 +204,7 @@ def test_a_flush_is_of_both_operands_or_of_the_result_and_of_nothing_else() -> N
         (tiny, tiny, 0.0, False),
     ]
     x, r, stored = (torch.tensor([row[i] for row in rows]).bfloat16().reshape(1, -1) for i in range(3))
-    flushed = flushed_residual(x, r, contract, FORMATS["bf16"])[0, :2].float()
+    flushed = flushed_residual(x, r, Setting(contract, FORMATS["e4m3fn"], FORMATS["bf16"], len(rows)))[0, :2].float()
     assert torch.equal(flushed, torch.tensor([1.5, 1.5]) * tiny)
     inputs = NormQuantInputs(x, r, torch.ones(len(rows), dtype=torch.bfloat16), 1e-5, torch.float8_e4m3fn)
     outputs = emulated.make(contract)(inputs)

@@ -12,8 +12,10 @@ import torch
 from reference import add_rmsnorm_quant as truth_of
 from reference import budgets
 from reference.contract import NORM_QUANT_CONTRACTS, NormQuantContract
-from reference.formats import FORMATS, decode, format_of
+from reference.formats import FORMATS, decode
+from reference.per_token_quant import quant_truth
 from reference.quantize import Row, scale_of
+from reference.setting import Setting
 from tests.support import oracle
 from tests.support.variants import legitimate_variants
 from validators.cases.case import Case
@@ -38,8 +40,7 @@ def inputs_of(recipe: str, m: int = 6, n: int = 48, **options: object) -> NormQu
 
 
 def truth(inputs: NormQuantInputs, contract: NormQuantContract) -> truth_of.NormTruth:
-    fp8 = format_of(inputs.fp8_dtype).name
-    return truth_of.norm_truth(inputs.x, inputs.residual, inputs.weight, inputs.eps, contract, fp8, gemma=inputs.gemma)
+    return truth_of.norm_truth(inputs.x, inputs.residual, inputs.weight, Setting.of(inputs, contract))
 
 
 # ---- against exact arithmetic
@@ -53,7 +54,7 @@ def test_truth_is_exact_arithmetic(name: str, dtype: str, recipe: str) -> None:
     inputs = inputs_of(recipe, dtype=dtype)
     got = truth(inputs, contract)
     assert inputs.residual is not None
-    assert got.residual is not None
+    assert got.residuals is not None
     slack = Fraction(budgets.FLOAT64_SLACK)
     for i in range(len(inputs.x)):
         row = oracle.norm_row(
@@ -66,7 +67,7 @@ def test_truth_is_exact_arithmetic(name: str, dtype: str, recipe: str) -> None:
             storage=dtype,
         )
         assert oracle.exact(got.z[i]) == row.z
-        assert oracle.exact(got.residual[i]) == row.stored
+        assert oracle.exact(got.residuals.stored[i]) == row.stored
         assert Fraction(float(got.p_max[i])) == row.p_max
         low, high = row.rms
         assert low * (1 - slack) <= Fraction(float(got.rms[i])) <= high * (1 + slack)
@@ -105,9 +106,10 @@ def test_scale_interval_is_the_budget_around_the_exact_scale(name: str, fp8: str
 @pytest.mark.parametrize("storage", ["bf16", "fp16"])
 def test_scale_of_is_correct_roundings(name: str, fp8: str, storage: str) -> None:
     contract, grid = NORM_QUANT_CONTRACTS[name], oracle.GRIDS["fp32"]
-    qmax = contract.qmax(fp8)
+    setting = Setting(contract, FORMATS[fp8], FORMATS[storage], 1)
+    qmax = setting.qmax
     amax = torch.tensor([1.0, 448.0, 3.14159, 1e-3, 7e4, 0.33333334], dtype=torch.float32).double()
-    for value, scale in zip(amax.tolist(), scale_of(amax, contract, qmax, FORMATS[storage]).tolist(), strict=True):
+    for value, scale in zip(amax.tolist(), scale_of(amax, setting).tolist(), strict=True):
         if contract.scale_rule == "multiply":
             expected = oracle.rne(Fraction(value) * oracle.present(oracle.rne(1 / Fraction(qmax), grid)), grid)
         else:
@@ -149,7 +151,8 @@ def test_code_bounds_hold_the_exact_quotient() -> None:
     got = truth(inputs, contract)
     row, col = torch.meshgrid(torch.arange(4), torch.arange(32), indexing="ij")
     row, col = row.flatten(), col.flatten()
-    nominal, low, high = truth_of.code_t_bounds(got, row, col, got.scale.nominal[row], contract, 448.0, FORMATS["bf16"])
+    sets = got.codes(row, col, got.scale.nominal[row])
+    nominal, low, high = sets.nominal, sets.low, sets.high
     bound = Fraction(budgets.code_budget(contract, 448.0, gemma=False).bound)
     slack = Fraction(budgets.FLOAT64_SLACK)
     for i, (r, c) in enumerate(zip(row.tolist(), col.tolist(), strict=True)):
@@ -237,7 +240,7 @@ def test_a_scale_beyond_its_end_by_two_ulps_is_caught(name: str, fp8: str, op: s
         ends = truth(inputs, contract).scale
     else:
         assert isinstance(inputs, QuantInputs)
-        ends = truth_of.quant_truth(inputs.x.float(), contract, fp8, FORMATS["bf16"])
+        ends = quant_truth(inputs.x, Setting.of(inputs, contract)).scale
     inf = torch.tensor(torch.inf)
     for end, toward in ((ends.low, -inf), (ends.high, inf)):
         outside = end.float()
@@ -309,10 +312,11 @@ def test_special_rows_follow_the_contract(fp8: str) -> None:
         found = violations(inputs, wrong, contract)
         assert (found["codes"].violations, found["scale"].violations) == (1, 1)
     unfused = NORM_QUANT_CONTRACTS["unfused"]
-    zero = truth_of.quant_truth(torch.zeros(1, 8), unfused, fp8)
+    zero = quant_truth(torch.zeros(1, 8), Setting(unfused, FORMATS[fp8], FORMATS["bf16"], 8)).scale
     assert int(zero.kind[0]) == int(Row.UNSPECIFIED)
     eager = NORM_QUANT_CONTRACTS["eager"]
-    nan = truth_of.quant_truth(torch.tensor([[1.0, torch.nan], [1.0, torch.inf]]), eager, fp8)
+    x = torch.tensor([[1.0, torch.nan], [1.0, torch.inf]])
+    nan = quant_truth(x, Setting(eager, FORMATS[fp8], FORMATS["bf16"], 2)).scale
     # NaN propagates by contract; Inf/Inf in the cast is settled by no source.
     assert nan.kind.tolist() == [int(Row.NONFINITE), int(Row.UNSPECIFIED)]
 
@@ -336,13 +340,13 @@ def test_the_largest_element_of_a_row_decodes_to_q(fp8: str) -> None:
 @pytest.mark.parametrize("gemma", [False, True])
 @storage_types
 def test_the_three_ends_of_y_are_those_that_are_formed_one_by_one(name: str, gemma: bool, dtype: str) -> None:
-    contract, fmt = NORM_QUANT_CONTRACTS[name], FORMATS[dtype]
+    setting = Setting(NORM_QUANT_CONTRACTS[name], FORMATS["e4m3fn"], FORMATS[dtype], 4096, gemma=gemma)
     draw = torch.Generator().manual_seed(3)
     z, w = torch.randn(2, 4096, generator=draw)
     rms = torch.rand(3, 4096, generator=draw).double()
-    ends = truth_of.rounded_ends(z, w, rms, contract, fmt, gemma)
+    ends = truth_of.rounded_ends(z, w, rms, setting)
     for row, direction in zip(range(3), (-1.0, 1.0, 0.0), strict=True):
-        one = truth_of.rounded_y(z, w, rms[row], contract, fmt, direction, gemma)
+        one = truth_of.rounded_y(z, w, rms[row], setting, direction)
         assert torch.equal(ends[row], one)
 
 
@@ -351,23 +355,11 @@ def test_row_maxima_formed_with_another_rms_are_not_taken() -> None:
     inputs = inputs_of("gaussian")
     own = truth(inputs, contract)
     square_sum = own.z.double().square().sum(-1)
-    low, high = truth_of.rounded_row_max(own.z, own.weight, own.rms_low, own.rms_high, contract, FORMATS["bf16"], False)
+    low, high = truth_of.rounded_row_max(own.z, own.weight, own.rms_low, own.rms_high, own.setting)
     given = truth_of.RowMax(low, high, own.scale.amax_low, own.rms_low, own.rms_high, own.rms)
 
     def with_rows(row_max: truth_of.RowMax) -> truth_of.NormTruth | None:
-        return truth_of.truth_of_rows(
-            square_sum,
-            own.p_max,
-            own.z,
-            own.weight,
-            None,
-            inputs.eps,
-            contract,
-            "e4m3fn",
-            FORMATS["bf16"],
-            gemma=False,
-            row_max=row_max,
-        )
+        return truth_of.truth_of_rows(square_sum, own.p_max, own.z, own.weight, own.setting, row_max=row_max)
 
     same = with_rows(given)
     assert same is not None

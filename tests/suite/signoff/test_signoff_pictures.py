@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.made import comparison, failed, record
 from validators.records.evidence import ErrorByDepth, Evaluation, WalkEvidence
-from validators.records.record import Element, Record
+from validators.records.record import Record
 from validators.signoff import pictures
 
 
@@ -100,7 +100,7 @@ def test_an_element_that_is_no_number_has_no_mark_and_a_walks_op_no_explain() ->
 
 
 def test_infinite_ends_draw_no_line() -> None:
-    e = Element(0, 0, 1.0, 1.0, float("inf"), 2.0, "0x40", 1.0, 0.0, 3.0)
+    e = dataclasses.replace(comparison("out", violations=1).worst[0], low=1.0, high=float("inf"))
     broken = failed(comparisons=(dataclasses.replace(comparison("out", violations=1), worst=(e,)),))
     assert pictures.opened(broken)[0].band is None
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from reference import budgets
 from reference.add_rmsnorm_quant import end_factors
 from reference.contract import NormQuantContract
+from reference.setting import Setting
 from validators.errors import RunFault
 from validators.records.record import Comparison
 
@@ -61,21 +61,22 @@ def fits(x: torch.Tensor, residual: torch.Tensor | None, contract: NormQuantCont
     )
 
 
-def rules_of(contract: NormQuantContract, n: int, qmax: float, eps: float, *, gemma: bool, storage: str) -> Rules:
-    """The contract's arithmetic as the survey takes it, for rows of n elements of type ``storage`` (bf16, fp16)."""
+def rules_of(setting: Setting) -> Rules:
+    """The setting's arithmetic as the survey takes it."""
     from validators.judge.gpu.survey_triton import Rules
 
-    low, high = (end_factors(contract, direction, gemma) for direction in (-1.0, 1.0))
+    contract = setting.contract
+    low, high = (end_factors(setting, direction) for direction in (-1.0, 1.0))
     exact = contract.division if contract.reciprocal_u <= 1.0 else ""
     return Rules(
-        qmax,
-        eps,
+        setting.qmax,
+        setting.eps,
         unrounded=contract.norm_input == "unrounded",
-        truncated=contract.store(storage) == "truncate",
+        truncated=contract.store(setting.storage.name) == "truncate",
         round_h=contract.round_after_normalize,
         round_y=contract.round_after_weight,
-        gemma=gemma,
-        rms_bound=budgets.rms_budget(contract, n).bound,
+        gemma=setting.gemma,
+        rms_bound=setting.rms_budget.bound,
         factors=(low[0], high[0]),
         weights=(low[1], high[1]),
         exact=exact,
