@@ -58,7 +58,7 @@ def commit(root: str | Path, entries: Sequence[Entry]) -> list[str]:
                 with contextlib.suppress(OSError):
                     path.unlink()
             raise GoldenError(f"cannot write to {folder}: {error.strerror or error}; nothing was accepted") from None
-        _remove_debris(folder, rows)
+        _remove_leftovers(folder, rows)
     return changed
 
 
@@ -125,7 +125,7 @@ def write_atomically(path: Path, data: bytes) -> None:
             os.close(directory)
 
 
-def _remove_debris(folder: Path, rows: dict[str, Row]) -> None:
+def _remove_leftovers(folder: Path, rows: dict[str, Row]) -> None:
     """Files of superseded rows and what killed writers left half-written; ``verify`` names any other stray file."""
     named = {row.file for row in rows.values()}
     superseded = {str(old["file"]) for row in rows.values() for old in row.history if old.get("file")} - named

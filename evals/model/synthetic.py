@@ -6,7 +6,7 @@ splitmix64, not from ``random``, whose methods change between versions). Whether
 by the digest of its question, so the two splits cannot share one, whatever the seeds are.
 
 What makes a problem hard is written in it: products of two numbers of several digits (``hard``), and many lines. They
-are there on purpose. A model that answers everything has wide margins everywhere, and then no defect shows.
+are there on purpose: a model that is sure of every answer gives the same answers with a defective kernel.
 """
 
 from __future__ import annotations

@@ -25,10 +25,12 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from validators import arch
+from validators.kernels.kernel import KernelError
 
 _SHARED_OBJECT = b"\x7fELF"
 
@@ -47,6 +49,13 @@ class Library:
     namespace: str
     distributions: tuple[str, ...]
     patterns: Callable[[], tuple[tuple[str, ...], ...]]
+
+
+def op(library: Library, name: str) -> Any:
+    """``torch.ops.<namespace>.<name>``; raises KernelError where it cannot be called here."""
+    if reason := missing(library, name):
+        raise KernelError(reason)
+    return getattr(getattr(torch.ops, library.namespace), name)
 
 
 def missing(library: Library, op: str) -> str | None:

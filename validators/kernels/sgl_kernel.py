@@ -29,7 +29,7 @@ from validators import arch
 from validators.cases.case import Case
 from validators.cases.tensors import GemmInputs, GemmOutputs, Outputs, QuantInputs, QuantOutputs
 from validators.kernels import extension
-from validators.kernels.kernel import Kernel, KernelError
+from validators.kernels.kernel import Kernel
 
 
 def _patterns() -> tuple[tuple[str, ...], ...]:
@@ -44,13 +44,6 @@ LIBRARY = extension.Library("sgl_kernel", "SGL_KERNEL_PATH", "sgl_kernel", ("sgl
 def missing(op: str) -> str | None:
     """One sentence why ``torch.ops.sgl_kernel.op`` cannot be called here, or None. Loads the library."""
     return extension.missing(LIBRARY, op)
-
-
-def _op(name: str) -> Any:
-    reason = missing(name)
-    if reason is not None:
-        raise KernelError(reason)
-    return getattr(torch.ops.sgl_kernel, name)
 
 
 def _unavailable(op: str, device: str) -> str | None:
@@ -69,14 +62,14 @@ def _per_token(inputs: QuantInputs, buffers: Outputs) -> QuantOutputs:
     scale = torch.empty((*x.shape[:-1], 1), dtype=torch.float32, device=x.device)
     width = x.shape[-1]
     # The op reads sizes 0 and 1 as rows and width, so that a 3-D input is passed as its rows, as SGLang does.
-    _op("sgl_per_token_quant_fp8")(x.view(-1, width), codes.view(-1, width), scale.view(-1, 1))
+    extension.op(LIBRARY, "sgl_per_token_quant_fp8")(x.view(-1, width), codes.view(-1, width), scale.view(-1, 1))
     return QuantOutputs(codes, scale)
 
 
 def _scaled_mm(inputs: GemmInputs, buffers: Outputs) -> GemmOutputs:
     # The transposed view of (N, K) is the column-major (K, N) that the op wants.
     b = inputs.b.t()
-    op = _op("fp8_scaled_mm")
+    op = extension.op(LIBRARY, "fp8_scaled_mm")
     return GemmOutputs(op(inputs.a, b, inputs.a_scale, inputs.b_scale, inputs.out_dtype, inputs.bias))
 
 

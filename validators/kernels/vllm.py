@@ -30,7 +30,7 @@ from validators.cases.tensors import (
     QuantOutputs,
 )
 from validators.kernels import extension
-from validators.kernels.kernel import Kernel, KernelError
+from validators.kernels.kernel import Kernel
 
 
 def _patterns() -> tuple[tuple[str, ...], ...]:
@@ -52,13 +52,6 @@ def missing(op: str) -> str | None:
     return extension.missing(LIBRARY, op)
 
 
-def _op(name: str) -> Any:
-    reason = missing(name)
-    if reason is not None:
-        raise KernelError(reason)
-    return getattr(torch.ops._C, name)
-
-
 def _unavailable(op: str, device: str) -> str | None:
     if not extension.is_fake(LIBRARY):
         reason = arch.no_gpu(device)
@@ -76,14 +69,14 @@ def _rms_norm(inputs: NormQuantInputs, buffers: Outputs) -> NormQuantOutputs:
     codes, scale = _outputs(inputs.x, inputs.fp8_dtype)
     # The op overwrites the residual with the sum; the copy keeps the inputs as they were.
     residual = None if inputs.residual is None else inputs.residual.clone(memory_format=torch.contiguous_format)
-    op = _op("rms_norm_dynamic_per_token_quant")
+    op = extension.op(LIBRARY, "rms_norm_dynamic_per_token_quant")
     op(codes, inputs.x, inputs.weight, scale, inputs.eps, None, residual)
     return NormQuantOutputs(codes, scale, residual)
 
 
 def _per_token(inputs: QuantInputs, buffers: Outputs) -> QuantOutputs:
     codes, scale = _outputs(inputs.x, inputs.fp8_dtype)
-    _op("dynamic_per_token_scaled_fp8_quant")(codes, inputs.x, scale, None)
+    extension.op(LIBRARY, "dynamic_per_token_scaled_fp8_quant")(codes, inputs.x, scale, None)
     return QuantOutputs(codes, scale)
 
 
@@ -91,7 +84,7 @@ def _scaled_mm(inputs: GemmInputs, buffers: Outputs) -> GemmOutputs:
     shape = (inputs.a.shape[0], inputs.b.shape[0])
     out = torch.empty(shape, dtype=inputs.out_dtype, device=inputs.a.device)
     # The transposed view of (N, K) is the column-major (K, N) that the op wants.
-    _op("cutlass_scaled_mm")(out, inputs.a, inputs.b.t(), inputs.a_scale, inputs.b_scale, inputs.bias)
+    extension.op(LIBRARY, "cutlass_scaled_mm")(out, inputs.a, inputs.b.t(), inputs.a_scale, inputs.b_scale, inputs.bias)
     return GemmOutputs(out)
 
 

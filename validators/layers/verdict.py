@@ -101,7 +101,7 @@ def trajectory(result: Result, margin: float) -> tuple[Status, tuple[str, ...], 
     if beyond:
         lost = (
             f"after layer {beyond[0]} and on the unfused path's median error is {1 / (1 + margin):.3g} or more of the "
-            "float64 model's hidden state (zeros would have 1): there the two paths cannot be told apart"
+            "float64 model's hidden state (zeros would have 1): there the errors of the two paths cannot be compared"
         )
         checks.append(Check("depth", None, lost, "statistical"))
     plain = [j for j in result.judged if j.own_norm]

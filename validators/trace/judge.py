@@ -67,7 +67,7 @@ def passes(trace: Trace, layers: int | None = None) -> Passes:
     Where passes are labelled, launches outside of every pass (warm-up, graph capture) belong to none, and a pass in
     which nothing ran is there, empty. Without labels a launch of a graph is a pass if it holds all layers: at least
     ``layers`` norms (fused or not) and as many GEMMs. A graph of a part of the model, as engines capture them that
-    leave attention outside, holds a layer or two, and the passes of such a trace are not told apart.
+    leave attention outside, holds a layer or two, and the passes of such a trace are not separated.
     """
     devices = sorted({launch.device for launch in trace.launches})
     found: dict[str, list[Launch]] = {}
@@ -186,8 +186,8 @@ def _each(finding: Finding, found: Passes, name: str, count: int, sentence: str)
 
 
 def _counted(finding: Finding, found: Passes, seen: Mapping[str, int], wanted: Sequence[int], sentence: str) -> None:
-    """Hold that every pass has one of the ``wanted`` numbers. Several times as many in passes that are not told apart
-    decide nothing: they may be shared out evenly, or not."""
+    """Hold that every pass has one of the ``wanted`` numbers. Several times as many in passes that are not separated
+    decide nothing: each pass may have its share, or not."""
     wrong = [place for place, number in seen.items() if number not in wanted]
     words = [f"{place}: {seen[place]}" for place in wrong]
     if not wrong:

@@ -193,9 +193,9 @@ def _kernel() -> Any:
             largest = tl.maximum(largest, tl.where(inside, product, 0.0))
         square_sum = tl.sum(squares, axis=0)
         p_max = tl.max(largest, axis=0)
-        strange = tl.sum(odd, axis=0)
-        if strange > 0:
-            tl.atomic_add(counts_ptr + 1, strange)
+        irregular = tl.sum(odd, axis=0)
+        if irregular > 0:
+            tl.atomic_add(counts_ptr + 1, irregular)
         scale32 = tl.load(scale_ptr + row)
         scale = scale32.to(tl.float64)
         tl.store(rows_ptr + row, square_sum)
@@ -359,8 +359,8 @@ def survey(
         num_warps=WARPS,
     )
     rows = rows.cpu()
-    unproven, strange, choices, _ = rows[m * words :].view(torch.int32).tolist()
-    if strange or unproven > CAPACITY:
+    unproven, irregular, choices, _ = rows[m * words :].view(torch.int32).tolist()
+    if irregular or unproven > CAPACITY:
         return None
     found = found[:, :unproven]
     found = found.cpu() if unproven <= ON_CPU else found
