@@ -17,6 +17,7 @@ from torch import Tensor
 from evals.errors import EvalError
 from evals.model import checkpoint
 from evals.model.decoder import Decoder, Experts, Layer, Linear, Shape
+from validators.tensor_file import CheckpointError
 
 
 class _Weights:
@@ -169,8 +170,6 @@ def from_folder(folder: str | Path, device: str = "cpu", name: str = "") -> Deco
         raise EvalError(f"{where / 'config.json'} is not JSON: {error}") from None
     try:
         state = checkpoint.read(where)
-    except FileNotFoundError as error:
-        raise EvalError(str(error)) from None
-    except Exception as error:
-        raise EvalError(f"cannot read the checkpoint in {where}: {' '.join(str(error).split())[:200]}") from None
+    except CheckpointError as error:
+        raise EvalError(f"cannot read the checkpoint in {where}: {error}") from None
     return from_state(name or where.name, config, state, device=device)

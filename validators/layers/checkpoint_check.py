@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from reference.glm4_moe import Config
-from validators.layers.checkpoint_scheme import CheckpointError
+from validators.tensor_file import CheckpointError, Entry
 
 FP8 = "F8_E4M3"
 FLOATS = ("BF16", "F16", "F32")
@@ -21,13 +21,6 @@ EXPERT_STEPS = ("gate/up_proj", "down_proj")
 MOST_NAMES = 3
 MOST_COUNTED = 1000
 """Missing names that are counted: a config.json of another model lacks all of them, and may claim any number."""
-
-
-class Entry(NamedTuple):
-    """What a header says of a tensor."""
-
-    dtype: str
-    shape: tuple[int, ...]
 
 
 class Group(NamedTuple):

@@ -6,14 +6,10 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from validators.errors import UserError
+from validators.tensor_file import CheckpointError
 
 PTPC = "fp8_per_token"
 GROUPS = "quantization_config.config_groups"
-
-
-class CheckpointError(UserError):
-    """A directory that is no checkpoint of this kind, or a file that is cut; its message is one sentence."""
 
 
 def quant_format(config: Mapping[str, Any]) -> str:

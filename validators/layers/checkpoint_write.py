@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +11,8 @@ import torch
 from torch import Tensor
 
 from reference.glm4_moe import Config, Layer, Linear, Mlp, Source
-from validators.layers.checkpoint import DTYPES, INDEX
-from validators.layers.checkpoint_scheme import CheckpointError as CheckpointError
-
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-
-
-def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write ``tensors`` as one safetensors file."""
-    header: dict[str, Any] = {}
-    at = 0
-    for name, tensor in tensors.items():
-        size = tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, at + size]}
-        at += size
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for tensor in tensors.values():
-            file.write(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+from validators.layers.checkpoint import INDEX
+from validators.tensor_file import write_shard
 
 
 def write_checkpoint(source: Source, directory: str | Path, *, vocab: int) -> Path:

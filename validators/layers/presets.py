@@ -18,7 +18,8 @@ from torch import Tensor
 from reference.formats import E4M3FN, encode
 from reference.glm4_moe import Config, Layer, Linear, Mlp, Moe
 from validators.cases.generator import bits, stream_key, to_gaussian, to_uniform
-from validators.layers.checkpoint import HEAD_ROWS, CheckpointError
+from validators.layers.checkpoint import HEAD_ROWS
+from validators.tensor_file import CheckpointError
 
 GLM_4_7 = Config(
     hidden=5120,

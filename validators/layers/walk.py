@@ -32,7 +32,6 @@ from validators.cases.tensors import (
     as_ints,
 )
 from validators.layers.checkpoint_check import of_experts
-from validators.layers.checkpoint_scheme import CheckpointError
 from validators.layers.judging import Arm, Bench, Step, StoppedError
 from validators.layers.path import FP8, KernelPath, stored, twin_contract
 from validators.layers.result import Contracts, Depth, Result
@@ -40,6 +39,7 @@ from validators.layers.timing import Clock, TimedSource
 from validators.layers.tp import Group, column_shard, row_shard, rows_of
 from validators.layers.wiring import Suspects
 from validators.records.record import Check, Status
+from validators.tensor_file import CheckpointError
 
 ALONE = Group()
 ROWS = 16

@@ -52,6 +52,7 @@ USES: dict[str, tuple[str, ...]] = {
     "validators.words": (),
     "validators.errors": (),
     "validators.toolchain": (),
+    "validators.tensor_file": ("validators.errors",),
     "validators.arch": ("validators.toolchain",),
     "validators.records": ("validators.words",),
     "validators.process": ("validators.records",),
@@ -80,7 +81,7 @@ USES: dict[str, tuple[str, ...]] = {
     "validators.layers": (
         "reference", "validators.words", "validators.arch", "validators.records", "validators.process",
         "validators.cases", "validators.kernels", "validators.judge", "validators.calls", "validators.explain",
-        "validators.run",
+        "validators.run", "validators.tensor_file",
     ),
     "validators.isolate": (
         "validators.words", "validators.arch", "validators.records", "validators.process", "validators.cases",
@@ -100,7 +101,7 @@ USES: dict[str, tuple[str, ...]] = {
     "evals.stats": ("evals.errors", "evals.gsm8k"),
     "evals.model": (
         "evals.errors", "evals.gsm8k", "validators.words", "validators.arch", "validators.records",
-        "validators.process", "validators.cases", "validators.kernels", "validators.calls",
+        "validators.process", "validators.cases", "validators.kernels", "validators.calls", "validators.tensor_file",
     ),
     "evals.offline": (
         "evals.errors", "evals.progress", "evals.gsm8k", "evals.stats", "evals.model", "validators.records",

@@ -14,9 +14,9 @@ from reference import glm4_moe as g
 from tests.support.checkpoint_config import quantization
 from validators.layers import presets as layers_presets
 from validators.layers.build import write_tiny
-from validators.layers.checkpoint import INDEX, Checkpoint, CheckpointError, Shard
+from validators.layers.checkpoint import INDEX, Checkpoint
 from validators.layers.checkpoint_scheme import quant_format
-from validators.layers.checkpoint_write import write_shard
+from validators.tensor_file import CheckpointError, Shard, write_shard
 
 TINY = layers_presets.GLM_TINY
 TENSORS = {

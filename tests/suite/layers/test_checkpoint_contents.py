@@ -21,12 +21,12 @@ from validators.layers import build as layers
 from validators.layers import checkpoint_check
 from validators.layers import presets as layers_presets
 from validators.layers.build import write_tiny
-from validators.layers.checkpoint import INDEX, Checkpoint, CheckpointError, Shard
+from validators.layers.checkpoint import INDEX, Checkpoint
 from validators.layers.checkpoint_scheme import not_ptpc, quant_format
-from validators.layers.checkpoint_write import write_shard
 from validators.layers.path import KernelPath
 from validators.records import store
 from validators.records.record import Status
+from validators.tensor_file import CheckpointError, Shard, write_shard
 
 TINY = layers_presets.GLM_TINY
 PAIR = ["--kernel-norm", "emulated/aiter-hip-gfx950", "--kernel-gemm", "emulated/fp32"]
