@@ -76,7 +76,8 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"unknown depth {option.depth!r}; known: {', '.join(DEPTHS)}")
     _check_names(option)
     if option.device:
-        from validators.commands.plan import UsageError, devices
+        from validators.commands.plan import devices
+        from validators.errors import UsageError
 
         try:
             devices(option.device)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from validators.process.guard import Exit
+
 if TYPE_CHECKING:
     from golden.tensors import Drift
     from validators.records.record import Record
@@ -41,9 +43,9 @@ class Outcome:
     seconds: float = 0.0
 
 
-def exit_code(outcomes: Iterable[Outcome]) -> int:
-    """0 if everything checked is UNCHANGED, and something was; 1 if anything DRIFTED or FAILED; else 2."""
+def exit_code(outcomes: Iterable[Outcome]) -> Exit:
+    """YES if everything checked is UNCHANGED, and something was; NO if anything DRIFTED or FAILED."""
     states = {outcome.state for outcome in outcomes}
     if states & {State.DRIFTED, State.FAILED}:
-        return 1
-    return 0 if State.UNCHANGED in states else 2
+        return Exit.NO
+    return Exit.YES if State.UNCHANGED in states else Exit.NO_DECISION

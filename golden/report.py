@@ -10,6 +10,7 @@ from pathlib import Path
 
 from golden.outcome import Outcome, State, exit_code
 from golden.store import Row
+from validators.process.guard import Exit
 from validators.records.files import append_whole
 from validators.records.provenance import Provenance
 
@@ -39,9 +40,9 @@ def headline(outcomes: Sequence[Outcome]) -> str:
     states = Counter(outcome.state for outcome in outcomes)
     counted = ", ".join(f"{states[s]:,} {s.value}" for s in _COLUMNS if states[s])
     words = {
-        0: "As accepted.",
-        1: "NOT as accepted." if states[State.FAILED] else "Bits have drifted; all of them are admissible.",
-        2: "Nothing was checked.",
+        Exit.YES: "As accepted.",
+        Exit.NO: "NOT as accepted." if states[State.FAILED] else "Bits have drifted; all of them are admissible.",
+        Exit.NO_DECISION: "Nothing was checked.",
     }[exit_code(outcomes)]
     return f"{words} {len(outcomes):,} goldens: {counted or 'none'}."
 

@@ -12,10 +12,15 @@ import os
 import re
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from validators.kernels.kernel import Kernel
+from validators.arch import native_fp8
+from validators.cases.case import Case
+from validators.cases.op import op_named
+from validators.cases.recipes import reasons_impossible, recipe_names
+from validators.kernels.kernel import Kernel
+from validators.kernels.registry import all_kernels
+from validators.words import OPS
 
 CPU = "cpu"
 CPU_KERNELS = (
@@ -115,8 +120,6 @@ def kernel_cases(op: str, fp8: str) -> list[str]:
 
 def format_for(kernel: str, arch: str) -> str:
     """FP8 format that a kernel is recorded in: the architecture's own; an emulated one's is what it stands for."""
-    from validators.arch import native_fp8
-
     return native_fp8("gfx942" if kernel == "emulated/aiter-hip-gfx942" else arch)
 
 
@@ -125,9 +128,6 @@ def marked_kernels(arch: str, recorded: set[tuple[str, str]] | None = None) -> l
 
     Cases that a kernel does not offer are left out.
     """
-    from validators.cases.case import Case
-    from validators.kernels.registry import all_kernels
-
     found = []
     for kernel in all_kernels():
         if arch == CPU:
@@ -142,10 +142,6 @@ def marked_kernels(arch: str, recorded: set[tuple[str, str]] | None = None) -> l
 
 def marked_truth() -> list[Marked]:
     """The reference goldens, and the input goldens: a small case of every recipe and op, and the variants."""
-    from validators.cases.op import op_named
-    from validators.cases.recipes import reasons_impossible, recipe_names
-    from validators.words import OPS
-
     every = [op_named(op).small(name) for op in OPS for name in recipe_names(op)]
     inputs = [case.id for case in every if reasons_impossible(case) is None]
     return [

@@ -13,3 +13,7 @@ class NoDecision(UserError):
 
 class RunFault(UserError):
     """A kernel or this suite broke while it worked, so there is no verdict: exit status 4."""
+
+
+class UsageError(UserError):
+    """A command line that asks for nothing that can be done."""

@@ -42,6 +42,8 @@ LOAD_SLOW_S = 30.0
 WARM_LIMIT_S = 1800.0
 """Time for the first call of a kernel that compiles then, as aiter does where no module is prebuilt."""
 
+TIME_LIMIT_S = 120.0
+"""Seconds for one case: a case of the deepest depth takes some seconds on a CPU."""
 _ROOT = Path(__file__).resolve().parent.parent
 _QUOTED_BYTES = 2000
 
@@ -53,7 +55,7 @@ def run_isolated(
     *,
     contract: str | None = None,
     device: str = "cpu",
-    time_limit_s: float = 120.0,
+    time_limit_s: float = TIME_LIMIT_S,
 ) -> Iterator[Record]:
     """One record per case, in the cases' order, from ``validators.validate`` in a worker process.
 
@@ -79,7 +81,7 @@ class Worker:
         *,
         contract: str | None = None,
         device: str = "cpu",
-        time_limit_s: float = 120.0,
+        time_limit_s: float = TIME_LIMIT_S,
     ) -> None:
         self.kernel_name, self.op, self.contract, self.device = kernel_name, op, contract, device
         self.time_limit_s = time_limit_s

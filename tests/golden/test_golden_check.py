@@ -61,7 +61,8 @@ def replace_kernel(monkeypatch: pytest.MonkeyPatch) -> Callable[[Change], None]:
 
     def put(change: Change) -> None:
         changed = [change(k) if k.name == NAME else k for k in REGISTRY()]
-        monkeypatch.setattr(registry, "all_kernels", lambda: changed)
+        for module in (registry, sets):
+            monkeypatch.setattr(module, "all_kernels", lambda: changed)
 
     return put
 
@@ -211,7 +212,7 @@ def test_a_kernel_or_machine_that_is_not_here_is_missing_with_a_sentence(
     assert sentence in outcome.sentence
     assert outcome.record is not None
     assert outcome.record.status is Status.UNTESTED
-    assert exit_code([outcome]) == 2
+    assert exit_code([outcome]) == 3
     assert exit_code([outcome, _check(store, TOKENS)]) == 0
 
 

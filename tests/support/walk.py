@@ -7,7 +7,6 @@ Commands and options are read from the parsers, so a new one is walked as soon a
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,8 +23,7 @@ from tests.support.harness_files import lm_eval_row, write
 from tests.support.made import lanes_passed
 from tests.support.traces import FUSED, write_trace
 from tests.support.traces import GEMM as TRACED_GEMM
-from validators.commands import wheel
-from validators.layers import build as layers
+from validators.commands import cli
 from validators.records.store import Sink
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,22 +48,13 @@ class Command:
         return " ".join((self.group, *self.start))
 
 
-def _of_parser(group: str, parser: argparse.ArgumentParser, main: Callable[..., int]) -> Iterator[Command]:
-    [commands] = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
-    for name, own in commands.choices.items():
-        if not own._actions:  # layers reads its arguments itself
-            layers.add_options(own)
-        yield Command(group, (name,), own, main)
-
-
 def all_commands() -> Iterator[Command]:
-    yield from _of_parser("validators", validators_main._parser(), validators_main.main)
-    yield from _of_parser("golden", golden_main._parser(), golden_main.main)
-    yield from _of_parser("wheel", wheel._parser(), wheel.main)
-    for name, (module, _) in evals_main.COMMANDS.items():
-        parser = argparse.ArgumentParser()
-        importlib.import_module(module).add_options(parser)
-        yield Command("evals", tuple(name.split()), parser, evals_main.main)
+    for group, module in (("validators", validators_main), ("golden", golden_main), ("evals", evals_main)):
+        for name in module.COMMANDS:
+            parser = cli.parser_of(group, name, module.COMMANDS)
+            nested = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+            for word, own in nested[0].choices.items() if nested else [("", parser)]:
+                yield Command(group, (*name.split(), *word.split()), own, module.main)
 
 
 COMMANDS = list(all_commands())
@@ -93,8 +82,8 @@ VALID = {
     "evals import": "lm-eval {samples} --out {new}",
     "evals parity": "--questions 2 --token-questions 2",
     "evals tokens": "--questions 2",
-    "wheel show": "{binary}",
-    "wheel slim": "{binary} --arch sm_90 --out {new}",
+    "validators wheel show": "{binary}",
+    "validators wheel slim": "{binary} --arch sm_90 --out {new}",
 }
 # A value of each option that cannot be right; options that take a number need none here. "" where any text will do:
 # names that are only written down, and what belongs to another option.
@@ -164,8 +153,8 @@ BAD_OF = {
     ("evals gsm8k run", "model"): "",
     ("evals gsm8k run", "kernel"): "",
     ("evals import", "kernel"): "",
-    ("wheel slim", "arch"): "nonsense",
-    ("wheel slim", "op"): "nonsense",
+    ("validators wheel slim", "arch"): "nonsense",
+    ("validators wheel slim", "op"): "nonsense",
     ("golden propose", "store"): "",  # a proposal does not look at the store
 }
 

@@ -17,9 +17,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from validators.commands import plan
+from validators.arch import ArchError, architecture
+from validators.commands import cli, plan
 from validators.commands.signoff import lines
-from validators.process.guard import say
+from validators.kernels.registry import find_kernel
+from validators.process.guard import Exit
 from validators.records import store
 from validators.records.files import check_folder, new_folder
 from validators.signoff import claims, policy, stages
@@ -51,12 +53,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     parser.add_argument("--claim", metavar="FILE", help="only what this claim needs (default: every kernel)")
     parser.add_argument("--policy", metavar="NAME|FILE", help="what is needed (default: machine; with a claim: merge)")
-    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
+    cli.add_device(parser)
     parser.add_argument("--out", default="signoff", help="where records and pages go (default: signoff)")
 
 
-def command(parsed: argparse.Namespace) -> int:
-    """Run, sign off, print; returns the sign-off's exit code."""
+def command(parsed: argparse.Namespace) -> Exit:
+    """Run, sign off, print; the exit status is the sign-off's."""
     chosen = policy.load(parsed.policy or ("merge" if parsed.claim else "machine"))
     target = claims.from_file(parsed.claim) if parsed.claim else None
     device = plan.devices(parsed.device)[0]
@@ -74,13 +76,13 @@ def command(parsed: argparse.Namespace) -> int:
     if not store.record_files(records):
         raise ClaimError("no stage wrote a record, so there is nothing to sign.")
     decided = signoff.signoff_directory(
-        records, warn=_warn, policy=chosen, target=(lambda _: [target]) if target else None
+        records, warn=cli.warn, policy=chosen, target=(lambda _: [target]) if target else None
     )
     print()
     for line in lines(decided):
         print(line)
     # After the decision, which a page that cannot be written must not cost.
-    paths = write(decided, parsed.out, warn=_warn)
+    paths = write(decided, parsed.out, warn=cli.warn)
     page = paths[-1].resolve()
     print(f"{decided.decision} after {_clock(time.monotonic() - start)}; the report is {page}")
     return decided.exit_code
@@ -109,8 +111,6 @@ def of_claim(target: Target, chosen: policy.Policy, device: str, records: str) -
 
 def of_machine(chosen: policy.Policy, device: str, records: str) -> list[Stage]:
     """Every stage of the policy, with every kernel of this machine."""
-    from validators.kernels.registry import find_kernel
-
     wanted = {r.stage: r for r in chosen.require}
     where = ("--records", records)
     planned = []
@@ -156,7 +156,12 @@ def _run(stage: Stage, number: str, start: float) -> None:
         # second thread that waits for a busy core costs many times that.
         environment.setdefault("OMP_NUM_THREADS", "1")
     done = subprocess.run([sys.executable, *stage.command], check=False, env=environment)
-    state = {0: "done", 1: "done, and something is wrong"}.get(done.returncode, f"ended with code {done.returncode}")
+    states: dict[int, str] = {
+        Exit.YES: "done",
+        Exit.NO: "done, and something is wrong",
+        Exit.NO_DECISION: "done, and nothing decided",
+    }
+    state = states.get(done.returncode, f"ended with status {done.returncode}")
     print(
         f"{number} {stage.title}: {state}, {_clock(time.monotonic() - begun)} of {_clock(time.monotonic() - start)}",
         flush=True,
@@ -168,13 +173,7 @@ def _clock(seconds: float) -> str:
 
 
 def _architecture(device: str) -> str:
-    from validators.arch import ArchError, architecture
-
     try:
         return architecture(device)
     except ArchError as error:
         raise ClaimError(str(error)) from None
-
-
-def _warn(sentence: str) -> None:
-    say("validators", sentence)

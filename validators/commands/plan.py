@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import argparse
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from validators.errors import UserError
-from validators.words import DEPTHS, DTYPES, FP8_FORMATS, LANES, OPS
+import torch
 
-if TYPE_CHECKING:
-    from validators.cases.case import Case
-    from validators.kernels.kernel import Kernel
-
-
-class UsageError(UserError):
-    """A command line that asks for nothing that can be done; its message is one sentence."""
+from reference.contract import get_contract
+from validators.cases.case import Case
+from validators.cases.suite import cases_for, find
+from validators.errors import NoDecision, UsageError
+from validators.kernels.kernel import Kernel
+from validators.kernels.registry import all_kernels, find_kernel
 
 
 class Planned(NamedTuple):
@@ -33,7 +32,6 @@ class Planned(NamedTuple):
 
 def make_plan(parsed: argparse.Namespace) -> list[Planned]:
     """Everything to run, in the registry's order; raises UsageError rather than plan nothing."""
-    check_options(parsed)
     if parsed.all_available == bool(parsed.kernel):
         raise UsageError("say which kernel with --kernel, or --all-available for every one; not both.")
     if parsed.all_available:
@@ -41,7 +39,7 @@ def make_plan(parsed: argparse.Namespace) -> list[Planned]:
             raise UsageError("--case and a named --contract belong to one kernel, so they need --kernel.")
         chosen = _available(parsed)
     else:
-        chosen = [one_kernel(parsed)]
+        chosen = [one_kernel(parsed, parsed.case)]
     plan = []
     for name, kernel, device in chosen:
         fp8 = parsed.fp8 or native_fp8(device)
@@ -49,25 +47,11 @@ def make_plan(parsed: argparse.Namespace) -> list[Planned]:
         if cases:
             plan.append(Planned(name, kernel.op, device, cases))
     if not plan:
-        raise UsageError("no case has all the properties asked for; 'list cases' shows what there is.")
+        raise NoDecision("no case has all the properties asked for; 'list cases' shows what there is.")
     return plan
 
 
-def check_options(parsed: argparse.Namespace) -> None:
-    """Raise UsageError for a value that is none of those known; before any kernel is looked for."""
-    given = [("op", parsed.op, ops()), ("dtype", parsed.dtype, DTYPES), ("FP8 format", parsed.fp8, FP8_FORMATS)]
-    given += [("lane", lane, LANES) for lane in getattr(parsed, "lane", [])]
-    given.append(("depth", getattr(parsed, "depth", None), DEPTHS))
-    for what, value, known in given:
-        if value is not None and value not in known:
-            raise UsageError(f"unknown {what} {value!r}; known: {', '.join(known)}")
-    if getattr(parsed, "device", None) is not None:
-        devices(parsed.device)
-
-
 def _available(parsed: argparse.Namespace) -> list[tuple[str, Kernel, str]]:
-    from validators.kernels.registry import all_kernels
-
     chosen = []
     for kernel in all_kernels():
         if parsed.op in (None, kernel.op):
@@ -76,24 +60,19 @@ def _available(parsed: argparse.Namespace) -> list[tuple[str, Kernel, str]]:
                 chosen.append((kernel.name, kernel, device))
     if not chosen:
         on = f" on {parsed.device}" if parsed.device else ""
-        raise UsageError(f"this machine can run none of the kernels{on}; 'list kernels' says why.")
+        raise NoDecision(f"this machine can run none of the kernels{on}; 'list kernels' says why.")
     return chosen
 
 
-def one_kernel(parsed: argparse.Namespace) -> tuple[str, Kernel, str]:
-    """(name as given, kernel, device) of ``--kernel``, its contract option checked."""
-    from validators.cases.case import Case
-    from validators.kernels.registry import all_kernels, find_kernel
-
-    op = parsed.op or (Case.parse(parsed.case[0]).op if parsed.case else None)
+def one_kernel(parsed: argparse.Namespace, cases: Sequence[str] = ()) -> tuple[str, Kernel, str]:
+    """(name as given, kernel, device) of ``--kernel``, its contract option checked. cases: ids, which say the op."""
+    op = parsed.op or next((Case.parse(text).op for text in cases), None)
     kernel = find_kernel(parsed.kernel, op)
     several = [k.op for k in all_kernels() if k.name == parsed.kernel]
     if op is None and len(several) > 1:
         raise UsageError(f"kernel {parsed.kernel} computes {' and '.join(several)}; say which with --op.")
     contract = getattr(parsed, "contract", None)
     if contract not in (None, "identify"):
-        from reference.contract import get_contract
-
         try:
             get_contract(kernel.op, contract)
         except KeyError as error:
@@ -115,8 +94,6 @@ def _device_for(kernel: Kernel, wanted: str | None) -> str:
 
 def devices(wanted: str | None = None) -> list[str]:
     """Devices to try, the preferred one first."""
-    import torch
-
     if wanted is None:
         return ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
     if not re.fullmatch(r"cpu|cuda(:\d+)?", wanted):
@@ -133,23 +110,17 @@ def native_fp8(device: str) -> str:
     """gfx94x computes in e4m3fnuz, everything else in e4m3fn."""
     if device == "cpu":
         return "e4m3fn"
-    import torch
-
     name = str(getattr(torch.cuda.get_device_properties(device), "gcnArchName", "")) if torch.version.hip else ""
     return "e4m3fnuz" if name.startswith("gfx94") else "e4m3fn"
 
 
 def cases_of(parsed: argparse.Namespace, op: str, fp8: str) -> list[Case]:
     """The suite's cases of ``op`` for the lanes, depth and dtype asked for."""
-    from validators.cases.suite import cases_for
-
     depth, dtype = parsed.depth or "default", parsed.dtype or "bf16"
     return list(cases_for(op, depth=depth, lanes=parsed.lane or None, dtype=dtype, fp8=fp8))
 
 
 def _named_cases(parsed: argparse.Namespace, op: str) -> list[Case]:
-    from validators.cases.suite import find
-
     if parsed.lane or parsed.dtype or parsed.fp8 or parsed.depth:
         raise UsageError("a case id fixes lane and types, so --case goes without --lane, --dtype, --fp8 and --depth.")
     cases = list(find(parsed.case))
@@ -157,8 +128,3 @@ def _named_cases(parsed: argparse.Namespace, op: str) -> list[Case]:
         if case.op != op:
             raise UsageError(f"case {case.id} is of op {case.op}, and kernel {parsed.kernel} computes {op}.")
     return cases
-
-
-def ops() -> tuple[str, ...]:
-    """Every op."""
-    return OPS

@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from validators.process.guard import say
+from validators.commands import cli
+from validators.process.guard import Exit
 from validators.records.record import Record
 from validators.signoff import claims, policy
 from validators.signoff import decision as signoff
@@ -20,38 +21,41 @@ DEFAULT_POLICY = "merge"
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     parser.add_argument("records", metavar="DIR", nargs="*", help="directories of records, one or several machines'")
-    # fmt: off
     parser.add_argument("--claim", metavar="NAME|FILE", help="what is to be signed: a claim's file, or a kernel's name")
-    parser.add_argument("--policy", metavar="NAME|FILE",
-                        help=f"what it needs: smoke, merge, nightly, machine or a file (claims: {DEFAULT_POLICY})")
+    parser.add_argument(
+        "--policy",
+        metavar="NAME|FILE",
+        help=f"what it needs: smoke, merge, nightly, machine or a file (claims: {DEFAULT_POLICY})",
+    )
     parser.add_argument("--arch", help="architecture of a claim that is a kernel's name (default: the records')")
     parser.add_argument("--contract", help="contract of a claim that is a kernel's name (default: any)")
     parser.add_argument("--source", metavar="DIGEST", help="only records of this version of a claimed kernel's source")
-    parser.add_argument("--version", action="append", default=[], metavar="LIBRARY=PATTERN",
-                        help="only records made with this version count, e.g. torch=2.13.* (may be repeated)")
-    # fmt: on
+    parser.add_argument(
+        "--version",
+        action="append",
+        default=[],
+        metavar="LIBRARY=PATTERN",
+        help="only records made with this version count, e.g. torch=2.13.* (may be repeated)",
+    )
     parser.add_argument("--out", help="where signoff.json, .md and .html go (default: the first DIR)")
 
 
-def command(parsed: argparse.Namespace) -> int:
-    """Decide, write and print; returns the exit code."""
+def command(parsed: argparse.Namespace) -> Exit:
+    """Decide, write and print; the exit status is the decision's."""
     _check(parsed)
     chosen = policy.load(parsed.policy or DEFAULT_POLICY) if parsed.policy or parsed.claim else None
     decided = signoff.signoff_directory(
-        parsed.records, warn=_warn, policy=chosen, target=lambda records: _targets(parsed, records)
+        parsed.records, warn=cli.warn, policy=chosen, target=lambda records: _targets(parsed, records)
     )
     out = parsed.out or (parsed.records[0] if parsed.records else None)
     # The decision first: a page that cannot be written must not cost it.
-    for line in lines(decided):
+    every = lines(decided)
+    for line in every[:1] if parsed.quiet else every:
         print(line)
-    paths = write(decided, out, warn=_warn) if out else []
+    paths = write(decided, out, warn=cli.warn) if out else []
     if paths:
         print(f"written: {', '.join(map(str, paths))}")
     return decided.exit_code
-
-
-def _warn(sentence: str) -> None:
-    say("validators", sentence)
 
 
 def _check(parsed: argparse.Namespace) -> None:

@@ -1,7 +1,7 @@
-"""What of a wheel one GPU needs: ``python -m validators.commands.wheel show|slim``.
+"""What of a wheel one GPU needs: ``python -m validators wheel show|slim``.
 
-    python -m validators.commands.wheel show vllm-0.24.0-cp38-abi3-manylinux_2_28_x86_64.whl
-    python -m validators.commands.wheel slim vllm-0.24.0-cp38-abi3-manylinux_2_28_x86_64.whl --arch sm_90 --out vllm.zip
+    python -m validators wheel show vllm-0.24.0-cp38-abi3-manylinux_2_28_x86_64.whl
+    python -m validators wheel slim vllm-0.24.0-cp38-abi3-manylinux_2_28_x86_64.whl --arch sm_90 --out vllm.zip
 
 An engine's wheel is hundreds of megabytes, most of them code for other GPUs and for ops that this suite does not call.
 ``slim`` works on your own copy: it takes the shared objects that hold the ops of this suite's adapters, fills the GPU
@@ -11,7 +11,7 @@ zeros vanish. Nothing is added, moved or recompiled. On the other machine the st
     python -m zipfile -e vllm.zip vllm
     VLLM_PATH=vllm python -m validators list kernels
 
-Standard library only. Exit codes: 0 done, 2 bad input, with one sentence.
+Standard library only.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import argparse
 import hashlib
 import json
 import os
-import sys
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +27,7 @@ from pathlib import Path
 
 from validators.errors import UserError
 from validators.kernels import fatbin
-from validators.process.guard import guarded
+from validators.process.guard import Exit
 
 # The ops of validators/kernels/vllm.py and sgl_kernel.py; a library registers an op under "name(arguments".
 OPS = (
@@ -39,43 +38,34 @@ OPS = (
     "fp8_scaled_mm",
 )
 
+INTERRUPTED = "nothing was written"
+
 
 class WheelError(UserError):
     """A file that cannot be used; its message is one sentence."""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
-        raise WheelError(f"{message}; see python -m validators.commands.wheel --help")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
-    return guarded("wheel", lambda: _command(argv), interrupted="nothing was written")
-
-
-def _command(argv: Sequence[str] | None) -> int:
-    parsed = _parser().parse_args(argv)
-    try:
-        code: int = parsed.command(parsed)
-    except zipfile.BadZipFile as error:
-        raise WheelError(f"{parsed.wheel} is no wheel that can be read: {error}") from None
-    return code
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m validators.commands.wheel", description=(__doc__ or "").splitlines()[0])
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    commands = parser.add_subparsers(metavar="show|slim", required=True)
     add = commands.add_parser("show", help="the GPU code of each shared object, by architecture")
     add.add_argument("wheel", type=Path, help="a wheel, the folder of an unpacked one, or a shared object")
-    add.set_defaults(command=_show)
+    add.set_defaults(what=_show)
     add = commands.add_parser("slim", help="keep what one GPU needs of the ops that this suite calls")
     add.add_argument("wheel", type=Path, help="a wheel, the folder of an unpacked one, or a shared object")
     add.add_argument("--arch", required=True, help="the GPU: sm_90 for an H100 or H200")
     add.add_argument("--out", type=Path, required=True, help="zip archive to write")
     add.add_argument("--op", action="append", help="take the libraries that register this op (may be repeated)")
-    add.set_defaults(command=_slim)
-    return parser
+    add.set_defaults(what=_slim)
+
+
+def command(parsed: argparse.Namespace) -> Exit:
+    """Show or slim."""
+    try:
+        parsed.what(parsed)
+    except zipfile.BadZipFile as error:
+        raise WheelError(f"{parsed.wheel} is no wheel that can be read: {error}") from None
+    return Exit.YES
 
 
 def _show(parsed: argparse.Namespace) -> int:
@@ -186,7 +176,3 @@ def _shared_objects(wheel: Path) -> Iterator[tuple[str, bytes]]:
             yield name, read()
     if not found:
         raise WheelError(f"{wheel} holds no shared object (*.so)")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -7,7 +7,6 @@ line agrees with the comparison. Pure text from tensors; only ``explain_case`` r
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import math
 from collections.abc import Callable
@@ -21,7 +20,6 @@ from reference.contract import Contract, GemmContract, NormQuantContract
 from reference.formats import bytes_of, code_preimages, decode, order_key
 from reference.quantize import Codes, Row, Scales
 from reference.setting import Setting
-from validators.calls.call import KernelFault, run_kernel
 from validators.cases.tensors import (
     GemmInputs,
     GemmOutputs,
@@ -34,7 +32,6 @@ from validators.cases.tensors import (
 )
 from validators.errors import UserError
 from validators.explain.element_gemm import explain_out
-from validators.explain.identify import choose_contract
 from validators.explain.lines import Text, interval, number, row_of, terms, with_bits
 from validators.judge.compare import settled
 from validators.judge.norm import Truth, truth_of
@@ -313,34 +310,6 @@ def _code_lines(text: Text, r: _Row, sets: Codes) -> None:
 
 
 # ---- the command
-
-
-def command(parsed: argparse.Namespace) -> int:
-    """Runs the kernel on the case and prints the report of one element: 1 if it is not admissible, else 0.
-
-    Raises ElementError, UsageError, KernelError or CaseError with one sentence.
-    """
-    from validators.cases.suite import find
-    from validators.commands.plan import one_kernel
-
-    case = find([parsed.case])[0]
-    parsed.op = case.op
-    name, kernel, device = one_kernel(parsed)
-    if reason := kernel.unsupported(case):
-        raise ElementError(f"kernel {name} does not offer this case: {reason}")
-    try:
-        contract, origin, _ = choose_contract(kernel, case, parsed.contract, device)
-        if contract is None:
-            raise ElementError(f"the outputs of {name} fit no contract; name one with --contract")
-        claim = run_kernel(kernel, case, device)
-    except KernelFault as fault:
-        raise ElementError(str(fault)) from fault
-    report = element_report(claim.inputs, claim.outputs, contract, parsed.row, parsed.col, parsed.output)
-    print(f"{name} on {case.id}, contract {origin}")
-    print(report)
-    return 1 if "NOT ADMISSIBLE" in report.splitlines()[-1] else 0
-
-
 _LINES: dict[str, Callable[..., None]] = {
     "add_rmsnorm_quant": _explain_norm,
     "per_token_quant": _explain_quant,

@@ -13,6 +13,7 @@ from reference.contract import Contract
 from reference.glm4_moe import Layer
 from validators.calls.call import Claim, KernelFault
 from validators.calls.integrity import OutputError, check_outputs
+from validators.errors import RunFault
 from validators.explain.explanation import explain
 from validators.layers.path import KernelPath
 from validators.layers.result import Contracts, Judged, Result
@@ -28,7 +29,7 @@ MOST_EXPLAINED = 3
 """Failures that are explained; what follows from the first ones needs no explanation of its own."""
 
 
-class StoppedError(RuntimeError):
+class StoppedError(RunFault):
     """An arm cannot go on: a step raised or returned what is no output. The judged list says where."""
 
 

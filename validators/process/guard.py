@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from enum import IntEnum
 from pathlib import Path
 
@@ -53,10 +53,11 @@ def say(who: str, sentence: str) -> None:
         print(f"{who}: {' '.join(sentence.split())}", file=sys.stderr, flush=True)
 
 
-def guarded(who: str, body: Callable[[], int], *, interrupted: str, lacking: str = "", speaks: object = None) -> int:
+def guarded(who: str, body: Callable[[], int], *, interrupted: str | Sequence[str], lacking: str = "") -> int:
     """The exit status of ``body``, whatever ends it.
 
-    who: stands before every sentence. interrupted: what is left after Ctrl-C. lacking: sentence for a machine without
+    who: stands before every sentence. interrupted: what is left after Ctrl-C; a
+    list of one sentence may be changed while ``body`` runs. lacking: sentence for a machine without
     torch.
     """
     try:
@@ -65,7 +66,7 @@ def guarded(who: str, body: Callable[[], int], *, interrupted: str, lacking: str
         return code
     except KeyboardInterrupt:
         with _deaf():
-            say(who, f"interrupted; {interrupted}.")
+            say(who, f"interrupted; {interrupted if isinstance(interrupted, str) else interrupted[0]}.")
         return Exit.INTERRUPTED
     except BrokenPipeError:
         # The reader went away (| head); there is nobody left to tell.

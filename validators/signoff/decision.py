@@ -19,7 +19,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from validators.errors import UserError
+from validators.errors import NoDecision, UserError
+from validators.process.guard import Exit
 from validators.records import store
 from validators.records import text as report
 from validators.records.record import Record, Status
@@ -156,15 +157,15 @@ class Signoff:
         return _together(kernels) if kernels else SIGNED
 
     @property
-    def exit_code(self) -> int:
-        """0 SIGNED; 1 NOT SIGNED; 2 UNTESTED, or NOT SIGNED where ERROR and no failing record is in the way."""
+    def exit_code(self) -> Exit:
+        """YES: SIGNED. NO: NOT SIGNED. NO_DECISION: UNTESTED. ERROR: NOT SIGNED for kernels that raised alone."""
         if self.outcome == UNTESTED:
-            return 2
+            return Exit.NO_DECISION
         if self.outcome != NOT_SIGNED:
-            return 0
+            return Exit.YES
         counted = [r for one in self.decided for r in one.records]
         seen = {r.status for r in counted}
-        return 2 if Status.ERROR in seen and not seen.intersection(FAILING) else 1
+        return Exit.ERROR if Status.ERROR in seen and not seen.intersection(FAILING) else Exit.NO
 
 
 def _together(rulings: Sequence[Ruling]) -> str:
@@ -258,7 +259,7 @@ def signoff_directory(
     for root in directories:
         found = store.load(root, warn=both)
         if not found:
-            raise SignoffError(f"{root} holds no records.")
+            raise NoDecision(f"{root} holds no records.")
         records += found
         for p in store.record_files(root):
             name = str(p.relative_to(root)) if len(directories) == 1 else str(p)

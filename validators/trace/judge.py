@@ -1,8 +1,7 @@
 """Is the fusion really on? Launch counts of every forward pass in a profiler trace.
 
-``python -m validators trace FILE --layers 92``. A pass must launch one fused norm and quantization kernel for each
-decoder layer, and no per-token quantization kernel between it and the GEMM that consumes it. Exit codes: 0 every
-expectation is met, 1 one is not met or undecided, 2 bad usage or no trace. Standard library only.
+A pass must launch one fused norm and quantization kernel for each decoder layer, and no per-token quantization kernel
+between it and the GEMM that consumes it. Standard library only.
 """
 
 from __future__ import annotations
@@ -18,9 +17,8 @@ from pathlib import Path
 from validators.records.evidence import Launches
 from validators.records.provenance import provenance
 from validators.records.record import Check, Record, Status
-from validators.records.store import Sink
-from validators.trace.file import Launch, Trace, load
-from validators.trace.names import KNOWN_ROLES, OTHER_QUANTIZATION, TraceError, matches
+from validators.trace.file import Launch, Trace
+from validators.trace.names import OTHER_QUANTIZATION, TraceError, matches
 
 LANE = "trace"
 MET, NOT_MET, UNDECIDED = "ok", "NOT MET", "undecided"
@@ -253,71 +251,6 @@ def _by_layer(finding: Finding, place: str, launches: Sequence[Launch], layers: 
 
 
 # ---- the command
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Options of ``python -m validators trace``."""
-    parser.add_argument("file", metavar="FILE", help="Chrome trace of torch.profiler, .json or .json.gz")
-    parser.add_argument(
-        "--expect",
-        action="append",
-        default=[],
-        metavar="NAME=COUNT",
-        help="launches a step of kernels whose name contains NAME (re:PATTERN: a regex)",
-    )
-    parser.add_argument("--forbid", action="append", default=[], metavar="NAME", help="no launch of such a kernel")
-    parser.add_argument("--layers", type=int, help="decoder layers, each with a fused norm (92 for GLM-4.7)")
-    parser.add_argument(
-        "--role",
-        action="append",
-        default=[],
-        metavar="ROLE=NAME",
-        help=f"what kernels are whose name contains NAME: {', '.join(KNOWN_ROLES)}",
-    )
-    parser.add_argument("--records", metavar="DIR", help="write a record of the outcome into this directory")
-    parser.add_argument("--kernel", help="the fused kernel that the traced engine ran; needed with --records")
-    parser.add_argument("--contract", help="contract of that kernel, for the record")
-    parser.add_argument("--arch", help="architecture that the trace was recorded on (gfx950, sm_90); with --records")
-
-
-def command(parsed: argparse.Namespace) -> int:
-    """Prints the counts; see the module's docstring. Raises TraceError with one sentence."""
-    expect = []
-    for text in parsed.expect:
-        name, equals, count = text.rpartition("=")
-        if not (name and equals and count.isdigit()):
-            raise TraceError(f"--expect {text!r} is not NAME=COUNT.")
-        matches(name, "")
-        expect.append((name, int(count)))
-    for name in parsed.forbid:
-        if not name:
-            raise TraceError("--forbid needs a name.")
-        matches(name, "")
-    if parsed.layers is not None and parsed.layers < 1:
-        raise TraceError(f"--layers {parsed.layers} is not a positive number.")
-    if parsed.records and not (parsed.kernel and parsed.arch):
-        raise TraceError("a record names a kernel and an architecture, so --records needs --kernel and --arch.")
-    taught = _taught(parsed.role)
-    finding = judge(load(parsed.file, taught), expect, parsed.forbid, parsed.layers)
-    for role, wanted in taught:
-        finding.note(f"given by --role, not found here: {wanted} is {role}", "roles")
-    print("\n".join(finding.lines))
-    if parsed.records:
-        with Sink(parsed.records) as sink:
-            sink.write(record_of(finding, parsed))
-        print(f"record in {parsed.records}")
-    return 0 if finding.ok else 1
-
-
-def _taught(options: Sequence[str]) -> list[tuple[str, str]]:
-    found = []
-    for text in options:
-        role, equals, wanted = text.partition("=")
-        if not (equals and wanted and role in KNOWN_ROLES):
-            raise TraceError(f"--role {text!r} is not ROLE=NAME with one of the roles {', '.join(KNOWN_ROLES)}.")
-        matches(wanted, "")
-        found.append((role, wanted))
-    return found
 
 
 def record_of(finding: Finding, parsed: argparse.Namespace) -> Record:

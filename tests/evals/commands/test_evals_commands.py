@@ -108,7 +108,7 @@ BAD = [
     (["gsm8k", "judge"], "unknown command 'gsm8k judge'; known: gsm8k run", ""),
     (["gsm8k", "compare"], "name two run directories", ""),
     (["gsm8k", "compare", "nothing", "there"], "nothing is no run directory", ""),
-    (["gsm8k", "compare", "--margin", "x"], "argument --margin: invalid float value: 'x' (see python -m evals", ""),
+    (["gsm8k", "compare", "--margin", "x"], "argument --margin: invalid float value: 'x'; see python -m evals", ""),
     (["gsm8k", "compare", "a", "b", "--margin", "0"], "--margin 0 is no loss between 0 and 100 points", ""),
     (["gsm8k", "compare", "a", "b", "--alpha", "0.7"], "--alpha 0.7 is no error probability", ""),
     (["gsm8k", "compare", "a", "b", "--criterion", "best"], "unknown criterion 'best'", ""),
@@ -184,11 +184,10 @@ def test_one_directory_is_not_two_runs(runs: tuple[str, str], capsys: pytest.Cap
 def test_help_of_every_command_of_this_checkout(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     usage = capsys.readouterr().out
-    for name, (module, _) in COMMANDS.items():
+    for name in COMMANDS:
         assert f"  {name} " in usage
-        if (ROOT / f"{module.replace('.', '/')}.py").exists():
-            assert main([*name.split(), "--help"]) == 0
-            assert "usage: python -m evals" in capsys.readouterr().out
+        assert main([*name.split(), "--help"]) == 0
+        assert "usage: python -m evals" in capsys.readouterr().out
 
 
 def test_the_module_runs_and_statistics_need_no_torch() -> None:

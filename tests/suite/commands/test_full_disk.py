@@ -88,7 +88,7 @@ def test_a_disk_that_is_full_from_the_start(
     monkeypatch.setattr(evals_store, "_write_all", full)
     started = []
     if name in DEAR:
-        monkeypatch.setattr("validators.layers.build.walk", lambda *_, **__: started.append(1))
+        monkeypatch.setattr("validators.commands.layers.walk", lambda *_, **__: started.append(1))
         monkeypatch.setattr("validators.explain.probe.probe", lambda *_, **__: started.append(1))
         monkeypatch.setattr("golden.propose._entries", lambda *_, **__: started.append(1))
     said = one_sentence(of, [*words_of(of, own), *WRITES[name].format(**own).split()], capfd, code=4)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from reference import glm4_moe as glm
 from tests.support.checkpoint_config import quantization
+from validators.__main__ import main
 from validators.layers import build as layers
 from validators.layers import checkpoint_check
 from validators.layers import presets as layers_presets
@@ -83,7 +84,7 @@ def with_value(value: float, row: int) -> Callable[[Tensor], Tensor]:
 
 def walk(directory: Path, *options: str) -> int:
     where = ["--tokens", "16", "--records", str(directory.parent / "records")]
-    return layers.main(["--model", str(directory), *PAIR, *where, *options])
+    return main(["layers", "--model", str(directory), *PAIR, *where, *options])
 
 
 def without(*names: str) -> Change:
@@ -186,7 +187,7 @@ def test_a_scale_that_is_no_number_is_refused_by_name(
 ) -> None:
     name = "model.layers.2.self_attn.o_proj.weight"
     scale(name, with_value(value, 7))(tiny)
-    assert walk(tiny) == 2
+    assert walk(tiny) == 4
     out = capsys.readouterr().out
     assert f"ERROR trajectory: {name}_scale {said}; a scale must be a number" in out
     # What was judged before is kept.
@@ -200,7 +201,7 @@ def test_a_code_that_is_no_number_is_refused_by_name(tiny: Path, capsys: pytest.
     codes = Checkpoint(tiny).tensor(OUT).view(torch.uint8).clone()
     codes[3, 5] = 0xFF
     change(tiny, {OUT: codes.view(torch.float8_e4m3fn)})
-    assert walk(tiny) == 2
+    assert walk(tiny) == 4
     assert f"ERROR trajectory: {OUT} holds NaN" in capsys.readouterr().out
 
 
@@ -429,7 +430,7 @@ def test_an_own_kernel_that_raises_and_declares_nothing_is_one_sentence(
     file = tmp_path / "own.py"
     file.write_text("def gemm(a, a_scale, b, b_scale, bias, out_dtype):\n    raise RuntimeError('no such tile')\n")
     options = ["--kernel-norm", PAIR[1], "--kernel-gemm", f"{file}:gemm", "--records", str(tmp_path / "r")]
-    assert layers.main(["--model", "glm-tiny", *options]) == 2
+    assert main(["layers", "--model", "glm-tiny", *options]) == 2
     said = capsys.readouterr()
     assert "declares no contract" in said.err
     assert "no such tile" in said.err
@@ -441,7 +442,7 @@ def test_a_right_kernel_passes_with_the_default_number_of_tokens(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = [*PAIR, "--records", str(tmp_path / "r")]
-    assert layers.main(["--model", "glm-tiny", *options]) == 0
+    assert main(["layers", "--model", "glm-tiny", *options]) == 0
     assert "PASSED trajectory" in capsys.readouterr().out
-    assert layers.main(["--model", "glm-tiny", *PAIR, "--tokens", "4", "--records", str(tmp_path / "few")]) == 1
+    assert main(["layers", "--model", "glm-tiny", *PAIR, "--tokens", "4", "--records", str(tmp_path / "few")]) == 1
     assert "undecided, walk more tokens (--tokens 128 decided" in capsys.readouterr().out

@@ -20,6 +20,7 @@ from reference.glm4_moe import Layer, Linear
 from tests import zoo
 from tests.benchmarks import traces
 from tests.zoo.wiring import DEFECTS, TripleRight, WiringDefect, accepted_names
+from validators.__main__ import main
 from validators.kernels import registry
 from validators.layers import build as layers
 from validators.layers import presets as layers_presets
@@ -202,12 +203,12 @@ def test_two_processes_equal_two_simulated_ranks_bit_for_bit(tmp_path: Path) -> 
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}
         environment, pipe = {**os.environ, **place, **address}, subprocess.PIPE
-        command = [sys.executable, "-m", "validators.layers.build", *arguments, "--records", str(tmp_path / "real")]
+        command = [sys.executable, "-m", "validators", "layers", *arguments, "--records", str(tmp_path / "real")]
         started.append(subprocess.Popen(command, env=environment, cwd=ROOT, stdout=pipe, stderr=pipe))
     for process in started:
         _, errors = process.communicate(timeout=120)
         assert process.returncode in (0, 1), errors.decode()
-    layers.main([*arguments, "--records", str(tmp_path / "simulated")])
+    main(["layers", *arguments, "--records", str(tmp_path / "simulated")])
     real, simulated = (store.load(tmp_path / name) for name in ("real", "simulated"))
     assert real[-1].walk.real_ranks
     assert real[-1].walk.stream == simulated[-1].walk.stream != {}
@@ -291,7 +292,7 @@ def failing(records: Sequence[Record]) -> list[str]:
 
 def test_a_checkpoint_on_disk_is_walked_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     directory = layers.write_tiny(tmp_path)
-    code = layers.main(["--model", str(directory), *PAIR, "--tokens", "256", "--records", str(tmp_path / "r")])
+    code = main(["layers", "--model", str(directory), *PAIR, "--tokens", "256", "--records", str(tmp_path / "r")])
     said = capsys.readouterr().out
     records = store.load(tmp_path / "r")
     assert code == 0, said
@@ -311,7 +312,7 @@ def test_a_checkpoint_on_disk_is_walked_end_to_end(tmp_path: Path, capsys: pytes
 
 
 def test_a_part_of_the_layers_has_no_logits(tmp_path: Path) -> None:
-    layers.main(["--model", "glm-tiny", *PAIR, "--layers", "0-1", "--records", str(tmp_path)])
+    main(["layers", "--model", "glm-tiny", *PAIR, "--layers", "0-1", "--records", str(tmp_path)])
     records = store.load(tmp_path)
     assert "logits" not in {c.name for c in records[-1].checks}
     assert {r.case.split("-")[3] for r in records[:-1]} == {"l00", "l01"}
@@ -333,7 +334,7 @@ def test_a_part_of_the_layers_has_no_logits(tmp_path: Path) -> None:
     ],
 )
 def test_bad_usage_is_one_sentence(options: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert layers.main([*PAIR, *options]) == 2
+    assert main(["layers", *PAIR, *options]) == 2
     said = capsys.readouterr().err
     assert words in said
     assert said.count("\n") == 1

@@ -84,8 +84,8 @@ def test_it_ends_with_a_decision_and_the_report_also_where_a_stage_dies(
     printed = capfd.readouterr().out
     last = printed.strip().splitlines()[-1]
     decision = "UNTESTED" if dies else "SIGNED"
-    assert (code, last.split(" after ")[0]) == (2 if dies else 0, decision)
-    assert ("ended with code -9" in printed) == dies
+    assert (code, last.split(" after ")[0]) == (3 if dies else 0, decision)
+    assert ("ended with status -9" in printed) == dies
     page = Path(last.split("the report is ")[1])
     assert decision in page.read_text()
     assert sorted(p.name for p in tmp_path.iterdir())[0] == "records"

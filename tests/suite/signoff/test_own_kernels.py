@@ -47,7 +47,7 @@ def test_an_evaluation_at_thirty_points_on_made_up_questions_leaves_nightly_open
     (found,) = load(records)
     assert found.status is Status.PASSED
     claim = str(EXAMPLES / "glm47-aiter-gfx950.toml")
-    assert main(["signoff", records, "--claim", claim, "--policy", "nightly", "--out", str(tmp_path / "out")]) == 2
+    assert main(["signoff", records, "--claim", claim, "--policy", "nightly", "--out", str(tmp_path / "out")]) == 3
     assert capsys.readouterr().out.splitlines()[-1].startswith("written: ")
     written = json.loads((tmp_path / "out" / "signoff.json").read_text())
     (cell,) = [c for c in written["rulings"][0]["cells"] if c["stage"] == "parity"]
@@ -72,7 +72,7 @@ def test_a_walk_of_one_layer_with_a_margin_of_five_leaves_merge_open(
     assert main(["layers", "--model", "glm-tiny", *kernels, *weak]) == 0
     assert {r.status for r in load(tmp_path / "r")} == {Status.PASSED}
     claim = str(EXAMPLES / "glm47-emulated-gfx950.toml")
-    assert main(["signoff", str(tmp_path / "r"), "--claim", claim, "--policy", "merge", "--out", str(tmp_path)]) == 2
+    assert main(["signoff", str(tmp_path / "r"), "--claim", claim, "--policy", "merge", "--out", str(tmp_path)]) == 3
     printed = capsys.readouterr().out
     assert "layers (weaker than the policy asks: layer 0 of 4 (asked: all), margin 5 (asked: at most 0.5)" in printed
     cells = json.loads((tmp_path / "signoff.json").read_text())["rulings"][0]["cells"]
@@ -154,7 +154,7 @@ def test_an_own_kernel_is_signed_by_doing_what_the_sign_off_says(
     assert main([*run, "--records", "r"]) == 0
     sign = ["signoff", "r", "--claim", "k.py:quant", "--contract", CONTRACT, "--policy", "own.toml", "--out", "out"]
     capsys.readouterr()
-    assert main(sign) == 2
+    assert main(sign) == 3
     printed = capsys.readouterr().out
     assert "No golden is asked of k.py:quant" in printed
     steps = [line.split()[2:] for line in printed.splitlines() if line.startswith("      python -m ")]

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.made import CASE, comparison, failed, lanes_passed, record
+from validators.errors import NoDecision
 from validators.records.provenance import Provenance
 from validators.records.record import Check, Record, Status
 from validators.records.store import Sink, StoreError
@@ -44,7 +45,7 @@ def test_every_lane_passed_is_signed() -> None:
 def test_one_bad_case_among_many_is_not_signed(status: Status) -> None:
     decided = decide([*lanes_passed(), _extra(status)])
     assert decided.decision == "NOT SIGNED"
-    assert decided.exit_code == (2 if status is Status.ERROR else 1)
+    assert decided.exit_code == (4 if status is Status.ERROR else 1)
     (reason,) = decided.claims[0].reasons
     assert reason == f"{WHOSE}: {status.value} in 1 of 6 cases (ops: random). First {CASE}9: {status.value}: because."
 
@@ -184,7 +185,7 @@ def test_caveats_do_not_change_the_decision() -> None:
 
 
 def test_no_records_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(SignoffError, match="holds no records"):
+    with pytest.raises(NoDecision, match="holds no records"):
         signoff_directory(tmp_path)
     with pytest.raises(SignoffError, match="no records"):
         decide([])

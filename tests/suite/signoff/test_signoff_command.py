@@ -22,7 +22,8 @@ from tests.support.signed import (
     ruled,
     write_records,
 )
-from validators.__main__ import main
+from validators.__main__ import COMMANDS, main
+from validators.commands import cli
 from validators.records.record import Status
 from validators.signoff import claims, policy
 from validators.signoff import decision as signoff
@@ -39,7 +40,7 @@ def test_the_story_of_gfx950(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     """Whatever was run elsewhere, the claim about an MI355X is UNTESTED, and says what to run there."""
     here = write_records(tmp_path / "cpu", path())
     claim = str(EXAMPLES / "glm47-aiter-gfx950.toml")
-    assert main(["signoff", str(here), "--claim", claim, "--out", str(tmp_path / "out")]) == 2
+    assert main(["signoff", str(here), "--claim", claim, "--out", str(tmp_path / "out")]) == 3
     printed = capsys.readouterr().out
     assert printed.startswith("UNTESTED\n")
     assert "UNTESTED: ops; layers; goldens; trace." in printed
@@ -48,20 +49,18 @@ def test_the_story_of_gfx950(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         assert f"--kernel {kernel} --device cuda --records records/gfx950" in printed
     assert "golden propose --device cuda" in printed
     assert "validators trace trace.json.gz --layers 92 --kernel aiter_hip/add_rmsnorm_quant" in printed
-    assert main(["signoff", "--claim", claim]) == 2
+    assert main(["signoff", "--claim", claim]) == 3
     assert capsys.readouterr().out.startswith("UNTESTED\n")
 
 
 def test_every_command_for_another_machine_is_one_that_exists() -> None:
-    from validators.__main__ import _parser
-
     ruling = rule(claims.from_file(EXAMPLES / "glm47-aiter-gfx950.toml"), policy.load("merge"), [])
     parsed = 0
     for step in ruling.steps:
         for command in step.commands:
             words = command.split()
             if words[:4] in (["python", "-m", "validators", "run"], ["python", "-m", "validators", "trace"]):
-                _parser().parse_args(words[3:])
+                cli.parser_of("validators", words[3], COMMANDS).parse_args(words[4:])
                 parsed += 1
     assert parsed == 4
 
@@ -75,7 +74,7 @@ def test_records_of_two_machines_are_merged(tmp_path: Path, capsys: pytest.Captu
     assert signoff_directory([one], policy=SMOKE, target=lambda records: [TARGET]).decision == "UNTESTED"
     with pytest.raises(SignoffError, match="one record file twice"):
         signoff_directory([one, one])
-    assert main(["signoff", str(one), str(two), "--policy", "smoke", "--out", str(tmp_path / "out")]) == 2
+    assert main(["signoff", str(one), str(two), "--policy", "smoke", "--out", str(tmp_path / "out")]) == 3
     assert "UNTESTED: layers." in capsys.readouterr().out
 
 

@@ -1,0 +1,247 @@
+"""What the commands of ``validators``, ``golden`` and ``evals`` share: dispatch, options, verbosity, progress.
+
+A group is a table name -> ``Command``; the module of a command is imported when it is asked for, so that ``report``
+and ``signoff`` run where torch is not installed. A module of a command has ``add_options(parser)`` and
+``command(parsed) -> Exit``; it may have ``INTERRUPTED``, the sentence of what is left after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, NoReturn
+
+from validators.errors import UsageError
+from validators.process.guard import Exit, guarded, say
+from validators.process.supervise import supervised
+from validators.records.record import Record, Status
+from validators.words import DEPTHS, DTYPES, FP8_FORMATS, LANES, OPS
+
+FAILING = (Status.FAILED, Status.NONDETERMINISTIC, Status.MISTRUSTED)
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of a group. watched: it calls kernels in its own process, so a parent process watches it."""
+
+    module: str
+    help: str
+    watched: bool = False
+
+
+Table = Mapping[str, Command]
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaint is one sentence, raised as ``UsageError``."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see {self.prog} --help")
+
+
+def run_group(who: str, table: Table, words: Sequence[str], *, about: str, lacking: str = "") -> int:
+    """Run the command of ``table`` that ``words`` name; returns its exit status, whatever ends it."""
+    given = list(words)
+    interrupted = ["nothing was recorded"]
+    return guarded(
+        who, lambda: _dispatch(who, table, given, about, interrupted), interrupted=interrupted, lacking=lacking
+    )
+
+
+def main_of(who: str, table: Table, main: Callable[[], int]) -> NoReturn:
+    """End the process with ``main``'s status; a watched command runs in a child that this process watches."""
+    named = _name(table, sys.argv[1:])
+    watched = named is not None and table[named].watched
+    sys.exit(supervised(who, main) if watched else main())
+
+
+def _name(table: Table, words: Sequence[str]) -> str | None:
+    """The command that ``words`` begin with; a name may be of two words ("gsm8k run")."""
+    return next((name for name in table if list(words[: len(name.split())]) == name.split()), None)
+
+
+def _dispatch(who: str, table: Table, words: list[str], about: str, interrupted: list[str]) -> int:
+    name = _name(table, words)
+    if name is None:
+        return _help(who, table, words, about)
+    module = _module(name, table[name].module)
+    interrupted[0] = getattr(module, "INTERRUPTED", "what was recorded until then is on disk")
+    parsed = parser_of(who, name, table).parse_args(words[len(name.split()) :])
+    parsed.argv = words
+    code: int = module.command(parsed)
+    return code
+
+
+def parser_of(who: str, name: str, table: Table) -> Parser:
+    """The parser of one command, with its module's options and those that every command has."""
+    module = _module(name, table[name].module)
+    described = (module.__doc__ or "").strip()
+    form = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog=f"python -m {who} {name}", description=described, formatter_class=form)
+    module.add_options(parser)
+    add_verbosity(parser)
+    return parser
+
+
+def _module(name: str, path: str) -> ModuleType:
+    try:
+        return importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name == path:
+            raise UsageError(f"{name} is not part of this checkout.") from None
+        raise
+
+
+def _help(who: str, table: Table, words: list[str], about: str) -> int:
+    prefixes = {tuple(name.split()[:1]) for name in table if " " in name}
+    asked = [word for word in words if word not in ("-h", "--help")]
+    if asked and tuple(asked) not in prefixes:
+        raise UsageError(
+            f"unknown command {' '.join(asked[:2])!r}; known: {', '.join(table)}; see python -m {who} --help"
+        )
+    width = max(map(len, table)) + 2
+    lines = [f"usage: python -m {who} COMMAND ...", "", about, ""]
+    lines += [f"  {name:{width}}{command.help}" for name, command in table.items()]
+    lines += ["", f"python -m {who} COMMAND --help shows the options. {EXIT_WORDS}"]
+    print("\n".join(lines))
+    return Exit.YES if words else Exit.USAGE
+
+
+EXIT_WORDS = (
+    "Exit statuses: 0 yes, 1 no, 2 usage, 3 no decision (UNTESTED, INCONCLUSIVE, nothing ran), "
+    "4 error of a kernel or the tool, 130 interrupted."
+)
+
+
+# ---- options
+
+
+def one_of(what: str, known: Sequence[str]) -> Callable[[str], str]:
+    """A ``type`` for argparse: one of ``known``, or a sentence that lists them."""
+
+    def check(text: str) -> str:
+        if text not in known:
+            raise argparse.ArgumentTypeError(f"unknown {what} {text!r}; known: {', '.join(known)}")
+        return text
+
+    return check
+
+
+def closed(what: str, known: Sequence[str], **more: Any) -> dict[str, Any]:
+    """Keywords of an option whose values are a closed list; ``--help`` shows the list."""
+    return {"type": one_of(what, known), "metavar": "|".join(known), **more}
+
+
+KERNEL = "a name from 'list kernels', or your own: file.py:function, module:function"
+DEVICE = "cpu, cuda or cuda:N"
+
+
+def add_kernel(parser: argparse.ArgumentParser, *, required: bool = False, several: bool = False) -> None:
+    """``--kernel``."""
+    if several:
+        parser.add_argument("--kernel", action="append", default=[], help=f"only {KERNEL} (may be repeated)")
+    else:
+        parser.add_argument("--kernel", required=required, help=KERNEL)
+
+
+def add_device(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """``--device``; without a default it is a GPU where the kernel can use one."""
+    words = f"default: {default}" if default else "default: a GPU if the kernel can use one"
+    parser.add_argument("--device", default=default, help=f"{DEVICE} ({words})")
+
+
+def add_op(parser: argparse.ArgumentParser) -> None:
+    """``--op``."""
+    parser.add_argument("--op", **closed("op", OPS, help="only this op; needed for a kernel of your own"))
+
+
+def add_types(parser: argparse.ArgumentParser) -> None:
+    """``--dtype`` and ``--fp8``."""
+    parser.add_argument("--dtype", **closed("dtype", DTYPES, help="storage type (default: bf16)"))
+    parser.add_argument("--fp8", **closed("FP8 format", FP8_FORMATS, help="FP8 format (default: the device's)"))
+
+
+def add_cases(parser: argparse.ArgumentParser) -> None:
+    """``--lane``, ``--dtype``, ``--fp8`` and ``--depth``: which cases."""
+    lane = closed("lane", LANES, action="append", default=[], help="only this lane (may be repeated)")
+    parser.add_argument("--lane", **lane)
+    add_types(parser)
+    parser.add_argument("--depth", **closed("depth", DEPTHS, help="how many cases (default: default)"))
+
+
+def add_records(parser: argparse.ArgumentParser, *, default: str = "") -> None:
+    """``--records``: where records are written."""
+    words = f"default: {default}" if default else "default: no records"
+    parser.add_argument("--records", metavar="DIR", help=f"write the verdicts as records into this directory ({words})")
+
+
+NEW_RECORDS = "records/<UTC time>"
+
+
+def add_verbosity(parser: argparse.ArgumentParser) -> None:
+    """``--quiet`` and ``--verbose``, which every command has."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--quiet", action="store_true", help="print the decision only")
+    group.add_argument("--verbose", action="store_true", help="print one line per judged case as well")
+
+
+# ---- results
+
+
+def exit_of(records: Iterable[Record]) -> Exit:
+    """The exit status that ``records`` amount to."""
+    seen = list(records)
+    statuses = {r.status for r in seen}
+    if statuses.intersection(FAILING):
+        return Exit.NO
+    silent = any(r.status is Status.UNSUPPORTED and not any(map(str.strip, r.reasons)) for r in seen)
+    if silent or Status.ERROR in statuses:
+        return Exit.ERROR
+    return Exit.NO_DECISION if Status.UNTESTED in statuses or Status.PASSED not in statuses else Exit.YES
+
+
+class Progress:
+    """How far a long run is: a bar on a terminal where rich is installed, else a counter; nothing in a log."""
+
+    def __init__(self, total: int, *, what: str = "cases", quiet: bool = False) -> None:
+        self.total, self.what, self.done = total, what, 0
+        self.terminal = sys.stderr.isatty() and not quiet
+        self._bar: Any = None
+
+    def __enter__(self) -> Progress:
+        if self.terminal:
+            try:
+                rich = importlib.import_module("rich.progress")
+                console = importlib.import_module("rich.console").Console(stderr=True)
+            except ImportError:
+                return self
+            self._bar = rich.Progress(console=console, transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task(self.what, total=self.total)
+        return self
+
+    def step(self, line: str = "") -> None:
+        """One more is done; ``line`` is printed to stdout above the bar."""
+        self.done += 1
+        counter = self.terminal and self._bar is None
+        if line:
+            print(("\r\x1b[K" if counter else "") + line, flush=True)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.done)
+        elif counter:
+            print(f"\r{self.done}/{self.total} {self.what}", end="", file=sys.stderr, flush=True)
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        elif self.terminal:
+            print(file=sys.stderr)
+
+
+def warn(sentence: str, who: str = "validators") -> None:
+    """One sentence on stderr."""
+    say(who, sentence)

@@ -1,0 +1,43 @@
+"""The whole arithmetic of one output element, from the bits of the inputs to the verdict."""
+
+from __future__ import annotations
+
+import argparse
+
+from validators.calls.call import run_kernel
+from validators.cases.suite import find
+from validators.commands import cli
+from validators.commands.plan import one_kernel
+from validators.explain.element import ElementError, element_report
+from validators.explain.identify import choose_contract
+from validators.process.guard import Exit
+
+INTERRUPTED = "nothing was recorded"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    parser.add_argument("case", metavar="CASE", help="a case id, as in a failure report")
+    cli.add_kernel(parser, required=True)
+    parser.add_argument("--row", type=int, required=True, help="row of the output as a matrix, from 0")
+    parser.add_argument("--col", type=int, required=True, help="column, from 0")
+    parser.add_argument("--contract", help="judge under this contract (default: the kernel's)")
+    parser.add_argument("--output", help="codes (default), scale or residual_out; out for ptpc_gemm")
+    cli.add_device(parser)
+
+
+def command(parsed: argparse.Namespace) -> Exit:
+    """Run the kernel on the case and print the report of one element: NO if it is not admissible."""
+    case = find([parsed.case])[0]
+    parsed.op = case.op
+    name, kernel, device = one_kernel(parsed)
+    if reason := kernel.unsupported(case):
+        raise ElementError(f"kernel {name} does not offer this case: {reason}")
+    contract, origin, _ = choose_contract(kernel, case, parsed.contract, device)
+    if contract is None:
+        raise ElementError(f"the outputs of {name} fit no contract; name one with --contract")
+    claim = run_kernel(kernel, case, device)
+    report = element_report(claim.inputs, claim.outputs, contract, parsed.row, parsed.col, parsed.output)
+    print(f"{name} on {case.id}, contract {origin}")
+    print(report.splitlines()[-1] if parsed.quiet else report)
+    return Exit.NO if "NOT ADMISSIBLE" in report.splitlines()[-1] else Exit.YES

@@ -1,0 +1,102 @@
+"""Validate kernels and record the verdicts: each case in a worker process, one JSON line per verdict."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shlex
+from collections.abc import Iterator, Sequence
+
+from validators.commands import cli
+from validators.commands.plan import Planned, make_plan
+from validators.errors import NoDecision, UsageError, UserError
+from validators.isolate import TIME_LIMIT_S, run_isolated
+from validators.process.guard import Exit, status_of
+from validators.records import store
+from validators.records import text as report
+from validators.records.files import new_folder
+from validators.records.record import Record, Status
+from validators.signoff import judged, limits, strength
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    cli.add_op(parser)
+    cli.add_kernel(parser)
+    parser.add_argument("--all-available", action="store_true", help="every kernel that this machine can run")
+    parser.add_argument("--contract", help="hold the kernel to this contract, or: identify (default: what it declares)")
+    parser.add_argument("--case", action="append", default=[], help="only this case id (may be repeated)")
+    cli.add_device(parser)
+    cli.add_records(parser, default=cli.NEW_RECORDS)
+    words = f"seconds for one case (default: {TIME_LIMIT_S:g})"
+    parser.add_argument("--time-limit", type=float, default=TIME_LIMIT_S, help=words)
+    cli.add_cases(parser)
+
+
+def command(parsed: argparse.Namespace) -> Exit:
+    """Run what was asked for; the exit status is that of the records."""
+    if not parsed.time_limit > 0:
+        raise UsageError(f"--time-limit {parsed.time_limit:g} is not a positive number of seconds.")
+    plan = make_plan(parsed)
+    directory = parsed.records or str(new_folder("records"))
+    records, broken = _run(parsed, plan, directory)
+    if not records:
+        raise NoDecision("no case ran.")
+    _print_end(records, directory, parsed.quiet)
+    code = cli.exit_of(records)
+    return broken if code is Exit.YES and broken is not None else code
+
+
+def _run(parsed: argparse.Namespace, plan: Sequence[Planned], directory: str) -> tuple[list[Record], Exit | None]:
+    """The records, written as they come, and the status of a kernel that could not be run at all."""
+    records: list[Record] = []
+    broken: Exit | None = None
+    total = sum(len(p.cases) for p in plan)
+    with store.Sink(directory) as sink, cli.Progress(total, quiet=parsed.quiet) as progress:
+        for planned in plan:
+            try:
+                for record in _validate(parsed, planned):
+                    sink.write(record)
+                    records.append(record)
+                    progress.step(_line(record, parsed))
+            except UserError as error:
+                # With one kernel the sentence is the result; among many the others still run.
+                if len(plan) == 1:
+                    raise
+                cli.warn(str(error))
+                broken = status_of(error)
+    return records, broken
+
+
+def _line(record: Record, parsed: argparse.Namespace) -> str:
+    in_order = record.status in (Status.PASSED, Status.UNSUPPORTED)
+    return "" if parsed.quiet or (in_order and not parsed.verbose) else report.one_line(record)
+
+
+def _print_end(records: Sequence[Record], directory: str, quiet: bool) -> None:
+    print(report.summary_table(records))
+    if quiet:
+        return
+    print(report.strength_sentence(records))
+    sentences = [*judged.identified_sentences(records), *_defects_covered(records)]
+    sentences += judged.never_judged_sentences(records)
+    for sentence in (*sentences, *limits.sentences(records), *limits.hints(records)):
+        print(sentence)
+    print(f"records in {directory}; next: python -m validators signoff {shlex.quote(directory)}")
+
+
+def _defects_covered(records: Sequence[Record]) -> list[str]:
+    try:
+        return strength.sentences(records)
+    except strength.StrengthError as error:
+        # The verdicts hold without it.
+        return [f"known defects: {error}"]
+
+
+def _validate(parsed: argparse.Namespace, planned: Planned) -> Iterator[Record]:
+    name, op, device, cases = planned
+    found = run_isolated(name, op, cases, contract=parsed.contract, device=device, time_limit_s=parsed.time_limit)
+    for record in found:
+        yield dataclasses.replace(
+            record, provenance=dataclasses.replace(record.provenance, arguments=tuple(parsed.argv))
+        )
