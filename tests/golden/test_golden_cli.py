@@ -216,7 +216,7 @@ def test_list_needs_no_torch() -> None:
     assert done.returncode == 0, done.stderr
     assert TOKENS in done.stdout
     other = subprocess.run([*command, "verify"], capture_output=True, text=True, cwd=ROOT, env=environment, timeout=120)
-    assert (other.returncode, other.stderr) == (3, "golden: torch is not installed here; only list does without it.\n")
+    assert (other.returncode, other.stderr) == (3, "golden: torch is not installed here; only list works without it.\n")
 
 
 # ---- the table

@@ -64,7 +64,7 @@ def test_a_kernel_that_raises_or_returns_rubbish(
     name: str, kernel: str, kernels: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     of = the_command(name)
-    status = Exit.ERROR if of.group == "evals" else Exit.USAGE
+    status = Exit.USAGE if name == "validators layers" else Exit.ERROR
     said = one_sentence(of, CALLING[name].format(f=kernels, k=kernel).split(), capfd, code=status)
     wanted = {"raises": "ValueError: the tile size does not divide the row", "rubbish": "returned a str"}
     assert wanted[kernel] in said
@@ -117,10 +117,9 @@ def test_a_kernel_that_ends_the_process_is_named(kernel: str, words: str, kernel
 
 
 def test_commands_that_call_kernels_are_the_ones_that_are_watched() -> None:
-    watched = {f"validators {name}" for name in validators_main.IN_PROCESS}
-    watched |= {f"evals {name}" for name in evals_main.IN_PROCESS}
-    assert set(CALLING) | {"validators probe"} == watched
-    assert set(golden_main.IN_PROCESS) == {"check", "propose"}
+    groups = {"validators": validators_main, "evals": evals_main, "golden": golden_main}
+    watched = {f"{who} {name}" for who, module in groups.items() for name, of in module.COMMANDS.items() if of.watched}
+    assert set(CALLING) | {"validators probe", "golden check", "golden propose"} == watched
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM], ids=lambda s: s.name)
