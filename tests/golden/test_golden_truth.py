@@ -15,6 +15,7 @@ from golden.propose import truth_entry, why_refused
 from golden.sets import Marked
 from reference import add_rmsnorm_quant, ptpc_gemm
 from reference.contract import GEMM_CONTRACTS, NORM_QUANT_CONTRACTS
+from reference.quantize import Codes
 from validators.cases.case import Case
 from validators.cases.generator import Block
 from validators.cases.recipe import ADD
@@ -107,14 +108,14 @@ def test_a_moved_value_is_named(
 @pytest.mark.parametrize("case", [NORM, QUANT])
 def test_a_moved_end_of_the_admissible_codes_is_named(monkeypatch: pytest.MonkeyPatch, case: str) -> None:
     golden = _golden(case)
-    encode = truth.encode
+    encoded = Codes.encoded
 
-    def up(values: torch.Tensor, *args: object) -> torch.Tensor:
-        codes = encode(values, *args)  # type: ignore[arg-type]
+    def up(sets: Codes, t: torch.Tensor) -> torch.Tensor:
+        codes = encoded(sets, t)
         codes[3] ^= 1
         return codes
 
-    monkeypatch.setattr(truth, "encode", up)
+    monkeypatch.setattr(Codes, "encoded", up)
     assert "/codes_low: 1 of 1,152 values moved, the first at (0, 3)" in _sentence(golden)
 
 
@@ -132,9 +133,9 @@ def test_a_reference_that_raises_fails_with_a_sentence(monkeypatch: pytest.Monke
 def test_a_contract_that_came_or_went_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     golden = _golden(QUANT)
     fewer = {name: c for name, c in NORM_QUANT_CONTRACTS.items() if name != "vllm"}
-    monkeypatch.setattr(truth, "NORM_QUANT_CONTRACTS", fewer)
+    monkeypatch.setattr(truth, "presets", lambda op: fewer)
     assert "vllm/scale is no longer computed" in _sentence(golden)
-    monkeypatch.setattr(truth, "NORM_QUANT_CONTRACTS", {**NORM_QUANT_CONTRACTS, "x": CONTRACT})
+    monkeypatch.setattr(truth, "presets", lambda op: {**NORM_QUANT_CONTRACTS, "x": CONTRACT})
     assert "x/scale is new" in _sentence(golden)
 
 
