@@ -91,11 +91,7 @@ EVIDENCE: Mapping[str, Mapping[str, Evidence]] = {
         "fnuz_max": _Q,
         "reciprocal_u": Evidence("document", "CUDA: 1.0f / x is correctly rounded, or 1 ulp off under -use_fast_math"),
     },
-    "vllm-native": {
-        "division": Evidence("source", "forward_native: x * scale.reciprocal()"),
-        "nan": _KEPT,
-        "fnuz_max": _Q,
-    },
+    "vllm-native": {"division": Evidence("source", "forward_native: x times 1/s"), "nan": _KEPT, "fnuz_max": _Q},
     "compressed-tensors": {"division": Evidence("source", "forward.py: scaled = x / scale, in fp32"), "nan": _KEPT},
 }
 """From which evidence each field comes; a field that has the dataclass's default needs none."""

@@ -21,7 +21,7 @@ from validators.cases.recipes import lane_of
 from validators.cases.suite import cases_for
 from validators.records.record import Record, Status
 from validators.run import validate
-from validators.words import DEPTHS, FP8_FORMATS, LANES
+from validators.words import DEPTHS, FP8_FORMATS, LANES, OPS
 
 CAUGHT = (Status.FAILED, Status.NONDETERMINISTIC)
 
@@ -128,7 +128,7 @@ def catching_lanes(defect: zoo.Defect, cases: Sequence[Case], device: str = "cpu
 
 def measure(depth: str, *, lanes: bool = False, device: str = "cpu", echo: bool = True) -> list[Finding]:
     """A finding for every defect of the zoo, in the order of the catalogue."""
-    suites = {op: suite_cases(op, depth) for op in ("add_rmsnorm_quant", "per_token_quant", "ptpc_gemm")}
+    suites = {op: suite_cases(op, depth) for op in OPS}
     found = []
     for defect in zoo.all_defects():
         cases = suites[defect.op]

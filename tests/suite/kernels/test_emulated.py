@@ -14,6 +14,8 @@ from reference.contract import GEMM_CONTRACTS, NORM_QUANT_CONTRACTS
 from tests import zoo
 from tests.support.variants import legitimate_variants
 from validators.cases.case import Case
+from validators.cases.inputs import build
+from validators.cases.recipe import ADD, QUANT
 from validators.cases.tensors import (
     GemmInputs,
     GemmOutputs,
@@ -50,6 +52,10 @@ def guarded_outputs(inputs: Inputs) -> tuple[Outputs, list[Tensor]]:
     if isinstance(inputs, GemmInputs):
         out, memory = guarded_buffer((len(inputs.a), len(inputs.b)), inputs.out_dtype)
         return GemmOutputs(out), [memory]
+    if inputs.op not in (ADD, QUANT):
+        made = {name: guarded_buffer(shape, torch.uint8) for name, (shape, _) in inputs.expected().items()}
+        views = {name: made[name][0].view(dtype) for name, (_, dtype) in inputs.expected().items()}
+        return inputs.outputs(views), [memory for _, memory in made.values()]
     shape = tuple(inputs.x.shape)
     codes, code_memory = guarded_buffer(shape, torch.uint8)
     scale, scale_memory = guarded_buffer((*shape[:-1], 1), torch.float32)
@@ -278,6 +284,8 @@ def revealing_inputs(case: Case) -> Inputs:
     t, fp8, m, n = TORCH_T[case.dtype], TORCH_FP8[case.fp8], case.m, case.n
     if case.op == "ptpc_gemm":
         return revealing_gemm_inputs(case)
+    if case.op not in (ADD, QUANT):
+        return build(case)
     x = gaussian(m, n, dtype=t)
     rows = torch.arange(m)
     if case.recipe == "crest_ladder":
@@ -360,7 +368,7 @@ DEFECTS = zoo.all_defects()
 
 def test_the_catalogue_is_complete() -> None:
     expected = [f"N{i:02}" for i in range(1, 23)] + [f"Q{i:02}" for i in range(1, 24)]
-    expected += [f"G{i:02}" for i in range(1, 22)] + ["XG7"]
+    expected += [f"G{i:02}" for i in range(1, 22)] + ["XG7"] + [f"S{i:02}" for i in range(1, 9)]
     assert [defect.id for defect in DEFECTS] == expected
     assert len({defect.name for defect in DEFECTS}) == len(DEFECTS)
 
@@ -378,8 +386,6 @@ def test_every_defect_changes_what_its_kernel_does(defect: zoo.Defect) -> None:
 
 @pytest.mark.parametrize("text", sorted({text for defect in DEFECTS for text in defect.reveals}))
 def test_the_cases_that_reveal_a_defect_do(text: str) -> None:
-    from validators.cases.inputs import build
-
     case = Case.parse(text)
     expected = observed(zoo.clean_kernel(case.op), build(case))
     for defect in DEFECTS:

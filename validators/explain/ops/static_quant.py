@@ -59,11 +59,11 @@ HYPOTHESES: tuple[tuple[str, str, Callable[[Scene], Tensor]], ...] = (
     ("scale-in-bf16", "the given scale is rounded to bf16", _bf16_scale),
     ("tail-not-scaled", "the last n % 8 columns are converted without the scale", _tail_unscaled),
     ("codes-not-clamped", "values beyond Q are not clamped", lambda s: decode(encode(s.t, s.fmt, "nan"), s.fmt)),
-    ("codes-truncated", "codes are truncated toward zero", _truncated),
+    ("static-codes-truncated", "codes are truncated toward zero", _truncated),
     # Just outside the midpoint rounds away; values between are unaffected.
-    ("ties-away-from-zero", "ties round away from zero", lambda s: _codes(s, s.t * (1 + 2.0**-45))),
-    ("codes-through-bf16", "x/s is rounded to bf16 before FP8", lambda s: _codes(s, round_to(s.t, BF16))),
-    ("subnormal-codes-flushed", "subnormal codes are flushed to zero", _flushed),
+    ("static-ties-away-from-zero", "ties round away from zero", lambda s: _codes(s, s.t * (1 + 2.0**-45))),
+    ("static-codes-through-bf16", "x/s is rounded to bf16 before FP8", lambda s: _codes(s, round_to(s.t, BF16))),
+    ("static-subnormal-codes-flushed", "subnormal codes are flushed to zero", _flushed),
 )
 """Name, sentence, decoded codes that the defect gives. The zoo has the same names, made apart from these."""
 
