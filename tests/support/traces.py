@@ -20,6 +20,38 @@ OTHER = "void at::native::vectorized_elementwise_kernel<4, at::native::CUDAFunct
 CUDA_FUSED = "void vllm::rms_norm_dynamic_per_token_quant_kernel<c10::BFloat16, c10::Float8_e4m3fn, true>(float*)"
 
 
+class _Recorder:
+    """The events of a trace as they come: the CPU launches, the GPU runs 300 us behind, into the next step."""
+
+    def __init__(self, *, runtime: str, streams: dict[str, int], alone: bool) -> None:
+        """alone: whether every kernel has a runtime call of its own."""
+        self.events: list[dict[str, Any]] = [{"ph": "M", "name": "process_name", "pid": 0, "args": {"name": "python"}}]
+        self.runtime, self.streams, self.alone = runtime, streams, alone
+        self.now, self.correlation, self.gpu_free = 1000.0, 0, 0.0
+
+    def span(self, name: str, category: str, start: float, length: float, **arguments: object) -> None:
+        place = {"pid": 0, "tid": 7} if category == "kernel" else {"pid": 4242, "tid": 4242}
+        self.events.append(
+            {"ph": "X", "cat": category, "name": name, **place, "ts": start, "dur": length, "args": arguments}
+        )
+
+    def launch(self, name: str) -> None:
+        if self.alone:
+            self.correlation += 1
+            self.span(self.runtime, "cuda_runtime", self.now, 2.0, correlation=self.correlation)
+        start = max(self.gpu_free, self.now + 300.0)
+        self.gpu_free = start + 5.0
+        stream = self.streams.get(name, 7)
+        self.span(name, "kernel", start, 5.0, device=0, stream=stream, correlation=self.correlation, context=1)
+        self.now += 3.0
+
+    def graph(self) -> None:
+        """The launch of a graph, whose kernels follow."""
+        self.correlation += 1
+        self.span("hipGraphLaunch", "cuda_runtime", self.now, 2.0, correlation=self.correlation)
+        self.now += 1.0
+
+
 def write_trace(
     path: Path,
     layer: list[str],
@@ -36,61 +68,33 @@ def write_trace(
     warm_up: list[str] | None = None,
     streams: dict[str, int] | None = None,
 ) -> Path:
-    """A trace as ``torch.profiler`` writes it: the CPU launches, the GPU runs 300 us behind, into the next step.
+    """A trace as ``torch.profiler`` writes it.
 
     layer: kernels of one decoder layer in order. graph: one runtime call launches the whole step; pieces: one a layer.
     label, category: what marks a step. warm_up: kernels launched before the first step.
     streams: kernel name -> stream, 7 for all others.
     """
-    events: list[dict[str, Any]] = [{"ph": "M", "name": "process_name", "pid": 0, "args": {"name": "python"}}]
-    now, correlation = 1000.0, 0
-    gpu_free = 0.0
-
-    def span(name: str, category: str, start: float, length: float, **arguments: object) -> None:
-        place = {"pid": 0, "tid": 7} if category == "kernel" else {"pid": 4242, "tid": 4242}
-        events.append(
-            {"ph": "X", "cat": category, "name": name, **place, "ts": start, "dur": length, "args": arguments}
-        )
-
-    def kernel(name: str, number: int) -> None:
-        nonlocal gpu_free
-        start = max(gpu_free, now + 300.0)
-        gpu_free = start + 5.0
-        stream = (streams or {}).get(name, 7)
-        span(name, "kernel", start, 5.0, device=0, stream=stream, correlation=number, context=1)
-
-    def launch(name: str) -> None:
-        nonlocal now, correlation
-        if not (graph or pieces):
-            correlation += 1
-            span(runtime, "cuda_runtime", now, 2.0, correlation=correlation)
-        kernel(name, correlation)
-        now += 3.0
-
+    to = _Recorder(runtime=runtime, streams=streams or {}, alone=not (graph or pieces))
     for name in warm_up or []:
-        launch(name)
+        to.launch(name)
     for step in range(steps):
-        now += 10.0
-        begin = now
+        to.now += 10.0
+        begin = to.now
         if graph:
-            correlation += 1
-            span("hipGraphLaunch", "cuda_runtime", now, 2.0, correlation=correlation)
-            now += 1.0
+            to.graph()
         for index in range(layers):
-            first = now
+            first = to.now
             if pieces:
-                correlation += 1
-                span("hipGraphLaunch", "cuda_runtime", now, 2.0, correlation=correlation)
-                now += 1.0
+                to.graph()
             for name in layer:
-                span("aten::op", "cpu_op", now, 2.5)
-                launch(name)
+                to.span("aten::op", "cpu_op", to.now, 2.5)
+                to.launch(name)
             if layer_labels:
-                span(f"model.layers.{index}", "user_annotation", first - 0.5, now - first)
+                to.span(f"model.layers.{index}", "user_annotation", first - 0.5, to.now - first)
         if labels:
-            span(label.format(step=step + 3), category, begin - 1.0, now - begin + 1.0)
-    data = {"schemaVersion": 1, "deviceProperties": [{"id": 0, "name": "AMD Instinct MI355X"}], "traceEvents": events}
-    text = json.dumps(data).encode()
+            to.span(label.format(step=step + 3), category, begin - 1.0, to.now - begin + 1.0)
+    gpu = {"id": 0, "name": "AMD Instinct MI355X"}
+    text = json.dumps({"schemaVersion": 1, "deviceProperties": [gpu], "traceEvents": to.events}).encode()
     path.write_bytes(gzip.compress(text, mtime=0) if path.suffix == ".gz" else text)
     return path
 
