@@ -99,7 +99,7 @@ def measure(contract_name: str, device: str, repeats: int, shape: tuple[int, int
 
     def timed(given: object, buffers: object) -> object:
         start = time.perf_counter()
-        found = emulated.execute(given, buffers, contract)  # type: ignore[arg-type]
+        found = emulated.execute(given, buffers, contract)
         if device.startswith("cuda"):
             torch.cuda.synchronize()
         calls.append(time.perf_counter() - start)

@@ -112,7 +112,7 @@ def native_claimants(device: str = "cpu") -> list[Claimant]:
         def call(inputs: Inputs, run: Callable[..., Outputs] = kernel.call) -> Outputs:
             return run(inputs, None)
 
-        contract: NormQuantContract | GemmContract = table[kernel.contract]  # type: ignore[index]
+        contract: NormQuantContract | GemmContract = table[kernel.contract]
         found.append(Claimant(f"{kernel.name} ({kernel.op})", (kernel.op,), contract, call, kernel.unsupported))
     return found
 

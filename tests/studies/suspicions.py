@@ -278,5 +278,5 @@ for _function, _contract in (
     (mode_by_position, "unfused"),
     (sglang_tuple, "unknown"),
 ):
-    _function.contract = _contract  # type: ignore[attr-defined]
-    _function.devices = ("cuda",)  # type: ignore[attr-defined]
+    _function.contract = _contract
+    _function.devices = ("cuda",)

@@ -41,7 +41,7 @@ class ScaleDropped(KernelPath):
 class TripleQuantizedAgain(KernelPath):
     """The norm also hands its bf16 output over, and the linear takes the wrong end of the tuple."""
 
-    def prepare(self, layer: Layer, which: str, hidden: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def prepare(self, layer: Layer, which: str, hidden: Tensor) -> tuple[Tensor, ...]:
         before = self.residual
         codes, scale = super().prepare(layer, which, hidden)  # type: ignore[arg-type]
         after, self.residual = self.residual, before
@@ -101,7 +101,7 @@ class StaleResidual(KernelPath):
 
     before: Tensor | None = None
 
-    def prepare(self, layer: Layer, which: str, hidden: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def prepare(self, layer: Layer, which: str, hidden: Tensor) -> tuple[Tensor, ...]:
         if layer.index == AT and which == "input":
             self.residual = self.before
         return super().prepare(layer, which, hidden)  # type: ignore[arg-type]

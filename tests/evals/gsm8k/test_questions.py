@@ -122,7 +122,7 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence(monkeypatch: pytest.Monkey
     monkeypatch.delenv("GSM8K_PATH", raising=False)
     with pytest.raises(EvalError, match=r"cannot load openai/gsm8k \(ConnectionError: offline\)"):
         data.load()
-    monkeypatch.setitem(sys.modules, "datasets", None)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(EvalError, match="set GSM8K_PATH, or install the datasets library"):
         data.load()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -54,19 +55,15 @@ def _gemm_inputs(m: int = 6, n: int = 10, k: int = 32) -> GemmInputs:
     return GemmInputs(a, scales[:m].clone(), b, scales[m:].clone(), None, torch.bfloat16)
 
 
-def _fill(inputs: Inputs, buffers: Outputs) -> Outputs:
+def _fill(inputs: Any, buffers: Any) -> Any:
     """A row-wise op of our own that writes every element of the buffers; right for no contract, but deterministic."""
     if isinstance(inputs, GemmInputs):
-        assert isinstance(buffers, GemmOutputs)
         a, b = inputs.a.float() * inputs.a_scale, inputs.b.float() * inputs.b_scale
         rows = [(row.double() * b.double()).sum(1) for row in a]
         buffers.out.copy_(torch.stack(rows))
         return buffers
-    assert isinstance(buffers, NormQuantOutputs | QuantOutputs)
     x = inputs.x
     if isinstance(inputs, NormQuantInputs) and inputs.residual is not None:
-        assert isinstance(buffers, NormQuantOutputs)
-        assert buffers.residual_out is not None
         x = x + inputs.residual
         buffers.residual_out.copy_(x)
     buffers.scale.copy_(x.float().abs().amax(-1, keepdim=True) + 1)
@@ -74,11 +71,11 @@ def _fill(inputs: Inputs, buffers: Outputs) -> Outputs:
     return buffers
 
 
-def _kernel(call: Callable[[Inputs, Outputs], Outputs], op: str = "add_rmsnorm_quant") -> Kernel:
+def _kernel(call: Callable[[Any, Any], Outputs], op: str = "add_rmsnorm_quant") -> Kernel:
     return Kernel("test/kernel", op, None, call)
 
 
-def _two_calls(inputs: Inputs, call: Callable[[Inputs, Outputs], object]) -> list[Guarded]:
+def _two_calls(inputs: Inputs, call: Callable[[Any, Any], object]) -> list[Guarded]:
     pair = [make_buffers(inputs, poison=poison) for poison in POISONS]
     for guarded in pair:
         call(inputs, guarded.outputs)
@@ -107,12 +104,13 @@ def test_buffers_have_the_ops_shapes_and_hold_only_poison(fp8: torch.dtype) -> N
 def test_unwritten_elements_are_named() -> None:
     inputs = _norm_inputs(m=9, n=43)
 
-    def tail_missing(inputs: Inputs, buffers: Outputs) -> None:
+    def tail_missing(inputs: NormQuantInputs, buffers: NormQuantOutputs) -> None:
         kept = {n: as_ints(t).clone() for n, t in named_tensors(buffers).items()}
         _fill(inputs, buffers)
-        codes = buffers.codes  # type: ignore[union-attr]
+        codes = buffers.codes
         codes.view(torch.uint8)[:, 40:] = kept["codes"][:, 40:]
-        as_ints(buffers.residual_out)[-1] = kept["residual_out"][-1]  # type: ignore[union-attr,arg-type]
+        assert buffers.residual_out is not None
+        as_ints(buffers.residual_out)[-1] = kept["residual_out"][-1]
 
     first, second = _two_calls(inputs, tail_missing)
     check = integrity.check_unwritten(first.outputs, second.outputs, *POISONS)
@@ -160,7 +158,8 @@ def test_changed_inputs_are_named_with_their_gaps() -> None:
     before = integrity.snapshot(inputs)
     assert integrity.check_unchanged(inputs, before).ok is True
     inputs.x[3, 5] += 1
-    inputs.residual.as_strided((1,), (1,), 41).zero_()  # type: ignore[union-attr]
+    assert inputs.residual is not None
+    inputs.residual.as_strided((1,), (1,), 41).zero_()
     check = integrity.check_unchanged(inputs, before)
     assert check.ok is False
     assert "1 of 480 elements of x changed, the first at (3, 5) (one element, (3, 5))" in check.detail
@@ -289,7 +288,7 @@ def test_where_words(mask: torch.Tensor, words: str) -> None:
 # ---- invariance
 
 
-def _run(inputs: Inputs, call: Callable[[Inputs, Outputs], Outputs] = _fill) -> Outputs:
+def _run(inputs: Inputs, call: Callable[[Any, Any], Outputs] = _fill) -> Outputs:
     return call(inputs, make_buffers(inputs, poison=POISONS[0]).outputs)
 
 
@@ -316,11 +315,11 @@ def test_a_race_is_seen_run_to_run() -> None:
     """By the two calls that every validation makes."""
     calls = []
 
-    def coin(inputs: Inputs, buffers: Outputs) -> Outputs:
-        outputs = _fill(inputs, buffers)
+    def coin(inputs: NormQuantInputs, buffers: NormQuantOutputs) -> NormQuantOutputs:
+        outputs: NormQuantOutputs = _fill(inputs, buffers)
         calls.append(1)
         if len(calls) == 2:
-            outputs.scale[4] *= 2  # type: ignore[union-attr]
+            outputs.scale[4] *= 2
         return outputs
 
     case = Case("add_rmsnorm_quant", 12, 40, "gaussian")
@@ -334,14 +333,16 @@ def test_a_race_is_seen_run_to_run() -> None:
     calls.clear()
     claim = run_kernel(_kernel(coin), case, "cpu", deterministic=False)
     assert next(c for c in claim.checks if c.name == "run to run").ok is None
-    assert claim.again.scale[4] == 2 * claim.outputs.scale[4]  # type: ignore[union-attr]
+    assert isinstance(claim.outputs, NormQuantOutputs)
+    assert isinstance(claim.again, NormQuantOutputs)
+    assert claim.again.scale[4] == 2 * claim.outputs.scale[4]
 
 
 def test_a_result_that_depends_on_the_batch_is_seen() -> None:
-    def by_size(inputs: Inputs, buffers: Outputs) -> Outputs:
-        outputs = _fill(inputs, buffers)
-        if inputs.x.shape[0] > 8:  # type: ignore[union-attr]
-            outputs.scale.mul_(1 + 2**-20)  # type: ignore[union-attr]
+    def by_size(inputs: NormQuantInputs, buffers: NormQuantOutputs) -> NormQuantOutputs:
+        outputs: NormQuantOutputs = _fill(inputs, buffers)
+        if inputs.x.shape[0] > 8:
+            outputs.scale.mul_(1 + 2**-20)
         return outputs
 
     inputs = _norm_inputs()
@@ -351,10 +352,10 @@ def test_a_result_that_depends_on_the_batch_is_seen() -> None:
 
 
 def test_a_neighbour_that_leaks_into_a_row_is_seen() -> None:
-    def leak(inputs: Inputs, buffers: Outputs) -> Outputs:
-        outputs = _fill(inputs, buffers)
-        if inputs.a.shape[0] > 1:  # type: ignore[union-attr]
-            outputs.out[0] = outputs.out[1]  # type: ignore[union-attr]
+    def leak(inputs: GemmInputs, buffers: GemmOutputs) -> GemmOutputs:
+        outputs: GemmOutputs = _fill(inputs, buffers)
+        if inputs.a.shape[0] > 1:
+            outputs.out[0] = outputs.out[1]
         return outputs
 
     inputs = _gemm_inputs()
@@ -374,10 +375,11 @@ def test_a_kernel_that_ignores_strides_is_seen() -> None:
 
 
 def test_a_shape_that_the_kernel_refuses_is_reported_and_not_judged() -> None:
-    def picky(inputs: Inputs, buffers: Outputs) -> Outputs:
-        if inputs.x.shape[0] == 1:  # type: ignore[union-attr]
+    def picky(inputs: NormQuantInputs, buffers: NormQuantOutputs) -> NormQuantOutputs:
+        if inputs.x.shape[0] == 1:
             raise ValueError("needs two rows")
-        return _fill(inputs, buffers)
+        out: NormQuantOutputs = _fill(inputs, buffers)
+        return out
 
     inputs = _norm_inputs()
     check = invariance.batch_invariance(_kernel(picky), inputs, _run(inputs, picky))

@@ -94,7 +94,7 @@ def random_scale() -> Kernel:
             outputs.scale.copy_(torch.nextafter(outputs.scale, torch.full_like(outputs.scale, float("inf"))))
         return outputs
 
-    return Kernel("demo/random", ADD, "aiter-triton", call, in_place=True)  # type: ignore[arg-type]
+    return Kernel("demo/random", ADD, "aiter-triton", call, in_place=True)
 
 
 def test_a_random_scale_is_nondeterministic_and_not_dependent_on_its_batch() -> None:

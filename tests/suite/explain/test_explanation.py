@@ -48,12 +48,12 @@ def quantizer(rule: QuantRule, contract: str | None = "eager") -> Kernel:
         t, scale = rule(inputs.x.float())
         return QuantOutputs(t.clamp(-Q, Q).to(inputs.fp8_dtype), scale)
 
-    return Kernel("demo/quantizer", QUANT, contract, call)  # type: ignore[arg-type]
+    return Kernel("demo/quantizer", QUANT, contract, call)
 
 
 def gemm(change: Callable[[GemmInputs], torch.Tensor], contract: str = "fp32") -> Kernel:
     """A GEMM from a function of its inputs."""
-    return Kernel("demo/gemm", GEMM, contract, lambda inputs, buffers: GemmOutputs(change(inputs)))  # type: ignore
+    return Kernel("demo/gemm", GEMM, contract, lambda inputs, buffers: GemmOutputs(change(inputs)))
 
 
 def amax(x: torch.Tensor, floor: float = 1e-12) -> torch.Tensor:
@@ -265,7 +265,7 @@ def test_the_offset_of_gemma_added_in_the_storage_type_is_named() -> None:
         codes = (y * (1.0 / scale)).clamp(-Q, Q).to(inputs.fp8_dtype)
         return NormQuantOutputs(codes, scale, None if inputs.residual is None else z.to(inputs.x.dtype))
 
-    kernel = Kernel("demo/gemma", ADD, "aiter-hip-gfx950", call)  # type: ignore[arg-type]
+    kernel = Kernel("demo/gemma", ADD, "aiter-hip-gfx950", call)
     record = validate(kernel, Case(ADD, 34, 1024, "gaussian", gemma=True))
     assert record.status is Status.FAILED
     assert record.explanations[0].text.startswith(

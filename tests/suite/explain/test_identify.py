@@ -100,7 +100,7 @@ def test_the_best_is_the_first_that_admits_everything() -> None:
 
 
 def _undeclared(call: Callable[[QuantInputs, object], QuantOutputs]) -> Kernel:
-    return Kernel("demo/undeclared", QUANT, None, call)  # type: ignore[arg-type]
+    return Kernel("demo/undeclared", QUANT, None, call)
 
 
 @pytest.mark.parametrize("floor", [0.5, 10.0, 1000.0])
@@ -158,7 +158,7 @@ def test_a_kernel_that_differs_from_itself_is_said_first() -> None:
         return outputs
 
     honest = find_kernel("emulated/eager", QUANT)
-    found = identify(Kernel("demo/random", QUANT, None, call, in_place=True))  # type: ignore[arg-type]
+    found = identify(Kernel("demo/random", QUANT, None, call, in_place=True))
     assert found.lines()[0].startswith("two runs differ, and what follows is of the first: 1 of 64 elements of scale")
     assert not identify(honest).unstable
 
@@ -172,4 +172,4 @@ def test_outputs_that_are_none_name_the_case_that_was_used() -> None:
         return QuantOutputs(outputs.codes, outputs.scale.squeeze(-1))
 
     with pytest.raises(KernelFault, match=r"expected \[64, 1\], on per_token_quant-m64-n5120-.* to find the contract"):
-        identify(Kernel("demo/flat", QUANT, None, call))  # type: ignore[arg-type]
+        identify(Kernel("demo/flat", QUANT, None, call))

@@ -74,7 +74,7 @@ def test_what_lies_outside_even_a_wide_set_is_a_violation() -> None:
         out[0, 0] += 8 * out.abs().max()
         return GemmOutputs(out)
 
-    kernel = Kernel("demo/far", GEMM, "unknown", call)  # type: ignore[arg-type]
+    kernel = Kernel("demo/far", GEMM, "unknown", call)
     # As ``validate`` decides, without the search for an explanation, which emulates 65,536 products on every unit.
     claim = run_kernel(kernel, Case(GEMM, 8, 32, "gaussian", k=65536), "cpu")
     comparisons, checks = judge(claim, GEMM_CONTRACTS["unknown"])

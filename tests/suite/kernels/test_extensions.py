@@ -135,7 +135,7 @@ def test_limits_of_vllm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     case = Case("add_rmsnorm_quant", 4, 64, "gaussian")
     assert norm_kernel.unsupported(dataclasses.replace(case, layout="3d", dtype="fp16", residual=False)) is None
     for change in ({"gamma": "fp32"}, {"gemma": True}, {"fp8": "e4m3fnuz"}):
-        assert norm_kernel.unsupported(dataclasses.replace(case, **change))  # type: ignore[arg-type]
+        assert norm_kernel.unsupported(dataclasses.replace(case, **change))
     strided = dataclasses.replace(case, layout="strided")
     assert "takes contiguous input only (in this version of vLLM)" in str(norm_kernel.unsupported(strided))
     with unpacked_wheel(monkeypatch, tmp_path, "vllm"):

@@ -256,7 +256,7 @@ def test_sliced_batches_are_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: 
             return kernel.call(real_findings._with_rows(inputs, x), buffers)
 
         def refuse(inputs: Inputs, buffers: Outputs) -> Outputs:
-            if inputs.x.is_contiguous():  # type: ignore[union-attr]
+            if inputs.x.is_contiguous():
                 return kernel.call(inputs, buffers)
             raise RuntimeError("view size is not compatible")
 

@@ -34,7 +34,7 @@ def test_every_preset_names_its_source_and_itself(contract: NormQuantContract) -
 
 def test_presets_differ_in_arithmetic_and_not_in_name_alone() -> None:
     for table in (NORM_QUANT_CONTRACTS, GEMM_CONTRACTS):
-        arithmetic = [dataclasses.replace(c, name="", source="") for c in table.values()]  # type: ignore[type-var]
+        arithmetic = [dataclasses.replace(c, name="", source="") for c in table.values()]
         assert len(set(arithmetic)) == len(table)
 
 

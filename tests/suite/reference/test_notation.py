@@ -34,7 +34,7 @@ def test_every_value_of_every_closed_field_parses_to_itself() -> None:
             for field in notation.changeable(preset):
                 for value in notation.literals(preset, field):
                     if value != getattr(preset, field):
-                        changed = notation.named(preset, preset.replace(**{field: value}))  # type: ignore[attr-defined]
+                        changed = notation.named(preset, preset.replace(**{field: value}))
                         assert get_contract(op, changed.name) == changed
 
 

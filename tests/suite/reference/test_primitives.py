@@ -105,7 +105,7 @@ def _use(area: str) -> None:
         for name in sets.REFERENCE_CASES:
             truth.compute(Case.parse(name))
     else:
-        rooted = [Variant(rsqrt=kind) for kind in ("nearest", "up", "ulp_down")]  # type: ignore[arg-type]
+        rooted = [Variant(rsqrt=kind) for kind in ("nearest", "up", "ulp_down")]
         free = [Variant(order="chunks", fma=True, scale="up", reciprocal="down", mean="multiply"), *rooted]
         for case in _cases():
             if case.recipe not in ("gaussian", "nonfinite", "zero_rows", "random_bytes"):
@@ -113,7 +113,7 @@ def _use(area: str) -> None:
             inputs = build(case)
             for kernel in emulated.kernels():
                 if kernel.op == case.op and kernel.unsupported(case) is None:
-                    kernel.call(inputs, None)  # type: ignore[arg-type]
+                    kernel.call(inputs, None)
             if case.op == "add_rmsnorm_quant":
                 for variant in free:
                     for contract in emulated.NORM_QUANT_CONTRACTS.values():

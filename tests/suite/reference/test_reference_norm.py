@@ -192,7 +192,7 @@ def test_legitimate_variants_of_every_recipe_are_admitted(name: str, fp8: str, d
 
 def clone(outputs: Outputs) -> Outputs:
     tensors = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in vars(outputs).items()}
-    return dataclasses.replace(outputs, **tensors)  # type: ignore[arg-type]
+    return dataclasses.replace(outputs, **tensors)
 
 
 def violations(inputs: Inputs, outputs: Outputs, contract: NormQuantContract) -> dict[str, Comparison]:
@@ -271,7 +271,7 @@ def test_a_scale_between_the_steps_of_a_rounded_amax_is_caught(name: str) -> Non
         moved = clone(outputs)
         assert isinstance(moved, NormQuantOutputs)
         moved.scale.view(torch.int32).add_(step)
-        assert violations(inputs, moved, contract)["scale"].violations == len(inputs.x)  # type: ignore[union-attr]
+        assert violations(inputs, moved, contract)["scale"].violations == len(inputs.x)
 
 
 @presets

@@ -55,7 +55,7 @@ def record(case: Case, status: Status = Status.PASSED, kernel: str = "k", contra
 
 
 def passed(op: str, **options: str) -> list[Record]:
-    return [record(case) for case in cases_for(op, depth="smoke", **options)]  # type: ignore[arg-type]
+    return [record(case) for case in cases_for(op, depth="smoke", **options)]
 
 
 # ---- the table is not stale
