@@ -8,7 +8,7 @@ from validators.calls.call import run_kernel
 from validators.cases.suite import find
 from validators.commands import cli
 from validators.commands.plan import one_kernel
-from validators.explain.element import ElementError, element_report
+from validators.explain.element import ElementError, element_text
 from validators.explain.identify import choose_contract
 from validators.process.guard import Exit
 
@@ -37,7 +37,7 @@ def command(parsed: argparse.Namespace) -> Exit:
     if contract is None:
         raise ElementError(f"the outputs of {name} fit no contract; name one with --contract")
     claim = run_kernel(kernel, case, device)
-    report = element_report(claim.inputs, claim.outputs, contract, parsed.row, parsed.col, parsed.output)
+    text = element_text(claim.inputs, claim.outputs, contract, parsed.row, parsed.col, parsed.output)
     print(f"{name} on {case.id}, contract {origin}")
     print(report.splitlines()[-1] if parsed.quiet else report)
-    return Exit.NO if "NOT ADMISSIBLE" in report.splitlines()[-1] else Exit.YES
+    return Exit.NO if text.ok is False else Exit.YES

@@ -52,6 +52,18 @@ def element_report(
     col: int,
     output: str | None = None,
 ) -> str:
+    """The lines of ``element_text``."""
+    return "\n".join(element_text(inputs, outputs, contract, row, col, output).lines)
+
+
+def element_text(
+    inputs: Inputs,
+    outputs: Outputs,
+    contract: Contract,
+    row: int,
+    col: int,
+    output: str | None = None,
+) -> Text:
     """The arithmetic of element (row, col) of ``output``, ending in the verdict on it.
 
     inputs, outputs: of one op, on any one device; rows of a 3-D case are counted over [M, N]. output: codes (default),
@@ -75,7 +87,7 @@ def element_report(
     with torch.inference_mode():
         chosen_contract = settled(inputs, outputs, contract)
         _LINES.get(inputs.op, _by_sets)(text, inputs, outputs, chosen_contract, row, col, chosen)
-    return "\n".join(text.lines)
+    return text
 
 
 # ---- add_rmsnorm_quant and per_token_quant

@@ -14,9 +14,10 @@ _LABEL = 14
 
 @dataclass
 class Text:
-    """Labelled lines, in the order in which the arithmetic runs."""
+    """Labelled lines, in the order in which the arithmetic runs. ok: the verdict, once the last line says it."""
 
     lines: list[str] = field(default_factory=list)
+    ok: bool | None = None
 
     def add(self, label: str, *texts: str) -> None:
         """``label`` before the first text, the others below it."""
@@ -25,6 +26,7 @@ class Text:
 
     def verdict(self, ok: bool | None, what: str) -> None:
         """The last line: ok None where the contract leaves the element unspecified."""
+        self.ok = ok
         word = {True: "ADMISSIBLE", False: "NOT ADMISSIBLE", None: "UNSPECIFIED"}[ok]
         self.add("verdict", f"{word}: {what}")
 
