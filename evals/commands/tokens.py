@@ -62,5 +62,5 @@ def command(options: argparse.Namespace) -> int:
                 print(f"{row.arm}: {gate.name}: {gate.sentence}")
     if options.json:
         token_record.write(options.json, token_record.contents(options, specs, model, gold, table))
-    verdicts = {row.verdict.partition(":")[0] for row in table.rows}
-    return Exit.NO if "NO" in verdicts else Exit.NO_DECISION if "open" in verdicts else Exit.YES
+    verdicts = [row.ok for row in table.rows]
+    return Exit.NO if False in verdicts else Exit.NO_DECISION if None in verdicts else Exit.YES

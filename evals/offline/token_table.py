@@ -41,13 +41,17 @@ class Row:
     apart: float | None = None
 
     @property
+    def ok(self) -> bool | None:
+        """Whether the deciding gates are met; None where none is missed and some could not decide."""
+        decided = [gate.ok for gate in self.gates if gate.decides]
+        return False if False in decided else True if all(decided) else None
+
+    @property
     def verdict(self) -> str:
         """``yes``, ``NO: gates that say so``, or ``open``."""
-        deciding = [gate for gate in self.gates if gate.decides]
-        against = [gate.name for gate in deciding if gate.ok is False]
-        if against:
-            return "NO: " + ", ".join(against)
-        return "yes" if all(gate.ok for gate in deciding) else "open"
+        if self.ok is False:
+            return "NO: " + ", ".join(gate.name for gate in self.gates if gate.decides and gate.ok is False)
+        return "yes" if self.ok else "open"
 
 
 @dataclass(frozen=True, kw_only=True)
