@@ -39,5 +39,5 @@ def command(parsed: argparse.Namespace) -> Exit:
     claim = run_kernel(kernel, case, device)
     text = element_text(claim.inputs, claim.outputs, contract, parsed.row, parsed.col, parsed.output)
     print(f"{name} on {case.id}, contract {origin}")
-    print(report.splitlines()[-1] if parsed.quiet else report)
+    print(text.lines[-1] if parsed.quiet else "\n".join(text.lines))
     return Exit.NO if text.ok is False else Exit.YES
