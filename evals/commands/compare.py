@@ -47,7 +47,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def add_criterion_options(parser: argparse.ArgumentParser) -> None:
     """Options of every command that ends in a verdict; ``criterion_of`` reads them."""
     default = Criterion()
-    parser.add_argument("--criterion", default="non-inferiority", metavar="NAME", help=f"{', '.join(CRITERIA)}")
+    parser.add_argument(
+        "--criterion", default="non-inferiority", choices=CRITERIA, help="of accuracy (default: non-inferiority)"
+    )
     parser.add_argument(
         "--margin",
         type=float,
@@ -62,6 +64,7 @@ def add_criterion_options(parser: argparse.ArgumentParser) -> None:
         "--extractor", default="", metavar="NAME", help="how answers are found (default: the profile's)"
     )
     parser.add_argument("--json", metavar="FILE", help="write the verdict as JSON too; - is standard output alone")
+    parser.add_argument("--quiet", action="store_true", help="only the verdict's sentence, and no progress")
 
 
 def criterion_of(options: argparse.Namespace) -> Criterion:
@@ -93,7 +96,7 @@ def command(options: argparse.Namespace) -> int:
     if options.totals:
         if options.runs or options.rerun or options.yardstick or options.records:
             raise EvalError("--totals takes no other runs: totals hold no answers to compare or to record")
-        return show(_totals(options, criterion), options.json)
+        return show(_totals(options, criterion), options)
     if options.discordance is not None:
         raise EvalError("--discordance belongs to --totals: of runs it is counted")
     if len(options.runs) != 2:
@@ -121,17 +124,17 @@ def _compare(options: argparse.Namespace, criterion: Criterion) -> int:
     )
     if options.records:
         _record(verdict, baseline, candidate, options)
-    return show(verdict, options.json)
+    return show(verdict, options)
 
 
-def show(parity: Parity, json_file: str | None) -> int:
-    """Prints the verdict; returns its exit status."""
-    if json_file == "-":
+def show(parity: Parity, options: argparse.Namespace) -> int:
+    """Prints the verdict as ``--json`` and ``--quiet`` say; returns its exit status."""
+    if options.json == "-":
         sys.stdout.write(report.as_json(parity))
-    else:
-        sys.stdout.write(report.text(parity))
-        if json_file:
-            files.write_whole(json_file, report.as_json(parity))
+        return STATUS[parity.verdict]
+    sys.stdout.write(f"{parity.sentence}\n" if options.quiet else report.text(parity))
+    if options.json:
+        files.write_whole(options.json, report.as_json(parity))
     return STATUS[parity.verdict]
 
 

@@ -12,7 +12,7 @@ READERS = {"lm-eval": importers.lm_eval, "sgl-eval": importers.sgl_eval}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("harness", metavar="|".join(READERS), help="whose file it is")
+    parser.add_argument("harness", choices=READERS, help="whose file it is")
     parser.add_argument("file", help="samples_*.jsonl, output-rs*.jsonl, or a folder that holds them")
     parser.add_argument("--out", required=True, metavar="RUN", help="run directory to write")
     parser.add_argument("--name", help="what this arm is called (default: the run directory's name)")
@@ -21,8 +21,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def command(options: argparse.Namespace) -> int:
-    if options.harness not in READERS:
-        raise EvalError(f"unknown harness {options.harness!r}; known: {', '.join(READERS)}")
     arm = options.name or options.out.rstrip("/").rsplit("/", 1)[-1]
     kernels = {"add_rmsnorm_quant": options.kernel} if options.kernel else {}
     found = READERS[options.harness](options.file, arm=arm, model=options.model, kernels=kernels)

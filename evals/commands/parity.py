@@ -54,9 +54,11 @@ def command(options: argparse.Namespace) -> int:
         raise EvalError(f"baseline and candidate are the same kernels: {options.baseline} and {options.candidate}")
     questions = embedded_questions(options.questions, options.seed)
     model = load_embedded(options.model, options.device)
-    settings = offline.Settings(device=options.device, token_questions=options.token_questions, runs=options.runs)
+    settings = offline.Settings(
+        device=options.device, token_questions=options.token_questions, runs=options.runs, show=not options.quiet
+    )
     verdict = offline.judge(model, baseline, candidate, questions, criterion, settings)
-    status = compare.show(verdict, options.json)
+    status = compare.show(verdict, options)
     if options.records:
         _record(verdict, baseline, candidate, options)
     return status

@@ -19,12 +19,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--any-data", action="store_true", help="take questions that are not GSM8K's")
     parser.add_argument("--questions", type=int, default=64, metavar="N", help="gold solutions scored (default: 64)")
     parser.add_argument("--baseline", default="unfused", metavar="ARM")
-    parser.add_argument("--arm", action="append", metavar="ARM", help="arm under test, repeatable (default: fused)")
+    parser.add_argument(
+        "--arm", action="append", metavar="ARM", help="arm under test (may be repeated; default: fused)"
+    )
     parser.add_argument("--yardstick", default="bf16-norms", metavar="ARM", help="bf16-norms or bf16")
     parser.add_argument("--batch", type=int, default=8, metavar="ROWS")
     parser.add_argument("--seed", type=int, default=0, help="of the permutation")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--json", metavar="FILE", help="write the rows, and all that repeats them, as JSON")
+    parser.add_argument("--quiet", action="store_true", help="only the table, and no progress")
 
 
 def command(options: argparse.Namespace) -> int:
@@ -48,6 +51,7 @@ def command(options: argparse.Namespace) -> int:
         device=options.device,
         batch=options.batch,
         seed=options.seed,
+        show=not options.quiet,
     )
     table = token_table.table(model.decoder, gold.solutions, specs, settings)
     stats = table.rows[0].stats
@@ -56,7 +60,7 @@ def command(options: argparse.Namespace) -> int:
         f"baseline {options.baseline} on {options.device}\n"
     )
     print(token_table.text(table))
-    for row in table.rows:
+    for row in () if options.quiet else table.rows:
         for gate in row.gates:
             if gate.decides and gate.ok is not True:
                 print(f"{row.arm}: {gate.name}: {gate.sentence}")

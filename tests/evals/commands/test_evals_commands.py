@@ -50,6 +50,8 @@ def test_runs_are_compared_and_recorded(
     [made] = load(records)
     assert (made.status, made.kernel, made.case) == (Status.PASSED, "x/fused", "parity-tiny-glm-n1319-margin1.5-s0")
     assert made.reproduce == f"python -m evals gsm8k compare {runs[0]} {runs[1]} --margin 1.5"
+    assert main(["gsm8k", "compare", *runs, "--quiet"]) == Exit.YES
+    assert capsys.readouterr().out == json.loads(file.read_text())["sentence"] + "\n"
     assert main(["gsm8k", "compare", *runs, "--margin", "1", "--json", "-"]) == Exit.NO_DECISION
     assert json.loads(capsys.readouterr().out)["needed"] == 1875
 
@@ -111,14 +113,14 @@ BAD = [
     (["gsm8k", "compare", "--margin", "x"], "argument --margin: invalid float value: 'x'; see python -m evals", ""),
     (["gsm8k", "compare", "a", "b", "--margin", "0"], "--margin 0 is no loss between 0 and 100 points", ""),
     (["gsm8k", "compare", "a", "b", "--alpha", "0.7"], "--alpha 0.7 is no error probability", ""),
-    (["gsm8k", "compare", "a", "b", "--criterion", "best"], "unknown criterion 'best'", ""),
+    (["gsm8k", "compare", "a", "b", "--criterion", "best"], "argument --criterion: invalid choice: 'best'", ""),
     (["gsm8k", "compare", "a", "b", "--discordance", "0.1"], "--discordance belongs to --totals", ""),
     (["gsm8k", "compare", "--totals", "0.948", "0.943"], "totals are written RIGHT/ALL", ""),
     (["gsm8k", "compare", "--totals", "10/200", "10/100"], "over 200 and 100 questions", ""),
     (["gsm8k", "compare", "--totals", "190/200", "189/200"], "at least 0.0050 here", ""),
     ([*SEED_CASE[:-1], "nan"], "state a --discordance", ""),
     ([*SEED_CASE, "a", "b"], "--totals takes no other runs", ""),
-    (["import", "helm", "f", "--out", "x"], "unknown harness 'helm'; known: lm-eval, sgl-eval", ""),
+    (["import", "helm", "f", "--out", "x"], "argument harness: invalid choice: 'helm'", ""),
     (["import", "lm-eval", "nothing.jsonl", "--out", "x"], "cannot read nothing.jsonl", ""),
 ]
 
