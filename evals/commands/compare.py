@@ -21,6 +21,7 @@ from evals.stats.criterion import CRITERIA, Criterion, Verdict, find_criterion
 from evals.stats.pairing import check_headers
 from evals.stats.parity import Parity, decide, decide_totals
 from evals.stats.token_gates import TokenLevel, Yardstick
+from validators.commands import cli
 from validators.process.guard import Exit
 from validators.records import files
 from validators.records.store import Sink
@@ -39,7 +40,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--any-model", action="store_true", help="the arms may serve models of different names")
     parser.add_argument("--aa", action="store_true", help="the two runs are the same arm twice, on purpose")
     parser.add_argument("--early-stop", action="store_true", help="judge unfinished runs by betting")
-    parser.add_argument("--records", metavar="DIR", help="write a record for the sign-off into this directory")
+    cli.add_records(parser)
     parser.add_argument("--kernel", metavar="NAME", help="with --records: whose claim it is (default: from the run)")
     add_criterion_options(parser)
 
@@ -64,7 +65,6 @@ def add_criterion_options(parser: argparse.ArgumentParser) -> None:
         "--extractor", default="", metavar="NAME", help="how answers are found (default: the profile's)"
     )
     parser.add_argument("--json", metavar="FILE", help="write the verdict as JSON too; - is standard output alone")
-    parser.add_argument("--quiet", action="store_true", help="only the verdict's sentence, and no progress")
 
 
 def criterion_of(options: argparse.Namespace) -> Criterion:

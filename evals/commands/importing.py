@@ -7,12 +7,13 @@ from pathlib import Path
 
 from evals.errors import EvalError
 from evals.gsm8k import importers, store
+from validators.commands import cli
 
 READERS = {"lm-eval": importers.lm_eval, "sgl-eval": importers.sgl_eval}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("harness", choices=READERS, help="whose file it is")
+    parser.add_argument("harness", **cli.closed("harness", tuple(READERS), help="whose file it is"))
     parser.add_argument("file", help="samples_*.jsonl, output-rs*.jsonl, or a folder that holds them")
     parser.add_argument("--out", required=True, metavar="RUN", help="run directory to write")
     parser.add_argument("--name", help="what this arm is called (default: the run directory's name)")

@@ -19,6 +19,7 @@ from evals.offline.models import DEFAULT_MODEL, check_device, load_embedded
 from evals.offline.questions import embedded_questions
 from evals.stats.parity import Parity
 from validators import arch
+from validators.commands import cli
 from validators.records import files
 from validators.records.store import Sink
 
@@ -32,9 +33,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--questions", type=int, default=synthetic.EMBEDDED_QUESTIONS, metavar="N")
     parser.add_argument("--token-questions", type=int, default=400, metavar="N", help="for the token level")
     parser.add_argument("--seed", type=int, default=0, help="0: the embedded questions; else others, held out as well")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    cli.add_device(parser, "cpu")
     parser.add_argument("--runs", metavar="DIR", help="keep both arms' answers as run directories in DIR")
-    parser.add_argument("--records", metavar="DIR", help="write a record for the sign-off into this directory")
+    cli.add_records(parser)
     compare.add_criterion_options(parser)
 
 

@@ -31,7 +31,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--score-solutions", action="store_true", help="also score the gold solutions, token by token")
     parser.add_argument("--kernel", metavar="NAME", help="kernel of add_rmsnorm_quant that the server runs")
     parser.add_argument("--api-key-variable", metavar="NAME", help="environment variable that holds the server's key")
-    parser.add_argument("--quiet", action="store_true", help="only the result, and no progress")
 
 
 def command(options: argparse.Namespace) -> int:

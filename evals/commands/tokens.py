@@ -9,6 +9,7 @@ from evals.errors import EvalError
 from evals.offline import models, token_table
 from evals.offline.questions import SYNTHETIC, gold_solutions
 from evals.offline.token_table import Settings
+from validators.commands import cli
 from validators.process.guard import Exit
 from validators.records import files
 
@@ -25,9 +26,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--yardstick", default="bf16-norms", metavar="ARM", help="bf16-norms or bf16")
     parser.add_argument("--batch", type=int, default=8, metavar="ROWS")
     parser.add_argument("--seed", type=int, default=0, help="of the permutation")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    cli.add_device(parser, "cpu")
     parser.add_argument("--json", metavar="FILE", help="write the rows, and all that repeats them, as JSON")
-    parser.add_argument("--quiet", action="store_true", help="only the table, and no progress")
 
 
 def command(options: argparse.Namespace) -> int:

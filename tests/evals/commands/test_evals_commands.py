@@ -113,14 +113,14 @@ BAD = [
     (["gsm8k", "compare", "--margin", "x"], "argument --margin: invalid float value: 'x'; see python -m evals", ""),
     (["gsm8k", "compare", "a", "b", "--margin", "0"], "--margin 0 is no loss between 0 and 100 points", ""),
     (["gsm8k", "compare", "a", "b", "--alpha", "0.7"], "--alpha 0.7 is no error probability", ""),
-    (["gsm8k", "compare", "a", "b", "--criterion", "best"], "argument --criterion: invalid choice: 'best'", ""),
+    (["gsm8k", "compare", "a", "b", "--criterion", "best"], "unknown criterion 'best'; known: non-inferiority", ""),
     (["gsm8k", "compare", "a", "b", "--discordance", "0.1"], "--discordance belongs to --totals", ""),
     (["gsm8k", "compare", "--totals", "0.948", "0.943"], "totals are written RIGHT/ALL", ""),
     (["gsm8k", "compare", "--totals", "10/200", "10/100"], "over 200 and 100 questions", ""),
     (["gsm8k", "compare", "--totals", "190/200", "189/200"], "at least 0.0050 here", ""),
     ([*SEED_CASE[:-1], "nan"], "state a --discordance", ""),
     ([*SEED_CASE, "a", "b"], "--totals takes no other runs", ""),
-    (["import", "helm", "f", "--out", "x"], "argument harness: invalid choice: 'helm'", ""),
+    (["import", "helm", "f", "--out", "x"], "unknown harness 'helm'; known: lm-eval, sgl-eval", ""),
     (["import", "lm-eval", "nothing.jsonl", "--out", "x"], "cannot read nothing.jsonl", ""),
 ]
 
