@@ -49,7 +49,9 @@ def add_criterion_options(parser: argparse.ArgumentParser) -> None:
     """Options of every command that ends in a verdict; ``criterion_of`` reads them."""
     default = Criterion()
     parser.add_argument(
-        "--criterion", default="non-inferiority", choices=CRITERIA, help="of accuracy (default: non-inferiority)"
+        "--criterion",
+        default="non-inferiority",
+        **cli.closed("criterion", tuple(CRITERIA), help="of accuracy (default: non-inferiority)"),
     )
     parser.add_argument(
         "--margin",
@@ -133,6 +135,8 @@ def show(parity: Parity, options: argparse.Namespace) -> int:
         sys.stdout.write(report.as_json(parity))
         return STATUS[parity.verdict]
     sys.stdout.write(f"{parity.sentence}\n" if options.quiet else report.text(parity))
+    if options.verbose:
+        sys.stdout.write(report.numbers(parity))
     if options.json:
         files.write_whole(options.json, report.as_json(parity))
     return STATUS[parity.verdict]

@@ -21,6 +21,11 @@ def text(parity: Parity) -> str:
     return "\n".join(lines) + "\n"
 
 
+def numbers(parity: Parity) -> str:
+    """What the verdict was computed from, a number per line (``--verbose``)."""
+    return "\n" + "".join(f"  {name:{_WIDTH + 5}} {value}\n" for name, value in parity.numbers.items())
+
+
 def _mark(gate: Gate) -> str:
     if not gate.decides:
         return "-"

@@ -62,7 +62,7 @@ def command(options: argparse.Namespace) -> int:
     print(token_table.text(table))
     for row in () if options.quiet else table.rows:
         for gate in row.gates:
-            if gate.decides and gate.ok is not True:
+            if options.verbose or (gate.decides and gate.ok is not True):
                 print(f"{row.arm}: {gate.name}: {gate.sentence}")
     if options.json:
         token_record.write(options.json, token_record.contents(options, specs, model, gold, table))

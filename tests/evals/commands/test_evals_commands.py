@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -52,6 +53,8 @@ def test_runs_are_compared_and_recorded(
     assert made.reproduce == f"python -m evals gsm8k compare {runs[0]} {runs[1]} --margin 1.5"
     assert main(["gsm8k", "compare", *runs, "--quiet"]) == Exit.YES
     assert capsys.readouterr().out == json.loads(file.read_text())["sentence"] + "\n"
+    assert main(["gsm8k", "compare", *runs, "--verbose"]) == Exit.YES
+    assert re.search(r"^  discordance +0\.03", capsys.readouterr().out, re.MULTILINE)
     assert main(["gsm8k", "compare", *runs, "--margin", "1", "--json", "-"]) == Exit.NO_DECISION
     assert json.loads(capsys.readouterr().out)["needed"] == 1875
 
