@@ -26,8 +26,11 @@ from evals.__main__ import main as evals_main
 from golden.__main__ import main as golden_main
 from reference import budgets
 from reference.contract import GEMM_CONTRACTS, NORM_QUANT_CONTRACTS
+from tests.support.made import record
 from validators.__main__ import main as validators_main
+from validators.commands.cli import exit_of
 from validators.judge.statistics import FALSE_ALARM, azuma_lambda
+from validators.process.guard import Exit
 from validators.records.record import Status
 from validators.words import DEPTHS, LANES, OPS
 
@@ -466,6 +469,19 @@ def test_the_readme_fits_and_says_what_is_not_tested() -> None:
     for status in Status:
         assert f"| {status.value} |" in text
     assert "No kernel has been run on AMD hardware yet" in text
+
+
+def test_the_stated_exit_statuses_are_those_of_the_code() -> None:
+    """The guide's table is ``Exit``; the README's column is what records of each status amount to."""
+    guide = read("docs/reading-a-verdict.md").split("## Exit statuses")[1].split("\n## ")[0]
+    assert [int(row) for row in re.findall(r"^\| (\d+) \|", guide, re.MULTILINE)] == sorted(Exit)
+    stated = dict(re.findall(r"^\| ([A-Z]+) \|[^|]*\| (\d+) \|$", read("README.md"), re.MULTILINE))
+    assert set(stated) == {status.value for status in Status}
+    for status in Status:
+        records = [record(status=Status.PASSED), record(status=status, reasons=("it is so",))]
+        assert int(stated[status.value]) == exit_of(records), status
+    for words, outcome in (("SIGNED", Exit.YES), ("NOT SIGNED", Exit.NO), ("UNTESTED", Exit.NO_DECISION)):
+        assert re.search(rf"[ ,]{words} \({outcome.value}\)", read("README.md")), words
 
 
 def test_every_contract_is_in_the_guide() -> None:
