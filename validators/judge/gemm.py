@@ -113,33 +113,50 @@ def _judge_block(
     use = torch.where(bad, torch.full_like(err, math.inf), torch.zeros_like(err)) if known else err / budget
     tally.use(use[finite], bad[finite])
     if bool(bad.any()):
-        row, col = bad.nonzero().unbind(1)
-        tally.violation_points(row + first_row, col + first_col)
-        expected = torch.where(expected_nan, torch.full_like(got, math.nan), truth.value)
-        seen = got[row, col]
-        tally.count_nonfinite(seen, expected[row, col])
-
-        def make(i: int) -> Element:
-            r, c = int(row[i]), int(col[i])
-            spacing = float(0.5 * ulp(truth.value[r, c], fmt))
-            return Element(
-                row=r + first_row,
-                col=c + first_col,
-                exact=float(expected[r, c]),
-                low=float(truth.low[r, c]),
-                high=float(truth.high[r, c]),
-                got=float(got[r, c]),
-                got_bits=bits_of(float(got[r, c]), out_name),
-                err=float(err[r, c]),
-                budget=float(budget[r, c]),
-                err_ulp=float(steps[r, c]),
-                terms={"accumulate and scales": float(truth.error[r, c]), "store": spacing},
-            )
-
         # Where the exact value lies beyond T's range, differences from it are no numbers.
-        sizes = (steps.abs() if known else use)[row, col].nan_to_num(nan=math.inf)
-        tally.candidates(sizes, err[row, col].nan_to_num(nan=math.inf), make)
+        sizes = (steps.abs() if known else use).nan_to_num(nan=math.inf)
+        _violations(tally, (first_row, first_col), bad, got, truth, out_name, steps=steps, budget=budget, sizes=sizes)
     return regular, nearest
+
+
+def _violations(
+    tally: Tally,
+    first: tuple[int, int],
+    bad: torch.Tensor,
+    got: torch.Tensor,
+    truth: GemmTruth,
+    out_name: str,
+    *,
+    steps: torch.Tensor,
+    budget: torch.Tensor,
+    sizes: torch.Tensor,
+) -> None:
+    """Count the elements of bad, bool [m, n]; first: row and column of the block. sizes: what ranks them."""
+    row, col = bad.nonzero().unbind(1)
+    tally.violation_points(row + first[0], col + first[1])
+    err = (got - truth.value).abs()
+    tally.count_nonfinite(got[row, col], truth.value[row, col])
+
+    def make(i: int) -> Element:
+        at = int(row[i]), int(col[i])
+        return Element(
+            row=at[0] + first[0],
+            col=at[1] + first[1],
+            exact=float(truth.value[at]),
+            low=float(truth.low[at]),
+            high=float(truth.high[at]),
+            got=float(got[at]),
+            got_bits=bits_of(float(got[at]), out_name),
+            err=float(err[at]),
+            budget=float(budget[at]),
+            err_ulp=float(steps[at]),
+            terms={
+                "accumulate and scales": float(truth.error[at]),
+                "store": float(0.5 * ulp(truth.value[at], FORMATS[out_name])),
+            },
+        )
+
+    tally.candidates(sizes[row, col], err[row, col].nan_to_num(nan=math.inf), make)
 
 
 def _beyond(got: torch.Tensor, truth: GemmTruth, fmt: FloatFormat) -> torch.Tensor:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from reference.accumulators import K_MAPS
 from reference.contract import GemmContract
 from reference.formats import FloatFormat
 from reference.ptpc_gemm import Accumulate, emulate
 from validators.errors import RunFault
+from validators.judge.gpu.accumulate_triton import FAST_UNITS, emulate_fast, unavailable
 
 SPOT_ROWS = 8
 SPOT_COLS = 64
@@ -22,16 +24,11 @@ def accumulate_on(device: str) -> Accumulate:
     """``reference.ptpc_gemm.emulate``, or on a GPU with triton a compiled form that is spot-checked against it."""
     if not device.startswith("cuda"):
         return emulate
-    from validators.judge.gpu import accumulate_triton as emulate_triton
-
-    return emulate if emulate_triton.unavailable(device) else checked_fast
+    return emulate if unavailable(device) else checked_fast
 
 
 def checked_fast(a: torch.Tensor, b: torch.Tensor, fmt: FloatFormat, contract: GemmContract) -> torch.Tensor:
     """codes a [m, K], b [n, K] -> the accumulator fp32 [m, n]. Raises EmulationMismatch if a spot check fails."""
-    from reference.accumulators import K_MAPS
-    from validators.judge.gpu.accumulate_triton import FAST_UNITS, emulate_fast
-
     if contract.accumulator not in FAST_UNITS:
         return emulate(a, b, fmt, contract)
     k_map = K_MAPS[contract.k_map]

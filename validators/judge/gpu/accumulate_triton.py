@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from validators import arch
+
 # (group, promote, mfma) of the units that this path knows; others are the reference's alone.
 FAST_UNITS: dict[str, tuple[int, int, bool]] = {
     "hopper-fast": (32, 0, False),
@@ -228,6 +230,4 @@ def _launch(a: Tensor, b: Tensor, out: Tensor, group: int, promote: int, is_mfma
 
 def unavailable(device: str) -> str | None:
     """One sentence why the fast path cannot run on ``device``, or None."""
-    from validators import arch
-
     return arch.no_gpu(device) or arch.no_triton(interpreted=False)

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from reference.add_rmsnorm_quant import end_factors
 from reference.contract import NormQuantContract
 from reference.setting import Setting
+from validators import arch
 from validators.errors import RunFault
+from validators.judge.gpu import survey_triton
+from validators.judge.gpu.survey_triton import Rules, Survey
 from validators.records.record import Comparison
 
-if TYPE_CHECKING:
-    from validators.judge.gpu.survey_triton import Rules, Survey
-
-Surveyor = Callable[..., "Survey | None"]
+Surveyor = Callable[..., Survey | None]
 """``validators.judge.gpu.survey_triton.survey``, handed in so that the judgement imports no kernel library."""
 
 LEAST = 2**22
@@ -35,9 +35,6 @@ def survey_on(device: str) -> Surveyor | None:
     """The survey on a GPU with triton; None elsewhere."""
     if not device.startswith("cuda"):
         return None
-    from validators import arch
-    from validators.judge.gpu import survey_triton
-
     return None if arch.no_gpu(device) or arch.no_triton(interpreted=False) else survey_triton.survey
 
 
@@ -63,8 +60,6 @@ def fits(x: torch.Tensor, residual: torch.Tensor | None, contract: NormQuantCont
 
 def rules_of(setting: Setting) -> Rules:
     """The setting's arithmetic as the survey takes it."""
-    from validators.judge.gpu.survey_triton import Rules
-
     contract = setting.contract
     low, high = (end_factors(setting, direction) for direction in (-1.0, 1.0))
     exact = contract.division if contract.reciprocal_u <= 1.0 else ""
