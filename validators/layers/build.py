@@ -11,6 +11,7 @@ import resource
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -141,11 +142,8 @@ def find_contracts(
         if contract is None:
             raise LayersError(f"{kernel.name} declares no contract and its outputs fit none; see: validators identify")
         chosen[kernel.op], origin[kernel.op] = contract, where
-    norm, quant, gemm = (chosen[op] for op in ("add_rmsnorm_quant", "per_token_quant", "ptpc_gemm"))
-    assert isinstance(norm, NormQuantContract)
-    assert isinstance(quant, NormQuantContract)
-    assert isinstance(gemm, GemmContract)
-    return Contracts(norm, quant, gemm), origin
+    norm, quant = (cast(NormQuantContract, chosen[op]) for op in ("add_rmsnorm_quant", "per_token_quant"))
+    return Contracts(norm, quant, cast(GemmContract, chosen["ptpc_gemm"])), origin
 
 
 def peak_bytes(device: str) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -109,7 +109,8 @@ class KernelPath:
         return layer
 
     def run(self, kernel: Kernel, inputs: Inputs) -> Outputs:
-        """One call of a kernel; raises KernelFault if it raises, writes outside its buffers or returns no output."""
+        """One call of a kernel, with outputs of its op; raises KernelFault if it raises, writes outside its buffers or
+        returns no output."""
         outputs, guards, seconds = call(kernel, inputs, POISONS[0])
         self.seconds += seconds
         if guards.ok is False:
@@ -139,8 +140,7 @@ class KernelPath:
     def fused_norm(self, weight: Tensor, hidden: Tensor) -> tuple[Tensor, ...]:
         """The norm kernel; the first norm of a sequence has no residual, and its input becomes the stream."""
         inputs = NormQuantInputs(hidden, self.residual, weight, self.config.eps, FP8)
-        out = self.run(self.kernels.norm, inputs)
-        assert isinstance(out, NormQuantOutputs)
+        out = cast(NormQuantOutputs, self.run(self.kernels.norm, inputs))
         self.residual = hidden if self.residual is None else out.residual_out
         return out.codes, out.scale
 
@@ -156,8 +156,7 @@ class KernelPath:
 
     def quantize(self, x: Tensor) -> tuple[Tensor, ...]:
         """bf16 [T, n] -> (codes [T, n], scale [T, 1]) by the per-token quantizer."""
-        out = self.run(self.kernels.quant, QuantInputs(x.contiguous(), FP8))
-        assert isinstance(out, QuantOutputs)
+        out = cast(QuantOutputs, self.run(self.kernels.quant, QuantInputs(x.contiguous(), FP8)))
         return out.codes, out.scale
 
     def group_quantize(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -176,9 +175,7 @@ class KernelPath:
         """The GEMM kernel alone, bf16 [T, out]."""
         assert what.scale is not None
         inputs = GemmInputs(codes, scale, what.weight, what.scale, None, torch.bfloat16)
-        out = self.run(self.kernels.gemm, inputs)
-        assert isinstance(out, GemmOutputs)
-        return out.out
+        return cast(GemmOutputs, self.run(self.kernels.gemm, inputs)).out
 
     def add_bias(self, out: Tensor, bias: Tensor) -> Tensor:
         """out + bias, one more rounding to bf16."""

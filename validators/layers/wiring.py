@@ -8,22 +8,21 @@ first few failures only; nothing here changes a verdict.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from reference.contract import Contract, GemmContract, NormQuantContract
+from reference.contract import Contract, NormQuantContract
 from reference.glm4_moe import Linear
 from validators.calls.call import Claim
 from validators.cases.tensors import (
     GemmInputs,
     Inputs,
     NormQuantInputs,
-    NormQuantOutputs,
     Outputs,
-    QuantOutputs,
 )
 from validators.layers.path import KernelPath, twin_contract
 from validators.records.record import Explanation
@@ -79,16 +78,8 @@ def explain(claim: Claim, contract: Contract, memory: Memory, suspects: Suspects
     inputs, outputs = claim.inputs, claim.outputs
     before = _violations(inputs, outputs, contract)
     found = [Explanation(name, words, 1.0, "wiring") for name, words in _same_bits(inputs, outputs, memory)]
-    tried: Iterator[tuple[Named, Inputs, Contract]]
-    if isinstance(inputs, GemmInputs):
-        assert isinstance(contract, GemmContract)
-        tried = ((named, other, contract) for named, other in _products(inputs, memory, suspects))
-    elif isinstance(inputs, NormQuantInputs):
-        assert isinstance(contract, NormQuantContract)
-        tried = _norms(inputs, contract, memory, suspects)
-    else:
-        tried = iter(())
-    for (name, words), other, rule in tried:
+    hypotheses = _HYPOTHESES.get(inputs.op)
+    for (name, words), other, rule in hypotheses(inputs, contract, memory, suspects) if hypotheses else ():
         share = 1.0 - _violations(other, outputs, rule) / before if before else 0.0
         if share >= NAMED_FROM:
             words = f"{words}; {share:.0%} of the violations vanish then"
@@ -100,7 +91,14 @@ def _violations(inputs: Inputs, outputs: Outputs, contract: Contract) -> int:
     return sum(c.violations for c in judge(Claim(inputs, outputs), contract)[0])
 
 
-def _products(inputs: GemmInputs, memory: Memory, suspects: Suspects) -> Iterator[tuple[Named, GemmInputs]]:
+def _products(
+    inputs: GemmInputs, contract: Contract, memory: Memory, suspects: Suspects
+) -> Iterator[tuple[Named, GemmInputs, Contract]]:
+    for named, other in _operands(inputs, memory, suspects):
+        yield named, other, contract
+
+
+def _operands(inputs: GemmInputs, memory: Memory, suspects: Suspects) -> Iterator[tuple[Named, GemmInputs]]:
     change = dataclasses.replace
     before = suspects.linear
     if before is not None and before.scale is not None and before.weight.shape == inputs.b.shape:
@@ -143,8 +141,8 @@ def _products(inputs: GemmInputs, memory: Memory, suspects: Suspects) -> Iterato
 
 
 def _norms(
-    inputs: NormQuantInputs, contract: NormQuantContract, memory: Memory, suspects: Suspects
-) -> Iterator[tuple[Named, NormQuantInputs, NormQuantContract]]:
+    inputs: NormQuantInputs, contract: Contract, memory: Memory, suspects: Suspects
+) -> Iterator[tuple[Named, NormQuantInputs, Contract]]:
     yield ("unfused-path", "this is a bf16 norm and then the quantizer"), inputs, twin_contract(suspects.quant)
     change = dataclasses.replace
     if suspects.norm is not None:
@@ -160,14 +158,17 @@ def _norms(
         yield text, change(inputs, residual=residual), contract
 
 
-def _same_bits(inputs: Inputs, outputs: Outputs, memory: Memory) -> Iterator[Named]:
-    if (
-        isinstance(outputs, QuantOutputs)
-        and memory.token_scale is not None
-        and _equal(outputs.scale, memory.token_scale)
-    ):
+_HYPOTHESES: dict[str, Callable[[Any, Contract, Memory, Suspects], Iterator[tuple[Named, Inputs, Contract]]]] = {
+    "add_rmsnorm_quant": _norms,
+    "ptpc_gemm": _products,
+}
+
+
+def _same_bits(inputs: Any, outputs: Any, memory: Memory) -> Iterator[Named]:
+    """inputs, outputs: of one op."""
+    if inputs.op == "per_token_quant" and memory.token_scale is not None and _equal(outputs.scale, memory.token_scale):
         yield ("other-ranks-token-scale", "the token scales are the rank before's, bit for bit")
-    if not isinstance(outputs, NormQuantOutputs) or not isinstance(inputs, NormQuantInputs):
+    if inputs.op != "add_rmsnorm_quant":
         return
     for place, scale in memory.scales:
         if _equal(outputs.scale, scale):

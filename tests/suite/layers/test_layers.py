@@ -429,7 +429,7 @@ def test_paths_that_lost_the_model_are_judged_before_they_did() -> None:
     assert "after layer 1 and on" in next(c.detail for c in checks if c.name == "depth")
     status, reasons, _ = trajectory(far, 0.5)
     assert status is Status.MISTRUSTED
-    assert "cannot be told apart" in reasons[0]
+    assert "the errors of the two paths cannot be compared" in reasons[0]
     # A path that is wrong where the other is not yet lost fails, however alike they are at the end.
     wrong = _result([0.3] * 20, [0.1] * 20)
     assert trajectory(Result(depths=[wrong.depths[0], lost]), 0.5)[0] is Status.FAILED
