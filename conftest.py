@@ -8,24 +8,30 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import pytest
-
-from validators.words import DEPTHS, DTYPES, FP8_FORMATS, LANES
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # One thread a worker: otherwise every worker starts as many threads as there are cores. Before torch is imported.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-if TYPE_CHECKING:
-    from validators.cases.case import Case
-    from validators.kernels.kernel import Kernel
-    from validators.records.record import Record
-    from validators.records.store import Sink
+import torch
+
+from reference.contract import get_contract
+from validators.cases.case import Case
+from validators.cases.suite import cases_for
+from validators.commands import cli
+from validators.commands.plan import devices, native_fp8
+from validators.errors import UserError
+from validators.isolate import Worker
+from validators.kernels.kernel import Kernel, KernelError
+from validators.kernels.registry import all_kernels, find_kernel
+from validators.records.record import Record
+from validators.records.store import Sink, StoreError
+from validators.run import validate
+from validators.words import DEPTHS, DTYPES, FP8_FORMATS, LANES
 
 KERNEL_TESTS = "tests/kernels/"
-TIME_LIMIT_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -56,14 +62,16 @@ _RAN: pytest.StashKey[dict[str, int]] = pytest.StashKey()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("fp8-signoff", "numerical sign-off of FP8 kernels")
-    group.addoption("--kernel", action="append", metavar="NAME", help="kernel, or file.py:function; repeatable")
-    group.addoption("--contract", metavar="NAME", help="judge by this contract instead of the declared one")
-    group.addoption("--lane", action="append", metavar="LANE", help="only cases of this lane; repeatable")
-    group.addoption("--depth", default="smoke", metavar="|".join(DEPTHS), help="how many cases (default: smoke)")
-    group.addoption("--dtype", default="bf16", metavar="bf16|fp16", help="storage type of the cases (default: bf16)")
-    group.addoption("--fp8", metavar="e4m3fn|e4m3fnuz", help="FP8 format of the cases (default: the device's own)")
-    group.addoption("--records", metavar="DIR", help="write one JSON line per kernel case into this directory")
-    group.addoption("--device", metavar="cpu|cuda", help="default: cuda where PyTorch sees a GPU, else cpu")
+    group.addoption("--kernel", action="append", metavar="NAME", help=f"only {cli.KERNEL} (may be repeated)")
+    group.addoption("--contract", metavar="NAME", help="hold the kernel to this contract, or: identify")
+    lane = cli.closed("lane", LANES, action="append", help="only this lane (may be repeated)")
+    group.addoption("--lane", **lane)
+    group.addoption("--depth", **cli.closed("depth", DEPTHS, default="smoke", help="how many cases (default: smoke)"))
+    group.addoption("--dtype", **cli.closed("dtype", DTYPES, default="bf16", help="storage type (default: bf16)"))
+    group.addoption("--fp8", **cli.closed("FP8 format", FP8_FORMATS, help="FP8 format (default: the device's)"))
+    group.addoption("--records", metavar="DIR", help="write the verdicts as records into this directory")
+    group.addoption("--device", help=f"{cli.DEVICE} (default: a GPU if there is one)")
+    group.addoption("--time-limit", **cli.time_limit())
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -72,22 +80,14 @@ def pytest_configure(config: pytest.Config) -> None:
     if not option.log_level and not config.getini("log_level"):
         # torch.compile logs hundreds of empty debug lines, which pytest would print under every failure.
         option.log_level = "WARNING"
-    if option.depth not in DEPTHS:
-        raise pytest.UsageError(f"unknown depth {option.depth!r}; known: {', '.join(DEPTHS)}")
-    _check_names(option)
     if option.device:
-        from validators.commands.plan import devices
-        from validators.errors import UsageError
-
         try:
             devices(option.device)
-        except UsageError as error:
+        except UserError as error:
             raise pytest.UsageError(str(error)) from None
     if option.kernel or option.contract:
         config.stash[_CASES] = _kernel_cases(config)
     if option.records:
-        from validators.records.store import Sink, StoreError
-
         try:
             config.stash[_SINK] = Sink(option.records)
         except StoreError as error:
@@ -95,24 +95,11 @@ def pytest_configure(config: pytest.Config) -> None:
     _take_gpu(config)
 
 
-def _check_names(option: object) -> None:
-    lanes = getattr(option, "lane", None) or []
-    for noun, given, known in (
-        *(("lane", lane, LANES) for lane in lanes),
-        ("dtype", getattr(option, "dtype", ""), DTYPES),
-        ("FP8 format", getattr(option, "fp8", None) or FP8_FORMATS[0], FP8_FORMATS),
-    ):
-        if given not in known:
-            raise pytest.UsageError(f"unknown {noun} {given!r}; known: {', '.join(known)}")
-
-
 def _take_gpu(config: pytest.Config) -> None:
     """Under xdist worker gw<i> uses GPU i modulo their number; tests go on saying "cuda", so ids are the same."""
     worker = os.environ.get("PYTEST_XDIST_WORKER", "")
     if not worker.startswith("gw") or config.option.device == "cpu":
         return
-    import torch
-
     if torch.cuda.is_available():
         torch.cuda.set_device(int(worker.removeprefix("gw")) % torch.cuda.device_count())
 
@@ -120,16 +107,11 @@ def _take_gpu(config: pytest.Config) -> None:
 def _device(config: pytest.Config) -> str:
     if config.option.device:
         return str(config.option.device)
-    import torch
-
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _kernels(config: pytest.Config) -> list[tuple[str, Kernel]]:
     """(spec as given, kernel); the same name may serve several ops."""
-    from validators.kernels.kernel import KernelError
-    from validators.kernels.registry import all_kernels, find_kernel
-
     if not config.option.kernel:
         return [("", kernel) for kernel in all_kernels()]
     found: list[tuple[str, Kernel]] = []
@@ -147,10 +129,6 @@ def _kernels(config: pytest.Config) -> list[tuple[str, Kernel]]:
 
 def _kernel_cases(config: pytest.Config) -> list[KernelCase]:
     """What tests/kernels runs, in a fixed order that every xdist worker finds alike."""
-    from reference.contract import get_contract
-    from validators.cases.suite import cases_for
-    from validators.commands.plan import native_fp8
-
     option, device = config.option, _device(config)
     fp8 = option.fp8 or native_fp8(device)
     chosen: list[KernelCase] = []
@@ -180,20 +158,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(scope="session")
 def judge(pytestconfig: pytest.Config) -> Iterator[Judge]:
     """judge(kernel_case) -> Record, written to --records; a user's own kernel runs in a worker process."""
-    from validators.isolate import Worker
-    from validators.kernels.kernel import KernelError
-    from validators.records.store import StoreError
-    from validators.run import validate
-
     workers: dict[tuple[str, str], Worker] = {}
-    contract, device = pytestconfig.option.contract, _device(pytestconfig)
+    option, device = pytestconfig.option, _device(pytestconfig)
+    contract = option.contract
 
     def run(chosen: KernelCase) -> Record:
         assert chosen.case is not None
         if chosen.own:
             key = (chosen.spec, chosen.kernel.op)
             if key not in workers:
-                workers[key] = Worker(*key, contract=contract, device=device, time_limit_s=TIME_LIMIT_S)
+                workers[key] = Worker(*key, contract=contract, device=device, time_limit_s=option.time_limit)
             try:
                 record = workers[key].validate(chosen.case)
             except KernelError as error:

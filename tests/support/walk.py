@@ -101,6 +101,7 @@ BAD = {
     "contract": "law",
     "case": "nonsense",
     "device": "tpu",
+    "time_limit": "soon",
     "claim": "absent.toml",
     "policy": "absent.toml",
     "criterion": "nobody",

@@ -136,6 +136,26 @@ def closed(what: str, known: Sequence[str], **more: Any) -> dict[str, Any]:
     return {"type": one_of(what, known), "metavar": "|".join(known), **more}
 
 
+def seconds(text: str) -> float:
+    """A ``type`` for argparse: a positive number of seconds."""
+    try:
+        found = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds") from None
+    if not found > 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number of seconds")
+    return found
+
+
+TIME_LIMIT_S = 120.0
+
+
+def time_limit() -> dict[str, Any]:
+    """Keywords of ``--time-limit``, of ``run`` and of pytest."""
+    words = f"seconds for one case of a kernel in a process of its own (default: {TIME_LIMIT_S:g})"
+    return {"type": seconds, "default": TIME_LIMIT_S, "metavar": "SECONDS", "help": words}
+
+
 KERNEL = "a name from 'list kernels', or your own: file.py:function, module:function"
 DEVICE = "cpu, cuda or cuda:N"
 

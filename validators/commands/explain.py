@@ -8,7 +8,8 @@ from validators.calls.call import run_kernel
 from validators.cases.suite import find
 from validators.commands import cli
 from validators.commands.plan import one_kernel
-from validators.explain.element import ElementError, element_text
+from validators.errors import NoDecision
+from validators.explain.element import element_text
 from validators.explain.identify import choose_contract
 from validators.process.guard import Exit
 
@@ -32,10 +33,10 @@ def command(parsed: argparse.Namespace) -> Exit:
     parsed.op = case.op
     name, kernel, device = one_kernel(parsed)
     if reason := kernel.unsupported(case):
-        raise ElementError(f"kernel {name} does not offer this case: {reason}")
+        raise NoDecision(f"kernel {name} does not offer this case: {reason}")
     contract, origin, _ = choose_contract(kernel, case, parsed.contract, device)
     if contract is None:
-        raise ElementError(f"the outputs of {name} fit no contract; name one with --contract")
+        raise NoDecision(f"the outputs of {name} fit no contract; name one with --contract")
     claim = run_kernel(kernel, case, device)
     text = element_text(claim.inputs, claim.outputs, contract, parsed.row, parsed.col, parsed.output)
     print(f"{name} on {case.id}, contract {origin}")

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 
 from validators.commands import cli
 from validators.commands.plan import Planned, make_plan
-from validators.errors import NoDecision, UsageError, UserError
-from validators.isolate import TIME_LIMIT_S, run_isolated
+from validators.errors import NoDecision, UserError
+from validators.isolate import run_isolated
 from validators.process.guard import Exit, status_of
 from validators.records import store
 from validators.records import text as report
@@ -28,15 +28,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--case", action="append", default=[], help="only this case id (may be repeated)")
     cli.add_device(parser)
     cli.add_records(parser, default=cli.NEW_RECORDS)
-    words = f"seconds for one case (default: {TIME_LIMIT_S:g})"
-    parser.add_argument("--time-limit", type=float, default=TIME_LIMIT_S, help=words)
+    parser.add_argument("--time-limit", **cli.time_limit())
     cli.add_cases(parser)
 
 
 def command(parsed: argparse.Namespace) -> Exit:
     """Run what was asked for; the exit status is that of the records."""
-    if not parsed.time_limit > 0:
-        raise UsageError(f"--time-limit {parsed.time_limit:g} is not a positive number of seconds.")
     plan = make_plan(parsed)
     directory = parsed.records or str(new_folder("records"))
     records, broken = _run(parsed, plan, directory)

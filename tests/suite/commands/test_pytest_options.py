@@ -11,7 +11,10 @@ from types import SimpleNamespace
 import pytest
 
 import conftest
+from validators.commands import cli
+from validators.errors import UserError
 from validators.records.record import Status
+from validators.records.store import load
 
 ROOT = Path(__file__).resolve().parents[3]
 HOSTILE = ROOT / "tests" / "support" / "hostile.py"
@@ -26,7 +29,7 @@ def _pytest(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--lane", "easy"], "unknown lane 'easy'; known: exact, random"),
+        (["--kernel", "nobody/nothing"], "unknown kernel 'nobody/nothing'"),
         (["--kernel", "emulated/vllm", "--contract", "strict"], "unknown contract 'strict'"),
     ],
 )
@@ -49,8 +52,6 @@ def test_a_run_without_a_kernel_case_fails(workers: str) -> None:
 
 
 def test_records_are_written_and_a_users_kernel_is_isolated(tmp_path: Path) -> None:
-    from validators.records.store import load
-
     arguments = ("--device", "cpu", "--lane", "shapes", "-n", "2", "--records", str(tmp_path))
     done = _pytest("--kernel", f"{HOSTILE}:exits_at_once", *arguments)
     assert done.returncode == pytest.ExitCode.TESTS_FAILED
@@ -84,18 +85,20 @@ BAD = {
     "fp8": "e5m2",
     "records": "/dev/null/x",
     "device": "tpu",
+    "time-limit": "-1",
 }
 
 
 SAYS = {
     "kernel": "unknown kernel 'nobody/nothing'",
     "contract": "unknown contract 'law'",
-    "lane": "unknown lane 'fast'",
-    "depth": "unknown depth 'abyss'",
-    "dtype": "unknown dtype 'bf15'",
-    "fp8": "unknown FP8 format 'e5m2'",
+    "lane": "unknown lane 'fast'; known: ",
+    "depth": "unknown depth 'abyss'; known: ",
+    "dtype": "unknown dtype 'bf15'; known: ",
+    "fp8": "unknown FP8 format 'e5m2'; known: ",
     "records": "/dev/null/x",
     "device": "unknown device 'tpu'",
+    "time-limit": "-1 is not a positive number of seconds",
 }
 
 
@@ -109,7 +112,16 @@ def _options() -> dict[str, dict[str, object]]:
 def test_a_value_that_cannot_be_right_is_a_usage_error(name: str) -> None:
     """Every option that is added, so that a new one is walked as soon as it is there."""
     assert name in BAD, f"write into BAD what cannot be a value of --{name}"
-    values = {key: settings.get("default") for key, settings in _options().items()}
+    settings = _options()
+    if {"choices", "type"} & settings[name].keys():
+        parser = cli.Parser()
+        parser.add_argument(f"--{name}", **settings[name])  # type: ignore[arg-type]
+        bad = BAD[name] if isinstance(BAD[name], str) else BAD[name][0]
+        with pytest.raises(UserError) as refused:
+            parser.parse_args([f"--{name}={bad}"])
+        assert SAYS[name] in str(refused.value)
+        return
+    values = {key: option.get("default") for key, option in settings.items()}
     config = SimpleNamespace(
         option=SimpleNamespace(**{**values, name: BAD[name]}, log_level="WARNING", collectonly=False),
         stash=pytest.Stash(),
