@@ -15,8 +15,8 @@ import pytest
 from evals.__main__ import COMMANDS, main
 from evals.gsm8k import store
 from evals.gsm8k.samples import TokenScore
-from tests.evals.gsm8k.test_importers import lm_eval_row, write
 from tests.support.eval_arms import BASELINE, CANDIDATE, two_arms
+from tests.support.harness_files import lm_eval_row, write
 from validators.process.guard import Exit
 from validators.records.record import Status
 from validators.records.store import load
