@@ -89,7 +89,7 @@ def _device_for(kernel: Kernel, wanted: str | None) -> str:
         if reason is None:
             return device
         reasons.append(reason)
-    raise UsageError(f"kernel {kernel.name} cannot run on {devices(wanted)[0]} here: {reasons[0]}")
+    raise NoDecision(f"kernel {kernel.name} cannot run on {devices(wanted)[0]} here: {reasons[0]}")
 
 
 def devices(wanted: str | None = None) -> list[str]:
@@ -99,10 +99,10 @@ def devices(wanted: str | None = None) -> list[str]:
     if not re.fullmatch(r"cpu|cuda(:\d+)?", wanted):
         raise UsageError(f"unknown device {wanted!r}; known: cpu, cuda, cuda:N")
     if wanted != "cpu" and not torch.cuda.is_available():
-        raise UsageError(f"device {wanted} was asked for, and this torch finds no GPU.")
+        raise NoDecision(f"device {wanted} was asked for, and this torch finds no GPU.")
     count = torch.cuda.device_count() if ":" in wanted else 0
     if ":" in wanted and int(wanted.split(":")[1]) >= count:
-        raise UsageError(f"device {wanted} was asked for, and this torch finds {count} GPUs.")
+        raise NoDecision(f"device {wanted} was asked for, and this torch finds {count} GPUs.")
     return [wanted]
 
 
