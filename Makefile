@@ -21,7 +21,8 @@ test:
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto
 
 # Every stage that this machine can run, then the decision, also where a kernel failed.
-# CLAIM=FILE signs one claim, POLICY=NAME|FILE says what it needs.
+# CLAIM=FILE signs one claim, POLICY=NAME|FILE says what it needs. make itself ends with 2 whenever a command does not
+# end with 0; `python -m validators machine` ends with the status of the decision (1 NOT SIGNED, 3 UNTESTED).
 signoff:
 	$(PYTHON) .ci/environment.py $(VENV) report
 	$(RUN) -m validators machine --out signoff $(if $(CLAIM),--claim $(CLAIM)) $(if $(POLICY),--policy $(POLICY))
