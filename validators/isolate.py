@@ -28,6 +28,7 @@ from typing import IO, Any
 from validators.arch import architecture
 from validators.calls.call import warm_up
 from validators.cases.case import Case
+from validators.cases.recipes import lane_of
 from validators.kernels.kernel import KernelError
 from validators.kernels.registry import find_kernel
 from validators.process import doing
@@ -232,8 +233,6 @@ class Worker:
         return "" if self._doing is None else doing.last(self._doing.fileno())
 
     def _lost(self, case: Case, reason: str, seconds: float, *, dump: bool = False) -> Record:
-        from validators.cases.recipes import lane_of
-
         if dump and self._process is not None:
             # The worker's fault handler answers SIGUSR1 with its Python stack, from inside native code as well.
             self._process.send_signal(signal.SIGUSR1)

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from reference.glm4_moe import Config
 from validators.commands import cli
 from validators.layers import presets
 from validators.layers.build import (
@@ -29,7 +30,7 @@ from validators.layers.build import (
 )
 from validators.layers.checkpoint import Checkpoint
 from validators.layers.checkpoint_check import listed
-from validators.layers.path import shapes_unsupported
+from validators.layers.path import Kernels, shapes_unsupported
 from validators.layers.picture import error_against_depth
 from validators.layers.result import Judged, Result
 from validators.layers.timing import Clock
@@ -82,11 +83,7 @@ def command(parsed: argparse.Namespace) -> Exit:
     with tempfile.TemporaryDirectory(prefix="glm-tiny-") as scratch:
         source = open_model(parsed.model, device, parsed.seed, Path(scratch))
         layers = _layers(parsed.layers, source.config.layers)
-        if parsed.tokens < 1:
-            raise LayersError(f"--tokens {parsed.tokens} is no length of a sequence")
-        check_split(source.config, group.size)
-        if reason := shapes_unsupported(kernels, source.config, parsed.tokens, group.size):
-            raise LayersError(reason)
+        _check_walk(parsed.tokens, kernels, source.config, group)
         plain = source.check(layers) if isinstance(source, Checkpoint) else []
         contracts, origin = find_contracts(kernels, device, given)
         # The walk takes minutes, so a place that cannot be written is found before it.
@@ -128,21 +125,39 @@ def command(parsed: argparse.Namespace) -> Exit:
         origin=origin,
         peak_bytes=peak_bytes(device),
         of=source.config.layers,
-        about=WalkEvidence(
-            tokens=parsed.tokens,
-            quant_format=source.quant_format,
-            tp=group.size,
-            all_reduce=ALL_REDUCE,
-            real_ranks=group.real,
-            stream=result.digest,
-        ),
+        about=_about(parsed.tokens, source.quant_format, group, result),
     )
-    with sink:
-        for record in made:
-            sink.write(record)
+    _write(sink, made)
     picture = _picture(result, parsed, directory)
     _print_end(made, result, directory, picture, peak_bytes(device))
     return cli.exit_of(made)
+
+
+def _check_walk(tokens: int, kernels: Kernels, config: Config, group: Group) -> None:
+    """Raise LayersError for a walk that cannot be made, before its first layer."""
+    if tokens < 1:
+        raise LayersError(f"--tokens {tokens} is no length of a sequence")
+    check_split(config, group.size)
+    if reason := shapes_unsupported(kernels, config, tokens, group.size):
+        raise LayersError(reason)
+
+
+def _about(tokens: int, quant_format: str, group: Group, result: Result) -> WalkEvidence:
+    """How much the walk shows, for its records."""
+    return WalkEvidence(
+        tokens=tokens,
+        quant_format=quant_format,
+        tp=group.size,
+        all_reduce=ALL_REDUCE,
+        real_ranks=group.real,
+        stream=result.digest,
+    )
+
+
+def _write(sink: store.Sink, made: Sequence[Record]) -> None:
+    with sink:
+        for record in made:
+            sink.write(record)
 
 
 def _group(parsed: argparse.Namespace) -> Group:

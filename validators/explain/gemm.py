@@ -6,6 +6,7 @@ kernel's output lies within the contract's own budget of that value. Diagnosis o
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
@@ -359,6 +360,22 @@ def _sample(count: int, most: int, worst: Tensor, device: torch.device) -> Tenso
     return torch.tensor(list(dict.fromkeys(chosen.tolist()))[:most], device=device)
 
 
+def _scene(inputs: GemmInputs, fmt: FloatFormat, out_format: FloatFormat, rows: Tensor, cols: Tensor) -> GemmScene:
+    """The rows of a and of b (the columns of the output) with what belongs to them."""
+    return GemmScene(
+        rows,
+        cols,
+        operand(bytes_of(inputs.a)[rows], fmt),
+        operand(bytes_of(inputs.b)[cols], fmt),
+        inputs.a_scale.reshape(-1)[rows].double(),
+        inputs.b_scale.reshape(-1)[cols].double(),
+        None if inputs.bias is None else inputs.bias[cols].double(),
+        inputs,
+        fmt,
+        out_format,
+    )
+
+
 def explain_gemm(
     inputs: GemmInputs, outputs: GemmOutputs, contract: GemmContract
 ) -> tuple[tuple[Explanation, ...], str | None]:
@@ -369,20 +386,7 @@ def explain_gemm(
     m, n = outputs.out.shape
     device = outputs.out.device
     fmt, out_format = format_of(inputs.a.dtype), format_of(outputs.out.dtype)
-
-    def scene_of(rows: Tensor, cols: Tensor) -> GemmScene:
-        return GemmScene(
-            rows,
-            cols,
-            operand(bytes_of(inputs.a)[rows], fmt),
-            operand(bytes_of(inputs.b)[cols], fmt),
-            inputs.a_scale.reshape(-1)[rows].double(),
-            inputs.b_scale.reshape(-1)[cols].double(),
-            None if inputs.bias is None else inputs.bias[cols].double(),
-            inputs,
-            fmt,
-            out_format,
-        )
+    scene_of = functools.partial(_scene, inputs, fmt, out_format)
 
     def truth_of(scene: GemmScene, contract: GemmContract) -> GemmTruth:
         bias = None if inputs.bias is None else inputs.bias[scene.cols]
