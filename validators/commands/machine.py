@@ -37,7 +37,7 @@ PATHS = (
     ("emulated/aiter-hip-gfx950", "emulated/aiter-hip-gfx950", "emulated/unknown"),
 )
 """Norm, quantizer and GEMM of the walk through the layers: the first three that this machine has all of."""
-PATH_OPS = ("add_rmsnorm_quant", "per_token_quant", "ptpc_gemm")
+PATH_OPS = stages.WALKED_OPS
 
 
 @dataclass(frozen=True)

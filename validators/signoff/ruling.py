@@ -205,6 +205,8 @@ def _cells(requirement: Requirement, target: Target, mine: Sequence[Record]) -> 
     if stage in ("parity", "trace"):
         yield _strong(requirement, target, "", "", here)
         return
+    if stage == "layers":
+        ops = [op for op in ops if op in stages.WALKED_OPS]
     for op in ops:
         of_op = [r for r in here if r.op == op]
         if stage == "ops":

@@ -14,6 +14,9 @@ from validators.records.record import Record
 from validators.signoff.claims import Target
 from validators.signoff.policy import ANY
 
+WALKED_OPS = ("add_rmsnorm_quant", "per_token_quant", "ptpc_gemm")
+"""The ops of the path that a walk through the layers takes; a model of PTPC linears has no other."""
+
 GOLDENS = Path(__file__).resolve().parents[2] / "golden" / "data" / "manifest.json"
 _OTHERS = {
     "add_rmsnorm_quant": "emulated/aiter-hip-gfx950",
