@@ -2,7 +2,7 @@
 
 A defect is the emulated kernel with one or two stages replaced, or with another arithmetic than the one
 that it declares. Whatever the suite lets through here, it would let through in a real kernel.
-``zoo_norm``, ``zoo_quant`` and ``zoo_gemm`` hold the lists; this module holds what they share. ``zoo_wiring`` holds
+``norm``, ``quant`` and ``gemm`` hold the lists; this module holds what they share. ``wiring`` holds
 models whose kernels are right and whose wiring is wrong.
 """
 

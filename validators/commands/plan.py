@@ -1,7 +1,8 @@
 """What a command line asks to run: kernels, their devices and their cases. Asking for nothing is an error.
 
 The functions take the parsed options (``op, kernel, all_available, contract, case, lane, device, dtype,
-fp8, depth``) and raise UsageError, KernelError or CaseError, each with one sentence.
+fp8, depth``). They raise UsageError, KernelError, CaseError or, where no case is left or this machine cannot run one,
+NoDecision; each with one sentence.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Planned(NamedTuple):
 
 
 def make_plan(parsed: argparse.Namespace) -> list[Planned]:
-    """Everything to run, in the registry's order; raises UsageError rather than plan nothing."""
+    """Everything to run, in the registry's order; raises NoDecision rather than plan nothing."""
     if parsed.all_available == bool(parsed.kernel):
         raise UsageError("say which kernel with --kernel, or --all-available for every one; not both.")
     if parsed.all_available:
@@ -82,7 +83,7 @@ def one_kernel(parsed: argparse.Namespace, cases: Sequence[str] = ()) -> tuple[s
 
 
 def _device_for(kernel: Kernel, wanted: str | None) -> str:
-    """``wanted``, or the first device that the kernel can use; raises UsageError with the kernel's reason."""
+    """``wanted``, or the first device that the kernel can use; raises NoDecision with the kernel's reason."""
     reasons = []
     for device in devices(wanted):
         reason = kernel.unavailable(device)

@@ -1,7 +1,7 @@
 """Which known defect would have produced these outputs of a PTPC GEMM?
 
 Each hypothesis predicts the exact value of every sampled output under one defect; it explains a violation if the
-kernel's output lies within the contract's own budget of that value. Diagnosis only; see ``explain_norm``.
+kernel's output lies within the contract's own budget of that value. Diagnosis only; see ``norm``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The known defects of the two quantizing ops, each as a stage of ``explain_scene.predict`` that is replaced.
+"""The known defects of the two quantizing ops, each as a stage of ``scene.predict`` that is replaced.
 
-Which of them, or which other contract, would have produced these outputs? Diagnosis only; see ``explain_scene``.
+Which of them, or which other contract, would have produced these outputs? Diagnosis only; see ``scene``.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A hypothesis replaces one stage of a small float64 evaluation; it explains the violations if its
 predictions meet what the kernel gave, in the violating elements and in the others. This is diagnosis, not judgement: the
-verdict is final before, and nothing here can change it. The hypotheses are in ``explain_norm``.
+verdict is final before, and nothing here can change it. The hypotheses are in ``norm``.
 """
 
 from __future__ import annotations

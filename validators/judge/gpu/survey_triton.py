@@ -313,7 +313,7 @@ def survey(
     """One launch and two transfers; None where a residual differs, a value is not finite, or too much is unproven.
 
     x, residual, stored bf16 or fp16 [m, n]; weight [n]; codes uint8 [m, n]; scale fp32 [m]; all on one GPU, last
-    dimension dense, fewer than 2**31 elements. table: ``compare_codes.survey_tables``, float64 [3, 2, 256]. Where y is
+    dimension dense, fewer than 2**31 elements. table: ``codes.survey_tables``, float64 [3, 2, 256]. Where y is
     rounded, codes are held against the kernel's own scale, which the caller has to find admissible.
     """
     m, n = x.shape
