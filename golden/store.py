@@ -80,6 +80,7 @@ class Row:
     inputs: digest of the case's inputs. isa: vector ISA of the CPU where the bits depend on it, else None. library: the
     libraries that they depend on then, and the CPU's maker.
     file: path of the tensors relative to the store, None if there are none. history: earlier rows, newest first.
+    unwritten: fields that the row's JSON lacks, because they are younger than the row.
     """
 
     id: str
@@ -101,10 +102,19 @@ class Row:
     date: str = ""
     reason: str = ""
     history: tuple[dict[str, Any], ...] = ()
+    unwritten: frozenset[str] = field(default=frozenset(), compare=False)
 
     def to_json(self) -> dict[str, Any]:
-        """Fields as JSON values, with the row's own digest."""
-        value: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        """Fields as JSON values, with the row's own digest; those of a row that was read are the ones it was read from.
+
+        A field that nobody accepted with the row would give it another digest.
+        """
+        names = [
+            f.name for f in _fields_of_rows() if f.name not in self.unwritten or getattr(self, f.name) != f.default
+        ]
+        value: dict[str, Any] = json.loads(
+            json.dumps({k: v for k, v in dataclasses.asdict(self).items() if k in names})
+        )
         return {**value, "row_sha256": row_digest(value)}
 
     def same_golden(self, other: Row) -> bool:
@@ -141,6 +151,11 @@ class Store:
         if self.problems:
             more = f" (and {len(self.problems) - 1} more; see verify)" if len(self.problems) > 1 else ""
             raise GoldenError(self.problems[0] + more)
+
+
+def _fields_of_rows() -> list[dataclasses.Field[Any]]:
+    """The fields that a row is written with."""
+    return [f for f in dataclasses.fields(Row) if f.name != "unwritten"]
 
 
 def row_digest(value: dict[str, Any]) -> str:
@@ -236,7 +251,10 @@ def _row(item: dict[str, Any]) -> Row:
         name: Output(**{**o, "shape": tuple(o["shape"]), "rows": None if o["rows"] is None else tuple(o["rows"])})
         for name, o in fields["outputs"].items()
     }
-    row = Row(**{**fields, "outputs": outputs, "history": tuple(fields["history"])})
+    names = frozenset(f.name for f in _fields_of_rows())
+    if unknown := sorted(set(fields) - names):
+        raise ValueError(f"it has a field {unknown[0]!r} that this schema does not know")
+    row = Row(**{**fields, "outputs": outputs, "history": tuple(fields["history"])}, unwritten=names - set(fields))
     if row.kind not in KINDS:
         raise ValueError(f"kind {row.kind!r} is none of {', '.join(KINDS)}")
     if row.file is not None and (not _FILE_NAME.fullmatch(row.file) or ".." in row.file):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 
-from golden.commit import commit, file_name
+from golden.check import DATA
+from golden.commit import Entry, commit, file_name
 from golden.store import (
     MANIFEST,
     GoldenError,
@@ -21,6 +23,7 @@ from golden.store import (
     encode_file,
     encode_manifest,
     read,
+    row_digest,
 )
 from tests.support.golden_made import CASES, entry, made
 
@@ -160,6 +163,41 @@ def test_a_changed_golden_keeps_its_history_and_a_repeated_one_changes_nothing(s
         entry(fill=fill).row.outputs["codes"].sha256 for fill in (9, 1)
     ]
     assert again.problems == again.strays == ()
+
+
+def test_accepting_a_golden_leaves_every_other_line_of_the_committed_manifest(tmp_path: Path) -> None:
+    """Rows of the repository's own store are of several ages: some lack fields that a row of today has."""
+    before = (DATA / MANIFEST).read_bytes()
+    rows, problems = decode_manifest(before)
+    assert not problems
+    older = [row for row in rows.values() if row.unwritten]
+    assert older, "every row has every field, so this shows nothing"
+    assert encode_manifest(rows) == before
+
+    shutil.copytree(DATA, tmp_path / "store")
+    assert commit(tmp_path / "store", [entry()]) == [entry().row.id]
+    after = (tmp_path / "store" / MANIFEST).read_bytes()
+    changes = difflib.SequenceMatcher(None, before.splitlines(), after.splitlines(), autojunk=False).get_opcodes()
+    assert [tag for tag, *_ in changes if tag != "equal"] == ["insert"]
+
+    # A golden of an old row that is replaced stays in the history as it was written.
+    replaced = older[0]
+    new = dataclasses.replace(replaced, inputs="0" * 64, outputs={}, unwritten=frozenset())
+    commit(tmp_path / "store", [Entry(new, {})])
+    found = json.loads((tmp_path / "store" / MANIFEST).read_bytes())["goldens"]
+    history = next(row["history"] for row in found if row["id"] == replaced.id)
+    assert history[0] == {k: v for k, v in replaced.to_json().items() if k != "history"}
+
+
+def test_a_field_that_no_row_has_is_damage(store: Store) -> None:
+    value = json.loads((store.root / MANIFEST).read_bytes())
+    for name in ("unwritten", "colour"):
+        row = {**value["goldens"][0], name: []}
+        row["row_sha256"] = row_digest(row)
+        _, problems = decode_manifest(json.dumps({**value, "goldens": [row]}).encode())
+        assert problems == [
+            f"manifest.json: row 1 ({row['id']}) is damaged: it has a field {name!r} that this schema does not know"
+        ]
 
 
 def test_file_names_tell_cases_kernels_and_bytes_apart() -> None:
