@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from enum import Enum
 
-from evals.errors import EvalError
+from evals.gsm8k.versioned import Versioned, find
 
 
 class Grade(str, Enum):
@@ -25,18 +25,12 @@ class Grade(str, Enum):
     INVALID = "invalid"
 
 
-@dataclass(frozen=True)
-class Extractor:
+@dataclass(frozen=True, kw_only=True)
+class Extractor(Versioned):
     """One rule. find: completion -> number, None where there is none. find_gold: the rule reads the gold answer too."""
 
-    name: str
-    version: int
     find: Callable[[str], Decimal | None]
     find_gold: bool = False
-
-    @property
-    def id(self) -> str:
-        return f"{self.name}/{self.version}"
 
 
 def number(text: str) -> Decimal | None:
@@ -110,25 +104,19 @@ def last_mark(text: str) -> Decimal | None:
 EXTRACTORS = {
     e.name: e
     for e in (
-        Extractor("strict", 1, strict),
-        Extractor("flexible", 1, flexible),
-        Extractor("last-number", 1, last_number),
-        Extractor("last-mark", 1, last_mark),
-        Extractor("sglang", 1, sglang, find_gold=True),
-        Extractor("boxed", 1, boxed),
+        Extractor(name="strict", find=strict),
+        Extractor(name="flexible", find=flexible),
+        Extractor(name="last-number", find=last_number),
+        Extractor(name="last-mark", find=last_mark),
+        Extractor(name="sglang", find=sglang, find_gold=True),
+        Extractor(name="boxed", find=boxed),
     )
 }
 
 
 def find_extractor(name: str) -> Extractor:
     """The extractor ``name`` or ``name/version``; EvalError for one that is not known."""
-    stem, _, version = name.partition("/")
-    found = EXTRACTORS.get(stem)
-    if found is None:
-        raise EvalError(f"unknown extractor {name!r}; known: {', '.join(EXTRACTORS)}")
-    if version and version != str(found.version):
-        raise EvalError(f"extractor {stem} is at version {found.version} here, not {version}")
-    return found
+    return find("extractor", EXTRACTORS, name)
 
 
 def grade(extractor: Extractor, text: str, gold: str) -> Grade:

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from evals.errors import EvalError
 from evals.gsm8k.data import Problem, draws
+from evals.gsm8k.versioned import Versioned, find
 
 LM_EVAL_SEED = 1234
 
 
 @dataclass(frozen=True, kw_only=True)
-class Profile:
+class Profile(Versioned):
     """One way to ask.
 
     kind: ``completion`` (raw text) or ``chat`` (one user message). shots_from: ``none``; ``test-head``: the first
@@ -26,8 +27,6 @@ class Profile:
     exclude_shots: lines that serve as shots are not asked. extractor: of ``evals.gsm8k.answers``.
     """
 
-    name: str
-    version: int
     kind: str
     shots: int
     shots_from: str
@@ -37,11 +36,6 @@ class Profile:
     extractor: str
     note: str
     instruction: str = ""
-
-    @property
-    def id(self) -> str:
-        """``sglang-5shot/1``, as headers have it."""
-        return f"{self.name}/{self.version}"
 
     def settings(self) -> dict[str, object]:
         """What an arm's header states of it; two arms must agree in every entry."""
@@ -56,69 +50,61 @@ class Profile:
         }
 
 
-_SGLANG_STOP = ("Question", "Assistant:", "<|separator|>")
+_SGLANG = Profile(
+    name="sglang-5shot",
+    kind="completion",
+    shots=5,
+    shots_from="test-head",
+    exclude_shots=False,
+    stop=("Question", "Assistant:", "<|separator|>"),
+    max_tokens=512,
+    extractor="sglang",
+    note="SGLang's benchmark/gsm8k/bench_sglang.py and few_shot_gsm8k.py. The shots are the first 5 lines of "
+    "the test file, which are asked as well: 5 questions are in their own prompt with the answer.",
+)
+_PLAIN = replace(
+    _SGLANG,
+    name="plain",
+    shots=0,
+    shots_from="none",
+    stop=("Question",),
+    extractor="strict",
+    note="Zero shots, for models trained on this very form (the embedded tiny model) and for gold solutions.",
+)
 PROFILES = {
     p.name: p
     for p in (
-        Profile(
-            name="sglang-5shot",
-            version=1,
-            kind="completion",
-            shots=5,
-            shots_from="test-head",
-            exclude_shots=False,
-            stop=_SGLANG_STOP,
-            max_tokens=512,
-            extractor="sglang",
-            note="SGLang's benchmark/gsm8k/bench_sglang.py and few_shot_gsm8k.py. The shots are the first 5 lines of "
-            "the test file, which are asked as well: 5 questions are in their own prompt with the answer.",
-        ),
-        Profile(
+        _SGLANG,
+        replace(
+            _SGLANG,
             name="sglang-5shot-clean",
-            version=1,
-            kind="completion",
-            shots=5,
-            shots_from="test-head",
             exclude_shots=True,
-            stop=_SGLANG_STOP,
-            max_tokens=512,
             extractor="last-number",
             note="SGLang's simple_eval_gsm8k.py with api=completion: same prompt, the 5 shot lines not asked "
             "(N = 1314).",
         ),
-        Profile(
+        replace(
+            _SGLANG,
             name="lm-eval-gsm8k",
-            version=1,
-            kind="completion",
-            shots=5,
             shots_from="train-drawn",
-            exclude_shots=False,
             stop=("Question:", "</s>", "<|im_end|>"),
             max_tokens=256,
             extractor="flexible",
             note="lm-eval's task gsm8k: 5 shots drawn again from train for each question in file order with seed 1234, "
             "256 new tokens (the default of its API models); strict and flexible read the same text.",
         ),
-        Profile(
+        replace(
+            _SGLANG,
             name="vllm-ci",
-            version=1,
-            kind="completion",
-            shots=5,
             shots_from="train-head",
-            exclude_shots=False,
-            stop=_SGLANG_STOP,
             max_tokens=256,
-            extractor="sglang",
             note="vLLM's tests/evals/gsm8k/gsm8k_eval.py: SGLang's prompt and extractor, shots from train, 256 new "
             "tokens.",
         ),
-        Profile(
+        replace(
+            _PLAIN,
             name="boxed-chat",
-            version=1,
             kind="chat",
-            shots=0,
-            shots_from="none",
-            exclude_shots=False,
             stop=(),
             max_tokens=2048,
             extractor="boxed",
@@ -126,31 +112,14 @@ PROFILES = {
             instruction="Solve the following math problem. Make sure to put the answer (and only answer) inside "
             "\\boxed{}.",
         ),
-        Profile(
-            name="plain",
-            version=1,
-            kind="completion",
-            shots=0,
-            shots_from="none",
-            exclude_shots=False,
-            stop=("Question",),
-            max_tokens=512,
-            extractor="strict",
-            note="Zero shots, for models trained on this very form (the embedded tiny model) and for gold solutions.",
-        ),
+        _PLAIN,
     )
 }
 
 
 def find_profile(name: str) -> Profile:
     """The profile ``name`` or ``name/version``; EvalError for one that is not known."""
-    stem, _, version = name.partition("/")
-    found = PROFILES.get(stem)
-    if found is None:
-        raise EvalError(f"unknown prompt profile {name!r}; known: {', '.join(PROFILES)}")
-    if version and version != str(found.version):
-        raise EvalError(f"prompt profile {stem} is at version {found.version} here, not {version}")
-    return found
+    return find("prompt profile", PROFILES, name)
 
 
 def asked(profile: Profile, problems: Sequence[Problem]) -> list[Problem]:

@@ -17,15 +17,7 @@ from torch import Tensor
 
 from evals.errors import EvalError, NotDecided, WorkFault
 from evals.model.decoder import Decoder, Linear, Stream
-from validators.cases.tensors import (
-    GemmInputs,
-    GemmOutputs,
-    Inputs,
-    NormQuantInputs,
-    NormQuantOutputs,
-    QuantInputs,
-    QuantOutputs,
-)
+from validators.cases import tensors
 from validators.kernels.kernel import Kernel, KernelError
 from validators.kernels.registry import find_kernel
 
@@ -67,8 +59,8 @@ class Arm:
         if self.norm is None:
             x = self.plain_norm(model, stream, weight, hidden)
             return self._unquantized(model, x, what) if self.preset == "bf16-norms" else self.linear(model, x, what)
-        inputs = NormQuantInputs(hidden.contiguous(), stream.residual, weight, model.shape.eps, FP8)
-        out = self._run(self.norm, inputs, NormQuantOutputs)
+        inputs = tensors.NormQuantInputs(hidden.contiguous(), stream.residual, weight, model.shape.eps, FP8)
+        out = self._run(self.norm, inputs, tensors.NormQuantOutputs)
         stream.residual = hidden if stream.residual is None else out.residual_out
         return self._gemm(model, out.codes, out.scale, what)
 
@@ -85,7 +77,7 @@ class Arm:
         """Quantize x and multiply; without a quantizer, x times the dequantized weight."""
         if self.quant is None:
             return self._unquantized(model, x, what)
-        out = self._run(self.quant, QuantInputs(x.contiguous(), FP8), QuantOutputs)
+        out = self._run(self.quant, tensors.QuantInputs(x.contiguous(), FP8), tensors.QuantOutputs)
         return self._gemm(model, out.codes, out.scale, what)
 
     def _unquantized(self, model: Decoder, x: Tensor, what: Linear) -> Tensor:
@@ -94,12 +86,12 @@ class Arm:
 
     def _gemm(self, model: Decoder, codes: Tensor, scale: Tensor, what: Linear) -> Tensor:
         assert self.gemm is not None
-        inputs = GemmInputs(codes, scale, what.codes, what.scale, None, model.storage)
-        product = self._run(self.gemm, inputs, GemmOutputs).out
+        inputs = tensors.GemmInputs(codes, scale, what.codes, what.scale, None, model.storage)
+        product = self._run(self.gemm, inputs, tensors.GemmOutputs).out
         # Engines add the bias of a quantized linear after the store: one more rounding.
         return product if what.bias is None else model.stored(product.to(model.wide) + what.bias.to(model.wide))
 
-    def _run(self, kernel: Kernel, inputs: Inputs, kind: type[T]) -> T:
+    def _run(self, kernel: Kernel, inputs: tensors.Inputs, kind: type[T]) -> T:
         """One call; WorkFault with one sentence if the kernel raises or returns something of another shape."""
         self.calls[kernel.op] = self.calls.get(kernel.op, 0) + 1
         buffers = inputs.empty()

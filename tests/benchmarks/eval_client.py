@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 from evals.gsm8k import store
+from tests.support.eval_server import run_words
 
 ROOT = Path(__file__).resolve().parents[2]
 FLOOR = 200.0
@@ -51,23 +52,7 @@ def measure(questions: int, concurrency: int, folder: Path) -> tuple[float, floa
     run = folder / "run"
     try:
         url = f"http://127.0.0.1:{int(server.stdout.readline())}"
-        words = [
-            "gsm8k",
-            "run",
-            "--server",
-            url,
-            "--name",
-            "a",
-            "--out",
-            str(run),
-            "--data",
-            str(data),
-            "--any-data",
-            "--profile",
-            "plain",
-            "--concurrency",
-            str(concurrency),
-        ]
+        words = run_words(url, data, run, concurrency)
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         child = subprocess.Popen([sys.executable, "-m", "evals", *words], cwd=ROOT, stdout=subprocess.DEVNULL)
         samples, early, most, first = run / "samples.jsonl", 0.0, 0.0, 0.0

@@ -8,6 +8,7 @@ Exit codes: 0 equal; 1 not equal; 2 a walk did not end.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import subprocess
 import sys
@@ -56,23 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tp", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=300.0, help="limit of each walk")
     parsed = parser.parse_args(argv)
-    options = [
-        "layers",
-        "--model",
-        parsed.model,
-        "--kernel-norm",
-        parsed.kernel_norm,
-        "--kernel-gemm",
-        parsed.kernel_gemm,
-        "--layers",
-        parsed.layers,
-        "--tokens",
-        parsed.tokens,
-        "--tp",
-        str(parsed.tp),
-        "--device",
-        parsed.device,
-    ]
+    names = ("model", "kernel_norm", "kernel_gemm", "layers", "tokens", "tp", "device")
+    given = ((f"--{name.replace('_', '-')}", str(getattr(parsed, name))) for name in names)
+    options = ["layers", *itertools.chain.from_iterable(given)]
     launcher = [
         sys.executable,
         "-m",

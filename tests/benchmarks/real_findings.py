@@ -21,17 +21,9 @@ from torch import Tensor
 
 from reference.formats import bytes_of
 from validators.calls.call import settle
+from validators.cases import tensors
 from validators.cases.case import Case
 from validators.cases.inputs import build
-from validators.cases.tensors import (
-    GemmInputs,
-    GemmOutputs,
-    Inputs,
-    NormQuantInputs,
-    NormQuantOutputs,
-    QuantInputs,
-    QuantOutputs,
-)
 from validators.kernels.kernel import Kernel
 from validators.kernels.registry import find_kernel
 
@@ -60,7 +52,7 @@ def padded_rows(kernel: Kernel, device: str) -> Iterator[Line]:
     to the call on what a kernel reads that takes the rows with gaps as packed; NaN equals NaN.
     """
     strided = build(STRIDED, device)
-    assert isinstance(strided, GemmInputs)
+    assert isinstance(strided, tensors.GemmInputs)
     packed = dataclasses.replace(strided, a=_dense(strided.a), b=_dense(strided.b))
     wanted = _product(kernel, packed)
     for operands in ("a", "b", "ab"):
@@ -89,7 +81,7 @@ def sliced_batches(kernel: Kernel, device: str) -> Iterator[Line]:
     the call on what a kernel reads that takes the stride of the rows for all batches.
     """
     sliced = build(Case(kernel.op, 34, 1024, "gaussian", layout="3dstrided"), device)
-    assert isinstance(sliced, NormQuantInputs | QuantInputs)
+    assert isinstance(sliced, tensors.NormQuantInputs | tensors.QuantInputs)
     stride = sliced.x.stride(-2)
     # The first row of a batch comes one row too early for each batch before it: inside the storage.
     misread = sliced.x.as_strided((34, 1024), (stride, 1)).contiguous()
@@ -109,7 +101,7 @@ def no_rows(kernel: Kernel, device: str) -> Iterator[Line]:
     inputs = _first_rows(build(SMALL[kernel.op], device), 0)
     line: Line = {"finding": "no rows", "kernel": kernel.name}
     try:
-        kernel.call(inputs, GemmOutputs(torch.empty(0)))
+        kernel.call(inputs, tensors.GemmOutputs(torch.empty(0)))
         _settle(device)
     except RuntimeError as error:
         yield {**line, "raised": _first_line(error)}
@@ -123,8 +115,8 @@ def zero_rows(kernel: Kernel, device: str) -> Iterator[Line]:
     for m in (BLOCK_ROWS, edge - 1, edge, 4 * edge):
         x = torch.randn(m, ZERO_WIDTH, generator=torch.Generator().manual_seed(m)).bfloat16()
         x[ZERO_ROW] = 0.0
-        out = kernel.call(QuantInputs(x.to(device), torch.float8_e4m3fn), GemmOutputs(torch.empty(0)))
-        assert isinstance(out, QuantOutputs)
+        out = kernel.call(tensors.QuantInputs(x.to(device), torch.float8_e4m3fn), tensors.GemmOutputs(torch.empty(0)))
+        assert isinstance(out, tensors.QuantOutputs)
         _settle(device)
         codes = torch.unique(bytes_of(out.codes)[ZERO_ROW]).tolist()
         named = [f"0x{code:02x}" for code in codes]
@@ -168,25 +160,25 @@ def _misread(codes: Tensor) -> Tensor:
     return raw.as_strided(raw.shape, (raw.shape[1], 1)).clone().view(codes.dtype)
 
 
-def _product(kernel: Kernel, inputs: GemmInputs) -> Tensor:
-    out = kernel.call(inputs, GemmOutputs(torch.empty(0)))
-    assert isinstance(out, GemmOutputs)
+def _product(kernel: Kernel, inputs: tensors.GemmInputs) -> Tensor:
+    out = kernel.call(inputs, tensors.GemmOutputs(torch.empty(0)))
+    assert isinstance(out, tensors.GemmOutputs)
     _settle(out.out.device.type)
     return out.out
 
 
-def _rows(kernel: Kernel, inputs: Inputs) -> Tensor:
+def _rows(kernel: Kernel, inputs: tensors.Inputs) -> Tensor:
     """Bytes of the codes and of the scale of each row, [M, N + 4]."""
-    out = kernel.call(inputs, GemmOutputs(torch.empty(0)))
-    assert isinstance(out, NormQuantOutputs | QuantOutputs)
+    out = kernel.call(inputs, tensors.GemmOutputs(torch.empty(0)))
+    assert isinstance(out, tensors.NormQuantOutputs | tensors.QuantOutputs)
     _settle(out.codes.device.type)
     codes = bytes_of(out.codes).reshape(-1, out.codes.shape[-1])
     return torch.cat((codes, out.scale.reshape(-1, 1).contiguous().view(torch.uint8)), dim=1)
 
 
-def _with_rows(inputs: NormQuantInputs | QuantInputs, x: Tensor) -> Inputs:
+def _with_rows(inputs: tensors.NormQuantInputs | tensors.QuantInputs, x: Tensor) -> tensors.Inputs:
     """``inputs`` with x [M, N], and the residual as its rows."""
-    if isinstance(inputs, NormQuantInputs) and inputs.residual is not None:
+    if isinstance(inputs, tensors.NormQuantInputs) and inputs.residual is not None:
         return dataclasses.replace(inputs, x=x, residual=inputs.residual.reshape(x.shape))
     return dataclasses.replace(inputs, x=x)
 
@@ -195,10 +187,10 @@ def _equal(left: Tensor, right: Tensor) -> int:
     return int(((left == right) | (left.isnan() & right.isnan())).sum())
 
 
-def _first_rows(inputs: Inputs, m: int) -> Inputs:
-    if isinstance(inputs, GemmInputs):
+def _first_rows(inputs: tensors.Inputs, m: int) -> tensors.Inputs:
+    if isinstance(inputs, tensors.GemmInputs):
         return dataclasses.replace(inputs, a=inputs.a[:m], a_scale=inputs.a_scale[:m])
-    if isinstance(inputs, NormQuantInputs) and inputs.residual is not None:
+    if isinstance(inputs, tensors.NormQuantInputs) and inputs.residual is not None:
         return dataclasses.replace(inputs, x=inputs.x[:m], residual=inputs.residual[:m])
     return dataclasses.replace(inputs, x=inputs.x[:m])
 

@@ -19,14 +19,7 @@ import torch
 from torch import Tensor
 
 from reference.formats import bytes_of, decode, encode, format_of, round_fp32, round_to
-from validators.cases.tensors import (
-    GemmInputs,
-    GemmOutputs,
-    NormQuantInputs,
-    NormQuantOutputs,
-    QuantInputs,
-    QuantOutputs,
-)
+from validators.cases import tensors
 
 ADD, QUANT, GEMM = "add_rmsnorm_quant", "per_token_quant", "ptpc_gemm"
 AMAX_FLOOR = 1e-10
@@ -49,12 +42,12 @@ class Rows(NamedTuple):
     finite: Tensor
 
 
-def reference_rows(inputs: NormQuantInputs | QuantInputs, style: Style) -> Rows:
+def reference_rows(inputs: tensors.NormQuantInputs | tensors.QuantInputs, style: Style) -> Rows:
     """Reference outputs for ``inputs`` in fp32 PyTorch operations, as these tests compute them."""
     fmt, fp8 = format_of(inputs.x.dtype), format_of(inputs.fp8_dtype)
     x = inputs.x.reshape(-1, inputs.x.shape[-1])
     finite, residual, y = x.isfinite().all(1), None, x.float()
-    if isinstance(inputs, NormQuantInputs):
+    if isinstance(inputs, tensors.NormQuantInputs):
         z = x.float()
         if inputs.residual is not None:
             added = inputs.residual.reshape(x.shape)
@@ -80,8 +73,8 @@ class RowsSeen:
     y: the reference before it is quantized. d, D: dequantized values.
     """
 
-    inputs: NormQuantInputs | QuantInputs
-    outputs: NormQuantOutputs | QuantOutputs
+    inputs: tensors.NormQuantInputs | tensors.QuantInputs
+    outputs: tensors.NormQuantOutputs | tensors.QuantOutputs
     ref: Rows
 
     @cached_property
@@ -151,7 +144,7 @@ class Product(NamedTuple):
     mantissa: int
 
 
-def reference_product(inputs: GemmInputs, h: Tensor | None = None) -> Product:
+def reference_product(inputs: tensors.GemmInputs, h: Tensor | None = None) -> Product:
     """Reference of ``inputs``; h [M, N] is the product before its operands were quantized, if that is known."""
     a = decode(inputs.a, format_of(inputs.a.dtype)) * inputs.a_scale.double()
     b = decode(inputs.b, format_of(inputs.b.dtype)) * inputs.b_scale.double()
@@ -165,7 +158,7 @@ def reference_product(inputs: GemmInputs, h: Tensor | None = None) -> Product:
 class ProductSeen:
     """Output of a GEMM, float64 [M, N], beside its reference."""
 
-    outputs: GemmOutputs
+    outputs: tensors.GemmOutputs
     p: Product
 
     @cached_property

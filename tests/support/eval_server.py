@@ -15,11 +15,18 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 FAULTS = ("500", "503", "429", "400", "cut", "drop", "null", "delay", "wrong-model", "hang")
 ASKING = ("/v1/completions", "/v1/chat/completions", "/generate")
 FLAVOURS = ("vllm", "sglang", "echo", "mute")
+
+
+def run_words(url: str, data: Path, out: Path, concurrency: int) -> list[str]:
+    """The words of ``evals gsm8k run`` on a server, with the arm's name ``a``."""
+    where = ["--server", url, "--name", "a", "--out", str(out), "--data", str(data), "--any-data"]
+    return ["gsm8k", "run", *where, "--profile", "plain", "--concurrency", str(concurrency)]
 
 
 def canned(prompt: str, salt: str = "") -> str:

@@ -106,16 +106,16 @@ class FakeAiter(types.ModuleType):
 
     def add_rmsnorm_quant(
         self,
-        out: torch.Tensor,
-        input: torch.Tensor,
-        residual_in: torch.Tensor,
-        residual_out: torch.Tensor,
-        scale: torch.Tensor,
-        weight: torch.Tensor,
-        epsilon: float,
-        group_size: int = 0,
-        shuffle_scale: bool = False,
-        gemma_norm: bool = False,
+        out,
+        input,
+        residual_in,
+        residual_out,
+        scale,
+        weight,
+        epsilon,
+        group_size=0,
+        shuffle_scale=False,
+        gemma_norm=False,
     ) -> None:
         self._note("add_rmsnorm_quant", locals())
         assert input.dim() == 2
@@ -128,15 +128,7 @@ class FakeAiter(types.ModuleType):
         scale.copy_(scales)
 
     def rmsnorm_quant(
-        self,
-        out: torch.Tensor,
-        input: torch.Tensor,
-        scale: torch.Tensor,
-        weight: torch.Tensor,
-        epsilon: float,
-        group_size: int = 0,
-        shuffle_scale: bool = False,
-        gemma_norm: bool = False,
+        self, out, input, scale, weight, epsilon, group_size=0, shuffle_scale=False, gemma_norm=False
     ) -> None:
         self._note("rmsnorm_quant", locals())
         assert input.dim() == 2
@@ -144,36 +136,20 @@ class FakeAiter(types.ModuleType):
         out.copy_(codes)
         scale.copy_(scales)
 
-    def add_rmsnorm(
-        self,
-        out: torch.Tensor,
-        input: torch.Tensor,
-        residual_in: torch.Tensor,
-        residual_out: torch.Tensor,
-        weight: torch.Tensor,
-        epsilon: float,
-        gemma_norm: bool = False,
-    ) -> None:
+    def add_rmsnorm(self, out, input, residual_in, residual_out, weight, epsilon, gemma_norm=False) -> None:
         self._note("add_rmsnorm", locals())
         assert input.dim() == 2
         z = input.float() + residual_in.float()
         residual_out.copy_(z.to(residual_out.dtype))
         out.copy_(norm(z, weight, epsilon, gemma_norm).to(out.dtype))
 
-    def rmsnorm2d_fwd(
-        self, input: torch.Tensor, weight: torch.Tensor, epsilon: float, use_model_sensitive_rmsnorm: int = 0
-    ) -> torch.Tensor:
+    def rmsnorm2d_fwd(self, input, weight, epsilon, use_model_sensitive_rmsnorm=0) -> torch.Tensor:
         self._note("rmsnorm2d_fwd", locals())
         assert input.dim() == 2
         return norm(input.float(), weight, epsilon, False).to(input.dtype)
 
     def per_token_quant_hip(
-        self,
-        x: torch.Tensor,
-        scale: torch.Tensor | None = None,
-        quant_dtype: torch.dtype = torch.int8,
-        num_rows: torch.Tensor | None = None,
-        num_rows_factor: int = 1,
+        self, x, scale=None, quant_dtype=torch.int8, num_rows=None, num_rows_factor=1
     ) -> tuple[torch.Tensor, torch.Tensor]:
         self._note("per_token_quant_hip", locals())
         assert scale is None
@@ -182,30 +158,14 @@ class FakeAiter(types.ModuleType):
         return quantize(x.float())
 
     def gemm_a8w8_bpreshuffle(
-        self,
-        XQ: torch.Tensor,
-        WQ: torch.Tensor,
-        x_scale: torch.Tensor,
-        w_scale: torch.Tensor,
-        bias: torch.Tensor | None = None,
-        dtype: torch.dtype = torch.bfloat16,
-        check: bool = False,
+        self, XQ, WQ, x_scale, w_scale, bias=None, dtype=torch.bfloat16, check=False
     ) -> torch.Tensor:
         self._note("gemm_a8w8_bpreshuffle", locals())
         assert bias is None, "gemm_a8w8_bpreshuffle does not support bias now"
         product = XQ.float() @ unshuffle(WQ).float().t()
         return (product * x_scale * w_scale.reshape(1, -1)).to(dtype)
 
-    def gemm_a8w8_CK(
-        self,
-        XQ: torch.Tensor,
-        WQ: torch.Tensor,
-        x_scale: torch.Tensor,
-        w_scale: torch.Tensor,
-        bias: torch.Tensor | None = None,
-        dtype: torch.dtype = torch.bfloat16,
-        splitK: int | None = None,
-    ) -> torch.Tensor:
+    def gemm_a8w8_CK(self, XQ, WQ, x_scale, w_scale, bias=None, dtype=torch.bfloat16, splitK=None) -> torch.Tensor:
         self._note("gemm_a8w8_CK", locals())
         out = (XQ.float() @ WQ.float().t()) * x_scale * w_scale.reshape(1, -1)
         return (out if bias is None else out + bias.float()).to(dtype)

@@ -9,18 +9,9 @@ import torch
 from reference.contract import get_contract
 from tests.support.case_inputs import ADD, GEMM, QUANT
 from validators.calls.call import run_kernel
+from validators.cases import tensors
 from validators.cases.case import Case
 from validators.cases.suite import cases_for
-from validators.cases.tensors import (
-    GemmInputs,
-    GemmOutputs,
-    Inputs,
-    NormQuantInputs,
-    NormQuantOutputs,
-    Outputs,
-    QuantInputs,
-    QuantOutputs,
-)
 from validators.kernels.kernel import Kernel
 from validators.records.record import Comparison, Status
 from validators.records.verdict import decide
@@ -41,34 +32,34 @@ def encode(y: torch.Tensor, amax: torch.Tensor, fp8: torch.dtype) -> tuple[torch
 
 
 def quantizer(amax: Amax, dense: Callable[[torch.Tensor], torch.Tensor] = lambda x: x) -> Kernel:
-    def call(inputs: Inputs, buffers: Outputs) -> Outputs:
-        assert isinstance(inputs, QuantInputs)
+    def call(inputs: tensors.Inputs, buffers: tensors.Outputs) -> tensors.Outputs:
+        assert isinstance(inputs, tensors.QuantInputs)
         y = dense(inputs.x).float()
-        return QuantOutputs(*encode(y, amax(y), inputs.fp8_dtype))
+        return tensors.QuantOutputs(*encode(y, amax(y), inputs.fp8_dtype))
 
     return Kernel("test/quantizer", QUANT, CONTRACT, call)
 
 
-def norm(amax: Amax, gain: Callable[[NormQuantInputs], torch.Tensor] | None = None) -> Kernel:
-    def call(inputs: Inputs, buffers: Outputs) -> Outputs:
-        assert isinstance(inputs, NormQuantInputs)
+def norm(amax: Amax, gain: Callable[[tensors.NormQuantInputs], torch.Tensor] | None = None) -> Kernel:
+    def call(inputs: tensors.Inputs, buffers: tensors.Outputs) -> tensors.Outputs:
+        assert isinstance(inputs, tensors.NormQuantInputs)
         z = inputs.x.float() if inputs.residual is None else inputs.x.float() + inputs.residual.float()
         weight = gain(inputs) if gain else inputs.weight.float() + float(inputs.gemma)
         # One over the root in float64: the root of fp32 is not correctly rounded on every CPU.
         rstd = ((z * z).mean(dim=-1, keepdim=True).double() + inputs.eps).rsqrt().float()
         y = z * rstd * weight
         stored = None if inputs.residual is None else z.to(inputs.x.dtype)
-        return NormQuantOutputs(*encode(y, amax(y), inputs.fp8_dtype), stored)
+        return tensors.NormQuantOutputs(*encode(y, amax(y), inputs.fp8_dtype), stored)
 
     return Kernel("test/norm", ADD, CONTRACT, call)
 
 
 def gemm(product: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Kernel:
-    def call(inputs: Inputs, buffers: Outputs) -> Outputs:
-        assert isinstance(inputs, GemmInputs)
+    def call(inputs: tensors.Inputs, buffers: tensors.Outputs) -> tensors.Outputs:
+        assert isinstance(inputs, tensors.GemmInputs)
         out = product(inputs.a.float(), inputs.b.float()) * inputs.a_scale * inputs.b_scale.reshape(1, -1)
         out = out if inputs.bias is None else out + inputs.bias.float()
-        return GemmOutputs(out.to(inputs.out_dtype))
+        return tensors.GemmOutputs(out.to(inputs.out_dtype))
 
     return Kernel("test/gemm", GEMM, "fp32", call)
 

@@ -20,16 +20,8 @@ from typing import Any
 import torch
 
 from validators import arch, toolchain
+from validators.cases import tensors
 from validators.cases.case import Case
-from validators.cases.tensors import (
-    GemmInputs,
-    GemmOutputs,
-    NormQuantInputs,
-    NormQuantOutputs,
-    Outputs,
-    QuantInputs,
-    QuantOutputs,
-)
 from validators.kernels.kernel import Kernel, KernelError
 
 # add_rmsnorm_quant_kernel has no instance for wider rows; its loads and stores move pairs of elements.
@@ -126,17 +118,17 @@ def _flat(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.view(-1, tensor.shape[-1])
 
 
-def _gemma(inputs: NormQuantInputs) -> dict[str, bool]:
+def _gemma(inputs: tensors.NormQuantInputs) -> dict[str, bool]:
     # Older builds know no gemma_norm, so it is named only where it is needed.
     return {"gemma_norm": True} if inputs.gemma else {}
 
 
-def _add_rmsnorm_quant(inputs: NormQuantInputs, buffers: NormQuantOutputs) -> NormQuantOutputs:
+def _add_rmsnorm_quant(inputs: tensors.NormQuantInputs, buffers: tensors.NormQuantOutputs) -> tensors.NormQuantOutputs:
     aiter = aiter_module()
     codes, scale, x = _flat(buffers.codes), _flat(buffers.scale), _flat(inputs.x)
     if inputs.residual is None:
         aiter.rmsnorm_quant(codes, x, scale, inputs.weight, inputs.eps, group_size=0, **_gemma(inputs))
-        return NormQuantOutputs(buffers.codes, buffers.scale, None)
+        return tensors.NormQuantOutputs(buffers.codes, buffers.scale, None)
     assert buffers.residual_out is not None
     aiter.add_rmsnorm_quant(
         codes,
@@ -152,7 +144,7 @@ def _add_rmsnorm_quant(inputs: NormQuantInputs, buffers: NormQuantOutputs) -> No
     return buffers
 
 
-def _unfused(inputs: NormQuantInputs, buffers: Outputs) -> NormQuantOutputs:
+def _unfused(inputs: tensors.NormQuantInputs, buffers: tensors.Outputs) -> tensors.NormQuantOutputs:
     aiter = aiter_module()
     x = _flat(inputs.x)
     if inputs.residual is None:
@@ -164,12 +156,12 @@ def _unfused(inputs: NormQuantInputs, buffers: Outputs) -> NormQuantOutputs:
         aiter.add_rmsnorm(normed, x, residual, _flat(residual_out), inputs.weight, inputs.eps, **_gemma(inputs))
     codes, scale = aiter.per_token_quant_hip(normed, quant_dtype=inputs.fp8_dtype)
     shape = inputs.x.shape
-    return NormQuantOutputs(codes.view(shape), scale.view(*shape[:-1], 1), residual_out)
+    return tensors.NormQuantOutputs(codes.view(shape), scale.view(*shape[:-1], 1), residual_out)
 
 
-def _per_token_quant_hip(inputs: QuantInputs, buffers: Outputs) -> QuantOutputs:
+def _per_token_quant_hip(inputs: tensors.QuantInputs, buffers: tensors.Outputs) -> tensors.QuantOutputs:
     codes, scale = aiter_module().per_token_quant_hip(inputs.x, quant_dtype=inputs.fp8_dtype)
-    return QuantOutputs(codes, scale)
+    return tensors.QuantOutputs(codes, scale)
 
 
 def shuffle_16x16(weight: torch.Tensor) -> torch.Tensor:
@@ -194,17 +186,17 @@ def _shuffle(weight: torch.Tensor) -> torch.Tensor:
     return shuffled
 
 
-def _bpreshuffle(inputs: GemmInputs, buffers: Outputs) -> GemmOutputs:
+def _bpreshuffle(inputs: tensors.GemmInputs, buffers: tensors.Outputs) -> tensors.GemmOutputs:
     out = aiter_module().gemm_a8w8_bpreshuffle(
         inputs.a, _shuffle(inputs.b), inputs.a_scale, inputs.b_scale, None, inputs.out_dtype
     )
     # The kernel takes no bias; SGLang adds it to the stored result, one rounding later than an epilogue would.
-    return GemmOutputs(out if inputs.bias is None else out + inputs.bias)
+    return tensors.GemmOutputs(out if inputs.bias is None else out + inputs.bias)
 
 
-def _ck(inputs: GemmInputs, buffers: Outputs) -> GemmOutputs:
+def _ck(inputs: tensors.GemmInputs, buffers: tensors.Outputs) -> tensors.GemmOutputs:
     out = aiter_module().gemm_a8w8_CK(inputs.a, inputs.b, inputs.a_scale, inputs.b_scale, inputs.bias, inputs.out_dtype)
-    return GemmOutputs(out)
+    return tensors.GemmOutputs(out)
 
 
 def _wrong_format(case: Case) -> str | None:

@@ -13,16 +13,8 @@ from typing import Any
 import torch
 
 from validators import arch
+from validators.cases import tensors
 from validators.cases.case import Case
-from validators.cases.tensors import (
-    GemmInputs,
-    GemmOutputs,
-    NormQuantInputs,
-    NormQuantOutputs,
-    Outputs,
-    QuantInputs,
-    QuantOutputs,
-)
 from validators.kernels.kernel import Kernel
 
 # CUDA and HIP rowwise GEMMs load 16 bytes at a time; torch refuses other sizes.
@@ -41,7 +33,7 @@ def _quantize(y: torch.Tensor, fp8_dtype: torch.dtype) -> tuple[torch.Tensor, to
     return codes, scale
 
 
-def _add_rmsnorm_quant(inputs: NormQuantInputs, buffers: Outputs) -> NormQuantOutputs:
+def _add_rmsnorm_quant(inputs: tensors.NormQuantInputs, buffers: tensors.Outputs) -> tensors.NormQuantOutputs:
     storage = inputs.x.dtype
     hidden = inputs.x if inputs.residual is None else inputs.x + inputs.residual
     wide = hidden.float()
@@ -49,22 +41,22 @@ def _add_rmsnorm_quant(inputs: NormQuantInputs, buffers: Outputs) -> NormQuantOu
     weight = inputs.weight.float() + 1.0 if inputs.gemma else inputs.weight
     # bf16 * bf16 rounds once to bf16; an fp32 weight promotes, and the store to T rounds once as well.
     codes, scale = _quantize((normed * weight).to(storage), inputs.fp8_dtype)
-    return NormQuantOutputs(codes, scale, None if inputs.residual is None else hidden)
+    return tensors.NormQuantOutputs(codes, scale, None if inputs.residual is None else hidden)
 
 
-def _per_token_quant(inputs: QuantInputs, buffers: Outputs) -> QuantOutputs:
-    return QuantOutputs(*_quantize(inputs.x, inputs.fp8_dtype))
+def _per_token_quant(inputs: tensors.QuantInputs, buffers: tensors.Outputs) -> tensors.QuantOutputs:
+    return tensors.QuantOutputs(*_quantize(inputs.x, inputs.fp8_dtype))
 
 
-def _gemm(inputs: GemmInputs, buffers: Outputs) -> GemmOutputs:
+def _gemm(inputs: tensors.GemmInputs, buffers: tensors.Outputs) -> tensors.GemmOutputs:
     # FP8 products are exact in fp32, and the scales multiply the finished sum.
     out = (inputs.a.float() @ inputs.b.float().t()) * inputs.a_scale * inputs.b_scale.reshape(1, -1)
     if inputs.bias is not None:
         out = out + inputs.bias.float()
-    return GemmOutputs(out.to(inputs.out_dtype))
+    return tensors.GemmOutputs(out.to(inputs.out_dtype))
 
 
-def _scaled_mm(inputs: GemmInputs, use_fast_accum: bool) -> GemmOutputs:
+def _scaled_mm(inputs: tensors.GemmInputs, use_fast_accum: bool) -> tensors.GemmOutputs:
     out = torch._scaled_mm(
         inputs.a,
         inputs.b.t(),
@@ -74,14 +66,14 @@ def _scaled_mm(inputs: GemmInputs, use_fast_accum: bool) -> GemmOutputs:
         out_dtype=inputs.out_dtype,
         use_fast_accum=use_fast_accum,
     )
-    return GemmOutputs(out)
+    return tensors.GemmOutputs(out)
 
 
-def _exact_accumulation(inputs: GemmInputs, buffers: Outputs) -> GemmOutputs:
+def _exact_accumulation(inputs: tensors.GemmInputs, buffers: tensors.Outputs) -> tensors.GemmOutputs:
     return _scaled_mm(inputs, use_fast_accum=False)
 
 
-def _fast_accumulation(inputs: GemmInputs, buffers: Outputs) -> GemmOutputs:
+def _fast_accumulation(inputs: tensors.GemmInputs, buffers: tensors.Outputs) -> tensors.GemmOutputs:
     return _scaled_mm(inputs, use_fast_accum=True)
 
 
@@ -185,7 +177,7 @@ def _on_gpu(name: str, contract: str, fast: bool, unavailable: Callable[[str], s
     )
 
 
-_EAGER: tuple[tuple[str, str, Callable[[Any, Any], Outputs]], ...] = (
+_EAGER: tuple[tuple[str, str, Callable[[Any, Any], tensors.Outputs]], ...] = (
     ("add_rmsnorm_quant", "eager", _add_rmsnorm_quant),
     ("per_token_quant", "eager", _per_token_quant),
     ("ptpc_gemm", "fp32", _gemm),

@@ -19,16 +19,8 @@ from typing import Any
 import torch
 
 from validators import arch
+from validators.cases import tensors
 from validators.cases.case import Case
-from validators.cases.tensors import (
-    GemmInputs,
-    GemmOutputs,
-    NormQuantInputs,
-    NormQuantOutputs,
-    Outputs,
-    QuantInputs,
-    QuantOutputs,
-)
 from validators.kernels import extension
 from validators.kernels.kernel import Kernel
 
@@ -65,27 +57,27 @@ def _outputs(x: torch.Tensor, fp8_dtype: torch.dtype) -> tuple[torch.Tensor, tor
     return codes, torch.empty((*x.shape[:-1], 1), dtype=torch.float32, device=x.device)
 
 
-def _rms_norm(inputs: NormQuantInputs, buffers: Outputs) -> NormQuantOutputs:
+def _rms_norm(inputs: tensors.NormQuantInputs, buffers: tensors.Outputs) -> tensors.NormQuantOutputs:
     codes, scale = _outputs(inputs.x, inputs.fp8_dtype)
     # The op overwrites the residual with the sum; the copy keeps the inputs as they were.
     residual = None if inputs.residual is None else inputs.residual.clone(memory_format=torch.contiguous_format)
     op = extension.op(LIBRARY, "rms_norm_dynamic_per_token_quant")
     op(codes, inputs.x, inputs.weight, scale, inputs.eps, None, residual)
-    return NormQuantOutputs(codes, scale, residual)
+    return tensors.NormQuantOutputs(codes, scale, residual)
 
 
-def _per_token(inputs: QuantInputs, buffers: Outputs) -> QuantOutputs:
+def _per_token(inputs: tensors.QuantInputs, buffers: tensors.Outputs) -> tensors.QuantOutputs:
     codes, scale = _outputs(inputs.x, inputs.fp8_dtype)
     extension.op(LIBRARY, "dynamic_per_token_scaled_fp8_quant")(codes, inputs.x, scale, None)
-    return QuantOutputs(codes, scale)
+    return tensors.QuantOutputs(codes, scale)
 
 
-def _scaled_mm(inputs: GemmInputs, buffers: Outputs) -> GemmOutputs:
+def _scaled_mm(inputs: tensors.GemmInputs, buffers: tensors.Outputs) -> tensors.GemmOutputs:
     shape = (inputs.a.shape[0], inputs.b.shape[0])
     out = torch.empty(shape, dtype=inputs.out_dtype, device=inputs.a.device)
     # The transposed view of (N, K) is the column-major (K, N) that the op wants.
     extension.op(LIBRARY, "cutlass_scaled_mm")(out, inputs.a, inputs.b.t(), inputs.a_scale, inputs.b_scale, inputs.bias)
-    return GemmOutputs(out)
+    return tensors.GemmOutputs(out)
 
 
 def _wrong_format(case: Case) -> str | None:

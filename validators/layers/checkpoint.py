@@ -49,6 +49,25 @@ _WHOLE = {
 _NUMBERS = ("partial_rotary_factor", "rope_theta", "rms_norm_eps", "routed_scaling_factor")
 
 
+_GIVEN = {
+    "hidden": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "intermediate": "intermediate_size",
+    "moe_intermediate": "moe_intermediate_size",
+    "experts": "n_routed_experts",
+    "top_k": "num_experts_per_tok",
+    "shared_experts": "n_shared_experts",
+    "first_dense": "first_k_dense_replace",
+    "vocab": "vocab_size",
+    "routed_scaling": "routed_scaling_factor",
+    "eps": "rms_norm_eps",
+}
+"""Fields of ``Config`` that have no default in config.json, and its names for them."""
+
+
 def model_config(config: Mapping[str, Any]) -> Config:
     """config.json of a Glm4MoeForCausalLM as the float64 model's configuration; raises CheckpointError."""
     if config.get("model_type") != "glm4_moe":
@@ -66,19 +85,7 @@ def model_config(config: Mapping[str, Any]) -> Config:
             raise CheckpointError(f"config.json: {name} is {value!r}, and not a number above 0")
     try:
         return Config(
-            hidden=config["hidden_size"],
-            layers=config["num_hidden_layers"],
-            heads=config["num_attention_heads"],
-            kv_heads=config["num_key_value_heads"],
-            head_dim=config["head_dim"],
-            intermediate=config["intermediate_size"],
-            moe_intermediate=config["moe_intermediate_size"],
-            experts=config["n_routed_experts"],
-            top_k=config["num_experts_per_tok"],
-            shared_experts=config["n_shared_experts"],
-            first_dense=config["first_k_dense_replace"],
-            vocab=config["vocab_size"],
-            routed_scaling=config["routed_scaling_factor"],
+            **{field: config[name] for field, name in _GIVEN.items()},
             n_group=config.get("n_group", 1),
             topk_group=config.get("topk_group", 1),
             norm_topk=config.get("norm_topk_prob", True),
@@ -86,7 +93,6 @@ def model_config(config: Mapping[str, Any]) -> Config:
             attention_bias=config.get("attention_bias", False),
             rotary=config.get("partial_rotary_factor", rope.get("partial_rotary_factor", 0.5)),
             rope_theta=float(config.get("rope_theta", rope.get("rope_theta", 10000.0))),
-            eps=config["rms_norm_eps"],
         )
     except KeyError as error:
         raise CheckpointError(f"config.json does not give {error.args[0]}") from error

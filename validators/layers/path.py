@@ -20,17 +20,8 @@ from reference.glm4_moe import Config, Layer, Linear
 from validators.calls import integrity
 from validators.calls.buffers import POISONS
 from validators.calls.call import KernelFault, call
+from validators.cases import tensors
 from validators.cases.case import Case
-from validators.cases.tensors import (
-    GemmInputs,
-    GemmOutputs,
-    Inputs,
-    NormQuantInputs,
-    NormQuantOutputs,
-    Outputs,
-    QuantInputs,
-    QuantOutputs,
-)
 from validators.errors import UserError
 from validators.kernels.kernel import Kernel
 
@@ -108,7 +99,7 @@ class KernelPath:
         """The weights that the path uses for ``layer``."""
         return layer
 
-    def run(self, kernel: Kernel, inputs: Inputs) -> Outputs:
+    def run(self, kernel: Kernel, inputs: tensors.Inputs) -> tensors.Outputs:
         """One call of a kernel, with outputs of its op; raises KernelFault if it raises, writes outside its buffers or
         returns no output."""
         outputs, guards, seconds = call(kernel, inputs, POISONS[0])
@@ -139,8 +130,8 @@ class KernelPath:
 
     def fused_norm(self, weight: Tensor, hidden: Tensor) -> tuple[Tensor, ...]:
         """The norm kernel; the first norm of a sequence has no residual, and its input becomes the stream."""
-        inputs = NormQuantInputs(hidden, self.residual, weight, self.config.eps, FP8)
-        out = cast(NormQuantOutputs, self.run(self.kernels.norm, inputs))
+        inputs = tensors.NormQuantInputs(hidden, self.residual, weight, self.config.eps, FP8)
+        out = cast(tensors.NormQuantOutputs, self.run(self.kernels.norm, inputs))
         self.residual = hidden if self.residual is None else out.residual_out
         return out.codes, out.scale
 
@@ -156,7 +147,7 @@ class KernelPath:
 
     def quantize(self, x: Tensor) -> tuple[Tensor, ...]:
         """bf16 [T, n] -> (codes [T, n], scale [T, 1]) by the per-token quantizer."""
-        out = cast(QuantOutputs, self.run(self.kernels.quant, QuantInputs(x.contiguous(), FP8)))
+        out = cast(tensors.QuantOutputs, self.run(self.kernels.quant, tensors.QuantInputs(x.contiguous(), FP8)))
         return out.codes, out.scale
 
     def group_quantize(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -174,8 +165,8 @@ class KernelPath:
     def gemm(self, what: Linear, codes: Tensor, scale: Tensor) -> Tensor:
         """The GEMM kernel alone, bf16 [T, out]."""
         assert what.scale is not None
-        inputs = GemmInputs(codes, scale, what.weight, what.scale, None, torch.bfloat16)
-        return cast(GemmOutputs, self.run(self.kernels.gemm, inputs)).out
+        inputs = tensors.GemmInputs(codes, scale, what.weight, what.scale, None, torch.bfloat16)
+        return cast(tensors.GemmOutputs, self.run(self.kernels.gemm, inputs)).out
 
     def add_bias(self, out: Tensor, bias: Tensor) -> Tensor:
         """out + bias, one more rounding to bf16."""

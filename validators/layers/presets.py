@@ -41,7 +41,8 @@ GLM_4_7 = Config(
     rope_theta=1e6,
     eps=1e-5,
 )
-GLM_TINY = Config(
+GLM_TINY = dataclasses.replace(
+    GLM_4_7,
     hidden=128,
     layers=4,
     heads=8,
@@ -51,15 +52,9 @@ GLM_TINY = Config(
     moe_intermediate=64,
     experts=8,
     top_k=2,
-    shared_experts=1,
     first_dense=1,
     vocab=512,
-    routed_scaling=2.5,
-    qk_norm=True,
-    attention_bias=True,
-    rotary=0.5,
     rope_theta=1e4,
-    eps=1e-5,
 )
 PRESETS = {"glm-4.7": GLM_4_7, "glm-tiny": GLM_TINY}
 

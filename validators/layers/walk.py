@@ -22,15 +22,7 @@ from reference import glm4_moe as glm
 from reference.contract import NormQuantContract
 from reference.glm4_moe import Layer, Linear, Mlp, Moe, Routed, Source
 from validators.calls.call import Claim
-from validators.cases.tensors import (
-    GemmInputs,
-    GemmOutputs,
-    NormQuantInputs,
-    NormQuantOutputs,
-    QuantInputs,
-    QuantOutputs,
-    as_ints,
-)
+from validators.cases import tensors
 from validators.layers.checkpoint_check import of_experts
 from validators.layers.judging import Arm, Bench, Step, StoppedError
 from validators.layers.path import FP8, KernelPath, stored, twin_contract
@@ -257,12 +249,12 @@ class Walk:
     def _judge_norm(self, step: Step, weight: Tensor, handed: tuple[Tensor, ...], contract: NormQuantContract) -> None:
         arm = step.arm
         first = arm.expected is None
-        inputs = NormQuantInputs(arm.hidden, arm.expected, weight, self.config.eps, FP8)
+        inputs = tensors.NormQuantInputs(arm.hidden, arm.expected, weight, self.config.eps, FP8)
         kept = arm.path.residual
-        outputs = NormQuantOutputs(handed[0], handed[1], None if first else _copy(kept))
+        outputs = tensors.NormQuantOutputs(handed[0], handed[1], None if first else _copy(kept))
         checks = []
         if first:
-            same = kept is not None and torch.equal(as_ints(kept), as_ints(arm.hidden))
+            same = kept is not None and torch.equal(tensors.as_ints(kept), tensors.as_ints(arm.hidden))
             words = "became the residual stream" if same else "is not what the path kept as the residual stream"
             checks.append(Check("first residual", same, f"the first norm's input {words}", "integrity"))
         self.bench.judge(step, Claim(inputs, outputs), contract, checks)
@@ -310,8 +302,8 @@ class Walk:
 
     def _quantized(self, step: Step, x: Tensor) -> tuple[Tensor, ...]:
         handed = self.bench.attempt(step, lambda: step.arm.path.quantize(x))
-        outputs = QuantOutputs(handed[0], handed[1])
-        self.bench.judge(step, Claim(QuantInputs(x, FP8), outputs), self.contracts.quant)
+        outputs = tensors.QuantOutputs(handed[0], handed[1])
+        self.bench.judge(step, Claim(tensors.QuantInputs(x, FP8), outputs), self.contracts.quant)
         step.arm.memory.token_scale = outputs.scale
         return handed
 
@@ -322,12 +314,12 @@ class Walk:
             with self.clock.phase("linears that are not quantized"):
                 return right.apply(handed[0].double()).to(torch.bfloat16)
         out = self.bench.attempt(step, lambda: arm.path.linear(step.layer, claimed, handed))
-        inputs = GemmInputs(handed[0], handed[1], right.weight, right.scale, right.bias, torch.bfloat16)
+        inputs = tensors.GemmInputs(handed[0], handed[1], right.weight, right.scale, right.bias, torch.bfloat16)
         contract = self.contracts.gemm
         if right.bias is not None:
             contract = contract.replace(bias="after_store")
         if arm.name == "fused" or self.judge_unfused:
-            self.bench.judge(step, Claim(inputs, GemmOutputs(out)), contract)
+            self.bench.judge(step, Claim(inputs, tensors.GemmOutputs(out)), contract)
         arm.memory.weight_scale = inputs.b_scale
         arm.memory.lengths.add(inputs.a.shape[1])
         return out

@@ -21,7 +21,7 @@ from evals.gsm8k import runner, store
 from evals.gsm8k.client import Limits
 from evals.gsm8k.runner import WHOLE_RUN
 from tests.benchmarks.eval_client import GROWTH_MIB, measure
-from tests.support.eval_server import canned
+from tests.support.eval_server import canned, run_words
 from validators.process.guard import Exit
 
 pytest.importorskip("httpx", reason="the client asks by httpx, which is not installed")
@@ -71,26 +71,19 @@ def questions(tmp_path: Path) -> Path:
 
 
 def options(url: str, data: Path, out: Path, *more: str) -> list[str]:
-    return [
-        "gsm8k",
-        "run",
-        "--server",
-        url,
-        "--name",
-        "a",
-        "--out",
-        str(out),
-        "--data",
-        str(data),
-        "--any-data",
-        "--profile",
-        "plain",
-        "--concurrency",
-        "4",
-        "--timeout",
-        "5",
-        *more,
-    ]
+    return [*run_words(url, data, out, 4), "--timeout", "5", *more]
+
+
+def killed_in_the_middle(server: Process, words: list[str], out: Path) -> subprocess.Popen[str]:
+    """The client on ``words``, whose server is killed after ten answers."""
+    command = [sys.executable, "-m", "evals", *words]
+    child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    samples = out / "samples.jsonl"
+    end = time.monotonic() + PATIENCE_S
+    while time.monotonic() < end and (not samples.exists() or samples.read_bytes().count(b"\n") < 10):
+        time.sleep(0.01)
+    server.kill()
+    return child
 
 
 def whole(out: Path, repeats: int = 1) -> None:
@@ -215,13 +208,7 @@ def test_the_server_is_killed_and_started_again_in_the_middle(
 ) -> None:
     servers.append(Process("--delay", "0.05"))
     out = tmp_path / "r"
-    words = [sys.executable, "-m", "evals", *options(servers[0].url, questions, out)]
-    child = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    samples = out / "samples.jsonl"
-    end = time.monotonic() + PATIENCE_S
-    while time.monotonic() < end and (not samples.exists() or samples.read_bytes().count(b"\n") < 10):
-        time.sleep(0.01)
-    servers[0].kill()
+    child = killed_in_the_middle(servers[0], options(servers[0].url, questions, out), out)
     servers.append(Process(*again, port=servers[0].port))
     _, err = child.communicate(timeout=PATIENCE_S)
     assert child.returncode == code, err
@@ -245,13 +232,7 @@ def test_a_dead_server_stops_the_run_and_the_run_goes_on_later(
 ) -> None:
     servers.append(Process("--delay", "0.05"))
     out = tmp_path / "r"
-    words = [sys.executable, "-m", "evals", *options(servers[0].url, questions, out, "--attempts", "1")]
-    child = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    samples = out / "samples.jsonl"
-    end = time.monotonic() + PATIENCE_S
-    while time.monotonic() < end and (not samples.exists() or samples.read_bytes().count(b"\n") < 10):
-        time.sleep(0.01)
-    servers[0].kill()
+    child = killed_in_the_middle(servers[0], options(servers[0].url, questions, out, "--attempts", "1"), out)
     _, err = child.communicate(timeout=PATIENCE_S)
     assert child.returncode == Exit.ERROR
     assert "failed one after another" in err

@@ -13,19 +13,8 @@ from validators.calls import integrity, invariance
 from validators.calls.buffers import POISONS, Guarded, make_buffers
 from validators.calls.call import run_kernel
 from validators.calls.integrity import OutputError
+from validators.cases import tensors
 from validators.cases.case import Case
-from validators.cases.tensors import (
-    GemmInputs,
-    GemmOutputs,
-    Inputs,
-    NormQuantInputs,
-    NormQuantOutputs,
-    Outputs,
-    QuantInputs,
-    QuantOutputs,
-    as_ints,
-    named_tensors,
-)
 from validators.judge.where import where_words
 from validators.kernels.kernel import Kernel
 
@@ -37,33 +26,33 @@ def _values(*shape: int, start: int = 0, dtype: torch.dtype = torch.bfloat16) ->
     return ((torch.arange(start, start + count) * 37 % 101 - 50) / 8).view(shape).to(dtype)
 
 
-def _norm_inputs(m: int = 12, n: int = 40, fp8: torch.dtype = FN) -> NormQuantInputs:
-    return NormQuantInputs(_values(m, n), _values(m, n, start=7), _values(n, start=3), 1e-5, fp8)
+def _norm_inputs(m: int = 12, n: int = 40, fp8: torch.dtype = FN) -> tensors.NormQuantInputs:
+    return tensors.NormQuantInputs(_values(m, n), _values(m, n, start=7), _values(n, start=3), 1e-5, fp8)
 
 
-def _strided(m: int = 12, n: int = 40) -> NormQuantInputs:
+def _strided(m: int = 12, n: int = 40) -> tensors.NormQuantInputs:
     plain = _norm_inputs(m, n)
     x, residual = torch.full((m, n + 8), float("nan")).bfloat16(), torch.full((m, n + 24), float("nan")).bfloat16()
     x[:, :n], residual[:, :n] = plain.x, plain.residual
     return dataclasses.replace(plain, x=x[:, :n], residual=residual[:, :n])
 
 
-def _gemm_inputs(m: int = 6, n: int = 10, k: int = 32) -> GemmInputs:
+def _gemm_inputs(m: int = 6, n: int = 10, k: int = 32) -> tensors.GemmInputs:
     codes = (torch.arange((m + n) * k) * 29 % 0x70).to(torch.uint8).view(m + n, k)
     scales = (torch.arange(m + n, dtype=torch.float32) + 3).view(-1, 1)
     a, b = codes[:m].clone().view(FN), codes[m:].clone().view(FN)
-    return GemmInputs(a, scales[:m].clone(), b, scales[m:].clone(), None, torch.bfloat16)
+    return tensors.GemmInputs(a, scales[:m].clone(), b, scales[m:].clone(), None, torch.bfloat16)
 
 
 def _fill(inputs: Any, buffers: Any) -> Any:
     """A row-wise op of our own that writes every element of the buffers; right for no contract, but deterministic."""
-    if isinstance(inputs, GemmInputs):
+    if isinstance(inputs, tensors.GemmInputs):
         a, b = inputs.a.float() * inputs.a_scale, inputs.b.float() * inputs.b_scale
         rows = [(row.double() * b.double()).sum(1) for row in a]
         buffers.out.copy_(torch.stack(rows))
         return buffers
     x = inputs.x
-    if isinstance(inputs, NormQuantInputs) and inputs.residual is not None:
+    if isinstance(inputs, tensors.NormQuantInputs) and inputs.residual is not None:
         x = x + inputs.residual
         buffers.residual_out.copy_(x)
     buffers.scale.copy_(x.float().abs().amax(-1, keepdim=True) + 1)
@@ -71,11 +60,11 @@ def _fill(inputs: Any, buffers: Any) -> Any:
     return buffers
 
 
-def _kernel(call: Callable[[Any, Any], Outputs], op: str = "add_rmsnorm_quant") -> Kernel:
+def _kernel(call: Callable[[Any, Any], tensors.Outputs], op: str = "add_rmsnorm_quant") -> Kernel:
     return Kernel("test/kernel", op, None, call)
 
 
-def _two_calls(inputs: Inputs, call: Callable[[Any, Any], object]) -> list[Guarded]:
+def _two_calls(inputs: tensors.Inputs, call: Callable[[Any, Any], object]) -> list[Guarded]:
     pair = [make_buffers(inputs, poison=poison) for poison in POISONS]
     for guarded in pair:
         call(inputs, guarded.outputs)
@@ -88,15 +77,15 @@ def test_buffers_have_the_ops_shapes_and_hold_only_poison(fp8: torch.dtype) -> N
     for inputs in (
         _norm_inputs(fp8=fp8),
         dataclasses.replace(_norm_inputs(), residual=None),
-        NormQuantInputs(x3d, x3d.clone(), _values(40), 1e-5, fp8),
-        QuantInputs(x3d, fp8),
+        tensors.NormQuantInputs(x3d, x3d.clone(), _values(40), 1e-5, fp8),
+        tensors.QuantInputs(x3d, fp8),
         _gemm_inputs(),
     ):
         for poison in POISONS:
             guarded = make_buffers(inputs, poison=poison)
             assert integrity.check_outputs(inputs, guarded.outputs, strict=True).ok
             assert guarded.check().ok
-            for tensor in named_tensors(guarded.outputs).values():
+            for tensor in tensors.named_tensors(guarded.outputs).values():
                 assert tensor.data_ptr() % 64 == 0
                 assert bool((tensor.contiguous().view(torch.uint8) == poison).all())
 
@@ -104,13 +93,13 @@ def test_buffers_have_the_ops_shapes_and_hold_only_poison(fp8: torch.dtype) -> N
 def test_unwritten_elements_are_named() -> None:
     inputs = _norm_inputs(m=9, n=43)
 
-    def tail_missing(inputs: NormQuantInputs, buffers: NormQuantOutputs) -> None:
-        kept = {n: as_ints(t).clone() for n, t in named_tensors(buffers).items()}
+    def tail_missing(inputs: tensors.NormQuantInputs, buffers: tensors.NormQuantOutputs) -> None:
+        kept = {n: tensors.as_ints(t).clone() for n, t in tensors.named_tensors(buffers).items()}
         _fill(inputs, buffers)
         codes = buffers.codes
         codes.view(torch.uint8)[:, 40:] = kept["codes"][:, 40:]
         assert buffers.residual_out is not None
-        as_ints(buffers.residual_out)[-1] = kept["residual_out"][-1]
+        tensors.as_ints(buffers.residual_out)[-1] = kept["residual_out"][-1]
 
     first, second = _two_calls(inputs, tail_missing)
     check = integrity.check_unwritten(first.outputs, second.outputs, *POISONS)
@@ -122,10 +111,10 @@ def test_unwritten_elements_are_named() -> None:
 
 
 def test_a_written_value_equal_to_one_poison_is_not_unwritten() -> None:
-    inputs = QuantInputs(_values(4, 16), FN)
+    inputs = tensors.QuantInputs(_values(4, 16), FN)
 
-    def constant(inputs: Inputs, buffers: Outputs) -> None:
-        for tensor in named_tensors(buffers).values():
+    def constant(inputs: tensors.Inputs, buffers: tensors.Outputs) -> None:
+        for tensor in tensors.named_tensors(buffers).values():
             tensor.view(torch.uint8).fill_(POISONS[0])
 
     first, second = _two_calls(inputs, constant)
@@ -171,16 +160,16 @@ def test_nan_inputs_compare_as_bytes() -> None:
     inputs.x[0] = float("nan")
     before = integrity.snapshot(inputs)
     assert integrity.check_unchanged(inputs, before).ok is True
-    as_ints(inputs.x)[0, 0] ^= 1
+    tensors.as_ints(inputs.x)[0, 0] ^= 1
     assert integrity.check_unchanged(inputs, before).ok is False
 
 
-def _bad_outputs() -> list[tuple[str, Callable[[NormQuantInputs, NormQuantOutputs], object], str]]:
+def _bad_outputs() -> list[tuple[str, Callable[[tensors.NormQuantInputs, tensors.NormQuantOutputs], object], str]]:
     replace = dataclasses.replace
     return [
         ("none", lambda i, o: None, "the kernel returned NoneType where add_rmsnorm_quant returns NormQuantOutputs"),
         ("tuple", lambda i, o: (o.codes, o.scale), "the kernel returned tuple where"),
-        ("other-op", lambda i, o: QuantOutputs(o.codes, o.scale), "the kernel returned QuantOutputs where"),
+        ("other-op", lambda i, o: tensors.QuantOutputs(o.codes, o.scale), "the kernel returned QuantOutputs where"),
         ("shape", lambda i, o: replace(o, scale=o.scale.flatten()), "scale has shape [12], expected [12, 1]"),
         ("dtype", lambda i, o: replace(o, scale=o.scale.double()), "scale has dtype float64, expected float32"),
         ("uint8", lambda i, o: replace(o, codes=o.codes.view(torch.uint8)), "codes has dtype uint8, expected float8"),
@@ -221,23 +210,23 @@ def test_a_residual_that_nobody_asked_for_is_refused() -> None:
 
 
 def test_outputs_from_one_allocation_are_fine_until_they_overlap() -> None:
-    inputs = QuantInputs(_values(4, 16), FN)
+    inputs = tensors.QuantInputs(_values(4, 16), FN)
     memory = torch.zeros(80, dtype=torch.uint8)
     codes = memory[:64].view(FN).view(4, 16)
-    apart = QuantOutputs(codes, memory[64:].view(torch.float32).view(4, 1))
+    apart = tensors.QuantOutputs(codes, memory[64:].view(torch.float32).view(4, 1))
     assert integrity.check_outputs(inputs, apart, strict=True).ok
-    overlapping = QuantOutputs(codes, memory[48:64].view(torch.float32).view(4, 1))
+    overlapping = tensors.QuantOutputs(codes, memory[48:64].view(torch.float32).view(4, 1))
     with pytest.raises(OutputError, match="codes and scale share memory"):
         integrity.check_outputs(inputs, overlapping, strict=True)
 
 
 def test_same_bits_sees_the_sign_of_zero_and_nan_payloads() -> None:
-    a = GemmOutputs(torch.tensor([[0.0, float("nan")]], dtype=torch.bfloat16))
+    a = tensors.GemmOutputs(torch.tensor([[0.0, float("nan")]], dtype=torch.bfloat16))
     assert integrity.describe_differences(integrity.same_bits(a, a)) == ""
-    b = GemmOutputs(torch.tensor([[-0.0, float("nan")]], dtype=torch.bfloat16))
+    b = tensors.GemmOutputs(torch.tensor([[-0.0, float("nan")]], dtype=torch.bfloat16))
     assert integrity.same_bits(a, b)["out"].count == 1
     assert integrity.same_bits(a, b)["out"].first == (0, 0)
-    other = GemmOutputs(torch.zeros(2, 2, dtype=torch.bfloat16))
+    other = tensors.GemmOutputs(torch.zeros(2, 2, dtype=torch.bfloat16))
     assert integrity.same_bits(a, other)["out"].count == 2
 
 
@@ -288,7 +277,7 @@ def test_where_words(mask: torch.Tensor, words: str) -> None:
 # ---- invariance
 
 
-def _run(inputs: Inputs, call: Callable[[Any, Any], Outputs] = _fill) -> Outputs:
+def _run(inputs: tensors.Inputs, call: Callable[[Any, Any], tensors.Outputs] = _fill) -> tensors.Outputs:
     return call(inputs, make_buffers(inputs, poison=POISONS[0]).outputs)
 
 
@@ -297,17 +286,17 @@ def _run(inputs: Inputs, call: Callable[[Any, Any], Outputs] = _fill) -> Outputs
     [
         (_norm_inputs(), "add_rmsnorm_quant"),
         (_strided(), "add_rmsnorm_quant"),
-        (NormQuantInputs(_values(2, 6, 40), None, _values(40), 1e-5, FN), "add_rmsnorm_quant"),
-        (QuantInputs(_values(3, 5, 40), FNUZ), "per_token_quant"),
+        (tensors.NormQuantInputs(_values(2, 6, 40), None, _values(40), 1e-5, FN), "add_rmsnorm_quant"),
+        (tensors.QuantInputs(_values(3, 5, 40), FNUZ), "per_token_quant"),
         (_gemm_inputs(), "ptpc_gemm"),
     ],
     ids=["norm", "strided", "3d", "quant", "gemm"],
 )
-def test_an_honest_kernel_is_invariant(inputs: Inputs, op: str) -> None:
+def test_an_honest_kernel_is_invariant(inputs: tensors.Inputs, op: str) -> None:
     kernel, outputs = _kernel(_fill, op), _run(inputs)
     assert invariance.batch_invariance(kernel, inputs, outputs).ok is True
     layout = invariance.layout_equals_contiguous(kernel, inputs, outputs)
-    x = inputs.a if isinstance(inputs, GemmInputs) else inputs.x
+    x = inputs.a if isinstance(inputs, tensors.GemmInputs) else inputs.x
     assert layout.ok is (None if x.is_contiguous() and x.dim() == 2 else True)
 
 
@@ -315,8 +304,8 @@ def test_a_race_is_seen_run_to_run() -> None:
     """By the two calls that every validation makes."""
     calls = []
 
-    def coin(inputs: NormQuantInputs, buffers: NormQuantOutputs) -> NormQuantOutputs:
-        outputs: NormQuantOutputs = _fill(inputs, buffers)
+    def coin(inputs: tensors.NormQuantInputs, buffers: tensors.NormQuantOutputs) -> tensors.NormQuantOutputs:
+        outputs: tensors.NormQuantOutputs = _fill(inputs, buffers)
         calls.append(1)
         if len(calls) == 2:
             outputs.scale[4] *= 2
@@ -333,14 +322,14 @@ def test_a_race_is_seen_run_to_run() -> None:
     calls.clear()
     claim = run_kernel(_kernel(coin), case, "cpu", deterministic=False)
     assert next(c for c in claim.checks if c.name == "run to run").ok is None
-    assert isinstance(claim.outputs, NormQuantOutputs)
-    assert isinstance(claim.again, NormQuantOutputs)
+    assert isinstance(claim.outputs, tensors.NormQuantOutputs)
+    assert isinstance(claim.again, tensors.NormQuantOutputs)
     assert claim.again.scale[4] == 2 * claim.outputs.scale[4]
 
 
 def test_a_result_that_depends_on_the_batch_is_seen() -> None:
-    def by_size(inputs: NormQuantInputs, buffers: NormQuantOutputs) -> NormQuantOutputs:
-        outputs: NormQuantOutputs = _fill(inputs, buffers)
+    def by_size(inputs: tensors.NormQuantInputs, buffers: tensors.NormQuantOutputs) -> tensors.NormQuantOutputs:
+        outputs: tensors.NormQuantOutputs = _fill(inputs, buffers)
         if inputs.x.shape[0] > 8:
             outputs.scale.mul_(1 + 2**-20)
         return outputs
@@ -352,8 +341,8 @@ def test_a_result_that_depends_on_the_batch_is_seen() -> None:
 
 
 def test_a_neighbour_that_leaks_into_a_row_is_seen() -> None:
-    def leak(inputs: GemmInputs, buffers: GemmOutputs) -> GemmOutputs:
-        outputs: GemmOutputs = _fill(inputs, buffers)
+    def leak(inputs: tensors.GemmInputs, buffers: tensors.GemmOutputs) -> tensors.GemmOutputs:
+        outputs: tensors.GemmOutputs = _fill(inputs, buffers)
         if inputs.a.shape[0] > 1:
             outputs.out[0] = outputs.out[1]
         return outputs
@@ -363,8 +352,8 @@ def test_a_neighbour_that_leaks_into_a_row_is_seen() -> None:
 
 
 def test_a_kernel_that_ignores_strides_is_seen() -> None:
-    def packed(inputs: Inputs, buffers: Outputs) -> Outputs:
-        assert isinstance(inputs, NormQuantInputs)
+    def packed(inputs: tensors.Inputs, buffers: tensors.Outputs) -> tensors.Outputs:
+        assert isinstance(inputs, tensors.NormQuantInputs)
         x = inputs.x.as_strided(inputs.x.shape, (inputs.x.shape[1], 1))
         return _fill(dataclasses.replace(inputs, x=x), buffers)
 
@@ -375,10 +364,10 @@ def test_a_kernel_that_ignores_strides_is_seen() -> None:
 
 
 def test_a_shape_that_the_kernel_refuses_is_reported_and_not_judged() -> None:
-    def picky(inputs: NormQuantInputs, buffers: NormQuantOutputs) -> NormQuantOutputs:
+    def picky(inputs: tensors.NormQuantInputs, buffers: tensors.NormQuantOutputs) -> tensors.NormQuantOutputs:
         if inputs.x.shape[0] == 1:
             raise ValueError("needs two rows")
-        out: NormQuantOutputs = _fill(inputs, buffers)
+        out: tensors.NormQuantOutputs = _fill(inputs, buffers)
         return out
 
     inputs = _norm_inputs()

@@ -11,20 +11,11 @@ import pytest
 
 import evals.gsm8k.store as evals_store
 from tests.support.made import record
-from tests.support.walk import BELOW_A_FILE, CASE, NORM, make_place, one_sentence, the_command, words_of
+from tests.support.walk import BELOW_A_FILE, CASE, NORM, one_sentence, the_command, words_of
 from validators.records import files
 from validators.records.store import Sink, StoreError, load, to_json
 
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return make_place(tmp_path_factory.mktemp("walk"))
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a command writes by default lands here."""
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 class _Disk:

@@ -24,7 +24,6 @@ from tests.support.walk import (
     NORM,
     ROOT,
     Command,
-    make_place,
     one_sentence,
     the_command,
     with_option,
@@ -35,15 +34,8 @@ from validators.process import interrupt
 from validators.process.guard import Exit
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return make_place(tmp_path_factory.mktemp("walk"))
-
-
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a command writes by default lands here."""
-    monkeypatch.chdir(tmp_path)
+def no_settings(elsewhere: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(command.VARIABLE, raising=False)
     monkeypatch.delenv("GSM8K_PATH", raising=False)
 

@@ -15,18 +15,10 @@ import torch
 from reference.contract import NORM_QUANT_CONTRACTS, NormQuantContract, get_contract
 from reference.formats import E4M3FN, E4M3FNUZ, FloatFormat, Overflow, decode, encode
 from tests.support.made import texts
+from validators.cases import tensors
 from validators.cases.case import Case, Layout
 from validators.cases.inputs import build
 from validators.cases.recipe import ADD, GEMM, QUANT
-from validators.cases.tensors import (
-    GemmInputs,
-    GemmOutputs,
-    NormQuantInputs,
-    NormQuantOutputs,
-    QuantInputs,
-    QuantOutputs,
-    named_tensors,
-)
 from validators.explain import nearby
 from validators.explain.explanation import diagnose
 from validators.explain.identify import identify
@@ -44,16 +36,16 @@ QuantRule = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 def quantizer(rule: QuantRule, contract: str | None = "eager") -> Kernel:
     """A per-token quantizer from a function of x fp32 [m, n] that returns (t [m, n], scale [m, 1])."""
 
-    def call(inputs: QuantInputs, buffers: object) -> QuantOutputs:
+    def call(inputs: tensors.QuantInputs, buffers: object) -> tensors.QuantOutputs:
         t, scale = rule(inputs.x.float())
-        return QuantOutputs(t.clamp(-Q, Q).to(inputs.fp8_dtype), scale)
+        return tensors.QuantOutputs(t.clamp(-Q, Q).to(inputs.fp8_dtype), scale)
 
     return Kernel("demo/quantizer", QUANT, contract, call)
 
 
-def gemm(change: Callable[[GemmInputs], torch.Tensor], contract: str = "fp32") -> Kernel:
+def gemm(change: Callable[[tensors.GemmInputs], torch.Tensor], contract: str = "fp32") -> Kernel:
     """A GEMM from a function of its inputs."""
-    return Kernel("demo/gemm", GEMM, contract, lambda inputs, buffers: GemmOutputs(change(inputs)))
+    return Kernel("demo/gemm", GEMM, contract, lambda inputs, buffers: tensors.GemmOutputs(change(inputs)))
 
 
 def amax(x: torch.Tensor, floor: float = 1e-12) -> torch.Tensor:
@@ -190,11 +182,11 @@ def test_amax_right_and_quotient_wrong_is_said() -> None:
     assert any("amax is right, the quotient is not" in s and "all too large" in s for s in texts(record))
 
 
-def accumulated(inputs: GemmInputs) -> torch.Tensor:
+def accumulated(inputs: tensors.GemmInputs) -> torch.Tensor:
     return (inputs.a.float() @ inputs.b.float().t()) * inputs.a_scale * inputs.b_scale.reshape(1, -1)
 
 
-def after_store(inputs: GemmInputs) -> torch.Tensor:
+def after_store(inputs: tensors.GemmInputs) -> torch.Tensor:
     """vllm-project/vllm#28972: the bias is added in the storage type."""
     out = accumulated(inputs).to(inputs.out_dtype)
     return out if inputs.bias is None else out + inputs.bias
@@ -210,7 +202,7 @@ def test_a_bias_after_the_store_is_one_changed_field_and_no_other_contract() -> 
     assert not any("dequantized-fp32" in sentence for sentence in texts(record))
 
 
-def k_overrun(inputs: GemmInputs) -> torch.Tensor:
+def k_overrun(inputs: tensors.GemmInputs) -> torch.Tensor:
     """pytorch/FBGEMM#4537: the last block of K reads on into the next row."""
     k, block = inputs.a.shape[1], 64
     over = -k % block
@@ -223,7 +215,7 @@ def k_overrun(inputs: GemmInputs) -> torch.Tensor:
     return (sums * inputs.a_scale * inputs.b_scale.reshape(1, -1)).to(inputs.out_dtype)
 
 
-def overhang(inputs: GemmInputs) -> torch.Tensor:
+def overhang(inputs: tensors.GemmInputs) -> torch.Tensor:
     """huggingface/kernels-community#1153: what hangs over the last tile of N is stored into the next row."""
     out = accumulated(inputs).to(inputs.out_dtype)
     m, n = out.shape
@@ -233,7 +225,7 @@ def overhang(inputs: GemmInputs) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("defect", [k_overrun, overhang])
-def test_what_has_another_sign_is_not_low_in_magnitude(defect: Callable[[GemmInputs], torch.Tensor]) -> None:
+def test_what_has_another_sign_is_not_low_in_magnitude(defect: Callable[[tensors.GemmInputs], torch.Tensor]) -> None:
     for recipe in ("small_integers", "gaussian", "one_hot_k"):
         record = validate(gemm(defect), Case(GEMM, 24, 48, recipe, k=176))
         assert record.status is Status.FAILED
@@ -257,13 +249,13 @@ def test_a_missing_nan_has_words_and_no_figure() -> None:
 def test_the_offset_of_gemma_added_in_the_storage_type_is_named() -> None:
     """linkedin/Liger-Kernel#1462: 1 + weight is rounded to bf16."""
 
-    def call(inputs: NormQuantInputs, buffers: object) -> NormQuantOutputs:
+    def call(inputs: tensors.NormQuantInputs, buffers: object) -> tensors.NormQuantOutputs:
         z = inputs.x.float() if inputs.residual is None else inputs.x.float() + inputs.residual.float()
         w = (inputs.weight + 1.0).float() if inputs.gemma else inputs.weight.float()
         y = z * (1.0 / torch.sqrt((z * z).mean(dim=-1, keepdim=True) + inputs.eps)) * w
         scale = amax(y, 1e-10) * (1.0 / Q)
         codes = (y * (1.0 / scale)).clamp(-Q, Q).to(inputs.fp8_dtype)
-        return NormQuantOutputs(codes, scale, None if inputs.residual is None else z.to(inputs.x.dtype))
+        return tensors.NormQuantOutputs(codes, scale, None if inputs.residual is None else z.to(inputs.x.dtype))
 
     kernel = Kernel("demo/gemma", ADD, "aiter-hip-gfx950", call)
     record = validate(kernel, Case(ADD, 34, 1024, "gaussian", gemma=True))
@@ -318,9 +310,9 @@ def test_fields_join_the_search_by_themselves() -> None:
     assert not {"norm_input", "residual_store", "round_after_weight"} & set(quantizing)
 
 
-def validate_inputs(case: Case) -> NormQuantInputs | QuantInputs:
+def validate_inputs(case: Case) -> tensors.NormQuantInputs | tensors.QuantInputs:
     inputs = build(case)
-    assert isinstance(inputs, NormQuantInputs | QuantInputs)
+    assert isinstance(inputs, tensors.NormQuantInputs | tensors.QuantInputs)
     return inputs
 
 
@@ -355,7 +347,7 @@ def test_every_hypothesis_that_applies_can_be_computed(op: str, layout: Layout, 
         case = dataclasses.replace(plain, **change)
         inputs = build(case)
         outputs = inputs.empty()
-        for tensor in named_tensors(outputs).values():
+        for tensor in tensors.named_tensors(outputs).values():
             tensor.copy_(torch.ones(tensor.shape).to(tensor.dtype))
         contract = get_contract(op, "fp32" if op == GEMM else "eager")
         comparisons = compare(inputs, outputs, contract)

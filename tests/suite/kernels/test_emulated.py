@@ -13,20 +13,10 @@ from torch import Tensor
 from reference.contract import GEMM_CONTRACTS, NORM_QUANT_CONTRACTS
 from tests import zoo
 from tests.support.variants import legitimate_variants
+from validators.cases import tensors
 from validators.cases.case import Case
 from validators.cases.inputs import build
 from validators.cases.recipe import ADD, QUANT
-from validators.cases.tensors import (
-    GemmInputs,
-    GemmOutputs,
-    Inputs,
-    NormQuantInputs,
-    NormQuantOutputs,
-    Outputs,
-    QuantInputs,
-    QuantOutputs,
-    as_ints,
-)
 from validators.kernels import emulated, emulated_gemm
 from validators.kernels.emulated_rounding import encode
 from validators.kernels.emulated_variant import FP8_NAMES, EmulatedError, Variant
@@ -48,10 +38,10 @@ def guarded_buffer(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, 
     return memory[:size].view(dtype).view(shape), memory
 
 
-def guarded_outputs(inputs: Inputs) -> tuple[Outputs, list[Tensor]]:
-    if isinstance(inputs, GemmInputs):
+def guarded_outputs(inputs: tensors.Inputs) -> tuple[tensors.Outputs, list[Tensor]]:
+    if isinstance(inputs, tensors.GemmInputs):
         out, memory = guarded_buffer((len(inputs.a), len(inputs.b)), inputs.out_dtype)
-        return GemmOutputs(out), [memory]
+        return tensors.GemmOutputs(out), [memory]
     if inputs.op not in (ADD, QUANT):
         made = {name: guarded_buffer(shape, torch.uint8) for name, (shape, _) in inputs.expected().items()}
         views = {name: made[name][0].view(dtype) for name, (_, dtype) in inputs.expected().items()}
@@ -60,18 +50,18 @@ def guarded_outputs(inputs: Inputs) -> tuple[Outputs, list[Tensor]]:
     codes, code_memory = guarded_buffer(shape, torch.uint8)
     scale, scale_memory = guarded_buffer((*shape[:-1], 1), torch.float32)
     codes = codes.view(inputs.fp8_dtype)
-    if isinstance(inputs, QuantInputs):
-        return QuantOutputs(codes, scale), [code_memory, scale_memory]
+    if isinstance(inputs, tensors.QuantInputs):
+        return tensors.QuantOutputs(codes, scale), [code_memory, scale_memory]
     if inputs.residual is None:
-        return NormQuantOutputs(codes, scale), [code_memory, scale_memory]
+        return tensors.NormQuantOutputs(codes, scale), [code_memory, scale_memory]
     residual, residual_memory = guarded_buffer(shape, inputs.x.dtype)
-    return NormQuantOutputs(codes, scale, residual), [code_memory, scale_memory, residual_memory]
+    return tensors.NormQuantOutputs(codes, scale, residual), [code_memory, scale_memory, residual_memory]
 
 
-def norm_inputs(x: Tensor, residual: Tensor | None = None, **changes: object) -> NormQuantInputs:
+def norm_inputs(x: Tensor, residual: Tensor | None = None, **changes: object) -> tensors.NormQuantInputs:
     generator = torch.Generator().manual_seed(7)
     weight = (1 + 0.1 * torch.randn(x.shape[-1], generator=generator)).to(x.dtype)
-    return dataclasses.replace(NormQuantInputs(x, residual, weight, 1e-5, torch.float8_e4m3fn), **changes)  # type: ignore[arg-type]
+    return dataclasses.replace(tensors.NormQuantInputs(x, residual, weight, 1e-5, torch.float8_e4m3fn), **changes)  # type: ignore[arg-type]
 
 
 def gaussian(m: int, n: int, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -85,9 +75,9 @@ def gaussian(m: int, n: int, seed: int = 0, dtype: torch.dtype = torch.bfloat16)
 def test_every_contract_gives_close_values_in_the_buffers(op: str, name: str, dtype: torch.dtype, fp8: str) -> None:
     """Half a step of E4M3 is at most 1/16 of a normal value, or half the smallest step; T rounding adds 2**-7."""
     x = gaussian(5, 96, dtype=dtype)
-    inputs: Inputs
+    inputs: tensors.Inputs
     if op == "per_token_quant":
-        inputs, y = QuantInputs(x, TORCH_FP8[fp8]), x.double()
+        inputs, y = tensors.QuantInputs(x, TORCH_FP8[fp8]), x.double()
     else:
         r = gaussian(5, 96, 1, dtype)
         norm = norm_inputs(x, r, fp8_dtype=TORCH_FP8[fp8])
@@ -96,7 +86,7 @@ def test_every_contract_gives_close_values_in_the_buffers(op: str, name: str, dt
     kernel = next(k for k in emulated.kernels() if k.op == op and k.name == f"emulated/{name}")
     buffers, memories = guarded_outputs(inputs)
     out = kernel.call(inputs, buffers)
-    assert isinstance(out, NormQuantOutputs | QuantOutputs)
+    assert isinstance(out, tensors.NormQuantOutputs | tensors.QuantOutputs)
     assert out is buffers
     assert all(memory[-GUARD:].eq(POISON).all() for memory in memories)
     value = emulated_gemm.decode(out.codes.view(torch.uint8), fp8).double() * out.scale.double()
@@ -118,7 +108,7 @@ def test_layouts_and_the_first_layer_give_the_same_rows(name: str) -> None:
         assert torch.equal(again.codes.view(torch.uint8).view(6, 80), plain.codes.view(torch.uint8))
         assert torch.equal(again.scale.view(6, 1), plain.scale)
     first = kernel(norm_inputs(x))
-    assert isinstance(first, NormQuantOutputs)
+    assert isinstance(first, tensors.NormQuantOutputs)
     assert first.residual_out is None
     zero = kernel(norm_inputs(x, torch.zeros_like(x)))
     assert torch.equal(first.scale, zero.scale)
@@ -147,13 +137,13 @@ def test_zero_rows_follow_the_contract() -> None:
         "eager": np.float32(1e-12) / np.float32(448),
     }
     for name, scale in expected.items():
-        out = emulated.make(NORM_QUANT_CONTRACTS[name])(QuantInputs(x, torch.float8_e4m3fn))
+        out = emulated.make(NORM_QUANT_CONTRACTS[name])(tensors.QuantInputs(x, torch.float8_e4m3fn))
         assert out.scale.item() == float(scale), name
         assert not bool(out.codes.view(torch.uint8).any())
 
 
-def residual_bits(out: Outputs) -> Tensor:
-    assert isinstance(out, NormQuantOutputs)
+def residual_bits(out: tensors.Outputs) -> Tensor:
+    assert isinstance(out, tensors.NormQuantOutputs)
     assert out.residual_out is not None
     return out.residual_out.view(torch.int16)
 
@@ -215,7 +205,7 @@ def test_inexact_reciprocals_leave_powers_of_two_alone() -> None:
     x = torch.full((1, 8), 448.0, dtype=torch.bfloat16)
     contract = NORM_QUANT_CONTRACTS["aiter-triton"]
     for direction in ("up", "down", "ulp_up", "ulp_down"):
-        out = emulated.make(contract, Variant(reciprocal=direction))(QuantInputs(x, torch.float8_e4m3fn))
+        out = emulated.make(contract, Variant(reciprocal=direction))(tensors.QuantInputs(x, torch.float8_e4m3fn))
         assert out.scale.item() == 1.0
         assert bool((out.codes.view(torch.uint8) == 0x7E).all())
 
@@ -223,16 +213,16 @@ def test_inexact_reciprocals_leave_powers_of_two_alone() -> None:
 # --- gemm ------------------------------------------------------------------------------------------------------
 
 
-def gemm_inputs(m: int = 33, n: int = 48, k: int = 160, dtype: torch.dtype = torch.bfloat16) -> GemmInputs:
+def gemm_inputs(m: int = 33, n: int = 48, k: int = 160, dtype: torch.dtype = torch.bfloat16) -> tensors.GemmInputs:
     generator = torch.Generator().manual_seed(3)
     a = encode(torch.randn(m, k, generator=generator) * 30, "e4m3fn", "saturate").view(torch.float8_e4m3fn)
     b = encode(torch.randn(n, k, generator=generator) * 30, "e4m3fn", "saturate").view(torch.float8_e4m3fn)
     a_scale = torch.rand(m, 1, generator=generator) + 0.5
     b_scale = torch.rand(n, 1, generator=generator) + 0.5
-    return GemmInputs(a, a_scale, b, b_scale, None, dtype)
+    return tensors.GemmInputs(a, a_scale, b, b_scale, None, dtype)
 
 
-def with_bias(inputs: GemmInputs) -> GemmInputs:
+def with_bias(inputs: tensors.GemmInputs) -> tensors.GemmInputs:
     bias = torch.randn(len(inputs.b), generator=torch.Generator().manual_seed(4)) * 1000
     return dataclasses.replace(inputs, bias=bias.to(inputs.out_dtype))
 
@@ -264,22 +254,22 @@ def test_bias_after_the_store_rounds_twice() -> None:
 
 def test_wrong_inputs_are_refused_in_one_sentence() -> None:
     with pytest.raises(EmulatedError, match="expected inputs of ptpc_gemm"):
-        emulated_gemm.make(GEMM_CONTRACTS["fp32"])(QuantInputs(gaussian(1, 8), torch.float8_e4m3fn))
+        emulated_gemm.make(GEMM_CONTRACTS["fp32"])(tensors.QuantInputs(gaussian(1, 8), torch.float8_e4m3fn))
     with pytest.raises(EmulatedError, match="has no stage 'nope'"):
         emulated.execute(
-            QuantInputs(gaussian(1, 8), torch.float8_e4m3fn),
+            tensors.QuantInputs(gaussian(1, 8), torch.float8_e4m3fn),
             None,
             NORM_QUANT_CONTRACTS["vllm"],
             stages={"nope": lambda w: None},
         )
     with pytest.raises(EmulatedError, match="cannot quantize"):
-        emulated.make(NORM_QUANT_CONTRACTS["vllm"])(QuantInputs(torch.ones(1, 8), torch.float8_e4m3fn))
+        emulated.make(NORM_QUANT_CONTRACTS["vllm"])(tensors.QuantInputs(torch.ones(1, 8), torch.float8_e4m3fn))
 
 
 # --- the zoo ---------------------------------------------------------------------------------------------------
 
 
-def revealing_inputs(case: Case) -> Inputs:
+def revealing_inputs(case: Case) -> tensors.Inputs:
     """Hand-made inputs with the idea of the case's recipe, so that the zoo is tested without the suite's recipes."""
     t, fp8, m, n = TORCH_T[case.dtype], TORCH_FP8[case.fp8], case.m, case.n
     if case.op == "ptpc_gemm":
@@ -307,7 +297,7 @@ def revealing_inputs(case: Case) -> Inputs:
         x[:, : len(points)] = points
         x[:, len(points) :] = grid[-1].item()
     if case.op == "per_token_quant":
-        return QuantInputs(x, fp8)
+        return tensors.QuantInputs(x, fp8)
     residual = gaussian(m, n, 1, t) * (0.0 if case.recipe in ("magnitude_ladder", "zero_rows", "energy_walk") else 1.0)
     inputs = norm_inputs(x, residual, fp8_dtype=fp8)
     if case.recipe == "gaussian_gain":
@@ -321,7 +311,7 @@ def revealing_inputs(case: Case) -> Inputs:
     return inputs
 
 
-def revealing_gemm_inputs(case: Case) -> GemmInputs:
+def revealing_gemm_inputs(case: Case) -> tensors.GemmInputs:
     inputs = gemm_inputs(case.m, case.n, case.k, TORCH_T[case.dtype])
     if case.recipe == "nan_row":
         a = inputs.a.view(torch.uint8).clone()
@@ -343,13 +333,13 @@ def revealing_gemm_inputs(case: Case) -> GemmInputs:
     return with_bias(inputs) if case.bias else inputs
 
 
-def memory_of(inputs: Inputs) -> list[Tensor]:
+def memory_of(inputs: tensors.Inputs) -> list[Tensor]:
     """Bytes of all input tensors, copied."""
-    tensors = [getattr(inputs, f.name) for f in dataclasses.fields(inputs)]
-    return [t.contiguous().view(torch.uint8).clone() for t in tensors if isinstance(t, Tensor)]
+    values = [getattr(inputs, f.name) for f in dataclasses.fields(inputs)]
+    return [t.contiguous().view(torch.uint8).clone() for t in values if isinstance(t, Tensor)]
 
 
-def observed(kernel: zoo.Kernel, inputs: Inputs) -> list[Tensor]:
+def observed(kernel: zoo.Kernel, inputs: tensors.Inputs) -> list[Tensor]:
     """Everything that a harness can see: outputs and guards of two runs, and the inputs afterwards."""
     seen = []
     for _ in range(2):
@@ -424,7 +414,7 @@ def test_a_guarded_defect_shows_only_behind_its_guard(guard: str, identity: str)
         elsewhere = dataclasses.replace(case, k=256)
     clean = zoo.clean_kernel(defect.op)
 
-    def outputs(kernel: zoo.Kernel, inputs: Inputs) -> list[Tensor]:
+    def outputs(kernel: zoo.Kernel, inputs: tensors.Inputs) -> list[Tensor]:
         buffers, memories = guarded_outputs(inputs)
         kernel.call(inputs, buffers)
         return memories
@@ -447,7 +437,7 @@ def test_a_defect_in_one_block_leaves_the_other_columns_clean(identity: str) -> 
     for field in dataclasses.fields(found[0]):
         one, other = (getattr(outputs, field.name) for outputs in found)
         if one is not None:
-            bits = [as_ints(v) for v in (one, other)]
+            bits = [tensors.as_ints(v) for v in (one, other)]
             columns = (bits[0] != bits[1]).reshape(-1, one.shape[-1]).any(0).nonzero().flatten().tolist()
             first = zoo.BLOCK if one.shape[-1] > zoo.BLOCK else 0
             assert all(first <= column < first + zoo.BLOCK for column in columns)

@@ -9,16 +9,8 @@ import pytest
 import torch
 
 from tests.support.fakes import norm, quantize
+from validators.cases import tensors
 from validators.cases.case import Case
-from validators.cases.tensors import (
-    GemmInputs,
-    GemmOutputs,
-    NormQuantInputs,
-    NormQuantOutputs,
-    Outputs,
-    QuantInputs,
-    QuantOutputs,
-)
 from validators.kernels import plugin
 from validators.kernels.kernel import Kernel, KernelError
 from validators.kernels.registry import find_kernel
@@ -41,15 +33,15 @@ def write(folder: Path, source: str, name: str = "mine.py") -> str:
     return f"{folder / name}:f"
 
 
-def inputs(residual: bool = True, gemma: bool = False) -> NormQuantInputs:
+def inputs(residual: bool = True, gemma: bool = False) -> tensors.NormQuantInputs:
     x, r = torch.randn((2, 4, 32), generator=torch.Generator().manual_seed(1)).bfloat16()
     weight = torch.linspace(0.5, 1.5, 32).bfloat16()
-    return NormQuantInputs(x, r if residual else None, weight, 1e-5, FN, gemma)
+    return tensors.NormQuantInputs(x, r if residual else None, weight, 1e-5, FN, gemma)
 
 
-def buffers(residual: bool = True) -> NormQuantOutputs:
+def buffers(residual: bool = True) -> tensors.NormQuantOutputs:
     stored = torch.full((4, 32), float("nan")).bfloat16() if residual else None
-    return NormQuantOutputs(torch.zeros(4, 32).to(FN), torch.full((4, 1), float("nan")), stored)
+    return tensors.NormQuantOutputs(torch.zeros(4, 32).to(FN), torch.full((4, 1), float("nan")), stored)
 
 
 def same_bytes(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -95,7 +87,7 @@ def test_a_norm_is_called_by_name_with_extras_left_at_their_defaults(
     kernel = plugin.load(write(tmp_path, NORM_BODY))
     given = inputs(residual, gemma)
     out = kernel.call(given, buffers(residual))
-    assert isinstance(out, NormQuantOutputs)
+    assert isinstance(out, tensors.NormQuantOutputs)
     z = given.x.float() if given.residual is None else given.x.float() + given.residual.float()
     codes, scale = quantize(norm(z, given.weight, given.eps, gemma))
     assert same_bytes(out.codes, codes)
@@ -135,8 +127,8 @@ def test_quantizers_and_gemms(tmp_path: Path) -> None:
         "from tests.support.fakes import quantize\n" + FORMS["per_token_quant"] + "return list(quantize(x.float()))"
     )
     x = inputs().x
-    out = plugin.load(write(tmp_path, source)).call(QuantInputs(x, FN), buffers())
-    assert isinstance(out, QuantOutputs)
+    out = plugin.load(write(tmp_path, source)).call(tensors.QuantInputs(x, FN), buffers())
+    assert isinstance(out, tensors.QuantOutputs)
     assert same_bytes(out.codes, quantize(x.float())[0])
     source = (
         "def f(a, b, a_scale, b_scale, out_dtype, bias=None):\n"
@@ -146,9 +138,9 @@ def test_quantizers_and_gemms(tmp_path: Path) -> None:
     a, b = torch.arange(6.0).view(2, 3), torch.arange(12.0).view(4, 3) - 5
     bias = torch.tensor([1.0, 2.0, 3.0, 4.0]).bfloat16()
     kernel = plugin.load(write(tmp_path, source, "gemm.py"))
-    given = GemmInputs(a.to(FN), torch.ones(2, 1) * 2, b.to(FN), torch.ones(4, 1) * 0.5, bias, torch.bfloat16)
+    given = tensors.GemmInputs(a.to(FN), torch.ones(2, 1) * 2, b.to(FN), torch.ones(4, 1) * 0.5, bias, torch.bfloat16)
     product = kernel.call(given, buffers())
-    assert isinstance(product, GemmOutputs)
+    assert isinstance(product, tensors.GemmOutputs)
     assert torch.equal(product.out, (a @ b.t() + bias.float()).bfloat16())
 
 
@@ -156,7 +148,7 @@ def test_modules_and_siblings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / "a_sibling_of_mine.py").write_text("VALUE = 7")
     spec = write(tmp_path, "from a_sibling_of_mine import VALUE\n" + FORMS["per_token_quant"] + "return VALUE")
     with pytest.raises(KernelError, match="returned a int, not a tuple"):
-        plugin.load(spec).call(QuantInputs(inputs().x, FN), buffers())
+        plugin.load(spec).call(tensors.QuantInputs(inputs().x, FN), buffers())
     monkeypatch.syspath_prepend(str(tmp_path))
     assert plugin.load("mine:f").op == "per_token_quant"
 
@@ -242,10 +234,10 @@ def test_a_result_of_the_wrong_structure_is_one_sentence(tmp_path: Path, what: s
     a = torch.ones(2, 2).to(FN)
     given = {
         "add_rmsnorm_quant": inputs(),
-        "per_token_quant": QuantInputs(inputs().x, FN),
-        "ptpc_gemm": GemmInputs(a, torch.ones(2, 1), a, torch.ones(2, 1), None, torch.bfloat16),
+        "per_token_quant": tensors.QuantInputs(inputs().x, FN),
+        "ptpc_gemm": tensors.GemmInputs(a, torch.ones(2, 1), a, torch.ones(2, 1), None, torch.bfloat16),
     }[op]
-    target: Outputs = buffers()
+    target: tensors.Outputs = buffers()
     with pytest.raises(KernelError) as caught:
         kernel.call(given, target)
     assert words in str(caught.value)

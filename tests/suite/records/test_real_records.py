@@ -42,24 +42,15 @@ from tests.benchmarks.real_records import (
     with_table,
 )
 from tests.support.fakes import unpacked_wheel
-from tests.support.made import failed, record
+from tests.support.made import PROVENANCE, failed, record
 from validators.cases.tensors import GemmInputs, GemmOutputs, Inputs, NormQuantInputs, Outputs, QuantInputs
 from validators.kernels import extension
 from validators.kernels.kernel import Kernel
 from validators.kernels.registry import find_kernel
-from validators.records.provenance import Provenance
 from validators.records.record import Explanation, Record, Status
 from validators.records.store import Sink
 
-HERE = Provenance(
-    commit="abc1234",
-    dirty=False,
-    python="3.12.3",
-    torch="2.11.0+cu130",
-    gpu="NVIDIA H200",
-    date="2026-11-28T00:00:00+00:00",
-    kernel_versions={"vllm": "0.24.0"},
-)
+HERE = dataclasses.replace(PROVENANCE, cpu="", gpu="NVIDIA H200", kernel_versions={"vllm": "0.24.0"})
 
 
 def of(kernel: str, case: int, make: Callable[..., Record] = record, **changes: Any) -> Record:
