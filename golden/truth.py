@@ -18,7 +18,7 @@ from reference.add_rmsnorm_quant import NormTruth, norm_truth
 from reference.contract import Contract, GemmContract, NormQuantContract, presets
 from reference.formats import format_of
 from reference.per_token_quant import QuantTruth, quant_truth
-from reference.ptpc_gemm import emulated_truth, gemm_truth, is_emulated, operand
+from reference.ptpc_gemm import operand, truth_of
 from reference.setting import Setting
 from validators.cases.case import Case
 from validators.cases.inputs import build
@@ -85,12 +85,10 @@ def _scales_and_codes(truth: NormTruth | QuantTruth) -> dict[str, torch.Tensor]:
 
 def _gemm(inputs: GemmInputs, contract: GemmContract) -> dict[str, torch.Tensor]:
     fp8 = format_of(inputs.a.dtype)
-    a, b = operand(inputs.a, fp8), operand(inputs.b, fp8)
-    rest = inputs.a_scale.reshape(-1), inputs.b_scale.reshape(-1), inputs.bias, format_of(inputs.out_dtype), contract
-    truth = emulated_truth(inputs.a, inputs.b, fp8, *rest) if is_emulated(contract) else gemm_truth(a, b, *rest)
+    truth = truth_of(inputs, contract, slice(None), slice(None))
     return {
         "sum": truth.accumulator,
-        "magnitude": a.abs() @ b.abs().T,
+        "magnitude": operand(inputs.a, fp8).abs() @ operand(inputs.b, fp8).abs().T,
         "declared_magnitude": truth.magnitude,
         "value": truth.value,
         "low": truth.low,

@@ -10,27 +10,53 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
 from reference import accumulators, budgets
 from reference.contract import GemmContract
-from reference.formats import FloatFormat, bytes_of, decode_table, exponent_of, pow2, round_fp32, round_to
+from reference.formats import FloatFormat, bytes_of, decode_table, exponent_of, format_of, pow2, round_fp32, round_to
 from reference.quantize import is_power_of_two
+from reference.sets import between
+from reference.setting import GemmSetting
 
 EXACT_K = {"e4m3fn": 171_196, "e4m3fnuz": 149_130}
 """Largest K for which K * max**2 <= 2**53 * (product grid): the float64 sum is exact for any operands."""
 
 
+class Given(Protocol):
+    """Inputs. a [M, K], b [N, K]: FP8. a_scale [M, 1], b_scale [N, 1]: fp32. bias: [N] of T, or None. out_dtype: T."""
+
+    @property
+    def a(self) -> torch.Tensor: ...
+
+    @property
+    def a_scale(self) -> torch.Tensor: ...
+
+    @property
+    def b(self) -> torch.Tensor: ...
+
+    @property
+    def b_scale(self) -> torch.Tensor: ...
+
+    @property
+    def bias(self) -> torch.Tensor | None: ...
+
+    @property
+    def out_dtype(self) -> torch.dtype: ...
+
+
 @dataclass(frozen=True)
 class GemmTruth:
-    """Truth of an [m, n] block, all float64 [m, n].
+    """Truth and admissible outputs of an [m, n] block, all float64 [m, n].
 
     accumulator: sum_k a*b, exact. magnitude: an upper bound of sum_k |a*b|, within 2**-10 of it.
     value: accumulator*sa*sb (+ bias), the exact output. low, high: ends of the admissible outputs, values of T.
     error: bound of |output before the last rounding - value|. scales: |sa*sb|.
     """
 
+    setting: GemmSetting
     accumulator: torch.Tensor
     magnitude: torch.Tensor
     value: torch.Tensor
@@ -38,6 +64,31 @@ class GemmTruth:
     high: torch.Tensor
     error: torch.Tensor
     scales: torch.Tensor
+
+    @property
+    def spilled(self) -> torch.Tensor:
+        """Sets that reach beyond T's largest value, bool [m, n]: there a kernel may store Inf or saturate."""
+        return (self.low.isinf() | self.high.isinf()) & ~self.value.isnan()
+
+    @property
+    def wide(self) -> torch.Tensor:
+        """Sets as wide as an output, bool [m, n]; see ``says_nothing``. A known unit has none."""
+        if is_emulated(self.setting.contract):
+            return torch.zeros_like(self.value, dtype=torch.bool)
+        return says_nothing(self, self.setting.k) & ~self.spilled
+
+    def admits(self, got: torch.Tensor) -> torch.Tensor:
+        """Which outputs, float64 [m, n], lie in their sets, bool. Beyond T's range: a value of the set, Inf with its
+        sign, or T's largest value where the whole set lies beyond it; not a zero, a NaN or the other sign."""
+        most = self.setting.out.max
+        low = torch.where(self.low == math.inf, torch.full_like(self.low, most), self.low)
+        high = torch.where(self.high == -math.inf, torch.full_like(self.high, -most), self.high)
+        return between(got, self.value, low, high)
+
+    def part(self, index: torch.Tensor) -> GemmTruth:
+        """The elements of these places of the flattened block, [j] each."""
+        tensors = {name: v for name, v in vars(self).items() if isinstance(v, torch.Tensor)}
+        return GemmTruth(self.setting, **{n: v.flatten().index_select(0, index) for n, v in tensors.items()})
 
 
 def operand(codes: torch.Tensor, fmt: FloatFormat) -> torch.Tensor:
@@ -188,6 +239,7 @@ def gemm_truth(
     scales = a_scale.double()[:, None] * b_scale.double()[None, :]
     product = accumulator * scales
     free = is_power_of_two(a_scale.double())[:, None] & is_power_of_two(b_scale.double())[None, :]
+    setting = GemmSetting(contract, out_format, a.shape[1])
     need = free if contract.scaling == "operands" else None
     error = accumulator_error(contract, a, b, magnitude, need) * scales.abs()
     two_u = 2 * budgets.U / (1 - 2 * budgets.U) + budgets.FLOAT64_SLACK
@@ -198,7 +250,7 @@ def gemm_truth(
     error = error * (1 + two_u) + rounding + 2.0**-126 * flushed
     if bias is None:
         low, high = round_to(product - error, out_format), round_to(product + error, out_format)
-        return GemmTruth(accumulator, magnitude, product, low, high, error, scales.abs())
+        return GemmTruth(setting, accumulator, magnitude, product, low, high, error, scales.abs())
     shift = bias.double()[None, :]
     value = product + shift
     sets = []
@@ -213,7 +265,7 @@ def gemm_truth(
         error_out = error + budgets.U * value.abs()
     low = torch.stack([s[0] for s in sets]).amin(dim=0)
     high = torch.stack([s[1] for s in sets]).amax(dim=0)
-    return GemmTruth(accumulator, magnitude, value, low, high, error_out, scales.abs())
+    return GemmTruth(setting, accumulator, magnitude, value, low, high, error_out, scales.abs())
 
 
 def says_nothing(truth: GemmTruth, k: int) -> torch.Tensor:
@@ -307,4 +359,23 @@ def emulated_truth(
     value = exact * scales if shift is None else exact * scales + shift
     stacked = torch.stack(stores)
     error = (accumulator.double() - exact).abs() * scales.abs()
-    return GemmTruth(exact, magnitude, value, stacked.amin(dim=0), stacked.amax(dim=0), error, scales.abs())
+    setting = GemmSetting(contract, out_format, a.shape[1])
+    return GemmTruth(setting, exact, magnitude, value, stacked.amin(dim=0), stacked.amax(dim=0), error, scales.abs())
+
+
+Place = slice | torch.Tensor
+"""Rows or columns: a slice, or int64 numbers."""
+
+
+def truth_of(
+    inputs: Given, contract: GemmContract, rows: Place, cols: Place, accumulate: Accumulate = emulate
+) -> GemmTruth:
+    """Truth of the outputs in these rows and columns: of ``emulated_truth`` where the unit is known."""
+    fmt, out_format = format_of(inputs.a.dtype), format_of(inputs.out_dtype)
+    # FP8 tensors cannot be indexed everywhere; bytes can.
+    a, b = (bytes_of(v)[place].view(v.dtype) for v, place in ((inputs.a, rows), (inputs.b, cols)))
+    scales = inputs.a_scale.reshape(-1)[rows], inputs.b_scale.reshape(-1)[cols]
+    bias = None if inputs.bias is None else inputs.bias[cols]
+    if is_emulated(contract):
+        return emulated_truth(a, b, fmt, *scales, bias, out_format, contract, accumulate)
+    return gemm_truth(operand(a, fmt), operand(b, fmt), *scales, bias, out_format, contract)

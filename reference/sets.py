@@ -10,6 +10,11 @@ from dataclasses import dataclass
 import torch
 
 
+def between(got: torch.Tensor, exact: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    """The membership test: low <= got <= high, or NaN where exact is NaN. float64 of one shape -> bool."""
+    return torch.where(exact.isnan(), got.isnan(), (got >= low) & (got <= high))
+
+
 @dataclass(frozen=True)
 class Sets:
     """Admissible values of some rows of one output, float64 [m, n] each.
@@ -22,3 +27,7 @@ class Sets:
     low: torch.Tensor
     high: torch.Tensor
     open: torch.Tensor
+
+    def admits(self, got: torch.Tensor) -> torch.Tensor:
+        """Which values, float64 [m, n], lie in their sets, bool; of an open element as of the others."""
+        return between(got, self.exact, self.low, self.high)

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from reference import budgets
-from reference.contract import NormQuantContract
+from reference.contract import GemmContract, NormQuantContract
 from reference.formats import FloatFormat, format_of
 
 STORAGE_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -99,3 +99,12 @@ class Setting:
     def division_bound(self, *, rounded: bool = True) -> float:
         """Of t = y/s for given y and s; rounded: with the rounding of t to T, where the contract has it."""
         return budgets.division_budget(self.contract, self.storage if rounded else None).bound
+
+
+@dataclass(frozen=True)
+class GemmSetting:
+    """A GEMM's contract, with what a case gives it. out: T, the format of the outputs. k: products of each output."""
+
+    contract: GemmContract
+    out: FloatFormat
+    k: int

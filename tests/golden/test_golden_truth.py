@@ -82,10 +82,10 @@ def test_another_order_of_the_sum_of_squares_is_no_change(monkeypatch: pytest.Mo
         ("scale_low", add_rmsnorm_quant, "norm_truth", lambda t: t.scale.low.mul_(1 - 2.0**-52)),
         ("kind", add_rmsnorm_quant, "norm_truth", lambda t: t.scale.kind.add_(1)),
         ("residual", add_rmsnorm_quant, "norm_truth", lambda t: t.residuals.stored.neg_()),
-        ("sum", ptpc_gemm, "gemm_truth", lambda t: t.accumulator.mul_(1 + 2.0**-52)),
-        ("high", ptpc_gemm, "gemm_truth", lambda t: t.high.mul_(1 + 2.0**-8)),
-        ("declared_magnitude", ptpc_gemm, "gemm_truth", lambda t: t.magnitude.mul_(1 + 2.0**-9)),
-        ("declared_magnitude", ptpc_gemm, "gemm_truth", lambda t: t.magnitude.mul_(1 - 2.0**-14)),
+        ("sum", ptpc_gemm, "truth_of", lambda t: t.accumulator.mul_(1 + 2.0**-52)),
+        ("high", ptpc_gemm, "truth_of", lambda t: t.high.mul_(1 + 2.0**-8)),
+        ("declared_magnitude", ptpc_gemm, "truth_of", lambda t: t.magnitude.mul_(1 + 2.0**-9)),
+        ("declared_magnitude", ptpc_gemm, "truth_of", lambda t: t.magnitude.mul_(1 - 2.0**-14)),
     ],
 )
 def test_a_moved_value_is_named(
@@ -125,7 +125,7 @@ def test_a_reference_that_raises_fails_with_a_sentence(monkeypatch: pytest.Monke
     def broken(*args: object) -> None:
         raise KeyError("no such unit")
 
-    monkeypatch.setattr(truth, "gemm_truth", broken)
+    monkeypatch.setattr(truth, "truth_of", broken)
     assert _sentence(golden) == "the reference raised KeyError: 'no such unit'"
     assert why_refused(golden.row, golden.tensors) == "the reference raised KeyError: 'no such unit'"
 

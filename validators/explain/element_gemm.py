@@ -7,18 +7,16 @@ import torch
 from reference import budgets
 from reference.accumulators import get_unit
 from reference.contract import GemmContract
-from reference.formats import FORMATS, bytes_of, decode, format_of, key_of
+from reference.formats import bytes_of, decode, format_of, key_of
 from reference.ptpc_gemm import (
     GemmTruth,
     accumulator_error,
     emulate,
-    emulated_truth,
     epilogues,
-    gemm_truth,
     is_emulated,
     largest_exponent,
     operand,
-    says_nothing,
+    truth_of,
 )
 from reference.quantize import is_power_of_two
 from validators.cases.tensors import GemmInputs, GemmOutputs
@@ -32,16 +30,15 @@ def explain_out(
     text: Text, inputs: GemmInputs, outputs: GemmOutputs, contract: GemmContract, row: int, col: int
 ) -> None:
     """Adds the lines of out[row, col]: products, accumulator, scales, bias, admissible outputs, got."""
-    fmt, out_format = format_of(inputs.a.dtype), format_of(outputs.out.dtype)
-    a, b = bytes_of(inputs.a)[row : row + 1].cpu(), bytes_of(inputs.b)[col : col + 1].cpu()
-    sa, sb = inputs.a_scale.reshape(-1)[row : row + 1].cpu(), inputs.b_scale.reshape(-1)[col : col + 1].cpu()
-    bias = None if inputs.bias is None else inputs.bias[col : col + 1].cpu()
+    fmt = format_of(inputs.a.dtype)
+    r, c = slice(row, row + 1), slice(col, col + 1)
+    a, b = bytes_of(inputs.a)[r].cpu(), bytes_of(inputs.b)[c].cpu()
+    sa, sb = inputs.a_scale.reshape(-1)[r].cpu(), inputs.b_scale.reshape(-1)[c].cpu()
+    bias = None if inputs.bias is None else inputs.bias[c].cpu()
+    one = GemmInputs(a.view(inputs.a.dtype), sa, b.view(inputs.b.dtype), sb, bias, inputs.out_dtype)
+    truth = truth_of(one, contract, slice(None), slice(None))
     products = decode(a, fmt)[0] * decode(b, fmt)[0]
     known = is_emulated(contract)
-    if known:
-        truth = emulated_truth(a, b, fmt, sa, sb, bias, out_format, contract)
-    else:
-        truth = gemm_truth(operand(a, fmt), operand(b, fmt), sa, sb, bias, out_format, contract)
     _product_lines(text, a, b, products, truth)
     text.add("scales", f"token {with_bits(float(sa), 'fp32')}", f"channel {with_bits(float(sb), 'fp32')}")
     if known:
@@ -63,11 +60,10 @@ def explain_out(
         }
         text.add(
             "bias",
-            f"{with_bits(float(bias), out_format.name)}, added {where[contract.bias]}",
+            f"{with_bits(float(bias), truth.setting.out.name)}, added {where[contract.bias]}",
             f"{number(float(truth.value))} with the exact value",
         )
-    wide = not known and bool(says_nothing(truth, inputs.a.shape[1]))
-    _verdict(text, float(outputs.out[row, col].double()), truth, out_format.name, wide)
+    _verdict(text, outputs.out[r, c].double().cpu(), truth)
 
 
 def _product_lines(text: Text, a: torch.Tensor, b: torch.Tensor, products: torch.Tensor, truth: GemmTruth) -> None:
@@ -123,26 +119,27 @@ def _unit_lines(
         text.add("epilogue" if i == 0 else "", f"{with_bits(float(scaled), 'fp32')} = {name}")
 
 
-def _verdict(text: Text, got: float, truth: GemmTruth, name: str, wide: bool) -> None:
-    low, high, value = float(truth.low), float(truth.high), float(truth.value)
-    fmt = FORMATS[name]
+def _verdict(text: Text, output: torch.Tensor, truth: GemmTruth) -> None:
+    """output: float64 [1, 1]."""
+    fmt, got = truth.setting.out, float(output)
+    low, high, value, inside = float(truth.low), float(truth.high), float(truth.value), bool(truth.admits(output))
     if value == value:
         ends = key_of(torch.tensor([low, high], dtype=torch.float64), fmt)
         count = round(float(ends[1] - ends[0])) + 1 if abs(low) + abs(high) < torch.inf else 0
-        words = f", {count} value{'s' if count > 1 else ''} of {name}" if count else ""
+        words = f", {count} value{'s' if count > 1 else ''} of {fmt.name}" if count else ""
         text.add("admissible", interval(low, high) + words)
-    text.add("got", f"{number(got)}  {bits_of(got, name)} {name}")
+    text.add("got", f"{number(got)}  {bits_of(got, fmt.name)} {fmt.name}")
     if value != value:
-        text.verdict(got != got, "a NaN among the operands makes the output NaN")
-    elif abs(low) == torch.inf or abs(high) == torch.inf:
-        text.verdict(None, f"the exact value is beyond the range of {name}")
-    elif low <= got <= high and wide:
+        text.verdict(inside, "a NaN among the operands makes the output NaN")
+    elif bool(truth.spilled):
+        text.verdict(None if inside else False, f"the exact value is beyond the range of {fmt.name}")
+    elif inside and bool(truth.wide):
         text.verdict(None, "inside a set that is as wide as an output, which says nothing about it")
-    elif low <= got <= high:
+    elif inside:
         text.verdict(True, "the only admissible value" if low == high else "inside the admissible set")
     elif got != got:
         text.verdict(False, "got NaN where the exact value is a number")
     else:
         end = low if got < low else high
         keys = key_of(torch.tensor([got, end], dtype=torch.float64), fmt)
-        text.verdict(False, f"{abs(round(float(keys[0] - keys[1])))} steps of {name} outside the admissible set")
+        text.verdict(False, f"{abs(round(float(keys[0] - keys[1])))} steps of {fmt.name} outside the admissible set")

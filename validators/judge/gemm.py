@@ -7,17 +7,8 @@ import math
 import torch
 
 from reference.contract import GemmContract
-from reference.formats import FORMATS, FloatFormat, format_of, key_of, round_to, ulp
-from reference.ptpc_gemm import (
-    Accumulate,
-    GemmTruth,
-    emulate,
-    emulated_truth,
-    gemm_truth,
-    is_emulated,
-    operand,
-    says_nothing,
-)
+from reference.formats import format_of, key_of, round_to, ulp
+from reference.ptpc_gemm import Accumulate, GemmTruth, emulate, is_emulated, truth_of
 from validators.cases.tensors import GemmInputs, GemmOutputs
 from validators.judge.gemm_bias import Bias
 from validators.judge.statistics import BiasResult
@@ -47,58 +38,43 @@ def judge_gemm(
     with torch.inference_mode():
         m, k = inputs.a.shape
         n = inputs.b.shape[0]
-        fmt, out_format = format_of(inputs.a.dtype), format_of(outputs.out.dtype)
-        tally, bias_sums = Tally("out", m, n), Bias(out_format, contract, k)
+        tally, bias_sums = Tally("out", m, n), Bias(format_of(outputs.out.dtype), contract, k)
         kind = "cuda" if inputs.a.is_cuda else "cpu"
         rows = max(1, min(m, BLOCK_ELEMENTS[kind] // k))
         cols = max(1, min(n, BLOCK_ELEMENTS[kind] // k, OUTPUT_ELEMENTS[kind] // rows))
-        sa, sb = inputs.a_scale.reshape(-1), inputs.b_scale.reshape(-1)
         known = is_emulated(contract)
         for c in range(0, n, cols):
-            b = None if known else operand(inputs.b[c : c + cols], fmt)
             for r in range(0, m, rows):
-                a = None if known else operand(inputs.a[r : r + rows], fmt)
-                bias = None if inputs.bias is None else inputs.bias[c : c + cols]
-                part = sa[r : r + rows], sb[c : c + cols], bias, out_format, contract
-                if a is None or b is None:
-                    left, right = inputs.a[r : r + rows], inputs.b[c : c + cols]
-                    truth = emulated_truth(left, right, fmt, *part, accumulate)
-                else:
-                    truth = gemm_truth(a, b, *part)
+                truth = truth_of(inputs, contract, slice(r, r + rows), slice(c, c + cols), accumulate)
                 got = outputs.out[r : r + rows, c : c + cols].double()
-                judged, nearest = _judge_block(tally, r, c, got, truth, out_format.name, None if known else k)
+                regular, nearest = _judge_block(tally, r, c, got, truth)
                 if inputs.bias is None:
-                    bias_sums.add(got, truth, judged & got.isfinite(), None if known else nearest)
+                    bias_sums.add(got, truth, regular & got.isfinite(), None if known else nearest)
         return [tally.result()], bias_sums.result(inputs.a, inputs.b)
 
 
 def _judge_block(
-    tally: Tally, first_row: int, first_col: int, got: torch.Tensor, truth: GemmTruth, out_name: str, k: int | None
+    tally: Tally, first_row: int, first_col: int, got: torch.Tensor, truth: GemmTruth
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Judge one block; returns which elements have a finite truth, bool [m, n], and the nearest admissible outputs to
-    it, float64 [m, n]. k: products, None for a known unit.
+    it, float64 [m, n].
 
-    An element inside a set that is as wide as an output is not judged: ``reference.ptpc_gemm.says_nothing``.
+    An element inside a set that is as wide as an output is not judged, nor one beyond T's range that is admitted.
     """
-    fmt, known = FORMATS[out_name], k is None
-    expected_nan = truth.value.isnan()
-    # Beyond T's largest value a kernel may store Inf or saturate: reported only, where it does one of the two.
-    spilled = (truth.high.isinf() | truth.low.isinf()) & ~expected_nan
+    fmt, known = truth.setting.out, is_emulated(truth.setting.contract)
+    inside, spilled = truth.admits(got), truth.spilled
     if bool(spilled.any()):
         seen = got[spilled]
         tally.note(
-            f"beyond the range of {out_name}: Inf" if bool(seen.isinf().all()) else f"beyond the range of {out_name}"
+            f"beyond the range of {fmt.name}: Inf" if bool(seen.isinf().all()) else f"beyond the range of {fmt.name}"
         )
-    inside = (got >= truth.low) & (got <= truth.high)
-    inside = torch.where(expected_nan, got.isnan(), inside)
-    regular = ~spilled & ~expected_nan
-    judged = ~(spilled & _beyond(got, truth, fmt))
-    if k is not None:
-        wide = regular & inside & says_nothing(truth, k)
-        if bool(wide.any()):
-            tally.note(WIDE, 0)
-            tally.wide += int(wide.sum())
-            judged &= ~wide
+    regular = ~spilled & ~truth.value.isnan()
+    judged = ~(spilled & inside)
+    wide = truth.wide & inside
+    if bool(wide.any()):
+        tally.note(WIDE, 0)
+        tally.wide += int(wide.sum())
+        judged &= ~wide
     tally.judged += int(judged.sum())
     tally.unspecified += int((~judged).sum())
     finite = judged & regular
@@ -115,7 +91,7 @@ def _judge_block(
     if bool(bad.any()):
         # Where the exact value lies beyond T's range, differences from it are no numbers.
         sizes = (steps.abs() if known else use).nan_to_num(nan=math.inf)
-        _violations(tally, (first_row, first_col), bad, got, truth, out_name, steps=steps, budget=budget, sizes=sizes)
+        _violations(tally, (first_row, first_col), bad, got, truth, steps=steps, budget=budget, sizes=sizes)
     return regular, nearest
 
 
@@ -125,14 +101,13 @@ def _violations(
     bad: torch.Tensor,
     got: torch.Tensor,
     truth: GemmTruth,
-    out_name: str,
     *,
     steps: torch.Tensor,
     budget: torch.Tensor,
     sizes: torch.Tensor,
 ) -> None:
     """Count the elements of bad, bool [m, n]; first: row and column of the block. sizes: what ranks them."""
-    row, col = bad.nonzero().unbind(1)
+    fmt, (row, col) = truth.setting.out, bad.nonzero().unbind(1)
     tally.violation_points(row + first[0], col + first[1])
     err = (got - truth.value).abs()
     tally.count_nonfinite(got[row, col], truth.value[row, col])
@@ -146,26 +121,17 @@ def _violations(
             low=float(truth.low[at]),
             high=float(truth.high[at]),
             got=float(got[at]),
-            got_bits=bits_of(float(got[at]), out_name),
+            got_bits=bits_of(float(got[at]), fmt.name),
             err=float(err[at]),
             budget=float(budget[at]),
             err_ulp=float(steps[at]),
             terms={
                 "accumulate and scales": float(truth.error[at]),
-                "store": float(0.5 * ulp(truth.value[at], FORMATS[out_name])),
+                "store": float(0.5 * ulp(truth.value[at], fmt)),
             },
         )
 
     tally.candidates(sizes[row, col], err[row, col].nan_to_num(nan=math.inf), make)
-
-
-def _beyond(got: torch.Tensor, truth: GemmTruth, fmt: FloatFormat) -> torch.Tensor:
-    """Which outputs a set that reaches beyond T's range allows, bool [m, n]: a value of the set, Inf with its sign, or
-    T's largest value where the whole set lies beyond it. A zero, a NaN or the other sign are none of these."""
-    most = fmt.max
-    low = torch.where(truth.low == math.inf, torch.full_like(got, most), truth.low)
-    high = torch.where(truth.high == -math.inf, torch.full_like(got, -most), truth.high)
-    return (got >= low) & (got <= high)
 
 
 def bits_of(value: float, name: str) -> str:

@@ -40,7 +40,6 @@ their squares, so V1 and V2 are multiplied by q.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections import Counter
 
@@ -85,10 +84,7 @@ class Bias:
         at = open_.flatten().nonzero().squeeze(1)
         piece = OPEN_ELEMENTS if at.device.type == "cpu" else max(at.numel(), 1)
         for part in at.split(piece) if at.numel() else ():
-            some = GemmTruth(
-                *(getattr(truth, f.name).flatten().index_select(0, part) for f in dataclasses.fields(GemmTruth))
-            )
-            self._open(some, near.flatten()[part], bounded)
+            self._open(truth.part(part), near.flatten()[part], bounded)
 
     def _open(self, truth: GemmTruth, near: torch.Tensor, bounded: bool) -> None:
         """Elements with more than one admissible value: fields of truth and near = R(x), float64 [j] each."""

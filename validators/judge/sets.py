@@ -59,14 +59,12 @@ def open_rows(inputs: Inputs, contract: Any) -> torch.Tensor:
 
 def _judge(tally: Tally, first: int, got: torch.Tensor, raw: torch.Tensor, sets: Sets, fmt: FloatFormat) -> None:
     """One chunk. got: decoded ``raw``."""
-    due = sets.exact.isnan()
-    inside = torch.where(due, got.isnan(), (got >= sets.low) & (got <= sets.high))
-    judged = ~sets.open
+    due, judged = sets.exact.isnan(), ~sets.open
     tally.judged += int(judged.sum())
     tally.unspecified += int(sets.open.sum())
     if bool(sets.open.any()):
         tally.note("a scale whose reciprocal may overflow or be flushed", int(sets.open.any(dim=1).sum()))
-    finite, bad = judged & ~due, judged & ~inside
+    finite, bad = judged & ~due, judged & ~sets.admits(got)
     tally.ambiguous += int((finite & (sets.low < sets.high)).sum())
     steps = (key_of(got, fmt) - key_of(round_to(sets.exact, fmt), fmt)).round()
     tally.step_counts(steps[finite])

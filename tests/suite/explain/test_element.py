@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from reference.contract import GemmContract, NormQuantContract, get_contract
 from tests import zoo
 from validators.__main__ import main
 from validators.calls.call import Claim, run_kernel
 from validators.cases.case import Case
+from validators.cases.tensors import GemmInputs, GemmOutputs
 from validators.explain.element import ElementError, element_report
 from validators.judge.compare import compare
 from validators.kernels.kernel import Kernel
@@ -249,3 +251,24 @@ def test_the_command_answers_bad_input_with_one_sentence(
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1
     assert words in said[0]
+
+
+@pytest.mark.parametrize(
+    ("value", "last"),
+    [
+        (float("inf"), "UNSPECIFIED"),
+        (65504.0, "UNSPECIFIED"),
+        (0.0, "NOT ADMISSIBLE"),
+        (-65504.0, "NOT ADMISSIBLE"),
+        (float("nan"), "NOT ADMISSIBLE"),
+    ],
+)
+def test_beyond_the_range_the_report_says_what_the_judge_says(value: float, last: str) -> None:
+    """2 * 1e6 in fp16: Inf or the largest value may be stored, and nothing else."""
+    codes, scale = torch.ones(1, 2, dtype=torch.float8_e4m3fn), torch.ones(1, 1)
+    inputs = GemmInputs(codes, scale * 1e6, codes, scale, None, torch.float16)
+    outputs = GemmOutputs(torch.full((1, 1), value, dtype=torch.float16))
+    contract = get_contract("ptpc_gemm", "fp32")
+    report = element_report(inputs, outputs, contract, 0, 0)
+    assert report.splitlines()[-1] == f"  verdict       {last}: the exact value is beyond the range of fp16"
+    assert compare(inputs, outputs, contract)[0].violations == (last == "NOT ADMISSIBLE")

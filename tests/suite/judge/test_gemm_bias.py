@@ -12,6 +12,7 @@ import torch
 from reference.contract import GEMM_CONTRACTS, GemmContract
 from reference.formats import FORMATS, FloatFormat, format_of, neighbours, round_fp32, round_to
 from reference.ptpc_gemm import GemmTruth, operand
+from reference.setting import GemmSetting
 from validators.cases.case import Case
 from validators.cases.inputs import build
 from validators.cases.recipe import GEMM
@@ -28,7 +29,8 @@ def truth_of(x: torch.Tensor, ratio: float, fmt: FloatFormat) -> GemmTruth:
     """Synthetic truth: K products with sum|a*b| = ratio * |x|, scales of 1."""
     size = ratio * x.abs()
     error = (K - 1) * U * size
-    return GemmTruth(x, size, x, round_to(x - error, fmt), round_to(x + error, fmt), error, torch.ones_like(x))
+    setting, low, high = GemmSetting(FP32, fmt, K), round_to(x - error, fmt), round_to(x + error, fmt)
+    return GemmTruth(setting, x, size, x, low, high, error, torch.ones_like(x))
 
 
 def judged(got: torch.Tensor, truth: GemmTruth, fmt: FloatFormat, contract: GemmContract = FP32) -> BiasResult:

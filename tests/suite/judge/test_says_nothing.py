@@ -96,10 +96,11 @@ def test_the_rule_is_the_derivation() -> None:
     wide = says_nothing(truth, k)
     assert bool(wide.any())
     assert bool((2 * truth.error[wide] >= truth.value.abs()[wide]).all())
+    assert torch.equal(truth.wide, wide)
     # Both half of the output and one and a half of it are admissible there.
     for factor in (0.5, 1.5):
-        wrong = round_to(truth.value[wide] * factor, format_of(inputs.out_dtype))
-        assert bool(((wrong >= truth.low[wide]) & (wrong <= truth.high[wide])).all())
+        wrong = round_to(truth.value * factor, format_of(inputs.out_dtype))
+        assert bool(truth.admits(wrong)[wide].all())
     row, col = wide.nonzero()[0].tolist()
     outputs = GemmOutputs(truth.value.to(inputs.out_dtype))
     report = element_report(inputs, outputs, GEMM_CONTRACTS["unknown"], row, col)
