@@ -78,6 +78,9 @@ REFERENCE_CASES = (
     "ptpc_gemm-m16-n32-k200-bf16-e4m3fn-random_bytes-s0",
     "ptpc_gemm-m16-n32-k72-fp16-e4m3fnuz-gaussian-bias-s0",
     "ptpc_gemm-m16-n32-k72-bf16-e4m3fn-huge_scales-s0",
+    "static_quant-m16-n72-bf16-e4m3fn-double_rounding-s0",
+    "static_quant-m16-n72-fp16-e4m3fnuz-gaussian-s0",
+    "static_quant-m16-n72-bf16-e4m3fn-nonfinite-s0",
 )
 """Judged under every contract of their op; narrow, see ``truth.SUM_ORDER``."""
 

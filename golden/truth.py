@@ -14,14 +14,17 @@ import torch
 
 from golden.store import GoldenError, Output, Tensor
 from golden.tensors import from_stored
+from reference import static_quant
 from reference.add_rmsnorm_quant import NormTruth, norm_truth
 from reference.contract import Contract, GemmContract, NormQuantContract, presets
-from reference.formats import format_of
+from reference.formats import encode, format_of
 from reference.per_token_quant import QuantTruth, quant_truth
 from reference.ptpc_gemm import operand, truth_of
 from reference.setting import Setting
+from reference.static_quant import StaticQuantContract
 from validators.cases.case import Case
 from validators.cases.inputs import build
+from validators.cases.ops.static_quant import StaticQuantInputs
 from validators.cases.tensors import GemmInputs, Inputs, NormQuantInputs, QuantInputs
 
 WIDEST = 78
@@ -43,7 +46,8 @@ def compute(case: Case) -> dict[str, torch.Tensor]:
 
     Norms, per row: rms, p_max, scale, scale_low, scale_high float64, kind int8. Per element: residual (the stored one,
     fp32), codes_low and codes_high uint8, ends of the admissible codes for the nominal scale (0 in rows that are not
-    judged). GEMMs, [m, n] float64: sum (exact), magnitude (exact), value, low, high; and declared_magnitude, which is
+    judged). static_quant: codes_low and codes_high likewise, and unspecified uint8, which is 1 where every code is
+    admissible. GEMMs, [m, n] float64: sum (exact), magnitude (exact), value, low, high; and declared_magnitude, which is
     compared with magnitude and not stored. Raises GoldenError where the reference raises.
     """
     inputs = build(case)
@@ -96,10 +100,18 @@ def _gemm(inputs: GemmInputs, contract: GemmContract) -> dict[str, torch.Tensor]
     }
 
 
+def _static(inputs: StaticQuantInputs, contract: StaticQuantContract) -> dict[str, torch.Tensor]:
+    fmt = format_of(inputs.fp8_dtype)
+    codes = static_quant.sets(inputs, contract, slice(None))["codes"]
+    ends = {"codes_low": encode(codes.low, fmt), "codes_high": encode(codes.high, fmt)}
+    return {**ends, "unspecified": codes.open.to(torch.uint8)}
+
+
 _VALUES: dict[str, Callable[[Any, Any], dict[str, torch.Tensor]]] = {
     "add_rmsnorm_quant": _norm,
     "per_token_quant": _quant,
     "ptpc_gemm": _gemm,
+    "static_quant": _static,
 }
 """By op; no other op has goldens of the reference."""
 

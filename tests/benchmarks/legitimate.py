@@ -2,7 +2,8 @@
 
 ``python -m tests.benchmarks.legitimate --elements 1e8`` draws inputs (recipe, shape, types, seed in turn), runs every
 (contract, variant) pair of ``tests.support.variants``, every variant of the emulated GEMMs and the kernels that torch
-itself brings on them, and counts violations. The elements counted are judged codes and GEMM outputs.
+itself brings on them, and counts violations. The elements counted are judged codes and GEMM outputs. ``static_quant``
+is judged on every case of the default depth instead, once per variant.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import datetime
 import itertools
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,15 +20,18 @@ from pathlib import Path
 
 import torch
 
-from reference.contract import GEMM_CONTRACTS, NORM_QUANT_CONTRACTS, GemmContract, NormQuantContract
+from reference.contract import GEMM_CONTRACTS, NORM_QUANT_CONTRACTS, Contract
+from reference.static_quant import CONTRACTS as STATIC_CONTRACTS
 from tests.support.variants import legitimate_variants
 from validators.cases.case import Case
 from validators.cases.inputs import build
+from validators.cases.ops.static_quant import NAME as STATIC
 from validators.cases.recipe import ADD, GEMM, QUANT
 from validators.cases.recipes import reasons_impossible, recipe_names
+from validators.cases.suite import cases_for
 from validators.cases.tensors import Inputs, Outputs
 from validators.judge.compare import compare
-from validators.kernels import emulated, emulated_gemm
+from validators.kernels import emulated, emulated_gemm, emulated_static_quant
 from validators.kernels.registry import all_kernels
 from validators.words import DTYPES, FP8_FORMATS
 
@@ -46,7 +51,7 @@ class Claimant:
 
     name: str
     ops: tuple[str, ...]
-    contract: NormQuantContract | GemmContract
+    contract: Contract
     call: Call
     unsupported: Callable[[Case], str | None] = lambda case: None
 
@@ -100,6 +105,23 @@ def _gemm(name: str, variant: emulated_gemm.GemmVariant) -> Claimant:
     return Claimant(f"{name}/{variant.name}", (GEMM,), contract, emulated_gemm.make(contract, variant))
 
 
+def static_claimants() -> list[Claimant]:
+    """Every static quantizer: a reciprocal that the contract leaves open is rounded in each direction."""
+    found = []
+    for name, contract in STATIC_CONTRACTS.items():
+        is_open = any(member.reciprocal_u > 1.0 for member in contract.members())
+        for direction in ("nearest", "up", "down") if is_open else ("nearest",):
+            call = emulated_static_quant.make(contract, direction)  # type: ignore[arg-type]
+            found.append(Claimant(f"{STATIC} {name}/{direction}", (STATIC,), contract, call))
+    return found
+
+
+def default_cases(op: str) -> list[Case]:
+    """Every case of the default depth, in both FP8 formats."""
+    found = {case.id: case for fp8 in FP8_FORMATS for case in cases_for(op, depth="default", fp8=fp8)}
+    return list(found.values())
+
+
 def native_claimants(device: str = "cpu") -> list[Claimant]:
     """Kernels of torch itself that can run here: eager, ``torch._scaled_mm``, ``torch.compile``."""
     found = []
@@ -112,7 +134,7 @@ def native_claimants(device: str = "cpu") -> list[Claimant]:
         def call(inputs: Inputs, run: Callable[..., Outputs] = kernel.call) -> Outputs:
             return run(inputs, None)
 
-        contract: NormQuantContract | GemmContract = table[kernel.contract]
+        contract: Contract = table[kernel.contract]
         found.append(Claimant(f"{kernel.name} ({kernel.op})", (kernel.op,), contract, call, kernel.unsupported))
     return found
 
@@ -220,9 +242,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = GPU_ROWS if device.startswith("cuda") else 1
     name = torch.cuda.get_device_name() if device.startswith("cuda") else "cpu"
     started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    for title, claimants, elements in (
-        ("emulated", emulated_claimants() + gemm_claimants(), options.elements),
-        ("torch", native_claimants(device), options.native_elements),
+    for title, claimants, elements, given in (
+        ("emulated", emulated_claimants() + gemm_claimants(), options.elements, None),
+        ("torch", native_claimants(device), options.native_elements, None),
+        (STATIC, static_claimants(), math.inf, default_cases(STATIC)),
     ):
 
         def keep(totals: Totals, title: str = title) -> None:
@@ -250,7 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     file.write(json.dumps(line) + "\n")
 
         ops = tuple(dict.fromkeys(op for claimant in claimants for op in claimant.ops))
-        cases = draw_cases(ops, seed=options.seed, rows=rows)
+        cases = draw_cases(ops, seed=options.seed, rows=rows) if given is None else iter(given)
         totals = run(claimants, elements, device=device, cases=cases, echo=True, keep=keep)
         totals.first_seed = options.seed
         print("\n".join(lines(title, totals)))

@@ -13,8 +13,8 @@ from golden.commit import Entry
 from golden.outcome import State
 from golden.propose import truth_entry, why_refused
 from golden.sets import Marked
-from reference import add_rmsnorm_quant, ptpc_gemm
-from reference.contract import GEMM_CONTRACTS, NORM_QUANT_CONTRACTS
+from reference import add_rmsnorm_quant, ptpc_gemm, static_quant
+from reference.contract import NORM_QUANT_CONTRACTS, presets
 from reference.quantize import Codes
 from validators.cases.case import Case
 from validators.cases.generator import Block
@@ -22,9 +22,12 @@ from validators.cases.recipe import ADD
 from validators.cases.recipe import GEMM as PTPC
 from validators.cases.recipe import QUANT as PER_TOKEN
 from validators.cases.recipes import recipe_names
-from validators.words import OPS
+from validators.words import FP8_FORMATS, OPS
 
-NORM, QUANT, GEMM = (next(c for c in sets.REFERENCE_CASES if c.startswith(op)) for op in (ADD, PER_TOKEN, PTPC))
+STATIC = "static_quant"
+NORM, QUANT, GEMM, GIVEN = (
+    next(c for c in sets.REFERENCE_CASES if c.startswith(op)) for op in (ADD, PER_TOKEN, PTPC, STATIC)
+)
 
 
 def _golden(case: str, kind: str = "reference") -> Entry:
@@ -40,11 +43,9 @@ def _sentence(golden: Entry) -> str:
 
 def test_the_cases_cover_every_op_contract_and_format() -> None:
     cases = [Case.parse(case) for case in sets.REFERENCE_CASES]
-    assert {(c.op, c.fp8) for c in cases} == {
-        (op, fp8) for op in (ADD, PER_TOKEN, PTPC) for fp8 in ("e4m3fn", "e4m3fnuz")
-    }
-    contracts = {name.split("/")[0] for case in cases for name in truth.compute(case)}
-    assert contracts == {*NORM_QUANT_CONTRACTS, *GEMM_CONTRACTS}
+    assert {(c.op, c.fp8) for c in cases} == {(op, fp8) for op in OPS for fp8 in FP8_FORMATS}
+    judged = {(c.op, name.split("/")[0]) for c in cases for name in truth.compute(c)}
+    assert judged == {(op, name) for op in OPS for name in presets(op)}
 
 
 def test_the_cases_are_narrow_enough_for_the_bound() -> None:
@@ -117,6 +118,21 @@ def test_a_moved_end_of_the_admissible_codes_is_named(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Codes, "encoded", up)
     assert "/codes_low: 1 of 1,152 values moved, the first at (0, 3)" in _sentence(golden)
+
+
+def test_a_moved_set_of_the_static_quantizer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    golden = _golden(GIVEN)
+    assert _sentence(golden) == ""
+    quotients = static_quant.quotients
+
+    def up(x: torch.Tensor, scale: float, contract: object) -> tuple[torch.Tensor, ...]:
+        return tuple(t * (1 + 2.0**-24) for t in quotients(x, scale, contract))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(static_quant, "quotients", up)
+    assert "vllm-native/codes_high: 110 of 1,152 values moved" in _sentence(golden)
+    monkeypatch.setattr(static_quant, "quotients", quotients)
+    monkeypatch.setattr(static_quant, "SCALES", (2.0**-100, 1.0))
+    assert "vllm/unspecified: 1,152 of 1,152 values moved" in _sentence(golden)
 
 
 def test_a_reference_that_raises_fails_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,19 +1,22 @@
-"""compressed-tensors' dynamic per-token quantizer, the library's own Python code on any device.
+"""compressed-tensors' quantizers, the library's own Python code on any device.
 
-``compute_dynamic_scales_and_zp`` and ``quantize`` with strategy ``token``: the reference of the checkpoints that
-llm-compressor publishes. The strategy keeps the first two dimensions, so rows are handed over as [1, M, N]. The scale
-comes back in the type of x; widening it to fp32 is exact.
+``quantize`` with strategy ``token`` (and ``compute_dynamic_scales_and_zp``) or ``tensor``: the reference of the
+checkpoints that llm-compressor publishes. Strategy ``token`` keeps the first two dimensions, so rows are handed over as
+[1, M, N], and its scale comes back in the type of x; widening it to fp32 is exact.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.util
+from collections.abc import Callable
 
 import torch
 
 from validators import arch
 from validators.cases.case import Case
+from validators.cases.ops.static_quant import NAME as STATIC
+from validators.cases.ops.static_quant import StaticQuantInputs, StaticQuantOutputs
 from validators.cases.tensors import Outputs, QuantInputs, QuantOutputs
 from validators.kernels.kernel import Kernel
 
@@ -50,16 +53,28 @@ def _per_token(inputs: QuantInputs, buffers: Outputs) -> QuantOutputs:
     return QuantOutputs(codes.reshape(x.shape), scale.float().reshape(*x.shape[:-1], 1))
 
 
+def _static(inputs: StaticQuantInputs, buffers: Outputs) -> StaticQuantOutputs:
+    """The scale is fp32 [1], so x/s is fp32. A scale in the type of x, or without a dimension, is other arithmetic:
+    torch then divides in the type of x."""
+    from compressed_tensors.quantization import QuantizationArgs
+    from compressed_tensors.quantization.lifecycle.forward import quantize
+
+    args = QuantizationArgs(num_bits=8, type="float", strategy="tensor", symmetric=True)
+    return StaticQuantOutputs(quantize(inputs.x, inputs.scale, None, args, dtype=inputs.fp8_dtype))
+
+
 def kernels() -> list[Kernel]:
-    """compressed-tensors' per-token quantizer, contract ``compressed-tensors``."""
+    """compressed-tensors' per-token and static quantizers, contract ``compressed-tensors``."""
+    calls: dict[str, Callable[..., Outputs]] = {"per_token_quant": _per_token, STATIC: _static}
     return [
         Kernel(
-            name="compressed_tensors/per_token_quant",
-            op="per_token_quant",
+            name=f"compressed_tensors/{op}",
+            op=op,
             contract="compressed-tensors",
-            call=_per_token,
+            call=call,
             unavailable=_unavailable,
             unsupported=_unsupported,
             versions=functools.partial(arch.versions, "compressed-tensors"),
         )
+        for op, call in calls.items()
     ]
