@@ -47,8 +47,8 @@ def compute(case: Case) -> dict[str, torch.Tensor]:
     Norms, per row: rms, p_max, scale, scale_low, scale_high float64, kind int8. Per element: residual (the stored one,
     fp32), codes_low and codes_high uint8, ends of the admissible codes for the nominal scale (0 in rows that are not
     judged). static_quant: codes_low and codes_high likewise, and unspecified uint8, which is 1 where every code is
-    admissible. GEMMs, [m, n] float64: sum (exact), magnitude (exact), value, low, high; and declared_magnitude, which is
-    compared with magnitude and not stored. Raises GoldenError where the reference raises.
+    admissible. GEMMs, [m, n] float64: sum (exact), magnitude (exact), value, low, high; and declared_magnitude, which
+    is compared with magnitude and not stored. Raises GoldenError where the reference raises.
     """
     inputs = build(case)
     try:

@@ -76,7 +76,7 @@ CONTRACTS: dict[str, StaticQuantContract] = {
         StaticQuantContract(
             "compressed-tensors",
             division="divide",
-            source="compressed-tensors quantization/lifecycle/forward.py, _quantize, strategy tensor, fp32 scale",
+            source="compressed-tensors quantization/lifecycle/forward.py, quantize, strategy tensor, fp32 scale [1]",
         ),
     )
 }
@@ -84,6 +84,7 @@ CONTRACTS: dict[str, StaticQuantContract] = {
 _KEPT = Evidence("run", "torch.clamp and the conversion to FP8 keep a NaN, on a CPU")
 _Q = Evidence("source", "vLLM quant_type_max_v and get_fp8_min_max: 224 for e4m3fnuz")
 _INVERSE = "vLLM common.cu: 1.0f / (*scale), a product, a clamp; SGLang's per_tensor_quant_fp8_kernel has the same form"
+_LIBRARY = "compressed-tensors 0.17 and 0.20 on a CPU"
 EVIDENCE: Mapping[str, Mapping[str, Evidence]] = {
     "vllm": {
         "division": Evidence("source", _INVERSE),
@@ -92,7 +93,10 @@ EVIDENCE: Mapping[str, Mapping[str, Evidence]] = {
         "reciprocal_u": Evidence("document", "CUDA: 1.0f / x is correctly rounded, or 1 ulp off under -use_fast_math"),
     },
     "vllm-native": {"division": Evidence("source", "forward_native: x times 1/s"), "nan": _KEPT, "fnuz_max": _Q},
-    "compressed-tensors": {"division": Evidence("source", "forward.py: scaled = x / scale, in fp32"), "nan": _KEPT},
+    "compressed-tensors": {
+        "division": Evidence("run", f"{_LIBRARY} (_quantize: scaled = x / scale, in fp32)"),
+        "nan": Evidence("run", _LIBRARY),
+    },
 }
 """From which evidence each field comes; a field that has the dataclass's default needs none."""
 

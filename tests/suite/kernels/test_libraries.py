@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 
 import pytest
 import torch
 
 from validators.cases.case import Case
+from validators.cases.ops.static_quant import NAME, StaticQuantInputs
 from validators.cases.recipe import QUANT
 from validators.cases.tensors import Inputs, Outputs, QuantInputs, QuantOutputs
 from validators.explain.identify import identification, identify
@@ -35,9 +37,21 @@ CASES = (
 )
 
 
-def installed(name: str) -> Kernel:
+STATIC_CASES = (
+    "m64-n5120-bf16-e4m3fn-double_rounding-s0",
+    "m64-n5120-fp16-e4m3fn-double_rounding-s0",
+    "m64-n1024-bf16-e4m3fn-midpoints-s0",
+    "m64-n1024-fp16-e4m3fn-subnormal_codes-s0",
+    "m32-n520-bf16-e4m3fn-nonfinite-s0",
+    "m32-n520-bf16-e4m3fn-zero_rows-s0",
+    "m32-n520-bf16-e4m3fn-gaussian-3d-s0",
+    "m32-n520-bf16-e4m3fn-gaussian-strided-s0",
+)
+
+
+def installed(name: str, op: str = QUANT) -> Kernel:
     """The library's adapter; skips with its own sentence where it cannot run."""
-    kernel = find_kernel(f"{name}/per_token_quant", QUANT)
+    kernel = find_kernel(f"{name}/{op}", op)
     reason = kernel.unavailable("cpu")
     if reason:
         pytest.skip(reason)
@@ -46,18 +60,20 @@ def installed(name: str) -> Kernel:
 
 @pytest.mark.parametrize("name", LIBRARIES)
 def test_an_adapter_declares_the_preset_of_its_library(name: str) -> None:
-    [kernel] = LIBRARIES[name].kernels()
-    assert (kernel.name, kernel.op, kernel.contract) == (f"{name}/per_token_quant", QUANT, CONTRACTS[name])
-    assert not kernel.emulated
-    fnuz = kernel.unsupported(Case.parse(f"{QUANT}-m4-n64-bf16-e4m3fnuz-gaussian-s0"))
-    assert fnuz == ("compressed-tensors quantizes to e4m3fn only" if name == "compressed_tensors" else None)
+    kernels = LIBRARIES[name].kernels()
+    assert [k.op for k in kernels] == [QUANT, *([NAME] if name == "compressed_tensors" else [])]
+    for kernel in kernels:
+        assert (kernel.name, kernel.contract) == (f"{name}/{kernel.op}", CONTRACTS[name])
+        assert not kernel.emulated
+        fnuz = kernel.unsupported(Case.parse(f"{kernel.op}-m4-n64-bf16-e4m3fnuz-gaussian-s0"))
+        assert fnuz == ("compressed-tensors quantizes to e4m3fn only" if name == "compressed_tensors" else None)
 
 
 @pytest.mark.parametrize("name", LIBRARIES)
 def test_a_library_that_is_not_installed_says_so(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
-    [kernel] = LIBRARIES[name].kernels()
-    assert kernel.unavailable("cpu") == f"{name.replace('_', '-')} is not installed"
+    for kernel in LIBRARIES[name].kernels():
+        assert kernel.unavailable("cpu") == f"{name.replace('_', '-')} is not installed"
 
 
 @pytest.mark.parametrize("name", LIBRARIES)
@@ -74,6 +90,33 @@ def test_a_library_is_identified_by_its_outputs(name: str, dtype: str) -> None:
     result = identify(installed(name), dtype=dtype)
     assert result.best == CONTRACTS[name], result.lines()
     assert result.admitted == ([] if name == "torchao" else ["compressed-tensors"])
+
+
+@pytest.mark.parametrize("case", STATIC_CASES)
+def test_the_static_quantizer_of_compressed_tensors_follows_its_preset(case: str) -> None:
+    record = validate(installed("compressed_tensors", NAME), Case.parse(f"{NAME}-{case}"))
+    assert record.status is Status.PASSED, (record.status, record.reasons)
+    assert all(c.single == c.judged for c in record.comparisons)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_the_static_quantizer_of_compressed_tensors_is_identified(dtype: str) -> None:
+    result = identify(installed("compressed_tensors", NAME), dtype=dtype)
+    assert (result.best, result.admitted) == ("compressed-tensors", ["compressed-tensors"]), result.lines()
+
+
+@pytest.mark.parametrize("scale", ["in the type of x", "without a dimension"])
+def test_compressed_tensors_with_another_scale_is_other_arithmetic(scale: str) -> None:
+    """The preset is for an fp32 scale [1]. With other scales torch rounds x/s to the type of x: no false alarm."""
+    kernel = installed("compressed_tensors", NAME)
+
+    def call(inputs: StaticQuantInputs, buffers: Outputs) -> Outputs:
+        other = inputs.scale.to(inputs.x.dtype) if scale == "in the type of x" else inputs.scale[0]
+        return kernel.call(dataclasses.replace(inputs, scale=other), buffers)
+
+    case = Case.parse(f"{NAME}-m64-n5120-bf16-e4m3fn-gaussian-s0")
+    record = validate(dataclasses.replace(kernel, call=call), case)
+    assert record.status is Status.FAILED
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
