@@ -22,9 +22,14 @@ which may be flushed, has t < 2**-26 and the code 0 either way."""
 class Given(Protocol):
     """Inputs. x: [..., N] bf16 or fp16. scale: fp32, one element. fp8_dtype: of the codes."""
 
-    x: torch.Tensor
-    scale: torch.Tensor
-    fp8_dtype: torch.dtype
+    @property
+    def x(self) -> torch.Tensor: ...
+
+    @property
+    def scale(self) -> torch.Tensor: ...
+
+    @property
+    def fp8_dtype(self) -> torch.dtype: ...
 
 
 @dataclass(frozen=True)
