@@ -15,24 +15,21 @@ from validators.records.files import append_whole
 from validators.records.provenance import Provenance
 
 _COLUMNS = tuple(State)
+Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
+"""Header and rows."""
 
 
-def table(outcomes: Sequence[Outcome]) -> list[tuple[str, ...]]:
+def table(outcomes: Sequence[Outcome]) -> Table:
     """Header, then one line per kernel and architecture: name, arch, goldens, and how many are in each state."""
     counts: dict[tuple[str, str], Counter[State]] = {}
     for outcome in outcomes:
         counts.setdefault((outcome.name, outcome.arch), Counter())[outcome.state] += 1
-    lines = [("golden of", "arch", "goldens", *(state.value for state in _COLUMNS))]
+    header = ("golden of", "arch", "goldens", *(state.value for state in _COLUMNS))
+    lines = []
     for (name, arch), count in sorted(counts.items()):
         numbers = (str(count[state] or "") for state in _COLUMNS)
         lines.append((name, arch, str(sum(count.values())), *numbers))
-    return lines
-
-
-def text(lines: Sequence[Sequence[str]]) -> str:
-    """Columns aligned with spaces."""
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+    return header, lines
 
 
 def headline(outcomes: Sequence[Outcome]) -> str:
@@ -63,9 +60,9 @@ def details(outcomes: Sequence[Outcome]) -> list[str]:
 
 def markdown(outcomes: Sequence[Outcome]) -> str:
     """Headline, table, details; for a workflow's summary page."""
-    lines = table(outcomes)
-    rows = ["| " + " | ".join(line) + " |" for line in lines]
-    rows.insert(1, "|---|---|" + "---:|" * (len(lines[0]) - 2))
+    header, lines = table(outcomes)
+    rows = ["| " + " | ".join(line) + " |" for line in (header, *lines)]
+    rows.insert(1, "|---|---|" + "---:|" * (len(header) - 2))
     more = details(outcomes)
     notes = ["", *(f"- {line.replace('|', chr(92) + '|')}" for line in more)] if more else []
     return "\n".join([f"### {headline(outcomes)}", "", *rows, *notes, ""])
@@ -84,19 +81,13 @@ def append_history(path: str | Path, outcomes: Sequence[Outcome], where: Provena
     append_whole(path, json.dumps(line, sort_keys=True) + "\n")
 
 
-def listing(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+def listing(rows: Sequence[Row]) -> Table:
     """Header and one line per golden for ``list``: id, contract, date, torch, earlier rows, reason."""
-    lines: list[tuple[str, ...]] = [("golden", "contract", "isa", "accepted", "torch", "earlier", "reason")]
-    for row in rows:
-        lines.append(
-            (
-                row.id,
-                row.contract or "-",
-                row.isa or "-",
-                row.date[:10] or "-",
-                row.versions.get("torch", "-"),
-                str(len(row.history)),
-                row.reason or "-",
-            )
+    header = ("golden", "contract", "isa", "accepted", "torch", "earlier", "reason")
+    return header, [
+        tuple(
+            cell or "-"
+            for cell in (r.id, r.contract, r.isa, r.date[:10], r.versions.get("torch"), str(len(r.history)), r.reason)
         )
-    return lines
+        for r in rows
+    ]

@@ -66,6 +66,10 @@ def nvidia_architecture() -> str | None:
     return architecture("cuda")
 
 
+FAST_GEMM = "accumulates fast on Hopper: no promotion of partial sums to fp32"
+"""What to know of a GEMM of ``fast_gemm_contract``."""
+
+
 def fast_gemm_contract() -> str:
     """Contract of a CUTLASS GEMM with fast accumulation on this machine's GPU: known bit for bit on Hopper only."""
     return "hopper-fast" if nvidia_architecture() == "sm_90" else "unknown"

@@ -14,7 +14,7 @@ from evals.commands.record import Subject, record
 from evals.errors import EvalError
 from evals.model import synthetic
 from evals.model.arms import Arm, make_arm
-from evals.offline import parity as offline
+from evals.offline import parity
 from evals.offline.models import DEFAULT_MODEL, check_device, load_embedded
 from evals.offline.questions import embedded_questions
 from evals.stats.parity import Parity
@@ -55,10 +55,10 @@ def command(options: argparse.Namespace) -> int:
         raise EvalError(f"baseline and candidate are the same kernels: {options.baseline} and {options.candidate}")
     questions = embedded_questions(options.questions, options.seed)
     model = load_embedded(options.model, options.device)
-    settings = offline.Settings(
+    settings = parity.Settings(
         device=options.device, token_questions=options.token_questions, runs=options.runs, show=not options.quiet
     )
-    verdict = offline.judge(model, baseline, candidate, questions, criterion, settings)
+    verdict = parity.judge(model, baseline, candidate, questions, criterion, settings)
     status = compare.show(verdict, options)
     if options.records:
         _record(verdict, baseline, candidate, options)
@@ -81,7 +81,7 @@ def _record(verdict: Parity, baseline: Arm, candidate: Arm, options: argparse.Na
         reproduce=_reproduce(options),
         provenance=kernel.provenance(options.device),
         arms=(baseline.name, candidate.name),
-        profile=offline.PROFILE,
+        profile=parity.PROFILE,
         kernels=candidate.kernels,
     )
     with Sink(options.records) as sink:

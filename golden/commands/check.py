@@ -13,6 +13,7 @@ from validators.process.guard import Exit
 from validators.records.files import append_whole, check_file
 from validators.records.provenance import provenance
 from validators.records.store import Sink
+from validators.records.text import plain_table
 
 INTERRUPTED = "the store is as it was"
 
@@ -46,7 +47,7 @@ def command(parsed: argparse.Namespace) -> Exit:
             if parsed.verbose or outcome.state in (State.FAILED, State.DRIFTED):
                 print(f"{outcome.state.value} {outcome.id}", flush=True)
     if not parsed.quiet:
-        print(report.text(report.table(outcomes)))
+        print(plain_table(*report.table(outcomes)))
         for line in report.details(outcomes):
             print(line)
     print(report.headline(outcomes))

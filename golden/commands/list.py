@@ -8,6 +8,7 @@ from golden import report
 from golden.commands.options import add_store
 from golden.store import read
 from validators.process.guard import Exit
+from validators.records.text import plain_table
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -19,5 +20,5 @@ def command(parsed: argparse.Namespace) -> Exit:
     """Print the table."""
     store = read(parsed.store)
     store.require_intact()
-    print(report.text(report.listing([store.rows[name] for name in sorted(store.rows)])))
+    print(plain_table(*report.listing([store.rows[name] for name in sorted(store.rows)])))
     return Exit.YES

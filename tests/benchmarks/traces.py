@@ -19,12 +19,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from reference import glm4_moe as glm
+from reference import glm4_moe
 from reference.glm4_moe import Config, Layer, Mlp
-from validators.layers import build as layers
-from validators.layers import presets as layers_presets
+from validators.layers import build, presets
 from validators.layers.path import KernelPath, stored
-from validators.trace import judge as trace
+from validators.trace import judge
 from validators.trace.file import load
 from validators.trace.names import TraceError
 
@@ -47,10 +46,10 @@ def forward(path: KernelPath, config: Config, weights: Sequence[Layer], hidden: 
         assert isinstance(layer.mlp, Mlp)
         with torch.profiler.record_function(f"layers.{layer.index}"):
             qkv = path.linear(layer, layer.qkv, path.prepare(layer, "input", hidden))
-            attended = glm.attention(config, layer, qkv.double(), stored).to(torch.bfloat16)
+            attended = glm4_moe.attention(config, layer, qkv.double(), stored).to(torch.bfloat16)
             hidden = path.linear(layer, layer.o, path.quantize(attended))
             both = path.linear(layer, layer.mlp.gate_up, path.prepare(layer, "post", hidden))
-            inner = glm.gated(both.double()).to(torch.bfloat16)
+            inner = glm4_moe.gated(both.double()).to(torch.bfloat16)
             hidden = path.linear(layer, layer.mlp.down, path.quantize(inner))
     return hidden
 
@@ -81,21 +80,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--model", default="glm-4.7", choices=sorted(layers_presets.PRESETS))
+    parser.add_argument("--model", default="glm-4.7", choices=sorted(presets.PRESETS))
     parser.add_argument("--write", type=Path, help="directory for the traces (default: not kept)")
     parsed = parser.parse_args(argv)
-    preset = layers_presets.PRESETS[parsed.model]
+    preset = presets.PRESETS[parsed.model]
     config = dataclasses.replace(preset, layers=parsed.layers, first_dense=parsed.layers)
-    source = layers_presets.Synthetic(parsed.model, config, parsed.device)
-    kernels = layers.find_kernels(parsed.kernel_norm, parsed.kernel_quant, parsed.kernel_gemm, parsed.device)
+    source = presets.Synthetic(parsed.model, config, parsed.device)
+    kernels = build.find_kernels(parsed.kernel_norm, parsed.kernel_quant, parsed.kernel_gemm, parsed.device)
     weights = [source.layer(i) for i in range(config.layers)]
-    hidden = source.embed(layers_presets.prompt(config, parsed.tokens)).to(torch.bfloat16)
+    hidden = source.embed(presets.prompt(config, parsed.tokens)).to(torch.bfloat16)
     paths = {
         "fused": KernelPath(kernels, config, source.quant_format),
         "unfused": KernelPath(kernels, config, source.quant_format, fused=False),
         "fallback": OneFallsBack(kernels, config, source.quant_format),
     }
-    found: dict[str, trace.Finding] = {}
+    found: dict[str, judge.Finding] = {}
     with tempfile.TemporaryDirectory(prefix="traces-") as scratch:
         directory = parsed.write or Path(scratch)
         directory.mkdir(parents=True, exist_ok=True)
@@ -103,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             where = directory / f"{name}.json.gz"
             record(path, config, weights, hidden, where)
             try:
-                found[name] = trace.judge(load(where), layers=config.layers)
+                found[name] = judge.judge(load(where), layers=config.layers)
             except TraceError as error:
                 print(f"NOT JUDGED: {name}: {error}")
                 return 2

@@ -13,21 +13,19 @@ import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from reference.contract import GEMM_CONTRACTS, NORM_QUANT_CONTRACTS
+from tests.zoo import wiring
 from validators.cases.case import Case
 from validators.cases.suite import cases_for
 from validators.cases.tensors import Inputs, Outputs
 from validators.kernels import emulated, emulated_gemm
 from validators.kernels.kernel import Kernel
 from validators.words import FP8_FORMATS, OPS
-
-if TYPE_CHECKING:
-    from tests.zoo.wiring import WiringDefect
 
 NORM_CONTRACT = "aiter-hip-gfx950"
 GEMM_CONTRACT = "fp32"
@@ -274,11 +272,9 @@ def all_defects() -> list[Defect]:
     return [defect for module in modules for defect in module.defects()]
 
 
-def wiring_defects() -> list[WiringDefect]:
+def wiring_defects() -> list[wiring.WiringDefect]:
     """Every defect of a model's wiring, where the kernels are right; they need a walk, not a case, to show."""
-    from tests.zoo import wiring as zoo_wiring
-
-    return zoo_wiring.defects()
+    return wiring.defects()
 
 
 def catalogue() -> list[tuple[str, str, str]]:

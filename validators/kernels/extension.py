@@ -30,7 +30,7 @@ from typing import Any
 import torch
 
 from validators import arch
-from validators.kernels.kernel import KernelError
+from validators.kernels.kernel import Kernel, KernelError
 
 _SHARED_OBJECT = b"\x7fELF"
 
@@ -77,6 +77,21 @@ def missing(library: Library, op: str) -> str | None:
         f"{', '.join(map(str, files))} ({library.package} {_version(library, files[0]) or 'of unknown version'}) "
         f"registers no torch.ops.{library.namespace}.{op}"
     )
+
+
+def unavailable(library: Library, op: str, device: str) -> str | None:
+    """One sentence why the op cannot run on ``device``, or None; a test double runs anywhere."""
+    return (None if is_fake(library) else arch.no_gpu(device)) or missing(library, op)
+
+
+def kernel(library: Library, name: str, **fields: Any) -> Kernel:
+    """The adapter of ``torch.ops.<namespace>.<name>``; ``fields`` of ``Kernel`` beyond those that follow from both."""
+    follows: dict[str, Any] = {
+        "unavailable": functools.partial(unavailable, library, name),
+        "versions": functools.partial(versions, library),
+        "fake": is_fake(library),
+    }
+    return Kernel(name=f"{library.package}/{name}", **{**follows, **fields})
 
 
 def find(library: Library) -> tuple[Path, ...] | str:

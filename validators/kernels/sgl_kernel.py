@@ -21,7 +21,6 @@ The build for the other GPUs divides as the source says; its contract is identif
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import torch
 
@@ -41,19 +40,10 @@ def _patterns() -> tuple[tuple[str, ...], ...]:
 LIBRARY = extension.Library("sgl_kernel", "SGL_KERNEL_PATH", "sgl_kernel", ("sglang-kernel", "sgl-kernel"), _patterns)
 
 
-def missing(op: str) -> str | None:
-    """One sentence why ``torch.ops.sgl_kernel.op`` cannot be called here, or None. Loads the library."""
-    return extension.missing(LIBRARY, op)
-
-
 def _unavailable(op: str, device: str) -> str | None:
-    if not extension.is_fake(LIBRARY):
-        if arch.is_rocm():
-            return f"{op} needs an NVIDIA GPU; this torch is a ROCm build"
-        reason = arch.no_gpu(device)
-        if reason is not None:
-            return reason
-    return missing(op)
+    if not extension.is_fake(LIBRARY) and arch.is_rocm():
+        return f"{op} needs an NVIDIA GPU; this torch is a ROCm build"
+    return extension.unavailable(LIBRARY, op, device)
 
 
 def _per_token(inputs: QuantInputs, buffers: Outputs) -> QuantOutputs:
@@ -103,29 +93,26 @@ def _wrong_format(op: str, case: Case) -> str | None:
 def kernels() -> list[Kernel]:
     """SGLang's two ops. On sm_90 both contracts are known; elsewhere the quantizer's is identified."""
     hopper = arch.nvidia_architecture() == "sm_90"
-    common: dict[str, Any] = {
-        "versions": functools.partial(extension.versions, LIBRARY),
-        "fake": extension.is_fake(LIBRARY),
-    }
+    quantizer, gemm = "sgl_per_token_quant_fp8", "fp8_scaled_mm"
     return [
-        Kernel(
-            name="sgl_kernel/sgl_per_token_quant_fp8",
+        extension.kernel(
+            LIBRARY,
+            quantizer,
             op="per_token_quant",
             contract="unfused" if hopper else None,
             call=_per_token,
-            unavailable=functools.partial(_unavailable, "sgl_per_token_quant_fp8"),
+            unavailable=functools.partial(_unavailable, quantizer),
             unsupported=_quant_unsupported,
-            notes="two kernels: a block a row below 16 rows a streaming multiprocessor, a warp a row above",
-            **common,
+            notes="two kernels: a block per row below 16 rows per streaming multiprocessor, a warp per row above",
         ),
-        Kernel(
-            name="sgl_kernel/fp8_scaled_mm",
+        extension.kernel(
+            LIBRARY,
+            gemm,
             op="ptpc_gemm",
             contract=arch.fast_gemm_contract(),
             call=_scaled_mm,
-            unavailable=functools.partial(_unavailable, "fp8_scaled_mm"),
+            unavailable=functools.partial(_unavailable, gemm),
             unsupported=_gemm_unsupported,
-            notes="accumulates fast on Hopper: no promotion of partial sums to fp32",
-            **common,
+            notes=arch.FAST_GEMM,
         ),
     ]

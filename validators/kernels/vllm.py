@@ -14,7 +14,6 @@ not imported. docs/real-kernels.md says how to bring one onto a machine.
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import torch
 
@@ -37,19 +36,6 @@ _LAST_DIMENSION = {
     "rms_norm_dynamic_per_token_quant": b"Input must be contiguous in the last dimension",
     "dynamic_per_token_scaled_fp8_quant": b"last dimension of input must be contiguous",
 }
-
-
-def missing(op: str) -> str | None:
-    """One sentence why ``torch.ops._C.op`` cannot be called here, or None. Loads vLLM's extensions."""
-    return extension.missing(LIBRARY, op)
-
-
-def _unavailable(op: str, device: str) -> str | None:
-    if not extension.is_fake(LIBRARY):
-        reason = arch.no_gpu(device)
-        if reason is not None:
-            return reason
-    return missing(op)
 
 
 def _outputs(x: torch.Tensor, fp8_dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -145,43 +131,35 @@ def _gemm_unsupported(case: Case) -> str | None:
 def _gemm_unavailable(device: str) -> str | None:
     if not extension.is_fake(LIBRARY) and arch.is_rocm():
         return "cutlass_scaled_mm needs an NVIDIA GPU; this torch is a ROCm build"
-    return _unavailable("cutlass_scaled_mm", device)
+    return extension.unavailable(LIBRARY, "cutlass_scaled_mm", device)
 
 
 def kernels() -> list[Kernel]:
     """vLLM's three ops: contract ``vllm`` for the norm and the quantizer; the GEMM's follows from the GPU."""
-    common: dict[str, Any] = {
-        "versions": functools.partial(extension.versions, LIBRARY),
-        "fake": extension.is_fake(LIBRARY),
-    }
+    kernel = functools.partial(extension.kernel, LIBRARY)
     return [
-        Kernel(
-            name="vllm/rms_norm_dynamic_per_token_quant",
+        kernel(
+            "rms_norm_dynamic_per_token_quant",
             op="add_rmsnorm_quant",
             contract="vllm",
             call=_rms_norm,
-            unavailable=functools.partial(_unavailable, "rms_norm_dynamic_per_token_quant"),
             unsupported=_norm_unsupported,
             notes="the op overwrites its residual, so it is given a copy",
-            **common,
         ),
-        Kernel(
-            name="vllm/dynamic_per_token_scaled_fp8_quant",
+        kernel(
+            "dynamic_per_token_scaled_fp8_quant",
             op="per_token_quant",
             contract="vllm",
             call=_per_token,
-            unavailable=functools.partial(_unavailable, "dynamic_per_token_scaled_fp8_quant"),
             unsupported=_quant_unsupported,
-            **common,
         ),
-        Kernel(
-            name="vllm/cutlass_scaled_mm",
+        kernel(
+            "cutlass_scaled_mm",
             op="ptpc_gemm",
             contract=arch.fast_gemm_contract(),
             call=_scaled_mm,
             unavailable=_gemm_unavailable,
             unsupported=_gemm_unsupported,
-            notes="accumulates fast on Hopper: no promotion of partial sums to fp32",
-            **common,
+            notes=arch.FAST_GEMM,
         ),
     ]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from reference.glm4_moe import Config, Glm4MoeError, Layer, Linear, Mlp, Moe, values
-from validators.layers import checkpoint_check as contents
+from validators.layers import checkpoint_check
 from validators.layers.checkpoint_check import EMBEDDING, FP8, HEAD, NORM
 from validators.layers.checkpoint_scheme import not_ptpc, quant_format
 from validators.tensor_file import CheckpointError, Entry, Shard
@@ -126,19 +126,21 @@ class Checkpoint:
 
         Returns the linears that are not quantized, by name. Raises CheckpointError with one sentence.
         """
-        absent = (name for name in contents.needed(self.config, layers, tied=self.tied) if name not in self._where)
-        if gone := list(itertools.islice(absent, contents.MOST_COUNTED + 1)):
-            raise contents.missing(f"{self.directory} holds no tensor", gone)
-        names = list(contents.needed(self.config, layers, tied=self.tied))
+        absent = (
+            name for name in checkpoint_check.needed(self.config, layers, tied=self.tied) if name not in self._where
+        )
+        if gone := list(itertools.islice(absent, checkpoint_check.MOST_COUNTED + 1)):
+            raise checkpoint_check.missing(f"{self.directory} holds no tensor", gone)
+        names = list(checkpoint_check.needed(self.config, layers, tied=self.tied))
         names += [f"{name}_scale" for name in names if f"{name}_scale" in self._where]
-        files = contents.grouped(self._where, names)
+        files = checkpoint_check.grouped(self._where, names)
         if lost := [file for file in files if not (self.directory / file).exists()]:
-            raise contents.missing(f"{self.directory} lacks a file that its index names:", lost)
+            raise checkpoint_check.missing(f"{self.directory} lacks a file that its index names:", lost)
         entries: dict[str, Entry] = {}
         for file, inside in files.items():
             shard = Shard(self.directory / file)
             entries |= {name: shard.entry(name) for name in inside}
-        return contents.check(self.config, entries, layers, tied=self.tied)
+        return checkpoint_check.check(self.config, entries, layers, tied=self.tied)
 
     def _shard(self, name: str) -> Shard:
         if name not in self._where:
@@ -159,7 +161,7 @@ class Checkpoint:
         parts = [f"{prefix}.{name}_proj" for name in which.split()]
         names = [f"{p}.weight" for p in parts]
         names += [f"{name}_scale" for name in names if f"{name}_scale" in self._where]
-        quantized = contents.check_group(parts, {name: self._shard(name).entry(name) for name in names}) == FP8
+        quantized = checkpoint_check.check_group(parts, {name: self._shard(name).entry(name) for name in names}) == FP8
         weight = _joined([self._codes(f"{p}.weight") if quantized else self.tensor(f"{p}.weight") for p in parts])
         scale = torch.cat([self._scale(f"{p}.weight_scale") for p in parts]) if quantized else None
         return Linear(weight, scale, torch.cat([self.tensor(f"{p}.bias") for p in parts]) if bias else None)

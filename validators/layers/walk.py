@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from reference import glm4_moe as glm
+from reference import glm4_moe
 from reference.contract import NormQuantContract
 from reference.glm4_moe import Layer, Linear, Mlp, Moe, Routed, Source
 from validators.calls.call import Claim
@@ -42,7 +42,7 @@ ROWS = 16
 class _Sent:
     """What an arm sends to its experts. handed: codes and scale of the tokens; inner: of the rows of every expert."""
 
-    dispatch: glm.Dispatch
+    dispatch: glm4_moe.Dispatch
     handed: tuple[Tensor, ...]
     inner: tuple[Tensor, ...] = ()
 
@@ -113,18 +113,18 @@ class Walk:
     def _layer(self, layer: Layer) -> Depth:
         config = self.config
         with self.clock.phase("float64 model"):
-            self.truth = glm.attention_block(config, layer, self.truth)
+            self.truth = glm4_moe.attention_block(config, layer, self.truth)
         for arm in self.arms:
             handed = self._norm(arm, layer, "input", layer.qkv)
             qkv = self._columns(arm, layer, "qkv_proj", lambda w: w.qkv, config.qkv_sizes(), handed)
             with self.clock.phase("attention of the paths"):
-                attended = glm.attention(config, layer, qkv.double(), stored).to(torch.bfloat16)
+                attended = glm4_moe.attention(config, layer, qkv.double(), stored).to(torch.bfloat16)
             arm.hidden = self._rows(arm, layer, "o_proj", lambda w: w.o, attended)
-        x = glm.rms_norm(self.truth, layer.post_norm, config.eps)
+        x = glm4_moe.rms_norm(self.truth, layer.post_norm, config.eps)
         rerouted: dict[str, int] = {}
         if isinstance(layer.mlp, Mlp):
             with self.clock.phase("float64 model"):
-                self.truth = self.truth + glm.mlp(layer.mlp, x)
+                self.truth = self.truth + glm4_moe.mlp(layer.mlp, x)
             for arm in self.arms:
                 handed = self._norm(arm, layer, "post", layer.mlp.gate_up)
                 arm.hidden = self._mlp(arm, layer, "", _dense, handed)
@@ -142,30 +142,30 @@ class Walk:
         is judged on one expert a layer.
         """
         config = self.config
-        right = glm.router(config, moe, x)
+        right = glm4_moe.router(config, moe, x)
         rerouted: dict[str, int] = {}
         batches, shared = [Routed(x, *right)], []
         sent: list[_Sent] = []
         for arm in self.arms:
             normed, handed = self._plain_norm(arm, layer)
-            index, weight = glm.router(config, moe, normed.double())
+            index, weight = glm4_moe.router(config, moe, normed.double())
             changed = (index.sort(-1).values != right[0].sort(-1).values).any(-1)
             rerouted[arm.name] = int(changed.sum())
             # Quantized once before the tokens are sent to their experts, as fused MoE kernels do.
             plain = self._plain_experts(layer, "gate/up_proj")
-            taken = normed.double() if plain else glm.values(handed[0]) * handed[1].double()
-            sent.append(_Sent(glm.Dispatch.of(config, index, weight), handed))
+            taken = normed.double() if plain else glm4_moe.values(handed[0]) * handed[1].double()
+            sent.append(_Sent(glm4_moe.Dispatch.of(config, index, weight), handed))
             batches.append(Routed(taken, index, weight, self._feed(arm, layer, sent[-1]), stored))
             if moe.shared is not None and moe.shared.gate_up.scale is None:
                 handed = (normed,)
             shared.append(self._mlp(arm, layer, "shared.", _shared, handed) if moe.shared is not None else None)
         with self.clock.phase("routed experts"):
-            truth, *outs = glm.experts(config, moe, batches)
+            truth, *outs = glm4_moe.experts(config, moe, batches)
         for arm, own in zip(self.arms, sent, strict=True):
             if arm.name == "fused" or self.judge_unfused:
                 self._sampled_expert(arm, layer, moe, own)
         with self.clock.phase("float64 model"):
-            self.truth = self.truth + truth + (0.0 if moe.shared is None else glm.mlp(moe.shared, x))
+            self.truth = self.truth + truth + (0.0 if moe.shared is None else glm4_moe.mlp(moe.shared, x))
         for arm, out, extra in zip(self.arms, outs, shared, strict=True):
             routed = out.float().to(torch.bfloat16)
             arm.hidden = routed if extra is None else (routed.float() + extra.float()).to(torch.bfloat16)
@@ -181,7 +181,7 @@ class Walk:
         def feed(x: Tensor) -> Tensor:
             step = Step(arm, layer, "experts.down_proj", "per_token_quant")
             sent.inner = self._quantized(step, x.float().to(torch.bfloat16))
-            return glm.values(sent.inner[0]) * sent.inner[1].double()
+            return glm4_moe.values(sent.inner[0]) * sent.inner[1].double()
 
         return feed
 
@@ -213,7 +213,7 @@ class Walk:
     ) -> Tensor:
         width = len(of(layer).gate_up.weight) // 2
         both = self._columns(arm, layer, f"{prefix}gate_up_proj", lambda w: of(w).gate_up, (width, width), handed)
-        inner = glm.gated(both.double()).float().to(torch.bfloat16)
+        inner = glm4_moe.gated(both.double()).float().to(torch.bfloat16)
         return self._rows(arm, layer, f"{prefix}down_proj", lambda w: of(w).down, inner)
 
     # ---- steps: claimed by the path, judged here
@@ -343,11 +343,11 @@ class Walk:
 
     def _logits(self) -> None:
         weight = self.source.final_norm()
-        ends = {"truth": glm.rms_norm(self.truth, weight, self.config.eps)}
+        ends = {"truth": glm4_moe.rms_norm(self.truth, weight, self.config.eps)}
         for arm in self.arms:
             ends[arm.name] = arm.path.add_rmsnorm(weight, arm.hidden).double()
         together = torch.cat(list(ends.values()))
-        every = glm.logits(self.source, together).split(len(self.truth))
+        every = glm4_moe.logits(self.source, together).split(len(self.truth))
         self.result.logits = dict(zip(ends, every, strict=True))
 
 

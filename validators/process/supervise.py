@@ -22,8 +22,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from validators.process import doing
-from validators.process import guard as command
+from validators.process import doing, guard
 from validators.process.guard import Exit, say
 
 CALL_LIMIT_S = 600.0
@@ -55,7 +54,7 @@ def supervised(who: str, body: Callable[[], int]) -> int:
         doing.report_to(words.fileno())
         os.close(ours)  # ``theirs`` stays open until this process ends, which is how the parent learns of it
         threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
-        command.last_command = True
+        guard.last_command = True
         return body()
     os.close(theirs)
     return _Watch(who, child, shared, ours, words.fileno()).wait()

@@ -163,7 +163,7 @@ def summary_table(records: Sequence[Record], *, terminal: bool | None = None, wi
     if terminal is None:
         terminal = sys.stdout.isatty()
     table = _rich_table(lanes, rows, width) if terminal else None
-    return f"{table if table is not None else _plain_table(['kernel', *lanes], rows)}\n{total}"
+    return f"{table if table is not None else plain_table(['kernel', *lanes], rows)}\n{total}"
 
 
 def _rich_table(lanes: list[str], rows: list[list[str]], width: int) -> str | None:
@@ -188,7 +188,8 @@ def _rich_table(lanes: list[str], rows: list[list[str]], width: int) -> str | No
     return stream.getvalue().rstrip("\n")
 
 
-def _plain_table(header: list[str], rows: list[list[str]], indent: str = "") -> str:
+def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]], indent: str = "") -> str:
+    """Columns aligned with spaces."""
     table = [header, *rows]
     widths = [max(len(row[i]) for row in table) for i in range(len(header))]
     padded = ("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in table)
@@ -282,7 +283,7 @@ def _element_table(worst: Sequence[Element]) -> list[str]:
         ]
         for e in worst
     ]
-    return _plain_table(header, rows, "  ").split("\n")
+    return plain_table(header, rows, "  ").split("\n")
 
 
 def admissible_text(e: Element) -> str:

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from evals.__main__ import main
-from evals.commands import token_record
-from evals.commands import tokens as token_command
+from evals.commands import token_record, tokens
 from evals.errors import EvalError
 from evals.model.arms import make_arm
 from evals.offline.models import MODELS
@@ -107,7 +106,7 @@ def test_other_questions_are_scored_on_request_and_named_as_such(tmp_path: Path)
 
 def token_options(words: list[str]) -> dict[str, object]:
     parser = argparse.ArgumentParser()
-    token_command.add_options(parser)
+    tokens.add_options(parser)
     return vars(parser.parse_args(words))
 
 

@@ -15,7 +15,7 @@ from evals.stats.criterion import CRITERIA, Criterion, Verdict, find_criterion
 from evals.stats.parity import Parity, decide, decide_totals
 from evals.stats.token_gates import TokenLevel, Yardstick
 from tests.support.eval_arms import BASELINE, CANDIDATE, answered, two_arms
-from tests.support.token_arms import arms as token_arms
+from tests.support.token_arms import arms
 from validators.records.record import Status
 from validators.records.store import from_json, to_json
 
@@ -69,7 +69,7 @@ def test_a_large_loss_is_a_regression_and_a_loss_within_the_margin_is_parity() -
     # What the token level leaves open does not excuse it.
     open_ = decide(
         *two_arms(1319, 1250, 60, 10),
-        tokens=TokenLevel(token_arms(1, 5), None, Yardstick(token_arms(2, 5), token_arms(3, 5))),
+        tokens=TokenLevel(arms(1, 5), None, Yardstick(arms(2, 5), arms(3, 5))),
     )
     assert (gate(open_, "noise")[0], open_.verdict) == (None, Verdict.REGRESSION)
     # Significant harm (p = 0.046), and yet within the two points that were accepted beforehand.
@@ -103,10 +103,8 @@ def test_accuracy_passes_and_the_token_level_says_no() -> None:
     a, b = two_arms(1319, 599, 31, 37)
     alone = decide(a, b, criterion=Criterion(margin=0.02))
     assert alone.verdict is Verdict.PARITY
-    yardstick = Yardstick(token_arms(9), token_arms(8, spread=0.055))
-    parity = decide(
-        a, b, tokens=TokenLevel(token_arms(1, spread=0.1), None, yardstick), criterion=Criterion(margin=0.02)
-    )
+    yardstick = Yardstick(arms(9), arms(8, spread=0.055))
+    parity = decide(a, b, tokens=TokenLevel(arms(1, spread=0.1), None, yardstick), criterion=Criterion(margin=0.02))
     assert parity.verdict is Verdict.REGRESSION
     assert gate(parity, "accuracy")[0] is True
     assert gate(parity, "noise")[0] is False
@@ -118,7 +116,7 @@ def test_accuracy_passes_and_the_token_level_says_no() -> None:
     good = decide(
         a,
         b,
-        tokens=TokenLevel(token_arms(1), token_arms(2, spread=0.01), Yardstick(token_arms(9), token_arms(8))),
+        tokens=TokenLevel(arms(1), arms(2, spread=0.01), Yardstick(arms(9), arms(8))),
         criterion=Criterion(margin=0.02),
     )
     assert good.verdict is Verdict.PARITY
@@ -282,7 +280,7 @@ def test_an_impossible_discordance(discordance: float) -> None:
 def test_the_report_shows_every_gate_and_json_holds_the_same() -> None:
     import json
 
-    parity = decide(*two_arms(1319, 1250, 60, 10), tokens=TokenLevel(token_arms(1)), headers=HEADERS)
+    parity = decide(*two_arms(1319, 1250, 60, 10), tokens=TokenLevel(arms(1)), headers=HEADERS)
     text = report.text(parity)
     assert text.startswith("REGRESSION: fused against unfused")
     for g in parity.gates:

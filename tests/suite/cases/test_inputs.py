@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.support.case_inputs import ADD, QUANT, case_of, decode, gemm_case, norm_case
-from validators.cases import inputs as inputs_module
+from validators.cases import inputs
 from validators.cases.case import Case, CaseError
 from validators.cases.generator import GAUSSIAN_MAX
 from validators.cases.inputs import build, describe, digest
@@ -103,7 +103,7 @@ def test_chunks_equal_whole(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in recipe_names(op):
         case = case_of(op, name, 23, 70)
         whole = digest(build(case))
-        monkeypatch.setattr(inputs_module, "CHUNK", 3 * 70)
+        monkeypatch.setattr(inputs, "CHUNK", 3 * 70)
         assert digest(build(case)) == whole, name
         monkeypatch.undo()
 

@@ -16,10 +16,8 @@ import pytest
 from tests.support.made import failed, lanes_passed, record
 from validators.__main__ import main
 from validators.cases.case import Case, CaseError
-from validators.commands import identify as identify_command
+from validators.commands import identify, plan, run
 from validators.commands import list as list_command
-from validators.commands import plan
-from validators.commands import run as run_command
 from validators.commands.cli import exit_of
 from validators.kernels import registry
 from validators.kernels.kernel import Kernel, KernelError
@@ -78,7 +76,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
     monkeypatch.setattr(plan, "cases_for", cases_for)
     monkeypatch.setattr(plan, "find", find)
-    monkeypatch.setattr(run_command, "run_isolated", run_isolated)
+    monkeypatch.setattr(run, "run_isolated", run_isolated)
     for module in (registry, plan, list_command):
         monkeypatch.setattr(module, "all_kernels", lambda: list(KERNELS))
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
@@ -191,7 +189,7 @@ def test_interruption_keeps_what_was_recorded(
         yield record()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run_command, "run_isolated", interrupted)
+    monkeypatch.setattr(run, "run_isolated", interrupted)
     assert _run("--kernel", "demo/fused", "--records", str(tmp_path)) == 130
     assert len(load(tmp_path)) == 1
     assert capsys.readouterr().err.startswith("validators: interrupted")
@@ -250,7 +248,7 @@ def test_bad_input_is_one_sentence_and_its_code(
     sentence: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(identify_command, "identify", _never_called)
+    monkeypatch.setattr(identify, "identify", _never_called)
     no_answer = ("no case has all", "there are no cases", "holds no records", "finds no GPU", "a device of its own")
     nothing = any(text in sentence for text in no_answer)
     code = 3 if nothing else 2
@@ -273,7 +271,7 @@ def test_identify_prints_and_returns(
         asked.update(options, name=kernel.name)
         return result
 
-    monkeypatch.setattr(identify_command, "identify", fake)
+    monkeypatch.setattr(identify, "identify", fake)
     assert main(["identify", "--op", "add_rmsnorm_quant", "--kernel", "demo/fused", "--rows", "8"]) == 0
     assert capsys.readouterr().out == "vllm: 0 violations\n"
     assert asked == {"name": "demo/fused", "device": "cpu", "rows": 8, "seed": 0, "dtype": "bf16", "fp8": "e4m3fn"}

@@ -29,14 +29,13 @@ from tests.support.walk import (
     with_option,
     words_of,
 )
-from validators.process import guard as command
-from validators.process import interrupt
+from validators.process import guard, interrupt
 from validators.process.guard import Exit
 
 
 @pytest.fixture(autouse=True)
 def no_settings(elsewhere: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(command.VARIABLE, raising=False)
+    monkeypatch.delenv(guard.VARIABLE, raising=False)
     monkeypatch.delenv("GSM8K_PATH", raising=False)
 
 
@@ -133,8 +132,8 @@ def test_a_fault_of_the_suite_is_no_verdict(
     said = capfd.readouterr().err
     assert said.count("\n") == 1
     assert "unexpected AssertionError: two lines (" in said
-    assert command.VARIABLE in said
-    monkeypatch.setenv(command.VARIABLE, "1")
+    assert guard.VARIABLE in said
+    monkeypatch.setenv(guard.VARIABLE, "1")
     assert of.main([*of.start, *words_of(of, place)]) == Exit.ERROR
     assert "Traceback" in capfd.readouterr().err
 

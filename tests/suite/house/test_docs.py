@@ -2,8 +2,7 @@
 
 Every line ``$ command`` of a ``console`` or ``bash`` block is run, in order, in a folder of the document's own that
 links to the checkout. The text below a command must be what the command prints; ``...`` matches anything. Commands
-that are too slow or cannot run here are replaced or left out by the tables below, each entry with its reason. The
-language is tested too: short sentences, no words from the list of banned ones, one table of exit statuses.
+that are too slow or cannot run here are replaced or left out by the tables below, each entry with its reason.
 """
 
 from __future__ import annotations
@@ -15,8 +14,6 @@ import shlex
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -24,44 +21,9 @@ import torch
 
 from evals.__main__ import main as evals_main
 from golden.__main__ import main as golden_main
-from reference import budgets
-from reference.contract import GEMM_CONTRACTS, NORM_QUANT_CONTRACTS
-from tests.support.made import record
+from tests.support.pages import OURS, ROOT, commands, read, samples
 from validators.__main__ import main as validators_main
-from validators.commands.cli import exit_of
-from validators.judge.statistics import FALSE_ALARM, azuma_lambda
-from validators.process.guard import Exit
-from validators.records.record import Status
-from validators.words import DEPTHS, LANES, OPS
 
-ROOT = Path(__file__).resolve().parents[3]
-OURS = (
-    "README.md",
-    "CONTRIBUTING.md",
-    "CHANGELOG.md",
-    "docs/reading-a-verdict.md",
-    "docs/derivations.md",
-    "docs/your-kernel.md",
-    "docs/rocm.md",
-    "docs/parity.md",
-    "docs/sign-off.md",
-    "docs/layers.md",
-    "docs/evals-server.md",
-    "docs/tiny-glm.md",
-    "docs/nightly.md",
-    "docs/real-kernels.md",
-    "docs/results.md",
-    "docs/glossary.md",
-)
-PAGES = tuple(
-    path.relative_to(ROOT).as_posix()
-    for path in (
-        *sorted(ROOT.glob("*.md")),
-        *sorted((ROOT / "docs").glob("*.md")),
-        *sorted((ROOT / "evals").rglob("*.md")),
-    )
-)
-"""Every page for people. Those in ``docs/records`` are what a run wrote."""
 NEW_ENVIRONMENT = "makes an environment from a package index"
 REPLACED = {
     # The stages of an AMD GPU cannot run here; records of another path must leave the claim UNTESTED.
@@ -140,56 +102,6 @@ STABLE = (
     "explained by",
     "reproduce",
 )
-LONGEST_SENTENCE = 40
-"""Words. Readers from everywhere lose the thread of longer ones."""
-UNPLAIN = (
-    "anew",
-    "thereof",
-    "therein",
-    "whatsoever",
-    "beside",
-    "stands",
-    "lies",
-    "falls",
-    "hangs on",
-    "to be had",
-    "for whoever",
-)
-RATE = (
-    r"\b(lines?|rows?|tests?|records?|nats|experts?|adds|minutes|seconds|values?|answers?|files?) "
-    r"an? (case|kernel|golden|night|layer|op|token|output|run|preset|provider|finding|row)\b"
-)
-"""The rate "a": "one line a case" reads as two things; "per" is clear."""
-MARKETING = ("seamless", "robust", "powerful", "blazing", "cutting-edge", "leverage", "comprehensive", "effortless")
-
-
-@dataclass(frozen=True)
-class Command:
-    """One documented command, continuation lines joined, with the output shown below it."""
-
-    text: str
-    shown: str
-
-
-def read(name: str) -> str:
-    return (ROOT / name).read_text(encoding="utf-8")
-
-
-def blocks(text: str, *languages: str) -> Iterator[str]:
-    """Contents of the fenced blocks in one of the languages."""
-    for found in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
-        if found[1] in languages:
-            yield found[2]
-
-
-def commands(text: str) -> list[Command]:
-    """Every ``$ command`` of the console and bash blocks, in order."""
-    found = []
-    for block in blocks(text, "console", "bash"):
-        for part in re.split(r"^\$ ", block.replace("\\\n", " "), flags=re.MULTILINE)[1:]:
-            line, _, shown = part.partition("\n")
-            found.append(Command(" ".join(line.split()), shown))
-    return found
 
 
 def skip_reason(command: str) -> str | None:
@@ -298,11 +210,6 @@ def labelled(report: str) -> dict[str, str]:
     return found
 
 
-def samples(text: str) -> Iterator[tuple[str, str]]:
-    """(command, text block) of every sample that is marked as a command's output."""
-    yield from re.findall(r"<!-- sample of: (.*?) -->\n```text\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-
-
 @pytest.mark.parametrize("name", [name for name in OURS if commands(read(name))])
 def test_every_command_runs_and_prints_what_is_shown(name: str, folder: Path) -> None:
     wanted, ran, wrong = dict(samples(read(name))), 0, []
@@ -359,183 +266,3 @@ def test_a_wrong_output_and_a_wrong_sample_are_seen() -> None:
         assert old in sample
         assert labelled(sample) != labelled(sample.replace(old, new))
     assert labelled(sample) == labelled(re.sub(r"provenance .*", "provenance  another machine", sample))
-
-
-def test_the_readme_shows_the_example_as_it_is() -> None:
-    [shown] = blocks(read("README.md"), "python")
-    source = read("docs/examples/my_kernel.py")
-    assert source.split('"""\n', 1)[1].strip() == shown.strip()
-    changed = set(read("docs/examples/broken_kernel.py").splitlines()) - set(source.splitlines())
-    # The module's docstring, the count of whole vectors, and the maximum over them: one defect.
-    assert len(changed) == 3, changed
-
-
-def slug(heading: str) -> str:
-    """A heading's anchor as GitHub forms it."""
-    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
-
-
-@pytest.mark.parametrize("name", PAGES)
-def test_relative_links_and_paths_in_code_exist(name: str) -> None:
-    text = re.sub(r"^```.*?^```$", "", read(name), flags=re.MULTILINE | re.DOTALL)
-    here = (ROOT / name).parent
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
-        if re.match(r"[a-z]+:", target):
-            continue
-        path, _, anchor = target.partition("#")
-        file = (here / path).resolve() if path else ROOT / name
-        assert file.exists(), f"{name} links to {target}"
-        if anchor:
-            headings = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
-            assert anchor in map(slug, headings), f"{name} links to {target}"
-    for path in re.findall(r"`((?:reference|validators|tests|golden|docs|\.ci|\.github)/[\w./-]+\.\w+)`", text):
-        assert (ROOT / path).exists(), f"{name} speaks of {path}"
-
-
-@pytest.mark.parametrize("name", PAGES)
-def test_plain_words(name: str) -> None:
-    text = read(name)
-    assert "\u2014" not in text, "an em dash; two sentences read better"
-    assert not [word for word in MARKETING if word in text.lower()]
-    assert not re.search(r"/work\b|/tmp/|https?://", text), "a path of some machine, or a host"
-
-
-def sentences(text: str) -> Iterator[str]:
-    """Sentences of a page: paragraphs, items of lists and cells of tables, each apart; code counts as one word."""
-    text = re.sub(r"^```.*?^```$|<!--.*?-->", "", text, flags=re.MULTILINE | re.DOTALL)
-    for block in re.split(r"\n\s*\n|\n(?=\s*[-*|#>]|\s*\d+\. )", text):
-        for part in block.strip().strip("|").split("|") if block.lstrip().startswith("|") else [block]:
-            plain = re.sub(r"\]\([^)]*\)", "]", re.sub(r"`[^`]*`", "CODE", part))
-            yield from (s for s in re.split(r"(?<=[.!?:])\**\s+(?=[A-Z\d\[*(\"])", plain.strip()) if s)
-
-
-def words(sentence: str) -> list[str]:
-    """Words and numbers; ids of defects and names of kernels in a list are neither."""
-    found = [word.strip('*_()[].,;:!?"') for word in sentence.split()]
-    return [w for w in found if re.search(r"\w", w) and not re.fullmatch(r"[A-Z]{1,2}\d+|[\w-]+/\S+", w)]
-
-
-def unplain(text: str) -> list[str]:
-    """What the rules of language forbid: long sentences, banned words, the rate "a", clauses as subjects."""
-    found = []
-    for sentence in sentences(text):
-        if len(words(sentence)) > LONGEST_SENTENCE:
-            found.append(f"{len(words(sentence))} words: {sentence}")
-        found += [f"{word}: {sentence}" for word in UNPLAIN if re.search(rf"\b{word}\b", sentence, re.IGNORECASE)]
-        if rate := re.search(RATE, sentence):
-            found.append(f"{rate[0]}: {sentence}")
-        if re.match(r"[-*\d. ]*What (?!.*\?)", sentence) and not sentence.startswith("#"):
-            found.append(f"a clause as a subject: {sentence}")
-    return found
-
-
-@pytest.mark.parametrize("name", PAGES)
-def test_plain_sentences(name: str) -> None:
-    assert not unplain(read(name))
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        " ".join(["word"] * 41) + ".",
-        "| one | " + " ".join(["word"] * 41) + " |",
-        "- Short.\n- Write it anew.",
-        "It prints one line a case.",
-        "What goes wrong counts.",
-        "The result lies below it.",
-    ],
-)
-def test_a_sentence_that_is_not_plain_is_seen(text: str) -> None:
-    assert len(unplain(text)) == 1
-    assert not unplain(f"```text\n{text}\n```")
-
-
-def test_sentences_at_the_limit_pass() -> None:
-    assert not unplain(" ".join(["Word"] * 40) + ". " + " ".join(["Word"] * 40) + ".")
-    assert not unplain("What is a lane? See `what lies beside it`.")
-
-
-def test_the_glossary_has_every_word_of_the_closed_lists() -> None:
-    rows = re.findall(r"^\| ([^|]+?) \|", read("docs/glossary.md"), re.MULTILINE)
-    lists = [f"`{op}`" for op in OPS], [f"{lane} lane" for lane in LANES], [f"{depth} depth" for depth in DEPTHS]
-    wanted = [*(word for words in lists for word in words), *(status.value for status in Status)]
-    assert not [word for word in wanted if word not in rows]
-    assert len(set(rows)) == len(rows)
-
-
-def test_the_readme_fits_and_says_what_is_not_tested() -> None:
-    text = read("README.md")
-    assert len(text.splitlines()) <= 120
-    for status in Status:
-        assert f"| {status.value} |" in text
-    assert "No kernel has been run on AMD hardware yet" in text
-
-
-def test_the_stated_exit_statuses_are_those_of_the_code() -> None:
-    """The guide's table is ``Exit``; the README's column is what records of each status amount to."""
-    guide = read("docs/reading-a-verdict.md").split("## Exit statuses")[1].split("\n## ")[0]
-    assert [int(row) for row in re.findall(r"^\| (\d+) \|", guide, re.MULTILINE)] == sorted(Exit)
-    stated = dict(re.findall(r"^\| ([A-Z]+) \|[^|]*\| (\d+) \|$", read("README.md"), re.MULTILINE))
-    assert set(stated) == {status.value for status in Status}
-    for status in Status:
-        records = [record(status=Status.PASSED), record(status=status, reasons=("it is so",))]
-        assert int(stated[status.value]) == exit_of(records), status
-    for words, outcome in (("SIGNED", Exit.YES), ("NOT SIGNED", Exit.NO), ("UNTESTED", Exit.NO_DECISION)):
-        assert re.search(rf"[ ,]{words} \({outcome.value}\)", read("README.md")), words
-
-
-def test_every_contract_is_in_the_guide() -> None:
-    listed = read("docs/your-kernel.md").split("## Contracts")[1]
-    for name in (*NORM_QUANT_CONTRACTS, *GEMM_CONTRACTS):
-        assert f"`{name}`" in listed, name
-
-
-def test_the_supports_table_is_the_protocol() -> None:
-    from validators.kernels.plugin import DEFAULT_SUPPORTS
-
-    rows = re.findall(r"^\| `(\w+)` \| (True|False)\b", read("docs/your-kernel.md"), re.MULTILINE)
-    assert rows == [(key, str(value)) for key, value in DEFAULT_SUPPORTS.items()]
-
-
-def test_the_stated_policies_are_those_of_the_code() -> None:
-    from evals.stats import logit_gates, token_gates
-    from validators.layers import verdict as layers_verdict
-    from validators.records import verdict
-    from validators.signoff import stages
-
-    text = read("docs/derivations.md")
-    for name, value in (
-        ("`MISTRUSTED_SHARE`", verdict.MISTRUSTED_SHARE),
-        ("`FALSE_ALARM`", FALSE_ALARM),
-        ("`MARGIN` of layers", layers_verdict.MARGIN),
-        ("`CONFIDENCE` of layers", layers_verdict.CONFIDENCE),
-        ("`NOISE_LIMIT`", token_gates.NOISE_LIMIT),
-        ("`MEAN_NOISE_LIMIT`", token_gates.MEAN_NOISE_LIMIT),
-        ("`REBATCH_FACTOR`", logit_gates.REBATCH_FACTOR),
-        ("`MEAN_MARGIN`", token_gates.MEAN_MARGIN),
-    ):
-        assert f"| {name} | {value:g} |" in text
-    assert f"A sign-off walks {stages.LAYERS_TOKENS} tokens" in text
-
-
-def test_the_constants_of_the_derivations_are_those_of_the_code() -> None:
-    text = read("docs/derivations.md")
-    for c in NORM_QUANT_CONTRACTS.values():
-        rms = budgets.rms_budget(c, 5120)
-        rounded = c.round_after_normalize or c.round_after_weight
-        scale = rms + budgets.multiply_budget(c, gemma=False) + budgets.scale_step_budget(c, c.qmax("e4m3fn"))
-        last = "by the grid of T" if rounded else f"{scale.total_u:g}"
-        assert f"| `{c.name}` | {c.reduction.depth(5120)} | {rms.total_u:g} | {last} |" in text
-        codes = [budgets.code_budget(c, c.qmax(fp8), gemma=False).total_u for fp8 in ("e4m3fn", "e4m3fnuz")]
-        row = f"| `{c.name}` | {codes[0]:g} | {codes[1]:g} |"
-        assert (row in text) != rounded, row
-    for k in (512, 5120, 12288):
-        alpha, beta = budgets.unknown_unit_budget(k)
-        assert f"| {k} | {budgets.fp32_sum_budget(k):.2e} | {alpha:.2e} | {beta:.2e} |" in text
-    assert f"> {budgets.UNKNOWN_ASSUMPTION}" in text
-    assert f"The false-alarm probability is {FALSE_ALARM:g}, so λ = {azuma_lambda():.2f}" in text
-
-
-def test_the_guide_explains_the_first_line_of_the_sample() -> None:
-    [(_, sample)] = samples(read("README.md"))
-    assert f"`{sample.splitlines()[0]}`" in read("docs/reading-a-verdict.md")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.suite.house.test_docs import ROOT, commands, read
+from tests.support.pages import ROOT, commands, read
 from validators.commands import machine
 from validators.signoff import claims, policy
 from validators.signoff.ruling import rule

@@ -205,7 +205,7 @@ def test_without_a_gpu_and_without_a_library(package: str) -> None:
     assert module.kernels()[0].unavailable("cpu") == "needs a GPU; the device is cpu"
     assert "sees no GPU" in str(module.kernels()[0].unavailable("cuda"))
     wanted = f"{package} is not installed, and {VARIABLES[package]} is not set"
-    assert module.missing(ONE_OP[package]) == wanted
+    assert extension.missing(module.LIBRARY, ONE_OP[package]) == wanted
     assert not any(k.fake for k in module.kernels())
 
 
@@ -213,12 +213,17 @@ def test_without_a_gpu_and_without_a_library(package: str) -> None:
 def test_places_that_hold_no_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, package: str) -> None:
     module, variable = MODULES[package], VARIABLES[package]
     monkeypatch.setenv(variable, str(tmp_path / "nowhere"))
-    assert module.missing(ONE_OP[package]) == f"{variable} names {tmp_path / 'nowhere'}, which does not exist"
+    assert (
+        extension.missing(module.LIBRARY, ONE_OP[package])
+        == f"{variable} names {tmp_path / 'nowhere'}, which does not exist"
+    )
     monkeypatch.setenv(variable, str(tmp_path))
-    assert str(module.missing(ONE_OP[package])).startswith(f"{variable} names {tmp_path}, which holds no ")
+    assert str(extension.missing(module.LIBRARY, ONE_OP[package])).startswith(
+        f"{variable} names {tmp_path}, which holds no "
+    )
     (tmp_path / "it.whl").write_bytes(b"PK")
     monkeypatch.setenv(variable, str(tmp_path / "it.whl"))
-    assert "unpack it first: python -m zipfile -e" in str(module.missing(ONE_OP[package]))
+    assert "unpack it first: python -m zipfile -e" in str(extension.missing(module.LIBRARY, ONE_OP[package]))
 
 
 @pytest.mark.parametrize("package", MODULES)
@@ -227,7 +232,7 @@ def test_a_library_that_does_not_load(monkeypatch: pytest.MonkeyPatch, tmp_path:
     path = tmp_path / "broken.abi3.so"
     path.write_bytes(b"\x7fELF and no more")
     monkeypatch.setenv(VARIABLES[package], str(path))
-    reason = str(module.missing(ONE_OP[package]))
+    reason = str(extension.missing(module.LIBRARY, ONE_OP[package]))
     assert reason.startswith(f"{path} cannot be loaded into torch {torch.__version__} with ")
     assert "\n" not in reason
     # An ELF file is no double, whatever it holds.

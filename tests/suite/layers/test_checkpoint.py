@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from reference import glm4_moe as g
+from reference import glm4_moe
 from tests.support.checkpoint_config import quantization
-from validators.layers import presets as layers_presets
+from validators.layers import presets
 from validators.layers.build import write_tiny
 from validators.layers.checkpoint import INDEX, Checkpoint
 from validators.layers.checkpoint_scheme import quant_format
 from validators.tensor_file import CheckpointError, Shard, write_shard
 
-TINY = layers_presets.GLM_TINY
+TINY = presets.GLM_TINY
 TENSORS = {
     "odd": torch.arange(7, dtype=torch.uint8).view(torch.float8_e4m3fn),
     "scale": torch.tensor([[1.5], [2.5]], dtype=torch.bfloat16),
@@ -80,7 +80,7 @@ def test_a_damaged_shard_is_one_sentence(tmp_path: Path, damage: Callable[[bytes
 
 
 def test_a_checkpoint_holds_the_layers_that_were_written(tiny: Path) -> None:
-    made, read = layers_presets.Synthetic("glm-tiny", TINY), Checkpoint(tiny)
+    made, read = presets.Synthetic("glm-tiny", TINY), Checkpoint(tiny)
     assert read.config == TINY
     assert read.quant_format == "fp8_per_token"
     for index in range(TINY.layers):
@@ -91,8 +91,8 @@ def test_a_checkpoint_holds_the_layers_that_were_written(tiny: Path) -> None:
             assert same(x.weight, y.weight)
             assert same(x.scale, y.scale)  # type: ignore[arg-type]
         assert same(a.qkv.bias, b.qkv.bias)  # type: ignore[arg-type]
-    tokens = layers_presets.prompt(TINY, 5)
-    assert torch.equal(g.forward(made, tokens), g.forward(read, tokens))
+    tokens = presets.prompt(TINY, 5)
+    assert torch.equal(glm4_moe.forward(made, tokens), glm4_moe.forward(read, tokens))
 
 
 def test_only_the_experts_that_are_routed_to_are_read(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +106,7 @@ def test_only_the_experts_that_are_routed_to_are_read(tiny: Path, monkeypatch: p
 
     monkeypatch.setattr(source, "tensor", noted)
     layer = source.layer(2)
-    assert isinstance(layer.mlp, g.Moe)
+    assert isinstance(layer.mlp, glm4_moe.Moe)
     assert not [name for name in asked if ".experts." in name]
     layer.mlp.expert(5)
     assert {name.split(".experts.")[1].split(".")[0] for name in asked if ".experts." in name} == {"5"}

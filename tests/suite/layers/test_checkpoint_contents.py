@@ -15,12 +15,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from reference import glm4_moe as glm
+from reference import glm4_moe
 from tests.support.checkpoint_config import quantization
 from validators.__main__ import main
-from validators.layers import build as layers
-from validators.layers import checkpoint_check
-from validators.layers import presets as layers_presets
+from validators.layers import build, checkpoint_check, presets
 from validators.layers.build import write_tiny
 from validators.layers.checkpoint import INDEX, Checkpoint
 from validators.layers.checkpoint_scheme import not_ptpc, quant_format
@@ -29,7 +27,7 @@ from validators.records import store
 from validators.records.record import Status
 from validators.tensor_file import CheckpointError, Shard, write_shard
 
-TINY = layers_presets.GLM_TINY
+TINY = presets.GLM_TINY
 PAIR = ["--kernel-norm", "emulated/aiter-hip-gfx950", "--kernel-gemm", "emulated/fp32"]
 ATTENTION = "model.layers.0.self_attn"
 Q, K, V, OUT = (f"{ATTENTION}.{n}_proj.weight" for n in "qkvo")
@@ -62,7 +60,7 @@ def plain(directory: Path, *names: str) -> None:
     source = Checkpoint(directory)
     made: dict[str, Tensor | None] = {}
     for name in names:
-        made[name] = (glm.values(source.tensor(name)) * source.tensor(f"{name}_scale").double()).bfloat16()
+        made[name] = (glm4_moe.values(source.tensor(name)) * source.tensor(f"{name}_scale").double()).bfloat16()
         made[f"{name}_scale"] = None
     change(directory, made)
 
@@ -243,11 +241,11 @@ def test_a_walk_of_unquantized_linears_follows_the_truth(tiny: Path, monkeypatch
     everything += [f"model.layers.{mlp}.{n}_proj.weight" for mlp in mlps for n in ("gate", "up", "down")]
     plain(tiny, *everything)
     source = Checkpoint(tiny)
-    kernels = layers.find_kernels(PAIR[1], None, PAIR[3], "cpu")
-    contracts, _ = layers.find_contracts(kernels, "cpu")
+    kernels = build.find_kernels(PAIR[1], None, PAIR[3], "cpu")
+    contracts, _ = build.find_contracts(kernels, "cpu")
 
     def error(arm: str) -> float:
-        found = layers.walk(source, kernels, contracts, layers=2, tokens=16, unjudged=source.check(2))
+        found = build.walk(source, kernels, contracts, layers=2, tokens=16, unjudged=source.check(2))
         # The norm before the router is judged as ever, with the quantizer behind it.
         assert {j.step for j in found.judged} == {"post_attention_layernorm"}
         return float(found.depths[1].error[arm].median())

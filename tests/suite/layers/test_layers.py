@@ -22,8 +22,7 @@ from tests.benchmarks import traces
 from tests.zoo.wiring import DEFECTS, TripleRight, WiringDefect, accepted_names
 from validators.__main__ import main
 from validators.kernels import registry
-from validators.layers import build as layers
-from validators.layers import presets as layers_presets
+from validators.layers import build, presets
 from validators.layers.path import TWIN, KernelPath, PathError, route_of
 from validators.layers.picture import PictureError, error_against_depth
 from validators.layers.result import Depth, Judged, Result
@@ -36,14 +35,14 @@ from validators.records.record import Record, Status
 ROOT = Path(__file__).resolve().parents[3]
 NORM, GEMM = "emulated/aiter-hip-gfx950", "emulated/fp32"
 PAIR = ["--kernel-norm", NORM, "--kernel-gemm", GEMM]
-TINY = layers_presets.GLM_TINY
+TINY = presets.GLM_TINY
 
 
 def tiny_walk(norm: str = NORM, gemm: str = GEMM, tokens: int = 16, count: int = TINY.layers, **options: Any) -> Result:
-    source = layers_presets.Synthetic("glm-tiny", TINY)
-    kernels = layers.find_kernels(norm, None, gemm, "cpu")
-    contracts, _ = layers.find_contracts(kernels, "cpu")
-    return layers.walk(source, kernels, contracts, layers=count, tokens=tokens, **options)
+    source = presets.Synthetic("glm-tiny", TINY)
+    kernels = build.find_kernels(norm, None, gemm, "cpu")
+    contracts, _ = build.find_contracts(kernels, "cpu")
+    return build.walk(source, kernels, contracts, layers=count, tokens=tokens, **options)
 
 
 def not_passed(result: Result) -> list[Judged]:
@@ -173,7 +172,7 @@ def test_split_ranks_pass_and_change_the_bits() -> None:
 
 
 def test_shards_put_together_are_the_whole() -> None:
-    whole = layers_presets.Synthetic("glm-tiny", TINY).layer(0).qkv
+    whole = presets.Synthetic("glm-tiny", TINY).layer(0).qkv
     sizes = TINY.qkv_sizes()
     places = [rows_of(sizes, rank, 2, torch.device("cpu")) for rank in (0, 1)]
     assert sorted(torch.cat(places).tolist()) == list(range(sum(sizes)))
@@ -291,7 +290,7 @@ def failing(records: Sequence[Record]) -> list[str]:
 
 
 def test_a_checkpoint_on_disk_is_walked_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    directory = layers.write_tiny(tmp_path)
+    directory = build.write_tiny(tmp_path)
     code = main(["layers", "--model", str(directory), *PAIR, "--tokens", "256", "--records", str(tmp_path / "r")])
     said = capsys.readouterr().out
     records = store.load(tmp_path / "r")
@@ -341,22 +340,22 @@ def test_bad_usage_is_one_sentence(options: list[str], words: str, capsys: pytes
 
 
 def test_the_real_sizes_are_made_layer_by_layer() -> None:
-    source = layers_presets.Synthetic("glm-4.7", layers_presets.GLM_4_7)
-    assert layers_presets.GLM_4_7.qkv_sizes() == (12288, 1024, 1024)
-    tokens = layers_presets.prompt(source.config, 3)
+    source = presets.Synthetic("glm-4.7", presets.GLM_4_7)
+    assert presets.GLM_4_7.qkv_sizes() == (12288, 1024, 1024)
+    tokens = presets.prompt(source.config, 3)
     assert torch.equal(source.embed(tokens)[1], source.embed(tokens[1:2])[0])
     assert int(tokens.max()) < source.config.vocab
 
 
 def test_synthetic_codes_are_the_quantiles_of_a_normal_distribution() -> None:
-    source = layers_presets.Synthetic("glm-tiny", TINY)
+    source = presets.Synthetic("glm-tiny", TINY)
     layer = source.layer(0)
     values = layer.o.weight.float()
     assert not values.isnan().any()
     assert float(values.abs().max()) == 448.0
-    again = layers_presets.Synthetic("glm-tiny", TINY).layer(0)
+    again = presets.Synthetic("glm-tiny", TINY).layer(0)
     assert torch.equal(again.o.weight.view(torch.uint8), layer.o.weight.view(torch.uint8))
-    other = layers_presets.Synthetic("glm-tiny", TINY, seed=1).layer(0)
+    other = presets.Synthetic("glm-tiny", TINY, seed=1).layer(0)
     assert not torch.equal(other.o.weight.view(torch.uint8), layer.o.weight.view(torch.uint8))
 
 
@@ -402,8 +401,8 @@ def test_timings_change_no_bit() -> None:
 @pytest.mark.parametrize(("path", "fused"), [(KernelPath, 6), (traces.OneFallsBack, 4)])
 def test_the_traced_model_calls_the_fused_kernel_twice_a_layer(path: type[KernelPath], fused: int) -> None:
     config = dataclasses.replace(TINY, layers=3, first_dense=3)
-    source = layers_presets.Synthetic("glm-tiny", config)
-    kernels = layers.find_kernels(NORM, None, GEMM, "cpu")
+    source = presets.Synthetic("glm-tiny", config)
+    kernels = build.find_kernels(NORM, None, GEMM, "cpu")
     called: list[str] = []
 
     class Counted(path):  # type: ignore[misc, valid-type]
@@ -412,7 +411,7 @@ def test_the_traced_model_calls_the_fused_kernel_twice_a_layer(path: type[Kernel
             return super().run(kernel, inputs)
 
     weights = [source.layer(i) for i in range(3)]
-    hidden = source.embed(layers_presets.prompt(config, 4)).bfloat16()
+    hidden = source.embed(presets.prompt(config, 4)).bfloat16()
     runner = Counted(kernels, config, source.quant_format)
     first, second = (traces.forward(runner, config, weights, hidden) for _ in range(2))
     assert torch.equal(first, second)

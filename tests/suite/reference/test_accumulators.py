@@ -8,7 +8,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from reference import accumulators as acc
+from reference import accumulators
 from reference.accumulators import AccumulatorError, Operand, decode_operand, emulate, get_unit
 from reference.formats import E4M3FN, E4M3FNUZ, FORMATS, FloatFormat, decode, encode
 
@@ -194,7 +194,7 @@ def test_a_step_with_any_accumulator_equals_the_oracle(unit: str) -> None:
     scale = torch.where(torch.rand(40, 6, generator=g) < 0.7, near, exponents)
     c = (_normal(g, (40, 6)) * torch.exp2(scale)).float().double()
     c[5:8] = (_normal(g, (3, 6)) * 2.0**-140).float().double()
-    got = acc.step(decode_operand(a, fmt), decode_operand(b, fmt), c, get_unit(unit)).float().view(torch.int32)
+    got = accumulators.step(decode_operand(a, fmt), decode_operand(b, fmt), c, get_unit(unit)).float().view(torch.int32)
     for i in range(40):
         for j in range(6):
             want = _oracle_step(unit, _products(a[i].tolist(), b[j].tolist(), fmt), Fraction(float(c[i, j])))
@@ -232,13 +232,13 @@ def test_every_pair_of_codes_is_multiplied_exactly(name: str) -> None:
         got = emulate(codes, codes, fmt, unit)
         assert torch.equal(got.isnan(), exact.isnan())
         assert torch.equal(got.double().nan_to_num(), exact.nan_to_num())
-        assert set(got[got.isnan()].view(torch.int32).tolist()) == {acc.CANONICAL_NAN}
+        assert set(got[got.isnan()].view(torch.int32).tolist()) == {accumulators.CANONICAL_NAN}
 
 
 def test_a_permutation_of_k_changes_the_groups_and_nothing_else() -> None:
     g = torch.Generator().manual_seed(3)
     a, b = _random(g, (4, 130), E4M3FNUZ), _random(g, (3, 130), E4M3FNUZ)
-    k_map = acc.K_MAPS["lane16-16x16x32"]
+    k_map = accumulators.K_MAPS["lane16-16x16x32"]
     got = emulate(a, b, E4M3FNUZ, "cdna3-mfma", k_map=k_map)
     padded = [torch.nn.functional.pad(x, (0, 62)) for x in (a, b)]
     order = torch.cat([64 * t + k_map for t in range(3)])
@@ -250,11 +250,11 @@ def test_a_permutation_of_k_changes_the_groups_and_nothing_else() -> None:
 
 
 def test_lane_maps_are_permutations_with_the_documented_positions() -> None:
-    wide = acc.K_MAPS["lane16-16x16x32"].tolist()
+    wide = accumulators.K_MAPS["lane16-16x16x32"].tolist()
     assert sorted(wide) == list(range(64))
     # instruction 1, lane group 2, byte 3 holds byte 8 + 3 of the 16 bytes that lane group 2 loaded
     assert wide[32 * 1 + 8 * 2 + 3] == 16 * 2 + 8 + 3
-    assert sorted(acc.K_MAPS["lane16-32x32x16"].tolist()) == list(range(32))
+    assert sorted(accumulators.K_MAPS["lane16-32x32x16"].tolist()) == list(range(32))
 
 
 def test_split_k_adds_the_slices_in_fp32() -> None:
@@ -262,8 +262,8 @@ def test_split_k_adds_the_slices_in_fp32() -> None:
     a, b = _random(g, (5, 700), E4M3FN), _random(g, (6, 700), E4M3FN)
     parts = [emulate(a[:, i:j], b[:, i:j], E4M3FN, "hopper-fast") for i, j in ((0, 384), (384, 700))]
     assert torch.equal(emulate(a, b, E4M3FN, "hopper-fast", splits=2), parts[0] + parts[1])
-    assert acc.slices(700, 2) == [(0, 384), (384, 700)]
-    assert acc.slices(700, 16)[-1] == (640, 700)
+    assert accumulators.slices(700, 2) == [(0, 384), (384, 700)]
+    assert accumulators.slices(700, 16)[-1] == (640, 700)
 
 
 def test_the_size_of_a_tile_does_not_matter() -> None:
@@ -287,7 +287,7 @@ def test_zero_products_leave_the_accumulator_alone() -> None:
 def test_round_to_odd_is_exact_or_odd() -> None:
     x = torch.tensor([1.0, 1.0, -1.0, 2.0**30, 1.0, 3.0], dtype=torch.float64)
     y = torch.tensor([2.0**-60, -(2.0**-60), 2.0**-60, 2.0**-149, 0.5, -3.0], dtype=torch.float64)
-    got = acc.add_to_odd(x, y)
+    got = accumulators.add_to_odd(x, y)
     for a, b, total in zip(x.tolist(), y.tolist(), got.tolist(), strict=True):
         exact = Fraction(a) + Fraction(b)
         if Fraction(total) != exact:
@@ -331,7 +331,7 @@ def test_an_operand_is_decoded_once_per_code() -> None:
             continue
         sign, m, e = _code(code, E4M3FN)
         assert Fraction(float(operand.value[code, 0])) == sign * m * _power(e - 3)
-        assert int(operand.exponent[code, 0]) == (e if m else acc.NONE)
+        assert int(operand.exponent[code, 0]) == (e if m else accumulators.NONE)
 
 
 @pytest.mark.parametrize("unit", ["hopper-fast", "hopper-promote128", "ada", "cdna3-mfma"])
@@ -342,6 +342,6 @@ def test_products_of_a_group_formed_together_give_the_same_bits(unit: str, monke
     a[0], b[3] = 0, 0
     a[1:, ::3] &= 0x8F
     one = emulate(a, b, E4M3FN, unit)
-    monkeypatch.setattr(acc, "_together", lambda x, y: True)
+    monkeypatch.setattr(accumulators, "_together", lambda x, y: True)
     other = emulate(a, b, E4M3FN, unit)
     assert torch.equal(one.view(torch.int32), other.view(torch.int32))

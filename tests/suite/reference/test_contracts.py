@@ -19,7 +19,7 @@ from reference.contract import (
     get_contract,
 )
 from reference.evidence import EVIDENCE, INHERITS, KINDS, OPEN, contract_of, declared, evidence_of
-from validators.commands import contracts as contracts_page
+from validators.commands import contracts
 
 presets = pytest.mark.parametrize("contract", list(NORM_QUANT_CONTRACTS.values()), ids=lambda c: c.name)
 
@@ -58,8 +58,8 @@ def test_the_evidence_is_of_the_presets_there_are() -> None:
 
 
 def test_the_page_of_contracts_is_what_the_code_says() -> None:
-    assert (Path(__file__).parents[3] / "docs/contracts.md").read_text() == contracts_page.page()
-    lines = list(contracts_page.brief("per_token_quant"))
+    assert (Path(__file__).parents[3] / "docs/contracts.md").read_text() == contracts.page()
+    lines = list(contracts.brief("per_token_quant"))
     assert "    unsettled: overflow nan or saturate" in lines
     assert sum(line.startswith("per_token_quant  ") for line in lines) == len(NORM_QUANT_CONTRACTS)
 

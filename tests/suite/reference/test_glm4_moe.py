@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from reference import glm4_moe as g
+from reference import glm4_moe
 from reference.formats import E4M3FN, decode, decode_table, format_of
 from tests.support.hf_glm4 import HfSource, build_hf
 
@@ -34,7 +34,7 @@ def test_logits_equal_those_of_transformers_to_the_rounding_of_fp32(changes: dic
     tokens = torch.randint(0, 97, (9,), generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         theirs = model(tokens[None]).logits[0].double()
-    ours = g.forward(HfSource(model), tokens)
+    ours = glm4_moe.forward(HfSource(model), tokens)
     assert float((ours - theirs).abs().max()) < fp32_size(ours)
 
 
@@ -44,8 +44,8 @@ def test_a_model_with_one_part_changed_leaves_that_bound(what: str) -> None:
     model = build_hf(seed=7)
     source = HfSource(model)
     tokens = torch.randint(0, 97, (9,), generator=torch.Generator().manual_seed(3))
-    right = g.forward(source, tokens)
-    wrong = g.forward(HfSource(model, broken=what), tokens)
+    right = glm4_moe.forward(source, tokens)
+    wrong = glm4_moe.forward(HfSource(model, broken=what), tokens)
     assert float((right - wrong).abs().max()) > fp32_size(right)
 
 
@@ -53,13 +53,13 @@ def test_a_later_token_changes_no_earlier_logit() -> None:
     pytest.importorskip("transformers", reason="transformers is not installed, so there is no model to ask")
     source = HfSource(build_hf(seed=7))
     tokens = torch.randint(0, 97, (9,), generator=torch.Generator().manual_seed(3))
-    whole, part = g.forward(source, tokens), g.forward(source, tokens[:5])
+    whole, part = glm4_moe.forward(source, tokens), glm4_moe.forward(source, tokens[:5])
     assert float((whole[:5] - part).abs().max()) <= 2.0**-45 * float(whole.abs().max())
 
 
 def test_a_weight_is_decoded_as_the_format_says() -> None:
     codes = torch.arange(256, dtype=torch.uint8).view(16, 16)
-    got, want = g.values(codes.view(torch.float8_e4m3fn)), decode(codes, E4M3FN)
+    got, want = glm4_moe.values(codes.view(torch.float8_e4m3fn)), decode(codes, E4M3FN)
     assert torch.equal(got.isnan(), want.isnan())
     assert torch.equal(got.nan_to_num(), want.nan_to_num())
 
@@ -69,12 +69,12 @@ def test_torchs_cast_is_trusted_only_where_it_gives_every_code(dtype: torch.dtyp
     codes = torch.arange(256, dtype=torch.uint8)
     cast, want = codes.view(dtype).double(), decode(codes, format_of(dtype))
     alike = torch.equal(cast.nan_to_num(9e9), want.nan_to_num(9e9))
-    assert g.cast_decodes(dtype, "cpu") == alike
+    assert glm4_moe.cast_decodes(dtype, "cpu") == alike
 
 
 def test_a_cast_that_gives_other_values_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(g, "decode_table", lambda fmt, device: decode_table(fmt, device) * 2)
-    assert not g.cast_decodes.__wrapped__(torch.float8_e4m3fn, "cpu")
+    monkeypatch.setattr(glm4_moe, "decode_table", lambda fmt, device: decode_table(fmt, device) * 2)
+    assert not glm4_moe.cast_decodes.__wrapped__(torch.float8_e4m3fn, "cpu")
 
 
 def test_a_linear_of_fp8_codes_is_its_exact_product() -> None:
@@ -82,35 +82,35 @@ def test_a_linear_of_fp8_codes_is_its_exact_product() -> None:
     scale = torch.tensor([[0.5], [1.0], [2.0], [4.0], [8.0], [0.25]])
     x = torch.randint(-4, 5, (3, 32), generator=torch.Generator().manual_seed(0)).double()
     want = x @ (decode(codes, E4M3FN) * scale.double()).t()
-    assert torch.equal(g.Linear(codes, scale).apply(x), want)
+    assert torch.equal(glm4_moe.Linear(codes, scale).apply(x), want)
 
 
 def test_experts_of_several_batches_equal_those_of_each_alone() -> None:
     draw = torch.Generator().manual_seed(0)
-    config = g.Config(8, 1, 2, 1, 4, 16, 4, 6, 2, 0, 0, 10)
+    config = glm4_moe.Config(8, 1, 2, 1, 4, 16, 4, 6, 2, 0, 0, 10)
     made: list[tuple[str, int]] = []
 
-    def gate_up(number: int) -> g.Linear:
+    def gate_up(number: int) -> glm4_moe.Linear:
         made.append(("gate_up", number))
-        return g.Linear(torch.randn(8, 8, generator=torch.Generator().manual_seed(number)))
+        return glm4_moe.Linear(torch.randn(8, 8, generator=torch.Generator().manual_seed(number)))
 
-    def down(number: int) -> g.Linear:
+    def down(number: int) -> glm4_moe.Linear:
         made.append(("down", number))
-        return g.Linear(torch.randn(8, 4, generator=torch.Generator().manual_seed(99 - number)))
+        return glm4_moe.Linear(torch.randn(8, 4, generator=torch.Generator().manual_seed(99 - number)))
 
-    moe = g.Moe(torch.randn(6, 8, generator=draw), torch.zeros(6), gate_up, down, None)
+    moe = glm4_moe.Moe(torch.randn(6, 8, generator=draw), torch.zeros(6), gate_up, down, None)
     xs = [
         torch.randn(5, 8, generator=draw, dtype=torch.float64),
         torch.randn(3, 8, generator=draw, dtype=torch.float64),
     ]
-    batches = [g.Routed(x, *g.router(config, moe, x)) for x in xs]
-    together = g.experts(config, moe, batches)
+    batches = [glm4_moe.Routed(x, *glm4_moe.router(config, moe, x)) for x in xs]
+    together = glm4_moe.experts(config, moe, batches)
     assert len(made) == len(set(made))
     for batch, got in zip(batches, together, strict=True):
-        alone = g.experts(config, moe, [batch])[0]
+        alone = glm4_moe.experts(config, moe, [batch])[0]
         terms = []
         for x, index, weight in zip(batch.x, batch.index, batch.weight, strict=True):
-            outs = [float(w) * g.mlp(moe.expert(int(e)), x[None])[0] for e, w in zip(index, weight, strict=True)]
+            outs = [float(w) * glm4_moe.mlp(moe.expert(int(e)), x[None])[0] for e, w in zip(index, weight, strict=True)]
             terms.append(torch.stack(outs).sum(0))
         size = 2.0**-45 * float(got.abs().max())
         assert float((got - alone).abs().max()) <= size
@@ -136,5 +136,5 @@ SIZES = (
 @pytest.mark.parametrize(("field", "value"), [("kv_heads", 3), ("top_k", 9), ("head_dim", 6), ("n_group", 5)])
 def test_an_impossible_configuration_is_one_sentence(field: str, value: int) -> None:
     sizes = dict.fromkeys(SIZES, 8) | {"kv_heads": 2, "top_k": 2}
-    with pytest.raises(g.Glm4MoeError, match=r"^[^\n]+$"):
-        g.Config(**{**sizes, field: value})  # type: ignore[arg-type]
+    with pytest.raises(glm4_moe.Glm4MoeError, match=r"^[^\n]+$"):
+        glm4_moe.Config(**{**sizes, field: value})  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reference import ptpc_gemm as truth_of
+from reference import ptpc_gemm
 from reference.contract import GEMM_CONTRACTS, GemmContract
 from reference.formats import FORMATS, decode
 from tests.support import oracle
@@ -45,7 +45,7 @@ def codes(rows: int, k: int, fp8: str, seed: int) -> torch.Tensor:
 @pytest.mark.parametrize("k", [1, 2, 33, 128, 4096])
 def test_float64_sums_are_exact_integers(fp8: str, k: int) -> None:
     a, b = codes(3, k, fp8, k), codes(4, k, fp8, k + 1)
-    exact, magnitude = truth_of.exact_sums(truth_of.operand(a, FORMATS[fp8]), truth_of.operand(b, FORMATS[fp8]))
+    exact, magnitude = ptpc_gemm.exact_sums(ptpc_gemm.operand(a, FORMATS[fp8]), ptpc_gemm.operand(b, FORMATS[fp8]))
     for i, row in enumerate(a.tolist()):
         for j, column in enumerate(b.tolist()):
             assert Fraction(float(exact[i, j])) == oracle.dot(row, column, fp8)
@@ -59,7 +59,7 @@ def test_the_certificate_is_the_largest_k_whose_worst_sum_fits(fp8: str) -> None
     unit = Fraction(GRID[fp8])
     largest = Fraction(FORMATS[fp8].max) ** 2 / unit
     assert largest.denominator == 1
-    k = truth_of.EXACT_K[fp8]
+    k = ptpc_gemm.EXACT_K[fp8]
     assert k * largest <= 2**53 < (k + 1) * largest
     smallest = Fraction(FORMATS[fp8].min_subnormal) ** 2
     assert smallest == unit
@@ -68,14 +68,14 @@ def test_the_certificate_is_the_largest_k_whose_worst_sum_fits(fp8: str) -> None
 @fp8_formats
 def test_the_sum_is_exact_at_the_certificate(fp8: str) -> None:
     """The hardest operands at the limit: all largest but one product of the smallest, which a lost bit would show."""
-    k = truth_of.EXACT_K[fp8]
+    k = ptpc_gemm.EXACT_K[fp8]
     top, least = FORMATS[fp8].max_code, 1
     a = torch.full((1, k), top, dtype=torch.uint8)
     a[0, k // 3] = least
     b = torch.full((2, k), top, dtype=torch.uint8)
     b[:, k // 3] = least
     b[1, : k // 2] |= 0x80
-    exact, _ = truth_of.exact_sums(truth_of.operand(a, FORMATS[fp8]), truth_of.operand(b, FORMATS[fp8]))
+    exact, _ = ptpc_gemm.exact_sums(ptpc_gemm.operand(a, FORMATS[fp8]), ptpc_gemm.operand(b, FORMATS[fp8]))
     for j in range(2):
         assert Fraction(float(exact[0, j])) == oracle.dot(a[0].tolist(), b[j].tolist(), fp8)
 
@@ -85,8 +85,8 @@ def test_the_sum_is_exact_at_the_certificate(fp8: str) -> None:
 @settings(max_examples=60, deadline=None)
 def test_granularity_divides_every_value(fp8: str, data: st.DataObject) -> None:
     row = data.draw(st.lists(st.integers(0, 255).filter(lambda c: oracle.code_value(c, fp8) is not None), min_size=1))
-    values = truth_of.operand(torch.tensor([row], dtype=torch.uint8), FORMATS[fp8])
-    grain = Fraction(float(truth_of.granularity(values)[0]))
+    values = ptpc_gemm.operand(torch.tensor([row], dtype=torch.uint8), FORMATS[fp8])
+    grain = Fraction(float(ptpc_gemm.granularity(values)[0]))
     exact = [oracle.present(oracle.code_value(c, fp8)) for c in row]
     assert all((v / grain).denominator == 1 for v in exact)
     if any(exact):
@@ -98,12 +98,12 @@ def test_an_exact_sum_has_no_budget_and_one_product_more_has() -> None:
     ones = torch.full((1, 4), 1.0, dtype=torch.float64)
     large = torch.tensor([[256.0, 256.0, 256.0, 2.0**-2]], dtype=torch.float64)
     contract = GEMM_CONTRACTS["fp32"]
-    _, magnitude = truth_of.exact_sums(large, ones)
-    assert float(truth_of.accumulator_error(contract, large, ones, magnitude)[0, 0]) == 0.0
+    _, magnitude = ptpc_gemm.exact_sums(large, ones)
+    assert float(ptpc_gemm.accumulator_error(contract, large, ones, magnitude)[0, 0]) == 0.0
     wide = torch.tensor([[2.0**8, 2.0**8, 2.0**8, 2.0**-9]], dtype=torch.float64)
     steps = torch.tensor([[2.0**8, 2.0**8, 2.0**8, 2.0**-9]], dtype=torch.float64)
-    _, magnitude = truth_of.exact_sums(wide, steps)
-    assert float(truth_of.accumulator_error(contract, wide, steps, magnitude)[0, 0]) > 0.0
+    _, magnitude = ptpc_gemm.exact_sums(wide, steps)
+    assert float(ptpc_gemm.accumulator_error(contract, wide, steps, magnitude)[0, 0]) > 0.0
 
 
 def test_a_zero_budget_is_earned_in_every_order() -> None:
@@ -112,9 +112,9 @@ def test_a_zero_budget_is_earned_in_every_order() -> None:
     inputs = build(Case(GEMM, 8, 8, "small_integers", k=256))
     assert isinstance(inputs, GemmInputs)
     fmt = FORMATS["e4m3fn"]
-    a, b = truth_of.operand(inputs.a, fmt), truth_of.operand(inputs.b, fmt)
-    exact, magnitude = truth_of.exact_sums(a, b)
-    free = truth_of.accumulator_error(GEMM_CONTRACTS["fp32"], a, b, magnitude) == 0
+    a, b = ptpc_gemm.operand(inputs.a, fmt), ptpc_gemm.operand(inputs.b, fmt)
+    exact, magnitude = ptpc_gemm.exact_sums(a, b)
+    free = ptpc_gemm.accumulator_error(GEMM_CONTRACTS["fp32"], a, b, magnitude) == 0
     assert bool(free.any())
     for _ in range(5):
         order = torch.randperm(256, generator=generator)
@@ -172,9 +172,9 @@ def test_one_output_step_beyond_the_set_is_caught_everywhere(fp8: str, dtype: st
     contract = GEMM_CONTRACTS["fp32"]
     inputs = build(Case(GEMM, 16, 24, "gaussian", k=128, dtype=dtype, fp8=fp8))
     assert isinstance(inputs, GemmInputs)
-    truth = truth_of.gemm_truth(
-        truth_of.operand(inputs.a, FORMATS[fp8]),
-        truth_of.operand(inputs.b, FORMATS[fp8]),
+    truth = ptpc_gemm.gemm_truth(
+        ptpc_gemm.operand(inputs.a, FORMATS[fp8]),
+        ptpc_gemm.operand(inputs.b, FORMATS[fp8]),
         inputs.a_scale.flatten(),
         inputs.b_scale.flatten(),
         None,
@@ -247,7 +247,7 @@ def test_blocks_do_not_change_the_comparison(elements: int, monkeypatch: pytest.
 def test_the_screened_granularity_changes_no_answer(data: str) -> None:
     """Leading products that rule exactness out, and those that do not, against looking at every product."""
     draw = torch.Generator().manual_seed(2)
-    wide = truth_of.SCREEN_K + 64
+    wide = ptpc_gemm.SCREEN_K + 64
     a, b = (torch.randint(0, 8, (n, wide), generator=draw).double() for n in (5, 7))
     if data == "gaussian":
         a = a + 2.0**-9
@@ -259,8 +259,8 @@ def test_the_screened_granularity_changes_no_answer(data: str) -> None:
     elif data == "nan":
         a[1, 3] = b[2, -1] = float("nan")
     exact = a @ b.T
-    grain = truth_of.granularity(a)[:, None] * truth_of.granularity(b)[None, :]
+    grain = ptpc_gemm.granularity(a)[:, None] * ptpc_gemm.granularity(b)[None, :]
     want = exact.abs() <= 2.0**16 * grain
-    got = truth_of.where_grain_allows(a, b, lambda g: exact.abs() <= 2.0**16 * g)
+    got = ptpc_gemm.where_grain_allows(a, b, lambda g: exact.abs() <= 2.0**16 * g)
     assert torch.equal(got, want)
     assert bool(want.any()) == (data not in ("gaussian",))

@@ -9,8 +9,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from reference import add_rmsnorm_quant as truth_of
-from reference import budgets
+from reference import add_rmsnorm_quant, budgets
 from reference.contract import NORM_QUANT_CONTRACTS, NormQuantContract
 from reference.formats import FORMATS, decode
 from reference.per_token_quant import quant_truth
@@ -39,8 +38,8 @@ def inputs_of(recipe: str, m: int = 6, n: int = 48, **options: object) -> NormQu
     return made
 
 
-def truth(inputs: NormQuantInputs, contract: NormQuantContract) -> truth_of.NormTruth:
-    return truth_of.norm_truth(inputs.x, inputs.residual, inputs.weight, Setting.of(inputs, contract))
+def truth(inputs: NormQuantInputs, contract: NormQuantContract) -> add_rmsnorm_quant.NormTruth:
+    return add_rmsnorm_quant.norm_truth(inputs.x, inputs.residual, inputs.weight, Setting.of(inputs, contract))
 
 
 # ---- against exact arithmetic
@@ -132,7 +131,7 @@ def test_the_exact_maximum_is_found_where_fp32_products_tie() -> None:
     assert len(set(products)) > 1
     for order in itertools.permutations(range(4)):
         index = torch.tensor(order)
-        found = truth_of.exact_product_max(z[:, index] * -1, weight[index])
+        found = add_rmsnorm_quant.exact_product_max(z[:, index] * -1, weight[index])
         assert Fraction(float(found[0])) == max(products)
 
 
@@ -141,7 +140,7 @@ def test_the_exact_maximum_of_random_rows() -> None:
     z = torch.randn(200, 33, generator=generator)
     w = torch.randn(33, generator=generator)
     expected = [float(max(abs(a * b) for a, b in zip(oracle.exact(r), oracle.exact(w), strict=True))) for r in z]
-    assert truth_of.exact_product_max(z, w).tolist() == expected
+    assert add_rmsnorm_quant.exact_product_max(z, w).tolist() == expected
 
 
 def test_code_bounds_hold_the_exact_quotient() -> None:
@@ -344,9 +343,9 @@ def test_the_three_ends_of_y_are_those_that_are_formed_one_by_one(name: str, gem
     draw = torch.Generator().manual_seed(3)
     z, w = torch.randn(2, 4096, generator=draw)
     rms = torch.rand(3, 4096, generator=draw).double()
-    ends = truth_of.rounded_ends(z, w, rms, setting)
+    ends = add_rmsnorm_quant.rounded_ends(z, w, rms, setting)
     for row, direction in zip(range(3), (-1.0, 1.0, 0.0), strict=True):
-        one = truth_of.rounded_y(z, w, rms[row], setting, direction)
+        one = add_rmsnorm_quant.rounded_y(z, w, rms[row], setting, direction)
         assert torch.equal(ends[row], one)
 
 
@@ -355,11 +354,11 @@ def test_row_maxima_formed_with_another_rms_are_not_taken() -> None:
     inputs = inputs_of("gaussian")
     own = truth(inputs, contract)
     square_sum = own.z.double().square().sum(-1)
-    low, high = truth_of.rounded_row_max(own.z, own.weight, own.rms_low, own.rms_high, own.setting)
-    given = truth_of.RowMax(low, high, own.scale.amax_low, own.rms_low, own.rms_high, own.rms)
+    low, high = add_rmsnorm_quant.rounded_row_max(own.z, own.weight, own.rms_low, own.rms_high, own.setting)
+    given = add_rmsnorm_quant.RowMax(low, high, own.scale.amax_low, own.rms_low, own.rms_high, own.rms)
 
-    def with_rows(row_max: truth_of.RowMax) -> truth_of.NormTruth | None:
-        return truth_of.truth_of_rows(square_sum, own.p_max, own.z, own.weight, own.setting, row_max=row_max)
+    def with_rows(row_max: add_rmsnorm_quant.RowMax) -> add_rmsnorm_quant.NormTruth | None:
+        return add_rmsnorm_quant.truth_of_rows(square_sum, own.p_max, own.z, own.weight, own.setting, row_max=row_max)
 
     same = with_rows(given)
     assert same is not None

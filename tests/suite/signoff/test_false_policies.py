@@ -16,11 +16,11 @@ from tests.support.signed import KERNELS, NORM, QUANT, STRICT, TARGET, golden, o
 from validators.__main__ import main
 from validators.records.record import Check, Record, Status
 from validators.signoff import html as signoff_html
-from validators.signoff import json as signoff_json
-from validators.signoff import text as signoff_text
 from validators.signoff.decision import decide, under_policy
+from validators.signoff.json import to_dict
 from validators.signoff.policy import Policy, Requirement, Waiver
 from validators.signoff.ruling import rule
+from validators.signoff.text import markdown
 
 # ---- 7: policies, claims and waivers that ask for little
 
@@ -87,8 +87,8 @@ def test_a_check_that_was_judged_in_no_case_is_said_and_can_be_required() -> Non
     words = "atch invariance was judged in no case of add_rmsnorm_quant"
     assert any(words in text for text in ruling.facts.caveats)
     decided = under_policy(unjudged(strong()), STRICT, [TARGET])
-    assert words in signoff_text.markdown(decided)
-    assert words in json.dumps(signoff_json.to_dict(decided))
+    assert words in markdown(decided)
+    assert words in json.dumps(to_dict(decided))
     pytest.importorskip("jinja2", reason="the page needs jinja2, which is optional")
     assert words in signoff_html.page(decided)
     asking = Policy("asking", "", (Requirement("ops", depth="smoke", checks=("batch invariance",)),))
@@ -116,10 +116,10 @@ def test_drift_is_counted_once_and_alike_everywhere() -> None:
     (cell,) = [c for c in ruling.cells if c.stage == "goldens" and c.op == NORM]
     assert (cell.state, dict(cell.counts)) == ("FAILED", {"DRIFTED": 17, "UNCHANGED": 12, "UNTESTED": 6})
     assert cell.why[0].startswith(words)
-    assert words in signoff_text.markdown(decided)
+    assert words in markdown(decided)
     (claim,) = [c for c in decided.claims if c.op == NORM]
     assert len(claim.failing) == 17
-    found = signoff_json.to_dict(decided)
+    found = to_dict(decided)
     assert {"DRIFTED": 17, "UNCHANGED": 12, "UNTESTED": 6} in [c["counts"] for c in found["rulings"][0]["cells"]]
     assert decide([*records, *goldens]).decision == "NOT SIGNED"
     pytest.importorskip("jinja2", reason="the page needs jinja2, which is optional")

@@ -18,12 +18,12 @@ from validators.records.record import Record, Status
 from validators.records.store import load
 from validators.signoff import claims, facts
 from validators.signoff import html as signoff_html
-from validators.signoff import json as signoff_json
-from validators.signoff import text as signoff_text
 from validators.signoff.decision import decide, under_policy
+from validators.signoff.json import to_dict
 from validators.signoff.limits import Limit, Limits
 from validators.signoff.policy import Policy, Requirement
 from validators.signoff.ruling import rule
+from validators.signoff.text import markdown
 
 # ---- the two sign-offs of the table, from the command line
 
@@ -101,8 +101,8 @@ def test_lanes_that_are_declared_away_are_in_the_decision_with_the_models_shapes
     decided = under_policy(records, chosen, [target])
     assert decided.decision == ruling.decision
     declared = f"demo/norm does not offer {len(records) - 5} of {len(records)} cases of {NORM}"
-    assert declared in signoff_text.markdown(decided)
-    assert any(declared in text for text in signoff_json.to_dict(decided)["rulings"][0]["facts"]["limits"])
+    assert declared in markdown(decided)
+    assert any(declared in text for text in to_dict(decided)["rulings"][0]["facts"]["limits"])
     pytest.importorskip("jinja2", reason="the page needs jinja2, which is optional")
     page = signoff_html.page(decided)
     assert "within declared limits: n % 16 == 0" in page

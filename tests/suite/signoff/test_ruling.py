@@ -25,13 +25,12 @@ from tests.support.signed import (
 from validators.records.evidence import Golden
 from validators.records.provenance import Provenance
 from validators.records.record import Check, Explanation, Record, Status
-from validators.signoff import decision as signoff
-from validators.signoff import depths, policy
-from validators.signoff import text as signoff_text
+from validators.signoff import decision, depths, policy
 from validators.signoff.claims import Target
 from validators.signoff.decision import under_policy
 from validators.signoff.policy import Policy, Requirement, Waiver
 from validators.signoff.ruling import rule
+from validators.signoff.text import markdown
 
 
 def test_every_cell_passed_is_signed() -> None:
@@ -162,7 +161,7 @@ def test_a_claim_cannot_write_markup() -> None:
     chosen = dataclasses.replace(EVERY, name=HOSTILE, about=HOSTILE, waivers=(Waiver(HOSTILE, HOSTILE, LATER, "ops"),))
     decided = under_policy(ops(contract=HOSTILE)[1:], chosen, [target])
     assert "<script>alert" not in signoff_html.page(decided)
-    text = signoff_text.markdown(decided)
+    text = markdown(decided)
     prose = "\n".join(line for line in text.split("\n") if not line.startswith("    "))  # commands are code
     assert "<script" not in prose
     assert "@everyone" not in prose
@@ -244,11 +243,11 @@ def test_a_case_without_a_row_fills_no_lane_alone() -> None:
     assert found.decision == "NOT SIGNED"
     assert "only cases without a row PASSED" in found.cells[0].why[0]
     assert rule(target, policy, records(cases[0])).outcome == "SIGNED"
-    reasons = signoff.decide(records()).claims[0].reasons
+    reasons = decision.decide(records()).claims[0].reasons
     assert any(
         r.startswith("ops shapes of demo/quant: only cases without a row PASSED (1 PASSED, ") for r in reasons
     ), reasons
-    assert not any("without a row" in r for r in signoff.decide(records(cases[0])).claims[0].reasons)
+    assert not any("without a row" in r for r in decision.decide(records(cases[0])).claims[0].reasons)
 
 
 def test_a_contract_of_changed_fields_is_said_to_have_no_source() -> None:

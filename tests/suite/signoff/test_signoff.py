@@ -18,8 +18,8 @@ from validators.records.record import Check, Record, Status
 from validators.records.store import Sink, StoreError
 from validators.signoff import depths
 from validators.signoff import html as signoff_html
-from validators.signoff import text as signoff_text
 from validators.signoff.decision import SignoffError, decide, signoff_directory
+from validators.signoff.text import markdown
 from validators.signoff.write import write
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -315,9 +315,7 @@ def test_page_escapes_what_a_kernel_calls_itself() -> None:
 
 
 def test_markdown_escapes_what_a_kernel_calls_itself() -> None:
-    text = signoff_text.markdown(
-        decide([record(kernel=HOSTILE, contract=HOSTILE, arch=HOSTILE), failed(kernel=HOSTILE)])
-    )
+    text = markdown(decide([record(kernel=HOSTILE, contract=HOSTILE, arch=HOSTILE), failed(kernel=HOSTILE)]))
     assert text.startswith("## NOT SIGNED\n")
     prose = [line for line in text.split("\n") if not line.startswith("    ")]
     assert [line for line in prose if line.startswith("#")] == ["## NOT SIGNED"]
@@ -328,7 +326,7 @@ def test_markdown_escapes_what_a_kernel_calls_itself() -> None:
 
 def test_markdown_fits_a_comment() -> None:
     records = [failed(kernel=f"k/{i}", reasons=("r" * 500,)) for i in range(400)]
-    text = signoff_text.markdown(decide(records))
+    text = markdown(decide(records))
     assert len(text) < 65_536
     assert text.endswith("signoff.json has the rest.\n")
 
@@ -357,7 +355,7 @@ def test_cut_record_file_is_named_beside_the_decision(tmp_path: Path) -> None:
     decided = signoff_directory(tmp_path, warn=said.append)
     assert decided.warnings == tuple(said)
     assert f"{path}:6 was cut" in said[0]
-    assert "was cut" in signoff_text.markdown(decided)
+    assert "was cut" in markdown(decided)
 
 
 def test_without_jinja2_the_decision_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

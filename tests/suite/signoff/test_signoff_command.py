@@ -25,13 +25,12 @@ from tests.support.signed import (
 from validators.__main__ import COMMANDS, main
 from validators.commands import cli
 from validators.records.record import Status
-from validators.signoff import claims, policy
-from validators.signoff import decision as signoff
-from validators.signoff import json as signoff_json
-from validators.signoff import text as signoff_text
+from validators.signoff import claims, decision, policy
 from validators.signoff.decision import SignoffError, signoff_directory, under_policy
+from validators.signoff.json import to_dict
 from validators.signoff.policy import Waiver
 from validators.signoff.ruling import rule
+from validators.signoff.text import markdown
 
 # ---- the command
 
@@ -110,20 +109,20 @@ def test_the_json_follows_the_published_schema(tmp_path: Path) -> None:
         [r for r in path() if r.lane != "trace"], dataclasses.replace(EVERY, waivers=(waiver,)), [TARGET]
     )
     for decided in (
-        signoff.decide(path()),
+        decision.decide(path()),
         under_policy(path(), EVERY, [TARGET]),
         under_policy([*path(), bad], EVERY, [TARGET]),
         under_policy([], EVERY, [TARGET]),
         some,
     ):
-        jsonschema.validate(signoff_json.to_dict(decided), schema)
-    wrong = {**signoff_json.to_dict(some), "decision": "FINE"}
+        jsonschema.validate(to_dict(decided), schema)
+    wrong = {**to_dict(some), "decision": "FINE"}
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(wrong, schema)
 
 
 def test_the_comment_is_short_and_says_what_to_run() -> None:
-    text = signoff_text.markdown(under_policy(ops()[1:], EVERY, [TARGET]))
+    text = markdown(under_policy(ops()[1:], EVERY, [TARGET]))
     assert text.startswith("## UNTESTED\n")
     assert len(text) < 5_000
     assert "    python -m evals parity --baseline unfused,quant=demo/quant" in text

@@ -10,7 +10,7 @@ import pytest
 from tests.support.traces import FUSED, GEMM, LAYERS, OTHER, PLAIN, QUANT, run, write_trace
 from validators.__main__ import main
 from validators.records.record import Status
-from validators.records.store import load as load_records
+from validators.records.store import load
 
 VLLM = "execute_context_0(0)_generation_64(64)"
 SGLANG = "sglang/srt/model_executor/model_runner.py(1520): forward"
@@ -99,7 +99,7 @@ def test_several_passes_without_labels_decide_nothing(tmp_path: Path, capsys: py
         "920 = 5 x 184: several passes without labels; record one pass, or passes that are labelled"
     ) in out
     assert "NOT MET" not in out
-    (record,) = load_records(tmp_path / "records")
+    (record,) = load(tmp_path / "records")
     assert record.status is Status.MISTRUSTED
     assert record.reasons[0].startswith("launches undecided: 92 or 184")
     assert [check.ok for check in record.checks] == [None, True]
