@@ -101,7 +101,7 @@ def _install(groups: list[str]) -> None:
 
 
 def main() -> None:
-    if sys.version_info < (3, 10):  # noqa: UP036 (whoever starts this may have an older one)
+    if sys.version_info < (3, 10):  # noqa: UP036 (the Python that starts this may be older)
         raise SystemExit(f"Python 3.10 or newer is needed, this is {sys.version.split()[0]}; set PYTHON=python3.11")
     arguments = sys.argv[1:]
     if arguments[:1] == ["--inside"]:

@@ -1,6 +1,6 @@
 """GLM-4-MoE in float64: what a decoder layer and the whole model compute, without any rounding of activations.
 
-Weights stay as they are stored (FP8 codes with a scale a row, or bf16) and are decoded in slices while they
+Weights stay as they are stored (FP8 codes with a scale per row, or bf16) and are decoded in slices while they
 multiply, so that a layer of the full size fits where its codes do. One causal sequence: hidden states are
 float64 [T, hidden], T tokens at positions 0 .. T-1. Source: transformers ``Glm4MoeForCausalLM`` (5.x), against
 which the tests hold this file.

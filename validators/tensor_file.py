@@ -86,11 +86,11 @@ class Shard:
             raise self._not_understood(name) from error
         count = torch.Size(shape).numel()
         if stop - start != count * dtype.itemsize or start < 0 or self._first + stop > self._size:
-            raise CheckpointError(f"{self.path} is cut: {name!r} does not lie inside it with its {count:,} elements")
+            raise CheckpointError(f"{self.path} is cut: {name!r} is not inside it with its {count:,} elements")
         if count == 0:
             return torch.empty(shape, dtype=dtype)
         raw = torch.frombuffer(self._map, dtype=torch.uint8, count=stop - start, offset=self._first + start)
-        # A header's length is free, so the data may lie at an odd address, which a view of wider elements must not.
+        # A header's length is free, so the data may be at an odd address, which a view of wider elements must not.
         raw = raw.clone() if raw.data_ptr() % dtype.itemsize else raw
         return raw.view(dtype).view(shape)
 

@@ -61,7 +61,7 @@ def commit_of(distribution: str, folder: str) -> str:
     if folder:
         git = ("git", "-c", "safe.directory=*", "-C", folder)
         top, head = _output(*git, "rev-parse", "--show-toplevel").strip(), _output(*git, "rev-parse", "HEAD").strip()
-        # A library in site-packages of a virtual environment may lie inside a checkout of something else.
+        # A library in site-packages of a virtual environment may be inside a checkout of something else.
         if head and Path(top) in (Path(folder), Path(folder).parent):
             changed = _output(*git, "status", "--porcelain", "--untracked-files=no").strip()
             return head[:_SHORT] + ("+changes" if changed else "")

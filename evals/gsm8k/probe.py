@@ -189,7 +189,7 @@ def _read_echo(body: dict[str, Any], text: str) -> Scored:
 
 
 def digest(token: str) -> int:
-    """A number that stands for a token whose id the server does not tell: 60 bits of SHA-256 of its text."""
+    """A number that represents a token whose id the server does not tell: 60 bits of SHA-256 of its text."""
     return int(hashlib.sha256(token.encode()).hexdigest()[:15], 16)
 
 

@@ -20,7 +20,7 @@ from evals.gsm8k.samples import ANSWER, SCORE, Header, Sample
 from evals.progress import Progress
 
 WHOLE_RUN = "(the whole run)"
-"""Stands for a question in the error that spoils a run."""
+"""Represents a question in the error that spoils a run."""
 BREAKER = 3
 """So many failures per place of the pool, one after another with no success between: the server is gone for good.
 Each has by then been tried ``attempts`` times. Stopping keeps the remaining questions out of errors.jsonl."""

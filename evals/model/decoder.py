@@ -109,7 +109,7 @@ class Cache:
 
 
 class Packing(NamedTuple):
-    """Where the packed rows stand. sequence, place, position: int64 [R], of each row its sequence in the batch, its
+    """Places of the packed rows. sequence, place, position: int64 [R], of each row its sequence in the batch, its
     place among the new tokens and its place in the cache. batch: sequences; width: new tokens at most; slots: of the
     cache that are looked at. mask: bool [B, 1, T, slots], which slots a token may see."""
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 STRING, ARRAY = 8, 9
-# ggml type -> (name, elements a block, bytes a block)
+# ggml type -> (name, elements per block, bytes per block)
 BLOCKS = {0: ("F32", 1, 4), 1: ("F16", 1, 2), 3: ("Q4_1", 32, 20), 8: ("Q8_0", 32, 34)}
 NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -186,7 +186,7 @@ def _config(facts: dict[str, Any], *, tied: bool) -> dict[str, Any]:
 
 
 def tokenizer(facts: dict[str, Any]) -> Tokenizer:
-    """A tokenizer from GGUF metadata: byte-level BPE whose digits stand alone (``smollm``)."""
+    """A tokenizer from GGUF metadata: byte-level BPE whose digits are tokens of their own (``smollm``)."""
     if facts.get("tokenizer.ggml.model") != "gpt2" or facts.get("tokenizer.ggml.pre") != "smollm":
         kinds = f"{facts.get('tokenizer.ggml.model')}/{facts.get('tokenizer.ggml.pre')}"
         raise EvalError(f"a GGUF tokenizer of kind {kinds} is not read; known: gpt2/smollm")

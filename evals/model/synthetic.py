@@ -148,7 +148,7 @@ def problem(seed: int, index: int) -> Problem:
         asks = f"How many dollars do all the {item} cost?"
         hard = hard or (price > 10 and value > 10)
         value = line(value, "*", price, value * price, "dollars")
-    if value > LARGEST:  # rare; the next index of a far stream stands in, so that every index has a problem
+    if value > LARGEST:  # rare; the next index of a far stream is taken, so that every index has a problem
         return problem(seed + 1_000_003, index)
     return Problem(" ".join([*story, asks]), "\n".join([*work, f"#### {value}"]), str(value), len(work), hard)
 

@@ -2,7 +2,7 @@
 
 Text is cut by one regular expression and joined again by plain concatenation, so that decoding gives back every
 character. The vocabulary is the set of pieces that the problems of ``evals.model.synthetic`` are made of; a word
-outside it is an error here, since an unknown token would quietly stand for anything.
+outside it is an error here, since an unknown token would quietly represent anything.
 """
 
 from __future__ import annotations

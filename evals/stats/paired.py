@@ -165,7 +165,7 @@ class NonInferiority:
 def noninferiority(lost: int, gained: int, count: int, margin: float, alpha: float = ALPHA) -> NonInferiority:
     """Is the candidate no worse than the baseline less ``margin``? By Tango's score test; type I error about alpha."""
     if not 0 < margin < 1:
-        raise EvalError(f"the margin must lie between 0 and 100 points, not at {100 * margin:g}")
+        raise EvalError(f"the margin must be between 0 and 100 points, not {100 * margin:g}")
     low, high = tango(lost, gained, count, 1 - 2 * alpha)
     p = mcnemar(lost, gained).harm
     holds = low > -margin

@@ -40,7 +40,7 @@ class Race:
 
     def __post_init__(self) -> None:
         if not 0 < self.margin < 1 or not 0 < self.alpha < 1:
-            raise EvalError("margin and alpha must lie between 0 and 1")
+            raise EvalError("margin and alpha must be between 0 and 1")
 
     @property
     def parity(self) -> float:

@@ -34,7 +34,7 @@ MEAN_NOISE_LIMIT = 2.0
 they should be; hence twice, and only ever a no."""
 NOISE_FACTOR = 20.0
 """Without a higher-precision arm: KL to the baseline over the baseline's own re-run. Wide, since a correct fused kernel
-lay at 8; a truncating cast at 94, a neighbour's scale at 320."""
+was at 8; a truncating cast at 94, a neighbour's scale at 320."""
 LEAST_QUESTIONS = 20
 """Fewer clusters decide nothing: the normal bound and the bootstrap then cover visibly less than they say (Student's
 95 % quantile is 5 % above the normal one at 20, 78 % at 3)."""

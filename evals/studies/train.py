@@ -4,7 +4,7 @@
 bf16 with fp32 master weights and a cosine schedule over the time, and measures 512 held-out problems as it goes. The
 measure is cheap because a solution is a function of its question: greedy decoding gives the gold solution exactly if,
 teacher-forced, every token of it is the first choice. Snapshots are kept where that accuracy crosses the marks, and the
-last one that lies within the band is exported: the most settled model that is not saturated. A model that answers
+last one that is within the band is exported: the most settled model that is not saturated. A model that answers
 everything is so sure of its tokens that no defect changes an answer.
 """
 

@@ -1,7 +1,7 @@
 """The cases of each depth as a table that a sign-off can read without torch.
 
 ``python -m tests.benchmarks.depths --write`` writes ``validators/signoff/data/depths.json``: op -> depth -> lane ->
-the ids of its bf16 cases. ``{fp8}`` stands for the format of the machine and ``{other}`` for the one it does not have.
+the ids of its bf16 cases. ``{fp8}`` is the format of the machine and ``{other}`` the one it does not have.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """How fast the runner asks, and whether its memory stays flat: 10,000 questions against the test server.
 
 ``python -m tests.benchmarks.eval_client --questions 10000``. Server and client are processes of their own, so the
-memory is the client's alone. The floor of 200 requests a second is far above any model's pace: the client must never be
-what limits a run. Exit code 1 where the floor or the memory bound is broken.
+memory is the client's alone. The floor of 200 requests per second is far above any model's pace: the client must never
+be what limits a run. Exit code 1 where the floor or the memory bound is broken.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def resident_mib(pid: int) -> float:
 
 
 def measure(questions: int, concurrency: int, folder: Path) -> tuple[float, float, float, float]:
-    """(requests a second, MiB after a tenth, MiB at most afterwards, the client's seconds of CPU).
+    """(requests per second, MiB after a tenth, MiB at most afterwards, the client's seconds of CPU).
 
     Fails unless every question is there once.
     """
@@ -85,7 +85,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         rate, early, most, cpu = measure(options.questions, options.concurrency, Path(folder))
     print(
-        f"{options.questions:,} questions: {rate:.0f} requests a second, {early:.0f} MiB after a tenth, "
+        f"{options.questions:,} questions: {rate:.0f} requests per second, {early:.0f} MiB after a tenth, "
         f"{most:.0f} MiB at most, {1000 * cpu / options.questions:.2f} ms of CPU a request"
     )
     return 0 if rate >= FLOOR and most - early <= GROWTH_MIB else 1

@@ -1,6 +1,6 @@
 """Every defect behind every guard: real bugs hide behind a condition, and must be caught there too.
 
-Behind a limit of shapes (``zoo.SHAPE_GUARDS``) a defect is tried on the cases of the default suite that lie beyond it.
+Behind a limit of shapes (``zoo.SHAPE_GUARDS``) a defect is tried on the cases of the default suite that are beyond it.
 Where its bits equal the clean kernel's on all of those it is "unseen": either it is none there (one row has no next
 row), or no case beyond the limit has what it needs (fp16, a stride, a NaN).
 

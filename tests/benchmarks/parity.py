@@ -1,8 +1,8 @@
 """The embedded parity run on many seeds and on defects: ``python -m tests.benchmarks.parity --seeds 20``.
 
 Each seed is another set of held-out problems. The legitimate fused path must pass every gate on all of them, and each
-defect must be refused. One JSON line a run; exit code 1 if one of them came out otherwise. ``--tokens-only`` leaves the
-answers out: the gates of the token level decide.
+defect must be refused. One JSON line per run; exit code 1 if one of them came out otherwise. ``--tokens-only`` leaves
+the answers out: the gates of the token level decide.
 """
 
 from __future__ import annotations

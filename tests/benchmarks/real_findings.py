@@ -39,7 +39,7 @@ SMALL = {
     "ptpc_gemm": Case("ptpc_gemm", 4, 256, "gaussian", k=512),
 }
 BLOCK_ROWS = 16
-"""sglang-kernel takes its kernel of one warp a row from this many rows a streaming multiprocessor up."""
+"""sglang-kernel takes its kernel of one warp per row from this many rows per streaming multiprocessor up."""
 ZERO_ROW, ZERO_WIDTH = 3, 512
 
 Line = dict[str, Any]
@@ -75,7 +75,7 @@ def padded_rows(kernel: Kernel, device: str) -> Iterator[Line]:
 
 
 def sliced_batches(kernel: Kernel, device: str) -> Iterator[Line]:
-    """A slice of three dimensions, whose batches do not lie row after row, against the same values in packed rows.
+    """A slice of three dimensions, whose batches are not row after row, against the same values in packed rows.
 
     rows: of the call. right: equal to the call on packed rows in every code and in the scale. as_one_stride: equal to
     the call on what a kernel reads that takes the stride of the rows for all batches.
@@ -155,7 +155,7 @@ def _dense(codes: Tensor) -> Tensor:
 
 
 def _misread(codes: Tensor) -> Tensor:
-    """What a kernel reads that takes the rows to lie side by side."""
+    """What a kernel reads that takes the rows to be side by side."""
     raw = bytes_of(codes)
     return raw.as_strided(raw.shape, (raw.shape[1], 1)).clone().view(codes.dtype)
 

@@ -3,7 +3,7 @@
 ``python -m tests.benchmarks.real_records DIR --findings FILE --write`` reads the records that ``python -m validators
 run --records`` left under DIR, in one folder or in several, and writes
 
-- ``docs/records/real-GPU/KERNEL.jsonl``: a first line about the run, then one line a case;
+- ``docs/records/real-GPU/KERNEL.jsonl``: a first line about the run, then one line per case;
 - ``docs/records/real-GPU/signoff.md`` and ``.json``, from ``python -m validators signoff DIR``;
 - ``docs/records/real-GPU/findings.jsonl``, from FILE, which ``tests.benchmarks.real_findings --out`` wrote;
 - the table of docs/real-kernels.md and the two rows of docs/results.md.

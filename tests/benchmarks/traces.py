@@ -40,7 +40,7 @@ class OneFallsBack(KernelPath):
 
 
 def forward(path: KernelPath, config: Config, weights: Sequence[Layer], hidden: Tensor) -> Tensor:
-    """One pass of bf16 [T, hidden] through dense layers, labelled ``layers.N``; the path's stream starts anew."""
+    """One pass of bf16 [T, hidden] through dense layers, labelled ``layers.N``; the path's stream starts again."""
     path.residual = None
     for layer in weights:
         assert isinstance(layer.mlp, Mlp)

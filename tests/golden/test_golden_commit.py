@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Killed(BaseException):
-    """Stands for a kill: nothing catches it, so nothing is tidied up."""
+    """Takes the place of a kill: nothing catches it, so nothing is tidied up."""
 
 
 def _nth(function: Callable[..., Any], n: int, error: BaseException) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""The recorded goldens: one test a golden, and the store is whole. ``pytest -m golden``."""
+"""The recorded goldens: one test per golden, and the store is whole. ``pytest -m golden``."""
 
 from __future__ import annotations
 

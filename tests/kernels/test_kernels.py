@@ -1,4 +1,4 @@
-"""The kernels of this machine through the pipeline: one test a kernel and case; the record decides."""
+"""The kernels of this machine through the pipeline: one test per kernel and case; the record decides."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def reference_rows(inputs: tensors.NormQuantInputs | tensors.QuantInputs, style:
 
 @dataclass(frozen=True)
 class RowsSeen:
-    """Outputs c, s, r of a norm or quantizer beside reference outputs C, S, R, restricted to finite rows.
+    """Outputs c, s, r of a norm or quantizer against reference outputs C, S, R, restricted to finite rows.
 
     c, C: uint8 [m, n]. v, V: their values, float64. s, S: float64 [m, 1]. r, R: float64 [m, n] or None.
     y: the reference before it is quantized. d, D: dequantized values.
@@ -156,7 +156,7 @@ def reference_product(inputs: tensors.GemmInputs, h: Tensor | None = None) -> Pr
 
 @dataclass(frozen=True)
 class ProductSeen:
-    """Output of a GEMM, float64 [M, N], beside its reference."""
+    """Output of a GEMM, float64 [M, N], against its reference."""
 
     outputs: tensors.GemmOutputs
     p: Product

@@ -1,4 +1,4 @@
-"""Peers on the same bench: what each public acceptance criterion catches of the zoo, beside this suite.
+"""Peers on the same bench: what each public acceptance criterion catches of the zoo, compared with this suite.
 
 ``python -m tests.studies.peers_run`` runs every defect and eight correct kernels of each op on (a) inputs as a
 criterion's own test draws them and (b) the smoke cases of this suite, shows the outputs to every criterion of

@@ -1,7 +1,7 @@
 """How far a matrix unit's accumulator can be from the exact sum: a running bound and an a-priori bound per unit.
 
 Neither emulates. The running bound follows the declared order of k with exact float64 prefix sums: the accumulator
-before a step lies within the error so far of the exact prefix, which bounds every exponent that decides what a step
+before a step is within the error so far of the exact prefix, which bounds every exponent that decides what a step
 loses. The a-priori bound needs sum|a*b| and the largest exponents only, so it holds for every order, k-map and tile.
 Derived in the docstrings below; asserted against emulated outputs in the tests and in tests/benchmarks/bounds.py.
 """

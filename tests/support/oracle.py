@@ -1,7 +1,7 @@
 """An oracle in integers and fractions for small shapes: nothing of it is shared with the float64 reference.
 
 Every float is an exact Fraction; a rounding is one integer division with remainder. Slow on purpose: some thousand
-elements a second are enough to hold the fast reference to.
+elements per second are enough to hold the fast reference to.
 """
 
 from __future__ import annotations

@@ -176,7 +176,7 @@ _SHAPE_GUARDS: dict[str, tuple[tuple[str, ...], Callable[[_Shape], bool]]] = {
     "n>10240": (("add_rmsnorm_quant", "per_token_quant"), lambda s: s[1] > 10240),
     "m>65535": (OPS, lambda s: s[0] > 65535),
     "m=1": (OPS, lambda s: s[0] == 1),
-    # Only rows whose largest input lies in one vector of 8 columns, at the model's hidden width.
+    # Only rows whose largest input is in one vector of 8 columns, at the model's hidden width.
     "one vector": (("add_rmsnorm_quant", "per_token_quant"), lambda s: s[0] > 0 and s[1] == VECTOR_WIDTH),
     "model's decode": (("ptpc_gemm",), lambda s: s[0] == 1 and s[1] >= 1792 and s[2] >= 1536),
     "model's prefill": (("ptpc_gemm",), lambda s: s[0] > 16 and s[1] >= 1792 and s[2] >= 1536),
@@ -185,7 +185,7 @@ SHAPE_GUARDS = tuple(_SHAPE_GUARDS)
 
 
 def _one_vector(inputs: Inputs, clean: Outputs, wrong: Outputs) -> None:
-    """Rows of ``wrong`` into ``clean`` where the largest of |x + residual| lies in the columns of one vector."""
+    """Rows of ``wrong`` into ``clean`` where the largest of |x + residual| is in the columns of one vector."""
     total = inputs.leading.float()
     residual = getattr(inputs, "residual", None)
     total = total if residual is None else total + residual.float()

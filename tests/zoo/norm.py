@@ -271,7 +271,7 @@ def defects() -> list[Defect]:
         make(
             "N18",
             "x-stride-ignored",
-            "x is read with row stride n although its rows lie further apart.",
+            "x is read with row stride n although its rows are further apart.",
             norm_case("gaussian", layout="strided"),
             report="vllm-project/vllm#19452",
             load=_x_without_row_stride,
@@ -287,7 +287,7 @@ def defects() -> list[Defect]:
         make(
             "N20",
             "last-odd-row-unwritten",
-            "With two rows a block the last row of an odd m is never written.",
+            "With two rows per block the last row of an odd m is never written.",
             norm_case("gaussian", m=63),
             norm_case("gaussian", m=1),
             report="ROCm/aiter#4244",

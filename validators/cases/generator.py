@@ -152,7 +152,7 @@ class Block:
         return to_integers(self.words(name), bound)
 
     def row_integers(self, name: str, bound: int) -> torch.Tensor:
-        """One integer in [0, bound) a row."""
+        """One integer in [0, bound) per row."""
         key = self._key(f"{name}/row")
         return to_integers(bits(key, self.start, self.stop - self.start, self.device), bound).unsqueeze(1)
 
@@ -161,5 +161,5 @@ class Block:
         return to_integers(bits(self._key(f"{name}/col"), 0, self.width, self.device), bound).unsqueeze(0)
 
     def col_gaussian(self, name: str) -> torch.Tensor:
-        """One gaussian-like value a column."""
+        """One gaussian-like value per column."""
         return to_gaussian(bits(self._key(f"{name}/col"), 0, self.width, self.device)).unsqueeze(0)

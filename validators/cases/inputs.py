@@ -18,7 +18,7 @@ def build(case: Case, device: str = "cpu") -> Inputs:
 
     contiguous: plain tensors. strided: x and residual (a and b) are [M, N] views with different, larger row
     strides, their gaps filled with NaN. 3d: x and residual are [B, S, N] with B * S = m. 3dstrided: the same as a
-    slice of a larger [B, S + 1, stride], as ``qkv[:, :s, :h]`` is, so that neither rows nor batches lie side by side.
+    slice of a larger [B, S + 1, stride], as ``qkv[:, :s, :h]`` is, so that neither rows nor batches are side by side.
     Temporary memory is a few times ``CHUNK`` elements (``GPU_CHUNK`` on a GPU). Raises CaseError if the recipe cannot
     make such a case.
     """

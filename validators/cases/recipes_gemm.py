@@ -130,7 +130,7 @@ def one_hot_position(rows: torch.Tensor, count: int, k: int) -> torch.Tensor:
 
 
 def _one_hot(block: Block, side: str, count: int) -> torch.Tensor:
-    """One code a row, 1, 2, 4 or 8, at ``one_hot_position``."""
+    """One code per row, 1, 2, 4 or 8, at ``one_hot_position``."""
     one, step = integer_codes(block.case.fp8, 1.0)[0], 8
     code = (one + step * (block.rows % 4)).to(torch.uint8)
     return torch.where(block.cols == one_hot_position(block.rows, count, block.width), code, _nothing(block))

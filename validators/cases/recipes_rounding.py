@@ -77,7 +77,7 @@ def midpoint_targets(block: Block) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _midpoints(block: Block) -> Pair:
-    """x + residual is the target exactly, or lies half a step of T from it (where stored, a residual tie)."""
+    """x + residual is the target exactly, or is half a step of T from it (where stored, a residual tie)."""
     target, peak = midpoint_targets(block)
     if not _has_residual(block):
         return target, None
@@ -120,7 +120,7 @@ def _step_gain(block: Block) -> torch.Tensor:
 
 
 def _double_rounding(block: Block) -> Pair:
-    """Values whose quotient by the row's scale lies just beside a midpoint of the code table.
+    """Values whose quotient by the row's scale is just next to a midpoint of the code table.
 
     The row's largest element has a random significand, so the scale is no power of two. With a residual, x + residual
     carries 16 or more significant bits and is placed at chosen distances; without one, x is the value of T
@@ -150,7 +150,7 @@ def _double_rounding(block: Block) -> Pair:
 
 
 def _subnormal_codes(block: Block) -> Pair:
-    """One peak a row; the rest within 2^-5 of a code's unit: subnormal codes, and values that round to +-0."""
+    """One peak per row; the rest within 2^-5 of a code's unit: subnormal codes, and values that round to +-0."""
     unit = 1024.0 / QMAX[block.case.fp8]
     size = block.uniform("x") * (unit * 2.0**-5)
     draw = block.integers("mode", 8)

@@ -37,7 +37,7 @@ BOUNDARY_N = tuple(sorted({8, 64, HIDDEN, *ODD_TAILS, *(n for switch in SWITCHES
 """Row widths for the norm and quantization ops."""
 
 WIDE_N = (8192, 12288, 16384)
-"""Rows wider than the limits that kernels are known to have: 6,144 and 8,192 elements a block, 10,240, and the 12,288
+"""Rows wider than the limits that kernels are known to have: 6,144 and 8,192 elements per block, 10,240, and the 12,288
 floats of 48 KiB."""
 
 MANY_ROWS = 65_600

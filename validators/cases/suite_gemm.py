@@ -56,7 +56,7 @@ def default(dtype: str, fp8: str) -> Iterator[Case]:
     yield from (case(name, 32, 64, 512, fp8=other(fp8, FP8_FORMATS)) for name in _GEMM_FP8_RECIPES)
     for index, m in enumerate(shapes.BOUNDARY_M):
         n = shapes.GEMM_BOUNDARY_N[index % len(shapes.GEMM_BOUNDARY_N)]
-        # The step is coprime to the list's length, so that every k appears, beside other n than its own.
+        # The step is coprime to the list's length, so that every k appears, and with an n other than its own.
         k = shapes.GEMM_BOUNDARY_K[index * 7 % len(shapes.GEMM_BOUNDARY_K)]
         yield case("shape_walk", m, n, k, bias=index % 3 == 2)
     for layer in shapes.glm_gemm_shapes(8):

@@ -1,6 +1,6 @@
 """Suites of the ops whose rows become codes: the norm and the quantizers.
 
-A passing shape stands for every larger one only as far as no limit of a kernel lies between them. Limits that are known
+A passing shape represents every larger one only as long as no limit of a kernel is between them. Limits that are known
 from reports (48 KiB of shared memory, 65,535 blocks of a grid axis, a block of 6,144 or 10,240 columns, a path for one
 row) have a case on their far side here, and so has every width of the model.
 """
@@ -24,7 +24,7 @@ Options = tuple[tuple[str, dict[str, Any]], ...]
 Pairs = tuple[tuple[str, int, int, dict[str, Any]], ...]
 """(recipe, rows, columns, options of the case)."""
 
-# Recipes whose power lies in the last columns, and widths where kernels lose them.
+# Recipes whose power is in the last columns, and widths where kernels lose them.
 _TAIL_RECIPES = ("spike_walk", "energy_walk", "midpoints")
 _TAIL_SHAPES = ((97, 769), (61, 1002), (45, 5124))
 # Recipes that the other storage type and the other FP8 format change most.

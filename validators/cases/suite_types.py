@@ -1,4 +1,4 @@
-"""What the suites of all ops share: the other type, and options that stand for it."""
+"""What the suites of all ops share: the other type, and options that represent it."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Kernels under test: one file a provider. Only these files may import aiter, vllm or triton, inside functions."""
+"""Kernels under test: one file per provider. Only these files may import aiter, vllm or triton, inside functions."""

@@ -4,7 +4,7 @@ The file that holds ``_quant_fused_add_rmsnorm_kernel`` imports only triton in e
 2026-08). It is found in the installed distribution amd-aiter, or through AITER_TRITON_PATH, which names the
 file or a checkout. Launch parameters follow aiter's wrapper (``ops/triton/normalization/rmsnorm.py``): one
 block of next_power_of_2(N) elements up to 64 KiB of x, a loop over blocks beyond; one program a
-processor, at most one a row. The kernel addresses residual and residual_out with the row stride of x.
+processor, at most one per row. The kernel addresses residual and residual_out with the row stride of x.
 
 ``aiter_triton/interpreted`` is the same kernel in Triton's interpreter on a CPU, a real, planted violation of the
 declared contract. Measured on triton 3.9.0: the interpreter adds two bf16 tensors as their raw 16-bit integers
@@ -97,7 +97,7 @@ def _is_double(path: Path) -> bool:
 def _hollow_parents(path: Path) -> Iterator[str]:
     """Yields a module name for ``path``; inside, its parent packages exist but hold no code.
 
-    The file's own imports of helpers beside it (relative, or ``aiter.ops...``) then find their files, and
+    The file's own imports of helpers of its package (relative, or ``aiter.ops...``) then find their files, and
     ``aiter/__init__.py`` never runs. Afterwards sys.modules is as before.
     """
     parts = path.with_suffix("").parts
@@ -244,10 +244,10 @@ def _versions() -> Mapping[str, str]:
     found = dict(arch.versions("triton", "amd-aiter"))
     with contextlib.suppress(KernelError):
         file = find_file()
-        # Which source ran, not where it lay: records travel.
+        # Which source ran, not its folder: records are read on other machines.
         found["aiter_triton_file"] = "/".join(file.parts[-3:])
         found["aiter_triton_sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
-        # The file lies in aiter/ops/triton/..., and the checkout is what holds the package.
+        # The file is in aiter/ops/triton/..., and the checkout is what holds the package.
         package = next((folder for folder in file.resolve().parents if folder.name == "aiter"), None)
         if commit := toolchain.commit_of("amd-aiter", str(package or "")):
             found["aiter commit"] = commit

@@ -1,6 +1,6 @@
 """Emulated kernels: any declared arithmetic, executed in fp32 PyTorch with explicit rounding points.
 
-They stand in for hardware on a machine that has none, and they are the clean kernels from which the
+They replace hardware on a machine that has none, and they are the clean kernels from which the
 zoo of defects is made. Their bits depend on no machine: every operation is a comparison, an integer operation, or one
 that IEEE 754 rounds in one way only, and sums run in an order of their own
 (``tests/suite/reference/test_primitives.py``).
@@ -37,7 +37,7 @@ from validators.kernels.emulated_variant import DEFAULT, FP8_NAMES, STAND_IN, Em
 from validators.kernels.kernel import Kernel
 
 # A chunk's fp32 temporaries stay in the second-level cache of a core. A GPU wants few and large launches: a 135M model
-# over 12,000 tokens took 5.6 s a pass there with a CPU's chunks, nearly all of it launches of a norm's forty stages.
+# over 12,000 tokens took 5.6 s per pass there with a CPU's chunks, nearly all of it launches of a norm's forty stages.
 _CHUNK_ELEMENTS = 1 << 17
 _GPU_CHUNK_ELEMENTS = 1 << 25
 

@@ -1,6 +1,6 @@
 """Emulated PTPC GEMMs: FP8 operands decoded by an own table, fp32 accumulation, two scales, bias, store.
 
-``fp32`` adds in fp32 throughout; ``unknown`` stands for a fused matrix unit: it adds 32 products
+``fp32`` adds in fp32 throughout; ``unknown`` represents a fused matrix unit: it adds 32 products
 exactly and rounds once into an fp32 accumulator. Stages work as in ``emulated``.
 """
 

@@ -84,7 +84,7 @@ def square_root(value: Tensor) -> Tensor:
 def reciprocal_root(value: Tensor, direction: str = "nearest") -> Tensor:
     """fp32 1/sqrt(``value``) in a Direction, decided exactly; correctly rounded where ``value`` is not a normal number.
 
-    Some 1/sqrt(v) lie within 2**-52.3 of a midpoint of fp32 (exhaustive over all v), and a float64 quotient by a
+    Some 1/sqrt(v) are within 2**-52.3 of a midpoint of fp32 (exhaustive over all v), and a float64 quotient by a
     float64 root is right to 2**-52 at best. So the estimate is moved by the exact sign of m*m*v - 1.
     """
     exact = value.double()
@@ -111,8 +111,8 @@ def _beyond(root: Tensor, value: Tensor) -> Tensor:
 
 
 def _moves(excess: Tensor, direction: str) -> Tensor:
-    """Places to go from the nearest fp32 number, int32; the sign of ``excess`` says on which side of the exact value it
-    lies."""
+    """Places to go from the nearest fp32 number, int32; the sign of ``excess`` says on which side of the exact
+    value it is."""
     if direction.startswith("ulp"):
         moves = excess != 0
     else:
@@ -123,7 +123,7 @@ def _moves(excess: Tensor, direction: str) -> Tensor:
 def directed(exact: Tensor, direction: str, normal: Tensor) -> Tensor:
     """Positive float64 ``exact`` as fp32 in a Direction; where ``normal`` is false, correctly rounded.
 
-    ``exact`` may be a float64 quotient of fp32 numbers: one that is no fp32 number lies 2**-48 or more from all of them
+    ``exact`` may be a float64 quotient of fp32 numbers: one that is no fp32 number is 2**-48 or more from all of them
     and from their midpoints, and is rounded to float64 by 2**-53.
     """
     nearest = exact.float()

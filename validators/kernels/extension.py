@@ -211,7 +211,7 @@ def _head(path: Path) -> bytes:
 
 
 def _version(library: Library, path: Path) -> str | None:
-    """Version in the wheel's own metadata beside the file, else that of the installed distribution."""
+    """Version in the wheel's own metadata next to the file, else that of the installed distribution."""
     for folder in list(path.resolve().parents)[:3]:
         for name in library.distributions:
             for metadata in sorted(folder.glob(f"{name.replace('-', '_')}-*.dist-info/METADATA")):

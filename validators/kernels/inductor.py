@@ -11,7 +11,7 @@ the scale is off by 1200 to 13000 units of 2^-24. The contract is kept, on both,
 ``emulate_precision_casts``, under which ``inductor/add_rmsnorm_quant`` compiles; ``default_options`` is the other one.
 
 One function is compiled for each combination of types, options and scalars, because eps and Q are constants in
-the model code that this stands for. On a CPU both sizes are dynamic, so that one compilation (about 3 s,
+the model code that this represents. On a CPU both sizes are dynamic, so that one compilation (about 3 s,
 25 s for the first in a process) serves every shape. On a GPU only the row count is: there the width
 decides whether Inductor picks a persistent reduction, and models compile with a fixed width.
 

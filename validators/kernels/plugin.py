@@ -162,7 +162,7 @@ def _execute(path: Path, modified_ns: int) -> ModuleType:
 
 @contextmanager
 def _importable(folder: Path) -> Iterator[None]:
-    """Modules beside the user's file can be imported from it, as if it were run as a script."""
+    """Modules in the folder of the user's file can be imported from it, as if it were run as a script."""
     sys.path.insert(0, str(folder))
     try:
         yield

@@ -13,7 +13,7 @@ The library is loaded by its path (``SGL_KERNEL_PATH``, or the installed package
 Contract of the quantizer, read from the sm_90 machine code of 0.4.5: the scale is ``FMUL.FTZ amax, 0x3b124925``
 (amax times fl32(1/448): fast math turns the division of the source into that), the codes are
 ``x * MUFU.RCP(scale)``, clamped to +-448, denormals flushed, no floor. Those are the quantizer's fields of the
-preset ``unfused``. Rows of zeros: scale 0; codes 448 below 16 rows a streaming multiprocessor (0 * inf is NaN, and
+preset ``unfused``. Rows of zeros: scale 0; codes 448 below 16 rows per streaming multiprocessor (0 * inf is NaN, and
 the clamp makes 448 of it), 0 above: no source settles them, and a scale of 0 makes both the same numbers.
 The build for the other GPUs divides as the source says; its contract is identified from the outputs.
 """

@@ -1,9 +1,9 @@
-"""Which source a kernel is: a digest of the user's file and of what it takes from beside it, found without running it.
+"""Which source a kernel is: a digest of the user's file and of what it takes from its folder, found without running it.
 
 Records of two versions of one file are records of two kernels, whatever their common name says. What counts is read
-from the text: the file, the modules beside it that it imports (anywhere in it, and so on from those), and the files
-beside it that it names in a string, as ``load(sources=["kernel.cu"])`` does. An extension module that is imported by
-name is hashed too where it is one file. Libraries that are installed are named by their versions elsewhere.
+from the text: the file, the modules of its folder that it imports (anywhere in it, and so on from those), and the
+files of its folder that it names in a string, as ``load(sources=["kernel.cu"])`` does. An extension module that is
+imported by name is hashed too where it is one file. Libraries that are installed are named by their versions elsewhere.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ CHUNK = 1 << 20
 def of_file(path: Path, root: Path | None = None, within: Path | None = None) -> Source | None:
     """The digests of a Python file and what it takes from ``within`` (its folder).
 
-    root: where absolute imports start, by default the file's folder. The order of files and where the folder lies do
+    root: where absolute imports start, by default the file's folder. The order of files and the place of the folder do
     not matter. None where the file cannot be read.
     """
     own = path.resolve()
@@ -83,7 +83,7 @@ def of_module(name: str) -> Source | None:
     depth = name.count(".") + (path.name == "__init__.py")
     if depth == 0 or depth >= len(path.parents):
         return of_file(path)
-    # Beside an installed package lie all the others.
+    # The folder of an installed package holds all the others.
     return of_file(path, path.parents[depth], path.parents[depth - 1])
 
 
@@ -136,7 +136,7 @@ def _taken(file: Path, base: Path) -> Iterator[Path]:
 
 
 def _module(dotted: str, start: Path, base: Path) -> Iterator[Path]:
-    """The file or package ``dotted`` under ``start`` or beside; else an extension of that name that is one file."""
+    """The file or package ``dotted`` under ``start`` or next to it; else an extension of that name that is one file."""
     if not dotted or dotted == "*":
         return
     parts = dotted.split(".")

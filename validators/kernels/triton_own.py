@@ -2,7 +2,7 @@
 
 A small known quantity for machines that have a GPU and no FP8 library. It declares the contract ``aiter-triton``:
 the sum is stored in T (RNE) and the norm reads what was stored, no further rounding to T, scale amax/Q with
-1.0 for a zero row, multiplication by 1/scale, no clamp. One program a row, one block of
+1.0 for a zero row, multiplication by 1/scale, no clamp. One program per row, one block of
 next_power_of_2(N) elements, 8 warps.
 
 ``triton/interpreted`` is the same source in Triton's interpreter on a CPU and does not keep the contract:

@@ -118,7 +118,7 @@ def check(config: Config, entries: Mapping[str, Entry], layers: int, *, tied: bo
             if number not in (0, config.experts):
                 raise CheckpointError(
                     f"model.layers.{layer}.mlp.experts: {number} of {config.experts} {step} are not quantized and the "
-                    f"others are FP8; the walk takes experts of one kind a layer"
+                    f"others are FP8; the walk takes experts of one kind per layer"
                 )
     return plain
 

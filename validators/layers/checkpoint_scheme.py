@@ -16,8 +16,8 @@ def quant_format(config: Mapping[str, Any]) -> str:
     """What a serving engine calls the linears' quantization: ``fp8_per_token``, ``fp8`` (blocks), ``mxfp4``, ``""``.
 
     config: a model's config.json. ``fp8_per_token`` only for compressed-tensors W8A8 FP8 with a symmetric static
-    scale a channel of the weight and a symmetric dynamic scale a token of the activations. Raises CheckpointError for
-    anything that none of the four names describes, with the field that decides.
+    scale per channel of the weight and a symmetric dynamic scale per token of the activations. Raises CheckpointError
+    for anything that none of the four names describes, with the field that decides.
     """
     quant = config.get("quantization_config") or config.get("compression_config")
     if not quant:

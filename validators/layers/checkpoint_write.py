@@ -16,7 +16,7 @@ from validators.tensor_file import write_shard
 
 
 def write_checkpoint(source: Source, directory: str | Path, *, vocab: int) -> Path:
-    """Write every layer of ``source`` as a sharded compressed-tensors FP8 checkpoint, one shard a layer; its
+    """Write every layer of ``source`` as a sharded compressed-tensors FP8 checkpoint, one shard per layer; its
     directory."""
     out, c = Path(directory), source.config
     out.mkdir(parents=True, exist_ok=True)

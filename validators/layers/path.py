@@ -67,7 +67,7 @@ def shapes_unsupported(kernels: Kernels, config: Config, tokens: int, tp: int = 
     cases += [(kernels.quant, Case("per_token_quant", tokens, k, "layers")) for _, k in gemms]
     cases += [(kernels.gemm, Case("ptpc_gemm", tokens, n, "layers", k=k)) for n, k in gemms]
     if config.first_dense < config.layers:
-        # One expert a layer is run whole on every rank.
+        # One expert per layer is run whole on every rank.
         experts = [(2 * config.moe_intermediate, config.hidden), (config.hidden, config.moe_intermediate)]
         cases += [(kernels.gemm, Case("ptpc_gemm", 16, n, "layers", k=k)) for n, k in experts]
     for kernel, case in cases:

@@ -100,7 +100,7 @@ class Synthetic:
         return to_gaussian(self._words(tensor, torch.Size(shape).numel())).view(shape)
 
     def _linear(self, name: str, out: int, inner: int, gain: float, outliers: bool = False) -> Linear:
-        """Codes [out, inner] and a scale a row such that rows have root mean square gain / sqrt(inner)."""
+        """Codes [out, inner] and a scale per row such that rows have root mean square gain / sqrt(inner)."""
         words = self._words(name, -(-out * inner // 8)).view(torch.uint8)[: out * inner]
         if self.device == "cpu":
             # bytes.translate is the fastest look-up of bytes by bytes here.

@@ -60,7 +60,7 @@ class Clock:
         self._charge()
         total = sum(self.seconds.values())
         ordered = sorted(self.seconds.items(), key=lambda item: -item[1])
-        return [f"time {name}: {s:.2f} s, {s / max(1, layers):.3f} s a layer, {s / total:.0%}" for name, s in ordered]
+        return [f"time {name}: {s:.2f} s, {s / max(1, layers):.3f} s per layer, {s / total:.0%}" for name, s in ordered]
 
 
 class TimedSource:

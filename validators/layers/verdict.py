@@ -48,7 +48,7 @@ class MedianBounds:
 def median_bounds(values: Sequence[float], confidence: float = CONFIDENCE) -> MedianBounds:
     """Bounds of the population's median by the sign test, for any distribution; values are taken as independent.
 
-    The number of values below the true median is binomial(T, 1/2). high is the smallest order statistic that lies below
+    The number of values below the true median is binomial(T, 1/2). high is the smallest order statistic that is below
     the median with probability at most 1 - confidence, low the mirror image; infinite below 5 values at 95 %.
     """
     ordered = sorted(values)
@@ -57,7 +57,7 @@ def median_bounds(values: Sequence[float], confidence: float = CONFIDENCE) -> Me
         return MedianBounds(math.nan, -math.inf, math.inf, 0)
     middle = (ordered[(count - 1) // 2] + ordered[count // 2]) / 2
     tail, below = 0.0, count
-    # tail = P(at least ``below`` of the values lie under the median): then the below-th smallest may lie under it too.
+    # tail = P(at least ``below`` of the values are under the median): then the below-th smallest may be under it too.
     while below > 0 and tail + math.comb(count, below) / 2**count <= 1 - confidence:
         tail += math.comb(count, below) / 2**count
         below -= 1

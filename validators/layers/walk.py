@@ -138,8 +138,8 @@ class Walk:
 
     def _moe(self, layer: Layer, moe: Moe, x: Tensor) -> dict[str, int]:
         """What the routed experts add to the stream is the environment: W8A8 products in float64, the same arithmetic
-        in both arms. The quantizer runs and is judged on every row that they take; the GEMM kernel runs beside them and
-        is judged on one expert a layer.
+        in both arms. The quantizer runs and is judged on every row that they take; the GEMM kernel also runs on
+        them and is judged on one expert per layer.
         """
         config = self.config
         right = glm4_moe.router(config, moe, x)

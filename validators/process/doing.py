@@ -1,4 +1,4 @@
-"""What this process is doing, in words, so that whoever finds it dead can say so.
+"""What this process is doing, in words, so that its parent can say it if this process dies.
 
 A kernel that crashes takes its process with it, so the words have to be on record before. They are one small write to
 a file that the watching parent holds open; in a process that nobody watches nothing is written.

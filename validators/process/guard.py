@@ -2,7 +2,7 @@
 
 Shared by ``validators``, ``golden`` and ``evals``. A sentence is what the exceptions of the suite carry; the system's
 errors (full disk, no permission) get one here. Anything else is a fault of the suite: it ends with status 4, since
-1 is a verdict, and names its place. ``FP8_SIGNOFF_TRACEBACK=1`` shows the traceback to whoever mends it.
+1 is a verdict, and names its place. ``FP8_SIGNOFF_TRACEBACK=1`` shows the traceback for debugging.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def say(who: str, sentence: str) -> None:
 def guarded(who: str, body: Callable[[], int], *, interrupted: str | Sequence[str], lacking: str = "") -> int:
     """The exit status of ``body``, whatever ends it.
 
-    who: stands before every sentence. interrupted: what is left after Ctrl-C; a
+    who: begins every sentence. interrupted: what is left after Ctrl-C; a
     list of one sentence may be changed while ``body`` runs. lacking: sentence for a machine without
     torch.
     """

@@ -15,7 +15,7 @@ from pathlib import Path
 from validators.errors import UserError
 
 _PROBE_BYTES = 4096
-"""A full disk may still take an empty file or a few bytes that fit beside its name; it does not take a page."""
+"""A full disk may still take an empty file or a few bytes that fit next to its name; it does not take a page."""
 
 
 class FileError(UserError):

@@ -23,7 +23,7 @@ _SET_BY_AITER = ("AITER_ASM_DIR",)  # a path, which its import sets itself
 
 @dataclass(frozen=True)
 class Source:
-    """A kernel's own source. sha256: of the file and what it takes from beside it; files: name -> SHA-256 of each."""
+    """A kernel's own source. sha256: of the file and what it takes from its folder; files: name -> SHA-256 of each."""
 
     sha256: str
     files: dict[str, str] = field(default_factory=dict)
@@ -94,7 +94,7 @@ def _git() -> tuple[str | None, bool | None]:
     command = ["git", "-C", str(root)]
     try:
         head = subprocess.run([*command, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
-        # Sources of the suite only: records, reports and kernels of one's own may lie in the checkout. A kernel's own
+        # Sources of the suite only: records, reports and kernels of one's own may be in the checkout. A kernel's own
         # source is told by its digest.
         status = [*command, "status", "--porcelain", "--", *(f"{folder}/*.py" for folder in _SOURCES)]
         status += [f"{folder}/*.toml" for folder in _SOURCES]

@@ -318,7 +318,7 @@ def _clip(text: str, width: int = _WIDTH) -> str:
 
 
 def _wrapped(texts: Sequence[str]) -> list[str]:
-    """Each text over as many lines as it needs: the advice of an ERROR stands at its end."""
+    """Each text over as many lines as it needs: the advice of an ERROR is at its end."""
     return [line for text in texts for line in textwrap.wrap(_flat(text), _WIDTH)]
 
 

@@ -155,7 +155,7 @@ def _table(grouped: Mapping[str, Sequence[Launch]]) -> list[str]:
     for (role, name), _ in shown:
         each = [c[role, name] for c in counted]
         times = f"{each[0]}" if len(set(each)) == 1 else f"{min(each)} to {max(each)}"
-        lines.append(f"  {role:<8}{times:>10} a pass  {_short(name)}")
+        lines.append(f"  {role:<8}{times:>10} per pass  {_short(name)}")
     others = Counter({name: n for (role, name), n in total.items() if role == "other"})
     if others:
         lines.append(f"  other   {sum(others.values()):>10} in all")

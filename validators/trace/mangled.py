@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 CUT = "…"
-"""Stands for template arguments that were not read: the name is cut, or holds what is not understood."""
+"""Represents template arguments that were not read: the name is cut, or holds what is not understood."""
 
 _BUILTIN = {
     "v": "void",
@@ -144,7 +144,7 @@ class _Parser:
             self.take("L")
             self.name_so_far, self.arguments = self.name()
         except _UnknownError:
-            # Read as far as the template arguments: those that are complete stand.
+            # Read as far as the template arguments: those that are complete are kept.
             if not self.name_so_far:
                 return None
             return Mangled(self.name_so_far, (*self.arguments, CUT))
@@ -289,7 +289,7 @@ class _Parser:
         for letter, mark in (("P", "*"), ("R", "&"), ("O", "&&")):
             if self.take(letter):
                 inner = self.type()
-                # A pointer to a function: the mark stands before its parameters.
+                # A pointer to a function: the mark comes before its parameters.
                 at = self.functions.get(inner)
                 return self.know(inner + mark if at is None else f"{inner[:at]}({mark}){inner[at:]}")
         if self.take("u"):

@@ -48,7 +48,7 @@ def test_lm_eval_writes_each_document_once_a_filter(tmp_path: Path) -> None:
     ],
 )
 def test_no_form_of_the_responses_loses_a_document(tmp_path: Path, resps: Any, texts: list[str | None]) -> None:
-    """None: an empty completion, which stands as an error and not as nothing."""
+    """None: an empty completion, which is an error and not nothing."""
     rows = [{**lm_eval_row(0, "", "s"), "resps": resps}, lm_eval_row(1, "#### 1", "s")]
     found = importers.lm_eval(write(tmp_path / "samples_x.jsonl", rows), arm="a")
     assert found.header.questions == 2
@@ -76,7 +76,7 @@ def test_a_summary_of_lm_eval_is_named_as_such(tmp_path: Path) -> None:
         for place in (file, tmp_path):
             with pytest.raises(EvalError, match=words):
                 importers.lm_eval(place, arm="a")
-    # Where the answers lie beside it, the folder is no question.
+    # Where the answers are next to it, the folder is no question.
     write(tmp_path / "samples_gsm8k_2026.jsonl", [lm_eval_row(0, "#### 0", "s")])
     assert importers.lm_eval(tmp_path, arm="a").header.questions == 1
 
@@ -197,7 +197,7 @@ def test_the_list_that_some_versions_of_lm_eval_wrote(tmp_path: Path) -> None:
 
 
 def test_sgl_eval_says_how_a_completion_ended(tmp_path: Path) -> None:
-    """Its newer files hold finish_reason: cut answers are counted, and "error" is no answer whatever stands in it."""
+    """Its newer files hold finish_reason: cut answers are counted, and "error" is no answer whatever it holds."""
     ended = [("stop", "\\boxed{0}"), ("length", "so it"), ("error", "half an answer"), ("error", "")]
     rows = [{**sgl_eval_row(f"gsm8k-{i}", text, "0"), "finish_reason": f} for i, (f, text) in enumerate(ended)]
     found = importers.sgl_eval(write(tmp_path / "output-rs0.jsonl", rows), arm="a")

@@ -146,7 +146,7 @@ def test_the_table_of_two_arms() -> None:
         paired.table([True], [])
     with pytest.raises(EvalError, match="at least one question"):
         paired.table([], [])
-    with pytest.raises(EvalError, match="margin must lie"):
+    with pytest.raises(EvalError, match="margin must be"):
         noninferiority(1, 1, 10, 0.0)
 
 

@@ -88,7 +88,7 @@ def test_only_the_contiguous_beginning_counts() -> None:
 
 
 def test_bad_input() -> None:
-    with pytest.raises(EvalError, match="must lie between"):
+    with pytest.raises(EvalError, match="must be between"):
         Race(0.0)
     with pytest.raises(EvalError, match="is -1, 0 or 1"):
         Race(0.02).feed(2)

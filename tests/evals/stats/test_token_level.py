@@ -77,7 +77,7 @@ def test_numbers_of_a_small_example() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_a_legitimate_change_passes_every_gate(seed: int) -> None:
-    """Its noise is the baseline's; how far the two lie apart does not matter."""
+    """Its noise is the baseline's; how far apart the two are does not matter."""
     ruler = yardstick_of(arms(200 + seed, 150), arms(300 + seed, 150))
     apart = arms(seed, 150, spread=0.03 * math.sqrt(2))
     found = gates_of(apart, arms(100 + seed, 150, spread=0.01), ruler, seed=seed)

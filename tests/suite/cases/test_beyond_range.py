@@ -1,4 +1,4 @@
-"""GEMM outputs whose exact value lies beyond fp16: Inf or the largest value of its sign, and nothing else."""
+"""GEMM outputs whose exact value is beyond fp16: Inf or the largest value of its sign, and nothing else."""
 
 from __future__ import annotations
 

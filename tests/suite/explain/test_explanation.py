@@ -268,7 +268,7 @@ def test_the_offset_of_gemma_added_in_the_storage_type_is_named() -> None:
 @pytest.mark.parametrize("overflow", ["saturate", "nan"])
 @pytest.mark.parametrize("fmt", [E4M3FN, E4M3FNUZ], ids=lambda f: f.name)
 def test_a_code_lies_between_two_ends_as_their_own_codes_say(fmt: FloatFormat, overflow: Overflow) -> None:
-    """Every code against ends on, beside and between all midpoints, beyond the range, and NaN."""
+    """Every code against ends on, next to and between all midpoints, beyond the range, and NaN."""
     t = decode(torch.arange(256, dtype=torch.uint8), fmt)
     values = t[t.isfinite()].unique()
     middle = (values[1:] + values[:-1]) / 2

@@ -45,7 +45,7 @@ REPLACED = {
     ),
 }
 SKIPPED = {
-    "pytest -m golden": "runs beside this test in CI",
+    "pytest -m golden": "CI runs it as well",
     "python -m golden check": "tests/golden/test_goldens.py checks each of them; with --device cuda it needs a GPU",
     "python -m golden propose --device cuda": "needs a GPU",
     "python -m golden accept": "follows a proposal of a GPU, and needs a person",
@@ -70,7 +70,7 @@ SKIPPED = {
     "for kernel in vllm/": "needs the libraries of other projects, and a GPU",
     "python3 -m validators signoff records/real": "needs the records of the command before it",
     "python -m tests.benchmarks.real_records records/real": "needs records of a GPU; see test_real_records.py",
-    "python -m pytest -q tests/suite": "other tests of the suite; run beside this one, and held to exist below",
+    "python -m pytest -q tests/suite": "other tests of the suite, which CI runs; that they exist is tested below",
 }
 EXIT_CODES = {
     # The broken example and what follows from it; the sample of one lane leaves the other lanes UNTESTED.

@@ -124,7 +124,7 @@ def test_each_defect_is_caught_and_named(defect: Callable[[GemmInputs], GemmOutp
 
 
 def packed_rows(operands: str) -> Kernel:
-    """A kernel that takes the rows of the named operands to lie side by side, whatever their stride."""
+    """A kernel that takes the rows of the named operands to be side by side, whatever their stride."""
 
     def read(codes: Tensor, packed: bool) -> Tensor:
         raw = codes.view(torch.uint8)

@@ -160,7 +160,7 @@ def test_there_are_a_hundred_legitimate_variants_with_names_of_their_own() -> No
 
 @pytest.mark.parametrize("name", list(NORM_QUANT_CONTRACTS))
 def test_variants_move_few_codes_by_one_step(name: str) -> None:
-    """Low bits of fp32 move a code only beside a rounding boundary: one element in 256 is far above what they can do,
+    """Low bits of fp32 move a code only next to a rounding boundary: one element in 256 is far above what they can do,
     and far below what the mildest defect does (N03: 2 % of the codes)."""
     contract = NORM_QUANT_CONTRACTS[name]
     inputs = norm_inputs(gaussian(64, 1000), gaussian(64, 1000, 1))

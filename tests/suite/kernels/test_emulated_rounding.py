@@ -1,4 +1,4 @@
-"""The roundings of the emulated kernels, against ml_dtypes and the values beside every midpoint."""
+"""The roundings of the emulated kernels, against ml_dtypes and the values next to every midpoint."""
 
 from __future__ import annotations
 

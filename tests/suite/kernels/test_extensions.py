@@ -244,7 +244,7 @@ def test_a_library_of_another_torch_is_a_sentence(monkeypatch: pytest.MonkeyPatc
     other.write_text("text")
     with unpacked_wheel(monkeypatch, tmp_path / "wheel", "vllm"):
         monkeypatch.setenv("VLLM_PATH", str(other))
-        reason = str(vllm.missing("cutlass_scaled_mm"))
+        reason = str(extension.missing(vllm.LIBRARY, "cutlass_scaled_mm"))
     assert "undefined symbol: _ZN3c105ErrorC2E; it was built for another torch" in reason
 
 
@@ -263,7 +263,7 @@ def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     library.write_bytes(b"\x7fELF")
     monkeypatch.setenv("VLLM_PATH", str(library))
     monkeypatch.setattr(torch.ops, "load_library", load)
-    reason = str(vllm.missing("cutlass_scaled_mm"))
+    reason = str(extension.missing(vllm.LIBRARY, "cutlass_scaled_mm"))
     assert f"{said}; " in reason
     assert hint in reason.partition(said)[2]
 
@@ -303,7 +303,7 @@ def test_an_installed_package_is_found_and_not_imported(monkeypatch: pytest.Monk
         monkeypatch.delenv("VLLM_PATH")
         monkeypatch.syspath_prepend(str(tmp_path))
         assert extension.find(vllm.LIBRARY) == (wheel.library,)
-        assert vllm.missing("cutlass_scaled_mm") is None
+        assert extension.missing(vllm.LIBRARY, "cutlass_scaled_mm") is None
         assert extension.versions(vllm.LIBRARY)["vllm"] == "9.9"
         assert "vllm" not in sys.modules
         wheel.library.unlink()

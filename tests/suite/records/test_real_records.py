@@ -201,7 +201,7 @@ def double(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def packing(kernel: Kernel, operands: str) -> Kernel:
-    """``kernel`` with a GEMM that takes the rows of ``operands`` to lie side by side."""
+    """``kernel`` with a GEMM that takes the rows of ``operands`` to be side by side."""
 
     def call(inputs: Inputs, buffers: Outputs) -> Outputs:
         assert isinstance(inputs, GemmInputs)

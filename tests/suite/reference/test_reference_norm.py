@@ -81,7 +81,7 @@ def test_truth_is_exact_arithmetic(name: str, dtype: str, recipe: str) -> None:
 @presets
 @fp8_formats
 def test_scale_interval_is_the_budget_around_the_exact_scale(name: str, fp8: str) -> None:
-    """Low and high lie no nearer than the named terms demand and no further than one storage step more."""
+    """Low and high are no nearer than the named terms demand and no further than one storage step more."""
     contract = NORM_QUANT_CONTRACTS[name]
     inputs = inputs_of("gaussian_gain", fp8=fp8)
     got, qmax = truth(inputs, contract), contract.qmax(fp8)
@@ -206,7 +206,7 @@ def test_one_code_moved_by_one_step_is_caught_where_it_had_no_choice(name: str, 
     contract = NORM_QUANT_CONTRACTS[name]
     inputs = build(Case(op, 5, 136, "gaussian_gain", dtype=dtype, fp8=fp8))
     outputs = emulated.execute(inputs, None, contract)
-    # Of a contract that leaves something unsettled, the member that these outputs follow; moved codes may lie nearer to
+    # Of a contract that leaves something unsettled, the member that these outputs follow; moved codes may be nearer to
     # another.
     contract = settled(inputs, outputs, contract)
     clean = violations(inputs, outputs, contract)["codes"]
@@ -262,7 +262,7 @@ def test_a_scale_beyond_its_end_by_two_ulps_is_caught(name: str, fp8: str, op: s
 
 @pytest.mark.parametrize("name", ["vllm", "eager", "unfused"])
 def test_a_scale_between_the_steps_of_a_rounded_amax_is_caught(name: str) -> None:
-    """Where y has the values of T, so has amax: one fp32 ulp beside the scale that it gives is no scale at all."""
+    """Where y has the values of T, so has amax: one fp32 ulp from the scale that it gives is no scale at all."""
     contract = NORM_QUANT_CONTRACTS[name]
     inputs = build(Case(ADD, 6, 264, "gaussian_gain"))
     outputs = emulated.execute(inputs, None, contract)

@@ -1,7 +1,7 @@
 """The sign-off page in a real browser, from a file, at the widths of a desk and a phone, in light and dark.
 
 A probe at the end of the page opens everything that can be opened, measures, and sends JSON to the document around
-it, which the browser prints. The page lies in a frame because a browser's window is never as narrow as a phone.
+it, which the browser prints. The page is in a frame because a browser's window is never as narrow as a phone.
 Needs a Chromium: ``apt-get install chromium``, or CHROMIUM=/path/to/it.
 """
 

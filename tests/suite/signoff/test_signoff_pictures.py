@@ -25,7 +25,7 @@ def test_a_walk_is_drawn_from_its_medians() -> None:
     fused, unfused = walk.lines
     assert [len(line.dots) for line in (fused, unfused)] == [3, 2], "what is not finite has no dot"
     heights = [y for _, y, _ in fused.dots]
-    assert heights == sorted(heights, reverse=True), "a larger error stands higher"
+    assert heights == sorted(heights, reverse=True), "a larger error is higher"
     assert fused.dots[0][:2] == unfused.dots[0][:2]
     assert len(walk.y) >= 3
     assert [t.label for t in walk.x] == ["0", "1", "2"]

@@ -99,7 +99,7 @@ def test_a_defect_that_a_contract_declares_is_right_under_it(identity: str) -> N
     assert not any(c.violations for c in compare(claim.inputs, claim.outputs, changed))
 
 
-# ---- which case stands for which
+# ---- which case counts for which
 
 
 def test_a_case_stands_for_the_rows_that_it_contains() -> None:

@@ -22,8 +22,8 @@ def test_a_fused_model_meets_every_expectation(tmp_path: Path, capsys: pytest.Ca
     assert code == 0
     assert out.splitlines() == [
         "30 kernel launches; forward passes: 2 (step 3, step 4)",
-        f"  fused            5 a pass  {FUSED[:99]}…",
-        f"  gemm             5 a pass  {GEMM[:99]}…",
+        f"  fused            5 per pass  {FUSED[:99]}…",
+        f"  gemm             5 per pass  {GEMM[:99]}…",
         "  other           10 in all",
         "ok: 5 launches of add_rmsnorm_quant_kernel in every pass",
         "ok: no launch of per_token",

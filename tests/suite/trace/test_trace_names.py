@@ -113,7 +113,7 @@ def test_hostile_names_end(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.skipif(not (shutil.which("nm") and shutil.which("c++filt")), reason="no nm and c++filt: no second reader")
 def test_a_demangler_agrees_on_the_names_of_a_large_library() -> None:
-    """Names of torch's own library that are read to the end stand in c++filt's text of the same names."""
+    """Names of torch's own library that are read to the end are in c++filt's text of the same names."""
     import torch
 
     library = Path(torch.__file__).parent / "lib" / "libc10.so"

@@ -1,4 +1,4 @@
-"""Cases and inputs of ``static_quant``: the quantizer's rows with one given scale, and rows beside midpoints."""
+"""Cases and inputs of ``static_quant``: the quantizer's rows with one given scale, and rows next to midpoints."""
 
 from __future__ import annotations
 
