@@ -1,6 +1,7 @@
 """Isolation: each case runs in a worker process, so that a kernel that crashes or hangs costs one case and not the run.
 
-The worker imports torch and loads the kernel once, then serves cases. It is replaced after a crash, after a case that
+The worker loads the kernel once, then serves cases; it is forked from a process that has imported torch
+(``validators.process.nursery``). It is replaced after a crash, after a case that
 ran past the time limit, and after an error on a GPU, whose context may be lost with it. Messages travel over a socket
 of their own; what kernels print goes to a file, whose end is quoted when the worker dies. A kernel that compiles at its
 first call is called once before the cases, outside their time limit.
@@ -8,21 +9,20 @@ first call is called once before the cases, outside their time limit.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import faulthandler
 import importlib
 import os
 import shlex
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import IO, Any
 
 from validators.arch import architecture
@@ -33,6 +33,7 @@ from validators.kernels.kernel import KernelError
 from validators.kernels.registry import find_kernel
 from validators.process import doing
 from validators.process.guard import say
+from validators.process.nursery import Child, nursery
 from validators.records.record import Record, Status
 from validators.run import validate
 
@@ -43,9 +44,11 @@ LOAD_SLOW_S = 30.0
 WARM_LIMIT_S = 1800.0
 """Time for the first call of a kernel that compiles then, as aiter does where no module is prebuilt."""
 
+KILL_LIMIT_S = 60.0
+"""A killed process that has not ended by then hangs in a driver; it is left to the system."""
+
 TIME_LIMIT_S = 120.0
 """Seconds for one case: a case of the deepest depth takes some seconds on a CPU."""
-_ROOT = Path(__file__).resolve().parent.parent
 _QUOTED_BYTES = 2000
 
 
@@ -86,7 +89,7 @@ class Worker:
     ) -> None:
         self.kernel_name, self.op, self.contract, self.device = kernel_name, op, contract, device
         self.time_limit_s = time_limit_s
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Child | None = None
         self._pipe: Connection | None = None
         self._output: IO[bytes] | None = None
         self._doing: Any = None
@@ -156,13 +159,9 @@ class Worker:
         process, self._process = self._process, None
         if process is not None:
             # The worker leads a session of its own, so compilers that it started go with it.
-            kills: tuple[Callable[[], None], ...] = (lambda: os.killpg(process.pid, signal.SIGKILL), process.kill)
-            for kill in kills:
-                try:
-                    kill()
-                except (ProcessLookupError, PermissionError):
-                    continue
-            process.wait()
+            process.kill()
+            with contextlib.suppress(TimeoutError):
+                process.wait(KILL_LIMIT_S)
         if self._pipe is not None:
             self._pipe.close()
             self._pipe = None
@@ -176,26 +175,17 @@ class Worker:
         self._pipe = ours
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the worker, in close)
         self._doing = tempfile.TemporaryFile()  # noqa: SIM115 (likewise)
-        passed = [theirs.fileno(), self._doing.fileno()]
-        environment = dict(os.environ)
-        paths = [str(_ROOT), environment.get("PYTHONPATH", "")]
-        environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
-        code = "import sys; from validators.isolate import _serve; _serve(*map(int, sys.argv[1:]))"
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-X", "faulthandler", "-c", code, *map(str, passed)],
-                pass_fds=passed,
-                stdin=subprocess.DEVNULL,
-                stdout=self._output,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,
-            )
+            passed = (theirs.fileno(), self._doing.fileno())
+            self._process = nursery("validators.isolate:serve").start(self._output.fileno(), passed)
+        except ChildProcessError as error:
+            self.close()
+            raise KernelError(f"kernel {self.kernel_name!r} could not be loaded: {error}") from None
         finally:
             theirs.close()
         try:
             settings = (self.kernel_name, self.op, self.contract, self.device, _gpu_index(self.device))
-            ours.send((os.getpid(), sys.argv, settings))
+            ours.send((os.getcwd(), sys.argv, settings))
             if not ours.poll(LOAD_SLOW_S):
                 say("validators", f"loading {self.kernel_name} takes long; its library may compile for minutes")
             if not ours.poll(LOAD_LIMIT_S):
@@ -217,8 +207,8 @@ class Worker:
     def _death(self) -> str:
         assert self._process is not None
         try:
-            code = self._process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
+            code = self._process.wait(10)
+        except TimeoutError:
             return "worker closed its connection"
         if code >= 0:
             return f"worker died with exit code {code}{self._while()}"
@@ -235,7 +225,7 @@ class Worker:
     def _lost(self, case: Case, reason: str, seconds: float, *, dump: bool = False) -> Record:
         if dump and self._process is not None:
             # The worker's fault handler answers SIGUSR1 with its Python stack, from inside native code as well.
-            self._process.send_signal(signal.SIGUSR1)
+            self._process.signal(signal.SIGUSR1)
             time.sleep(0.2)
         printed = self._printed()
         self.close()
@@ -284,16 +274,20 @@ def _gpu_index(device: str) -> int | None:
 # ---- inside the worker
 
 
-def _serve(descriptor: int, words: int) -> None:
-    """The worker's main: load the kernel, then answer each case with a record until the connection closes."""
+def serve(starter: int, descriptor: int, words: int) -> None:
+    """The worker's main: load the kernel, then answer each case with a record until the connection closes.
+
+    starter: process id of its parent. descriptor: the connection. words: where it says what it is doing.
+    """
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     for passed in (descriptor, words):
         os.set_inheritable(passed, False)
     doing.report_to(words)
     pipe = Connection(descriptor)
-    # Records name the command that a person gave, which is the parent's.
-    parent, sys.argv, (name, op, contract, device, gpu) = pipe.recv()
-    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_die_with, args=(starter,), daemon=True).start()
+    # Records name the command that a person gave, which is that of the process that asked.
+    folder, sys.argv, (name, op, contract, device, gpu) = pipe.recv()
+    os.chdir(folder)
     try:
         if gpu is not None:
             importlib.import_module("torch").cuda.set_device(gpu)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import pytest
 import torch
 
 from reference.contract import NORM_QUANT_CONTRACTS
+from tests.support.child import python
 from validators.cases.case import Case
 from validators.cases.recipe import ADD, QUANT
 from validators.cases.tensors import NormQuantInputs, NormQuantOutputs
@@ -60,8 +59,8 @@ def test_a_crash_says_what_was_being_done(tmp_path: Path, condition: str, words:
 def test_identify_says_which_kernel_died_on_what(tmp_path: Path) -> None:
     file = tmp_path / "crashes.py"
     file.write_text(CRASHES.format(condition="> 1"))
-    command = [sys.executable, "-m", "validators", "identify", "--op", QUANT, "--device", "cpu"]
-    done = subprocess.run([*command, "--kernel", f"{file}:few_rows"], capture_output=True, text=True, cwd=ROOT)
+    command = ["validators", "identify", "--op", QUANT, "--device", "cpu"]
+    done = python("-m", *command, "--kernel", f"{file}:few_rows")
     assert done.returncode == 4
     assert "died with signal 8 (SIGFPE) while it was run on per_token_quant-m64-n5120-" in done.stderr
     assert "to find its contract" in done.stderr

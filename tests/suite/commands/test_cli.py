@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.child import python
 from tests.support.made import failed, lanes_passed, record
 from validators.__main__ import main
 from validators.cases.case import Case, CaseError
@@ -345,23 +345,19 @@ def test_a_damaged_file_is_named_and_a_cut_one_warned_about(tmp_path: Path, caps
     assert capsys.readouterr().err.startswith(f"validators: {path}:1: not JSON")
 
 
-def _python(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *words]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, **options)
-
-
 def test_help_without_torch() -> None:
     code = "import sys; sys.modules['torch'] = None; from validators.__main__ import main; sys.exit(main(sys.argv[1:]))"
-    shown = _python("-c", code, "--help")
+    shown, refused = (
+        subprocess.run([sys.executable, "-c", code, word], cwd=ROOT, capture_output=True, text=True, check=False)
+        for word in ("--help", "list")
+    )
     assert shown.returncode == 0
     assert "signoff" in shown.stdout
-    refused = _python("-c", code, "list")
     assert (refused.returncode, refused.stderr.count("\n")) == (3, 1)
 
 
 def test_real_kernels_and_cases_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    kernels = _python("-m", "validators", "list")
+    kernels = python("-m", "validators", "list")
     assert (kernels.returncode, kernels.stderr) == (0, "")
     assert REAL in [line.split()[0] for line in kernels.stdout.splitlines() if line]
     assert main(["list", "cases", "--depth", "smoke"]) == 0
@@ -373,7 +369,7 @@ def test_real_kernels_and_cases_are_listed(capsys: pytest.CaptureFixture[str]) -
 
 def test_a_real_kernel_from_run_to_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["run", "--op", "add_rmsnorm_quant", "--kernel", REAL, "--device", "cpu", "--records", str(tmp_path)]
-    ran = _python("-m", "validators", *words, "--case", "add_rmsnorm_quant-m16-n64-bf16-e4m3fn-gaussian-s0")
+    ran = python("-m", "validators", *words, "--case", "add_rmsnorm_quant-m16-n64-bf16-e4m3fn-gaussian-s0")
     assert ran.returncode == 0, ran.stdout + ran.stderr
     (only,) = load(tmp_path)
     assert (only.status, only.lane, only.emulated) == (Status.PASSED, "random", True)

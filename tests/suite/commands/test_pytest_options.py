@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 import conftest
+from tests.support.child import python
 from validators.commands import cli
 from validators.errors import UserError
 from validators.records.record import Status
@@ -22,8 +22,8 @@ HOSTILE = ROOT / "tests" / "support" / "hostile.py"
 
 def _pytest(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "COV_"))}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "tests/kernels", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment)
+    command = ["-m", "pytest", "-p", "no:cacheprovider", "-q", "tests/kernels", *arguments]
+    return python(*command, environment=environment)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_a_run_without_a_kernel_case_fails(workers: str) -> None:
 
 
 def test_records_are_written_and_a_users_kernel_is_isolated(tmp_path: Path) -> None:
-    arguments = ("--device", "cpu", "--lane", "shapes", "-n", "2", "--records", str(tmp_path))
+    arguments = ("--device", "cpu", "--lane", "shapes", "-n", "1", "--records", str(tmp_path))
     done = _pytest("--kernel", f"{HOSTILE}:exits_at_once", *arguments)
     assert done.returncode == pytest.ExitCode.TESTS_FAILED
     records = load(tmp_path)

@@ -13,16 +13,12 @@ import re
 import shlex
 import subprocess
 import sys
-import traceback
 from pathlib import Path
 
 import pytest
-import torch
 
-from evals.__main__ import main as evals_main
-from golden.__main__ import main as golden_main
+from tests.support.child import python
 from tests.support.pages import OURS, ROOT, commands, read, samples
-from validators.__main__ import main as validators_main
 
 NEW_ENVIRONMENT = "makes an environment from a package index"
 REPLACED = {
@@ -88,7 +84,7 @@ EXIT_CODES = {
     "python -m tests.benchmarks.real_findings": 2,
 }
 # Programs whose commands run in a fork of this process.
-MAINS = {"validators": validators_main, "evals": evals_main, "golden": golden_main}
+FORKED = ("validators", "evals", "golden", "pytest")
 TIME_LIMIT_S = 600
 # Lines of a failure report that neither the machine nor the order of a CPU's sum changes.
 STABLE = (
@@ -129,64 +125,12 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     git = {"GIT_CONFIG_GLOBAL": str(folder / "gitconfig")}
     environment = {**inherited, **hidden, **git, "OMP_NUM_THREADS": "1"}
     words = shlex.split(command, comments=True)
-    if words[:2] == ["python", "-m"] and words[2] in MAINS and not re.search(r"[|&;<>$]", command):
-        return _forked(words[3:], folder, environment, words[2])
+    if words[:2] == ["python", "-m"] and words[2] in FORKED and not re.search(r"[|&;<>$]", command):
+        return python(*words[1:], cwd=folder, environment=environment)
     line = re.sub(r"^python3?(?= )", lambda _: f'"{sys.executable}"', command)
     return subprocess.run(
         ["bash", "-c", line], cwd=folder, env=environment, capture_output=True, text=True, timeout=TIME_LIMIT_S
     )
-
-
-def _forked(
-    arguments: list[str], folder: Path, environment: dict[str, str], program: str = "validators"
-) -> subprocess.CompletedProcess[str]:
-    """``python -m PROGRAM`` in a process that has imported torch already: half of what the short commands cost."""
-    command = [sys.executable, "-m", program, *arguments]
-    if torch.cuda.is_available():  # a forked process cannot use the GPU of its parent, nor hide it
-        return subprocess.run(
-            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=TIME_LIMIT_S
-        )
-    shown, said = folder / ".stdout", folder / ".stderr"
-    child = os.fork()
-    if child == 0:
-        code = 70
-        try:
-            for path, descriptor in ((shown, 1), (said, 2)):
-                os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
-            sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-            os.chdir(folder)
-            os.environ.clear()
-            os.environ.update(environment)
-            sys.argv = [program, *arguments]
-            torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
-            code = MAINS[program](arguments)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-    _, status = os.waitpid(child, 0)
-    return subprocess.CompletedProcess(
-        command, os.waitstatus_to_exitcode(status), shown.read_text(encoding="utf-8"), said.read_text(encoding="utf-8")
-    )
-
-
-@pytest.mark.parametrize(
-    ("program", "arguments"),
-    [
-        ("validators", ["list", "kernels", "--op", "nonsense"]),
-        ("evals", ["gsm8k", "nonsense"]),
-        ("golden", ["list", "--op", "nonsense"]),
-    ],
-)
-def test_a_forked_command_is_the_command(program: str, arguments: list[str], folder: Path) -> None:
-    forked = _forked(arguments, folder, dict(os.environ), program)
-    done = subprocess.run(
-        [sys.executable, "-m", program, *arguments], cwd=folder, capture_output=True, text=True, check=False
-    )
-    assert (forked.returncode, forked.stdout, forked.stderr) == (done.returncode, done.stdout, done.stderr)
-    assert forked.returncode == 2
 
 
 def differences(shown: str, printed: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import torch
 
 from reference.contract import GEMM_CONTRACTS, NORM_QUANT_CONTRACTS
 from reference.formats import FORMATS, code_preimages, decode, encode
+from tests.support.child import python
 from tests.zoo import all_defects
 from validators.calls.buffers import make_buffers
 from validators.cases.case import Case
@@ -273,7 +273,7 @@ for m in (512, most):
 def test_extra_memory_stays_flat(name: str) -> None:
     """Peak resident memory of a comparison beyond its operands, for 512 and then 2,048 rows, every one with a wrong
     scale. The peak of a process never falls: what the second adds is what more rows cost."""
-    done = subprocess.run([sys.executable, "-c", MEMORY, name], capture_output=True, text=True, cwd=ROOT, check=False)
+    done = python("-c", MEMORY, name)
     assert done.returncode == 0, done.stderr[-2000:]
     extra = [int(line) / 1024 for line in done.stdout.split()]
     assert len(extra) == 2

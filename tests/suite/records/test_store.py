@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.support.child import python
 from tests.support.made import CASE, comparison, failed, record
 from validators.records import provenance
 from validators.records.provenance import Provenance
@@ -102,7 +103,7 @@ def test_a_killed_run_keeps_what_it_recorded(tmp_path: Path) -> None:
         "import os, signal, sys; from tests.support.made import record; from validators.records.store import Sink\n"
         "s = Sink(sys.argv[1]); s.write(record()); s.write(record()); os.kill(os.getpid(), signal.SIGKILL)"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, check=False)
+    done = python("-c", code, str(tmp_path))
     assert done.returncode == -signal.SIGKILL
     assert len(load(tmp_path)) == 2
 
