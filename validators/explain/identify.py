@@ -206,9 +206,6 @@ def _candidate(scenes: Sequence[nearby.Scene], contract: Contract) -> Candidate:
     return Candidate(contract.name, totals, judged, several, nearby.title(contract))
 
 
-_identified: dict[tuple[str, ...], IdentifyResult] = {}
-
-
 def choose_contract(
     kernel: Kernel, case: Case, given: str | None, device: str
 ) -> tuple[Contract | None, str, tuple[str, ...]]:
@@ -224,8 +221,10 @@ def choose_contract(
 
 def identification(kernel: Kernel, case: Case, device: str) -> IdentifyResult:
     """What ``identify`` finds for the kernel and the types of the case. Raises KernelFault."""
-    # Once a process and type: identification calls the kernel on cases of its own and judges every preset.
-    key = kernel.name, kernel.op, device, case.dtype, case.fp8
-    if key not in _identified:
-        _identified[key] = identify(kernel, device=device, dtype=case.dtype, fp8=case.fp8)
-    return _identified[key]
+    # Once per kernel and type: identification calls the kernel on cases of its own and judges every preset. The kernel
+    # keeps the answer, since two kernels of one process may have the same name.
+    key = "identify", device, case.dtype, case.fp8
+    if key not in kernel.answers:
+        kernel.answers[key] = identify(kernel, device=device, dtype=case.dtype, fp8=case.fp8)
+    found: IdentifyResult = kernel.answers[key]
+    return found

@@ -47,7 +47,8 @@ class Arm:
 
 @dataclass(frozen=True)
 class Step:
-    """One op of one layer of one arm, on one rank. began: what its duration is counted from."""
+    """One op of one layer of one arm, on one rank. began: what its duration is counted from. own_norm: as of
+    ``Judged``."""
 
     arm: Arm
     layer: Layer
@@ -55,6 +56,7 @@ class Step:
     op: str
     rank: int = 0
     began: float = field(default_factory=time.perf_counter)
+    own_norm: bool = False
 
 
 class Bench:
@@ -89,7 +91,7 @@ class Bench:
         try:
             shape = check_outputs(claim.inputs, claim.outputs, strict=False)
         except OutputError as error:
-            self._stop(step, contract.name, str(error))
+            self._stop(step, contract.name, str(error), own_norm=step.own_norm)
         comparisons, more = judge(claim, contract)
         found = (shape, *checks, *more)
         status, reasons = decide(comparisons, found)
@@ -113,6 +115,7 @@ class Bench:
                 shape=claim.inputs.shape,
                 rank=step.rank,
                 seconds=time.perf_counter() - step.began,
+                own_norm=step.own_norm,
             )
         )
 
@@ -123,7 +126,7 @@ class Bench:
             # A hypothesis runs the kernels on operands that they may refuse, and words are not worth the walk.
             return (Explanation("", f"the wiring was not tried: {fault}", kind="observation"),)
 
-    def _stop(self, step: Step, contract: str, reason: str) -> NoReturn:
+    def _stop(self, step: Step, contract: str, reason: str, *, own_norm: bool = False) -> NoReturn:
         arm, layer = step.arm.name, step.layer.index
         self.result.judged.append(
             Judged(
@@ -135,6 +138,7 @@ class Bench:
                 status=Status.ERROR,
                 reasons=(reason,),
                 rank=step.rank,
+                own_norm=own_norm,
             )
         )
         raise StoppedError(f"layer {layer}, {step.name}, {arm} path: {reason}")

@@ -173,17 +173,13 @@ class KernelPath:
         return (out.float() + bias.float()).to(out.dtype)
 
 
-TWIN = "bf16 norm, then "
-"""How the name of a contract of ``twin_contract`` begins."""
-
-
 def twin_contract(quant: NormQuantContract) -> NormQuantContract:
     """What ``add_rmsnorm`` followed by a quantizer of contract ``quant`` computes, as one contract of the norm op.
 
     The mean and the reciprocal root are float64 rounded once, which any reduction in fp32 of at least 64 lanes allows.
     """
     return quant.replace(
-        name=f"{TWIN}{quant.name}",
+        name=f"bf16 norm, then {quant.name}",
         norm_input="unrounded",
         residual_store="rne",
         round_after_normalize=False,

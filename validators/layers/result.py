@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from reference.contract import GemmContract, NormQuantContract
-from validators.layers.path import TWIN
 from validators.records.record import Check, Comparison, Explanation, Status
 
 
@@ -38,11 +37,8 @@ class Judged:
     shape: tuple[int, ...] = ()
     rank: int = 0
     seconds: float = 0.0
-
-    @property
-    def own_norm(self) -> bool:
-        """Whether this is a bf16 norm of the walk's own, judged together with the quantizer that follows it."""
-        return self.contract.startswith(TWIN)
+    own_norm: bool = False
+    """Whether this is a bf16 norm of the walk's own, judged together with the quantizer that follows it."""
 
 
 @dataclass(frozen=True)

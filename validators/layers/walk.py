@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from reference import glm4_moe
-from reference.contract import NormQuantContract
 from reference.glm4_moe import Layer, Linear, Mlp, Moe, Routed, Source
 from validators.calls.call import Claim
 from validators.cases import tensors
@@ -220,13 +219,12 @@ class Walk:
 
     def _norm(self, arm: Arm, layer: Layer, which: Literal["input", "post"], following: Linear) -> tuple[Tensor, ...]:
         name = f"{which if which == 'input' else 'post_attention'}_layernorm"
-        step = Step(arm, layer, name, "add_rmsnorm_quant")
+        step = Step(arm, layer, name, "add_rmsnorm_quant", own_norm=arm.name == "unfused")
         if following.scale is None:
             return self._bf16_norm(step, which)
         handed = self.bench.attempt(step, lambda: arm.path.prepare(layer, which, arm.hidden))
         weight = layer.input_norm if which == "input" else layer.post_norm
-        contract = self.contracts.norm if arm.name == "fused" else twin_contract(self.contracts.quant)
-        self._judge_norm(step, weight, handed, contract)
+        self._judge_norm(step, weight, handed)
         return handed
 
     def _bf16_norm(self, step: Step, which: str) -> tuple[Tensor, ...]:
@@ -240,14 +238,16 @@ class Walk:
 
     def _plain_norm(self, arm: Arm, layer: Layer) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The bf16 norm before a router, and its quantized form for the shared expert; judged as one op."""
-        step, path = Step(arm, layer, "post_attention_layernorm", "add_rmsnorm_quant"), arm.path
+        step = Step(arm, layer, "post_attention_layernorm", "add_rmsnorm_quant", own_norm=True)
+        path = arm.path
         normed = self.bench.attempt(step, lambda: path.add_rmsnorm(path.weights(layer).post_norm, arm.hidden))
         handed = self.bench.attempt(step, lambda: path.quantize(normed))
-        self._judge_norm(step, layer.post_norm, handed, twin_contract(self.contracts.quant))
+        self._judge_norm(step, layer.post_norm, handed)
         return normed, handed
 
-    def _judge_norm(self, step: Step, weight: Tensor, handed: tuple[Tensor, ...], contract: NormQuantContract) -> None:
+    def _judge_norm(self, step: Step, weight: Tensor, handed: tuple[Tensor, ...]) -> None:
         arm = step.arm
+        contract = twin_contract(self.contracts.quant) if step.own_norm else self.contracts.norm
         first = arm.expected is None
         inputs = tensors.NormQuantInputs(arm.hidden, arm.expected, weight, self.config.eps, FP8)
         kept = arm.path.residual

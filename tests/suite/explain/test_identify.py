@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -13,7 +14,7 @@ from tests.benchmarks.identification import CONTRACTS, ask
 from validators.calls.call import KernelFault
 from validators.cases.case import Case
 from validators.cases.recipe import ADD, GEMM, QUANT
-from validators.cases.tensors import QuantInputs, QuantOutputs
+from validators.cases.tensors import Inputs, Outputs, QuantInputs, QuantOutputs
 from validators.explain.identify import LARGEST_FLOOR, IdentifyResult, identification, identification_cases, identify
 from validators.kernels import emulated, emulated_gemm
 from validators.kernels.kernel import Kernel
@@ -66,6 +67,32 @@ def test_an_undeclared_kernel_is_judged_by_what_it_follows() -> None:
     record = validate(kernel, Case(ADD, 8, 264, "gaussian"))
     assert (record.status, record.contract, record.contract_from) == (Status.PASSED, "vllm", "identified")
     assert record.identified[0].startswith("vllm: admits all ")
+
+
+def test_two_kernels_of_one_name_are_identified_each_by_its_own_outputs() -> None:
+    """An edited file, or two paths: the second kernel of a process must not get the first one's answer."""
+    case, found = Case(ADD, 8, 264, "gaussian"), []
+    first = Kernel("demo/same-name", ADD, None, emulated.make(NORM_QUANT_CONTRACTS["vllm"]), in_place=True)
+    edited = dataclasses.replace(first, call=emulated.make(NORM_QUANT_CONTRACTS["eager"]))
+    for kernel in (first, edited, first):
+        record = validate(kernel, case)
+        found.append((record.status, record.contract))
+    assert found == [(Status.PASSED, name) for name in ("vllm", "eager", "vllm")]
+
+
+def test_a_kernel_is_identified_once_for_many_cases() -> None:
+    calls = []
+    right = emulated.make(NORM_QUANT_CONTRACTS["vllm"])
+
+    def counted(inputs: Inputs, buffers: Outputs) -> Outputs:
+        calls.append(inputs)
+        return right(inputs, buffers)
+
+    kernel = Kernel("demo/counted", ADD, None, counted, in_place=True)
+    validate(kernel, Case(ADD, 8, 264, "gaussian"))
+    once = len(calls)
+    validate(kernel, Case(ADD, 8, 264, "gaussian"))
+    assert len(calls) - once < once - len(identification(kernel, Case(ADD, 8, 264, "gaussian"), "cpu").cases)
 
 
 @pytest.mark.parametrize(("name", "other"), [("vllm", "vllm-native"), ("vllm-native", "vllm")])

@@ -23,7 +23,7 @@ from tests.zoo.wiring import DEFECTS, TripleRight, WiringDefect, accepted_names
 from validators.__main__ import main
 from validators.kernels import registry
 from validators.layers import build, presets
-from validators.layers.path import TWIN, KernelPath, PathError, route_of
+from validators.layers.path import KernelPath, PathError, route_of
 from validators.layers.picture import PictureError, error_against_depth
 from validators.layers.result import Depth, Judged, Result
 from validators.layers.timing import Clock
@@ -247,7 +247,8 @@ def test_the_trajectory_is_held_to_the_margin(fused: float, status: Status) -> N
 
 def test_a_wrong_bf16_norm_fails_the_trajectory() -> None:
     result = _result([0.1] * 20, [0.1] * 20)
-    right = Judged("unfused", 0, "input_layernorm", "add_rmsnorm_quant", f"{TWIN}eager", Status.PASSED, ())
+    norm = Judged("unfused", 0, "input_layernorm", "add_rmsnorm_quant", "any", Status.PASSED, ())
+    right = dataclasses.replace(norm, own_norm=True)
     result.judged = [right]
     assert trajectory(result, 0.5)[0] is Status.PASSED
     result.judged.append(dataclasses.replace(right, layer=3, status=Status.FAILED, reasons=("codes: 5 of 9",)))
@@ -255,6 +256,10 @@ def test_a_wrong_bf16_norm_fails_the_trajectory() -> None:
     assert status is Status.FAILED
     assert "1 of 2" in reasons[0]
     assert "layer 3" in reasons[0]
+    # Whose norm it is, is a field: a contract's name says nothing.
+    named = dataclasses.replace(norm, contract="bf16 norm, then eager", status=Status.FAILED)
+    result.judged = [right, named]
+    assert trajectory(result, 0.5)[0] is Status.PASSED
 
 
 def test_a_wide_spread_around_the_margin_is_undecided() -> None:
