@@ -1,36 +1,22 @@
-"""Which known defect would have produced these outputs of a PTPC GEMM?
+"""The known defects of a PTPC GEMM, each as the value that every sampled output would have under it.
 
-Each hypothesis predicts the exact value of every sampled output under one defect; it explains a violation if the
-kernel's output lies within the contract's own budget of that value. Diagnosis only; see ``norm``.
+Which of them would have produced these outputs? Diagnosis only; ``ops.ptpc_gemm`` holds them against the outputs.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor
 
 from reference.accumulators import slices
-from reference.contract import GEMM_CONTRACTS, GemmContract
-from reference.formats import BF16, E4M3FN, E4M3FNUZ, FloatFormat, bytes_of, exponent_of, format_of, pow2, round_to, ulp
-from reference.ptpc_gemm import GemmTruth, emulated_truth, gemm_truth, is_emulated, operand
-from validators.cases.tensors import GemmInputs, GemmOutputs
-from validators.explain import nearby
-from validators.explain.nearby import Change
-from validators.explain.units import followed, match_shares
-from validators.records.record import Explanation
-from validators.records.wording import LEAST, MOST, percent_low, vanishes
+from reference.formats import BF16, E4M3FN, E4M3FNUZ, FloatFormat, bytes_of, exponent_of, format_of, pow2, round_to
+from reference.ptpc_gemm import operand
+from validators.cases.tensors import GemmInputs
 
-SAMPLE_ROWS = 64
-SAMPLE_COLS = 256
 SPLITS = 4
-TILE_N, TILE_K = 16, 32
-"""Tile of the pre-shuffled weight layout (aiter's ``shuffle_weight`` with layout (16, 16)): 16 rows of two halves of 16 bytes."""
-UNIT_ROWS, UNIT_COLS = 16, 64
 
 
 @dataclass(frozen=True)
@@ -47,6 +33,23 @@ class GemmScene:
     inputs: GemmInputs
     fmt: FloatFormat
     out_format: FloatFormat
+
+    @classmethod
+    def of(cls, inputs: GemmInputs, rows: Tensor, cols: Tensor) -> GemmScene:
+        """These rows of a and of b (the columns of the output) with what belongs to them."""
+        fmt = format_of(inputs.a.dtype)
+        return cls(
+            rows,
+            cols,
+            operand(bytes_of(inputs.a)[rows], fmt),
+            operand(bytes_of(inputs.b)[cols], fmt),
+            inputs.a_scale.reshape(-1)[rows].double(),
+            inputs.b_scale.reshape(-1)[cols].double(),
+            None if inputs.bias is None else inputs.bias[cols].double(),
+            inputs,
+            fmt,
+            format_of(inputs.out_dtype),
+        )
 
     @property
     def k(self) -> int:
@@ -71,7 +74,8 @@ class GemmHypothesis:
     """Predicts a rounding error rather than a value: judged by agreement after the last rounding."""
 
 
-def _dot(scene: GemmScene, first: int = 0, last: int | None = None) -> Tensor:
+def sums(scene: GemmScene, first: int = 0, last: int | None = None) -> Tensor:
+    """Exact sums of these products, [m, n]."""
     return scene.a[:, first:last] @ scene.b[:, first:last].T
 
 
@@ -81,17 +85,17 @@ def _slice_bounds(scene: GemmScene, index: int) -> tuple[int, int]:
 
 
 def _without_slice(index: int) -> Callable[[GemmScene], Tensor]:
-    return lambda s: s.out(_dot(s) - _dot(s, *_slice_bounds(s, index)))
+    return lambda s: s.out(sums(s) - sums(s, *_slice_bounds(s, index)))
 
 
 def _slices_rounded(scene: GemmScene) -> Tensor:
-    parts = [round_to(_dot(scene, *_slice_bounds(scene, i)), BF16) for i in range(SPLITS)]
+    parts = [round_to(sums(scene, *_slice_bounds(scene, i)), BF16) for i in range(SPLITS)]
     return scene.out(sum(parts, torch.zeros_like(parts[0])))
 
 
 def _whole_slices_rounded(splits: int) -> Callable[[GemmScene], Tensor]:
     def value(scene: GemmScene) -> Tensor:
-        parts = [round_to(_dot(scene, first, last), BF16) for first, last in slices(scene.k, splits)]
+        parts = [round_to(sums(scene, first, last), BF16) for first, last in slices(scene.k, splits)]
         return scene.out(sum(parts, torch.zeros_like(parts[0])))
 
     return value
@@ -119,23 +123,23 @@ def _all(scene: GemmScene, name: str) -> Tensor:
 
 def _swapped(scene: GemmScene) -> Tensor:
     sa, sb = _all(scene, "a_scale"), _all(scene, "b_scale")
-    return scene.out(_dot(scene), sb[scene.rows % len(sb)], sa[scene.cols % len(sa)])
+    return scene.out(sums(scene), sb[scene.rows % len(sb)], sa[scene.cols % len(sa)])
 
 
 def _clamped_rows(scene: GemmScene) -> Tensor:
     sa = _all(scene, "a_scale")
     m = len(sa)
-    return scene.out(_dot(scene), sa[scene.rows.clamp(max=m // 16 * 16 if m % 16 else m - 1)])
+    return scene.out(sums(scene), sa[scene.rows.clamp(max=m // 16 * 16 if m % 16 else m - 1)])
 
 
 def _neighbour(scene: GemmScene) -> Tensor:
     sa = _all(scene, "a_scale")
-    return scene.out(_dot(scene), sa[(scene.rows - 1) % len(sa)])
+    return scene.out(sums(scene), sa[(scene.rows - 1) % len(sa)])
 
 
 def _exchanged(scene: GemmScene) -> Tensor:
     sa = _all(scene, "a_scale")
-    return scene.out(_dot(scene), sa[(scene.rows ^ 1).clamp(max=len(sa) - 1)])
+    return scene.out(sums(scene), sa[(scene.rows ^ 1).clamp(max=len(sa) - 1)])
 
 
 def _other_format(scene: GemmScene, both: bool) -> Tensor:
@@ -177,21 +181,21 @@ def _stride_ignored(a: bool, b: bool) -> Callable[[GemmScene], Tensor]:
 
 
 def _nan_spread(scene: GemmScene) -> Tensor:
-    value = scene.out(_dot(scene))
+    value = scene.out(sums(scene))
     bad = operand(scene.inputs.a, scene.fmt).isnan().any(dim=1)
     tiles = torch.nn.functional.pad(bad, (0, -len(bad) % 16)).view(-1, 16).any(1).repeat_interleave(16)[: len(bad)]
     return torch.where(tiles[scene.rows][:, None], torch.full_like(value, float("nan")), value)
 
 
 def _bf16_scales(scene: GemmScene) -> Tensor:
-    return scene.out(_dot(scene), round_to(scene.sa, BF16), round_to(scene.sb, BF16))
+    return scene.out(sums(scene), round_to(scene.sa, BF16), round_to(scene.sb, BF16))
 
 
 def _kept_bits(scene: GemmScene, bits: int, group: int) -> Tensor:
     """A chain that adds groups of products and keeps ``bits`` significant bits by truncation."""
     total = torch.zeros(scene.a.shape[0], scene.b.shape[0], dtype=torch.float64, device=scene.a.device)
     for first in range(0, scene.k, group):
-        total = total + _dot(scene, first, first + group)
+        total = total + sums(scene, first, first + group)
         step = pow2(exponent_of(total).clamp(min=-900) + 1 - bits)
         total = (total / step).trunc() * step
     return scene.out(total)
@@ -205,34 +209,35 @@ def _bias(scene: GemmScene) -> bool:
     return scene.bias is not None
 
 
-def _shufflable(scene: GemmScene) -> bool:
+def shufflable(scene: GemmScene) -> bool:
+    """Whether the weight can be in the pre-shuffled layout."""
     n, k = scene.inputs.b.shape
     return n % 16 == 0 and k % 32 == 0
 
 
 HYPOTHESES: tuple[GemmHypothesis, ...] = (
     GemmHypothesis(
-        "token-scale-missing", "the token scale is not applied", lambda s: s.out(_dot(s), sa=torch.ones_like(s.sa))
+        "token-scale-missing", "the token scale is not applied", lambda s: s.out(sums(s), sa=torch.ones_like(s.sa))
     ),
     GemmHypothesis(
-        "channel-scale-missing", "the channel scale is not applied", lambda s: s.out(_dot(s), sb=torch.ones_like(s.sb))
+        "channel-scale-missing", "the channel scale is not applied", lambda s: s.out(sums(s), sb=torch.ones_like(s.sb))
     ),
-    GemmHypothesis("token-scale-twice", "the token scale is applied twice", lambda s: s.out(_dot(s), sa=s.sa**2)),
+    GemmHypothesis("token-scale-twice", "the token scale is applied twice", lambda s: s.out(sums(s), sa=s.sa**2)),
     GemmHypothesis("scales-swapped", "token scales are applied to columns and channel scales to rows", _swapped),
     GemmHypothesis(
         "first-token-scale",
         "the first token's scale is used for every row",
-        lambda s: s.out(_dot(s), sa=_all(s, "a_scale")[:1].expand_as(s.sa)),
+        lambda s: s.out(sums(s), sa=_all(s, "a_scale")[:1].expand_as(s.sa)),
     ),
     GemmHypothesis(
         "first-channel-scale",
         "the first channel's scale is used for every column",
-        lambda s: s.out(_dot(s), sb=_all(s, "b_scale")[:1].expand_as(s.sb)),
+        lambda s: s.out(sums(s), sb=_all(s, "b_scale")[:1].expand_as(s.sb)),
     ),
     GemmHypothesis(
         "channel-scale-per-tile",
         "each tile of 16 columns uses its first channel's scale",
-        lambda s: s.out(_dot(s), sb=_all(s, "b_scale")[s.cols // 16 * 16]),
+        lambda s: s.out(sums(s), sb=_all(s, "b_scale")[s.cols // 16 * 16]),
     ),
     GemmHypothesis(
         "token-scale-clamped", "rows of the last partial tile use the scale of its first row", _clamped_rows
@@ -243,7 +248,7 @@ HYPOTHESES: tuple[GemmHypothesis, ...] = (
     GemmHypothesis(
         "k-tail-dropped",
         "the last K % 128 products are dropped",
-        lambda s: s.out(_dot(s, 0, s.k // 128 * 128)),
+        lambda s: s.out(sums(s, 0, s.k // 128 * 128)),
         lambda s: s.k % 128 != 0,
     ),
     *(
@@ -255,7 +260,7 @@ HYPOTHESES: tuple[GemmHypothesis, ...] = (
         )
         for block in (32, 64, 128)
     ),
-    GemmHypothesis("last-k-dropped", "the last product of the sum is dropped", lambda s: s.out(_dot(s, 0, s.k - 1))),
+    GemmHypothesis("last-k-dropped", "the last product of the sum is dropped", lambda s: s.out(sums(s, 0, s.k - 1))),
     *(
         GemmHypothesis(
             "split-k-slice-missing",
@@ -268,15 +273,15 @@ HYPOTHESES: tuple[GemmHypothesis, ...] = (
     GemmHypothesis(
         "bias-before-scales",
         "the bias is added before the scales",
-        lambda s: (_dot(s) + s.bias[None, :]) * s.sa[:, None] * s.sb[None, :] if s.bias is not None else _dot(s),
+        lambda s: (sums(s) + s.bias[None, :]) * s.sa[:, None] * s.sb[None, :] if s.bias is not None else sums(s),
         _bias,
     ),
-    GemmHypothesis("bias-missing", "the bias is not added", lambda s: s.out(_dot(s), bias=0.0), _bias),
-    GemmHypothesis("bias-twice", "the bias is added twice", lambda s: s.out(_dot(s), bias=2.0), _bias),
+    GemmHypothesis("bias-missing", "the bias is not added", lambda s: s.out(sums(s), bias=0.0), _bias),
+    GemmHypothesis("bias-twice", "the bias is added twice", lambda s: s.out(sums(s), bias=2.0), _bias),
     GemmHypothesis(
         "bias-in-each-slice",
         f"each of {SPLITS} split-K slices adds the bias",
-        lambda s: s.out(_dot(s), bias=float(SPLITS)),
+        lambda s: s.out(sums(s), bias=float(SPLITS)),
         _bias,
     ),
     GemmHypothesis(
@@ -290,9 +295,9 @@ HYPOTHESES: tuple[GemmHypothesis, ...] = (
         lambda s: _other_format(s, True),
     ),
     GemmHypothesis(
-        "weight-not-shuffled", "the weight is read as pre-shuffled although it is not", _read_as_shuffled, _shufflable
+        "weight-not-shuffled", "the weight is read as pre-shuffled although it is not", _read_as_shuffled, shufflable
     ),
-    GemmHypothesis("weight-shuffled-twice", "the weight is shuffled once more than it is read", _shuffled, _shufflable),
+    GemmHypothesis("weight-shuffled-twice", "the weight is shuffled once more than it is read", _shuffled, shufflable),
     GemmHypothesis(
         "weight-stride-ignored",
         "rows of b are read as packed: the weight is read with row stride K",
@@ -314,20 +319,20 @@ HYPOTHESES: tuple[GemmHypothesis, ...] = (
     GemmHypothesis(
         "nan-replaced",
         "NaN is replaced by zero",
-        lambda s: s.out(_dot(s)).nan_to_num(nan=0.0),
-        lambda s: bool(_dot(s).isnan().any()),
+        lambda s: s.out(sums(s)).nan_to_num(nan=0.0),
+        lambda s: bool(sums(s).isnan().any()),
     ),
     GemmHypothesis("nan-spreads", "a NaN row makes its tile of 16 rows NaN", _nan_spread),
     GemmHypothesis(
         "output-truncated",
         "the output is rounded toward zero",
-        lambda s: round_to(s.out(_dot(s)), s.out_format, "truncate"),
+        lambda s: round_to(s.out(sums(s)), s.out_format, "truncate"),
         loose=True,
     ),
     GemmHypothesis(
         "fp16-through-bf16",
         "the fp16 output is rounded to bf16 first",
-        lambda s: round_to(s.out(_dot(s)), BF16),
+        lambda s: round_to(s.out(sums(s)), BF16),
         lambda s: s.out_format.name == "fp16",
         loose=True,
     ),
@@ -352,166 +357,3 @@ HYPOTHESES: tuple[GemmHypothesis, ...] = (
         for group in (32, 16)
     ),
 )
-
-
-def _sample(count: int, most: int, worst: Tensor, device: torch.device) -> Tensor:
-    spread = torch.linspace(0, count - 1, min(count, most), device=device).long()
-    chosen = torch.cat((worst[: most // 2].to(device), torch.tensor([count - 1, 0], device=device), spread))
-    return torch.tensor(list(dict.fromkeys(chosen.tolist()))[:most], device=device)
-
-
-def _scene(inputs: GemmInputs, fmt: FloatFormat, out_format: FloatFormat, rows: Tensor, cols: Tensor) -> GemmScene:
-    """The rows of a and of b (the columns of the output) with what belongs to them."""
-    return GemmScene(
-        rows,
-        cols,
-        operand(bytes_of(inputs.a)[rows], fmt),
-        operand(bytes_of(inputs.b)[cols], fmt),
-        inputs.a_scale.reshape(-1)[rows].double(),
-        inputs.b_scale.reshape(-1)[cols].double(),
-        None if inputs.bias is None else inputs.bias[cols].double(),
-        inputs,
-        fmt,
-        out_format,
-    )
-
-
-def explain_gemm(
-    inputs: GemmInputs, outputs: GemmOutputs, contract: GemmContract
-) -> tuple[tuple[Explanation, ...], str | None]:
-    """(explanations, best first; the contract with one changed field that fits, in words, or None).
-
-    Looks at violating rows and columns first.
-    """
-    m, n = outputs.out.shape
-    device = outputs.out.device
-    fmt, out_format = format_of(inputs.a.dtype), format_of(outputs.out.dtype)
-    scene_of = functools.partial(_scene, inputs, fmt, out_format)
-
-    def truth_of(scene: GemmScene, contract: GemmContract) -> GemmTruth:
-        bias = None if inputs.bias is None else inputs.bias[scene.cols]
-        sa, sb = scene.sa.float(), scene.sb.float()
-        if is_emulated(contract):
-            codes = bytes_of(inputs.a)[scene.rows], bytes_of(inputs.b)[scene.cols]
-            return emulated_truth(*codes, fmt, sa, sb, bias, out_format, contract)
-        return gemm_truth(scene.a, scene.b, sa, sb, bias, out_format, contract)
-
-    def bad_of(scene: GemmScene, contract: GemmContract = contract) -> Tensor:
-        truth = truth_of(scene, contract)
-        got = outputs.out[scene.rows][:, scene.cols].double()
-        inside = (got >= truth.low) & (got <= truth.high)
-        return ~torch.where(truth.value.isnan(), got.isnan(), inside)
-
-    every = torch.arange(m, device=device), torch.arange(n, device=device)
-    probe = scene_of(_sample(m, 256, every[0][:0], device), _sample(n, SAMPLE_COLS, every[1][:0], device))
-    bad = bad_of(probe)
-    rows = _sample(m, SAMPLE_ROWS, probe.rows[bad.any(dim=1)], device)
-    cols = _sample(n, SAMPLE_COLS, probe.cols[bad.any(dim=0)], device)
-    scene = scene_of(rows, cols)
-    bad = bad_of(scene)
-    if not bool(bad.any()):
-        return (), None
-    got = outputs.out[rows][:, cols].double()
-    truth = truth_of(scene, contract)
-    near = _one_field(inputs, contract, lambda other: not bool(bad_of(scene, other).any()))
-    follows = []
-    for name, other in GEMM_CONTRACTS.items():
-        # "unknown" admits nearly everything at long K, so it explains nothing.
-        if near is None and name not in (contract.name, "unknown") and not bool(bad_of(scene, other).any()):
-            words = f"it is judged under the contract {name!r} ({other.source})"
-            follows.append(vanishes(name, words, kind="contract"))
-    if not (near or follows) and is_emulated(contract):
-        # Another interval, split-K or unit than the presets name. Positive data shows it; on other data many agree.
-        shares = match_shares(inputs, outputs, rows=rows[:UNIT_ROWS], cols=cols[:UNIT_COLS])
-        follows += followed(shares)
-    found = _defects(scene, got, bad, truth)
-    note = f" (contract {near.contract.name})" if near else ""
-    first = (vanishes(*_named(near), note=note, kind="field"),) if near else ()
-    more = (*_weight_tile(scene, got, bad, out_format), *_bias_direction(got, truth.value, bad))
-    return (*first, *follows, *found, *more), nearby.title(near.contract) if near else None
-
-
-def _one_field(inputs: GemmInputs, contract: GemmContract, fits: Callable[[GemmContract], bool]) -> Change | None:
-    """The declared contract with one other field, where that fits."""
-    for change in nearby.changes(contract, nearby.alternatives(contract, inputs), 1):
-        if fits(cast(GemmContract, change.contract)):
-            return change
-    return None
-
-
-def _named(change: Change) -> tuple[str, str]:
-    """Slug and sentence of a changed field."""
-    (field, value), *_ = change.fields.items()
-    slugs = {"after_store": "bias-after-store", "operands": "operands-scaled-first"}
-    sentences_of = {
-        "bias-after-store": "the bias is added after the store",
-        "operands-scaled-first": "the scales multiply the operands before the sum",
-    }
-    slug = slugs.get(str(value), f"{field}={value}")
-    return slug, sentences_of.get(slug, f"the contract has {nearby.field_words(field, value)}")
-
-
-def _defects(scene: GemmScene, got: Tensor, bad: Tensor, truth: GemmTruth) -> list[Explanation]:
-    """Known defects that meet violations and that no right element contradicts, best first."""
-    out_format, scored = scene.out_format, []
-    for position, h in enumerate(HYPOTHESES):
-        if not h.needs(scene):
-            continue
-        value = h.value(scene)
-        spread = truth.error * (value.abs() / truth.value.abs()).nan_to_num(1.0, 1.0).clamp(min=1.0)
-        width = torch.zeros_like(spread) if h.loose else spread
-        close = (got >= round_to(value - width, out_format)) & (got <= round_to(value + width, out_format))
-        close |= (got - value).abs() <= 0.5 * ulp(value, out_format) if not h.loose else torch.zeros_like(close)
-        close |= got.isnan() & value.isnan()
-        near = close | ((got >= round_to(value - spread, out_format)) & (got <= round_to(value + spread, out_format)))
-        explained, against = int((close & bad).sum()), int((~near & ~bad).sum())
-        if against > (1 - MOST) * explained:
-            continue  # right elements contradict it
-        kept = int((~bad).sum())
-        broken = float((~close & ~bad).sum()) / kept if kept and not h.loose else 0.0
-        scored.append((round(max(0.0, explained / int(bad.sum()) - broken), 3), round(broken, 4), -position, h))
-    scored.sort(key=lambda s: (s[0], -s[1], s[2]), reverse=True)
-    # Beside a defect that explains all, one that explains most is wrong about the rest.
-    scored = [s for s in scored if s[0] == 1.0] or scored
-    return [vanishes(h.slug, h.sentence, share) for share, _, _, h in scored[:3] if share > LEAST]
-
-
-def _weight_tile(scene: GemmScene, got: Tensor, bad: Tensor, out_format: FloatFormat) -> tuple[Explanation, ...]:
-    """Is one 16 x 32 tile of the weight read in the other layout? Only where all violations lie in 16 such columns."""
-    tiles = torch.unique(scene.cols[bad.any(dim=0)] // TILE_N)
-    if len(tiles) != 1 or not _shufflable(scene):
-        return ()
-    first = int(tiles[0]) * TILE_N
-    mine = (scene.cols // TILE_N == tiles[0]).nonzero().flatten()
-    raw = bytes_of(scene.inputs.b)[first : first + TILE_N]
-    total = _dot(scene)[:, mine]
-    for k in range(0, scene.k, TILE_K):
-        tile = raw[:, k : k + TILE_K]
-        layouts = {
-            "shuffled although it is not": tile.reshape(2, TILE_N, 16).permute(1, 0, 2).reshape(TILE_N, TILE_K),
-            "plain although it is shuffled": tile.reshape(TILE_N, 2, 16).permute(1, 0, 2).reshape(TILE_N, TILE_K),
-        }
-        for words, other in layouts.items():
-            change = operand(other, scene.fmt)[scene.cols[mine] - first] - scene.b[mine][:, k : k + TILE_K]
-            value = (total + scene.a[:, k : k + TILE_K] @ change.T) * scene.sa[:, None] * scene.sb[mine][None, :]
-            value = value if scene.bias is None else value + scene.bias[mine][None, :]
-            near = (got[:, mine] - value).abs() <= ulp(value, out_format)
-            if float((near & bad[:, mine]).sum()) >= MOST * int(bad[:, mine].sum()):
-                where = f"rows {first} to {first + TILE_N - 1} of the weight, k {k} to {k + TILE_K - 1}"
-                return (vanishes("weight-tile-misread", f"the tile at {where} is read as {words}"),)
-    return ()
-
-
-def _bias_direction(got: Tensor, value: Tensor, bad: Tensor) -> tuple[Explanation, ...]:
-    """One-sided errors in words: what a short or truncating accumulator looks like."""
-    usable = bad & value.isfinite() & got.isfinite() & (value != 0)
-    if int(usable.sum()) < 16:
-        return ()
-    ratio = (got[usable] / value[usable]) - 1.0
-    low = float((ratio < 0).double().mean())
-    lost = percent_low(-float(ratio.median()))
-    # Beyond 100 % outputs have another sign: that is no loss of magnitude.
-    if low > 0.99 and lost:
-        words = f"outputs are low in magnitude by {lost} (median): truncation or lost products"
-        return (Explanation("", words, kind="observation"),)
-    return ()

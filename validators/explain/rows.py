@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -18,10 +18,10 @@ from validators.explain import scene as explain_scene
 from validators.explain.bits import observations
 from validators.explain.norm import HYPOTHESES
 from validators.explain.op import Asked, Diagnosis
-from validators.explain.search import MOST_DEFECTS, named_change, search
+from validators.explain.scoring import Candidate, Evidence, ranked
+from validators.explain.search import named_change, search
 from validators.judge.compare import compare
 from validators.records.record import Explanation
-from validators.records.wording import LEAST, MOST, vanishes
 
 
 def diagnose_rows(asked: Asked) -> Diagnosis:
@@ -53,33 +53,38 @@ def _defects(asked: Asked, rows: list[int]) -> list[Explanation]:
     inputs, outputs, contract, failing, _ = asked
     scene = explain_scene.make_scene(inputs, outputs, torch.tensor(rows, device=inputs.device), contract)
     widths = explain_scene.tolerances(scene, contract)
-    nominal = explain_scene.predict(scene, contract, {})
-    base = explain_scene.met(scene, nominal, widths)
-    noise = _noise(inputs, outputs, contract, rows, base)
-    scored = []
-    for position, hypothesis in enumerate(HYPOTHESES):
-        if not hypothesis.needs(scene):
-            continue
+    nominal = explain_scene.met(scene, explain_scene.predict(scene, contract, {}), widths)
+    wrong = {output: ~hit for output, hit in nominal.items()}
+    evidence = Evidence(wrong, failing, _noise(inputs, outputs, contract, rows, nominal))
+    return ranked(evidence, _candidates(scene, contract, widths))
+
+
+def _candidates(
+    scene: explain_scene.Scene, contract: NormQuantContract, widths: explain_scene.Widths
+) -> Iterator[Candidate]:
+    for hypothesis in HYPOTHESES:
         changed = contract.replace(**hypothesis.contract)
-        if hypothesis.contract and changed == contract:
+        if not hypothesis.needs(scene) or (hypothesis.contract and changed == contract):
             continue
         prediction = explain_scene.predict(scene, changed, hypothesis.stages)
-        found = explain_scene.met(scene, prediction, widths)
-        share, broken = _score(base, found, failing)
-        if share > LEAST:
-            far = explain_scene.scale_distance(scene, prediction)
-            scored.append(((share, -broken, -far, -position), hypothesis, changed, prediction, found))
-    # Among hypotheses that meet the same violations, the one whose scales lie nearest comes first.
-    scored.sort(key=lambda s: s[0], reverse=True)
-    kept: list[Explanation] = []
-    for (share, *_), hypothesis, changed, prediction, found in scored:
-        wide = explain_scene.wide_tolerances(scene, changed, hypothesis.stages)
-        if not _contradicted(base, found, explain_scene.met(scene, prediction, wide), noise):
-            kind = "defect" if hypothesis.stages else "field"
-            kept.append(vanishes(hypothesis.slug, hypothesis.sentence, share, kind=kind))
-        if len(kept) == MOST_DEFECTS:
-            break
-    return kept
+        yield Candidate(
+            hypothesis.slug,
+            hypothesis.sentence,
+            explain_scene.met(scene, prediction, widths),
+            partial(_compatible, scene, changed, hypothesis, prediction),
+            distance=explain_scene.scale_distance(scene, prediction),
+            kind="defect" if hypothesis.stages else "field",
+        )
+
+
+def _compatible(
+    scene: explain_scene.Scene,
+    contract: NormQuantContract,
+    hypothesis: explain_scene.Hypothesis,
+    prediction: explain_scene.Prediction,
+) -> dict[str, torch.Tensor]:
+    wide = explain_scene.wide_tolerances(scene, contract, hypothesis.stages)
+    return explain_scene.met(scene, prediction, wide)
 
 
 def _noise(
@@ -90,37 +95,6 @@ def _noise(
     part = flat.take_rows(rows), given.take_rows(rows)
     wrong = {c.output: c.violations for c in compare(*part, contract)}
     return {output: max(0, int((~hit).sum()) - wrong.get(output, 0)) for output, hit in met.items()}
-
-
-def _contradicted(
-    base: dict[str, torch.Tensor], found: dict[str, torch.Tensor], wide: dict[str, torch.Tensor], noise: dict[str, int]
-) -> bool:
-    """Whether elements that the contract gives right speak against a hypothesis: more than noise can, and more than
-    one to twenty that it explains (the other side of ``MOST``)."""
-    for output, was in base.items():
-        against, explained = int((was & ~wide[output]).sum()), int((found[output] & ~was).sum())
-        if against > max(2 * noise[output], (1 - MOST) * explained):
-            return True
-    return False
-
-
-def _score(
-    base: dict[str, torch.Tensor], found: dict[str, torch.Tensor], failing: Sequence[str]
-) -> tuple[float, float]:
-    """(share of what the contract misses that the hypothesis meets, share of what it met that the hypothesis breaks).
-
-    The first is the smallest over the failing outputs, less what it breaks anywhere.
-    """
-    shares, broken = [], 0.0
-    for output, was in base.items():
-        now = found[output]
-        missed, kept = int((~was).sum()), int(was.sum())
-        if output in failing and missed:
-            shares.append(float((now & ~was).sum()) / missed)
-        if kept:
-            broken = max(broken, float((was & ~now).sum()) / kept)
-    share = min(shares) if shares else 0.0
-    return round(max(0.0, share - broken), 3), round(broken, 4)
 
 
 def observed(

@@ -10,14 +10,15 @@ from reference import notation
 from reference.contract import Contract, presets
 from validators.explain import nearby
 from validators.explain.op import Asked, Diagnosis
+from validators.explain.scoring import MOST_DEFECTS
 from validators.records.record import Comparison, Explanation
-from validators.records.wording import LEAST, MOST, vanishes
+from validators.records.wording import MOST, vanishes
 
 SAMPLE_ROWS, SAMPLE_ELEMENTS = 48, 2**18
 """Rows that a hypothesis is tried on; violating rows first. Enough to tell hypotheses apart, cheap to try all. Of rows
 wider than the model's hidden width fewer, since 48 rows of 16,384 took 12 s of a core; never fewer than 8."""
-MOST_DEFECTS, MOST_PRESETS = 3, 2
-"""Sentences of a kind that are shown."""
+MOST_PRESETS = 2
+"""Sentences about presets that are shown."""
 
 
 def search(
@@ -70,26 +71,10 @@ def named_change(change: nearby.Change, slug: str, sentence: str) -> Explanation
     return vanishes(slug, sentence, note=f" (contract {change.contract.name})", kind="field")
 
 
-def meeting(
-    got: torch.Tensor, nominal: torch.Tensor, predictions: Sequence[tuple[str, str, torch.Tensor]]
-) -> list[Explanation]:
-    """Known defects that meet what the contract's nominal values miss and that no right element contradicts, best first.
-
-    got, nominal: float64 of one shape. predictions: (name, sentence, values under the defect).
-    """
-
-    def meets(values: torch.Tensor) -> torch.Tensor:
-        return (got == values) | (got.isnan() & values.isnan())
-
-    bad = ~meets(nominal)
-    scored = []
-    for position, (name, sentence, values) in enumerate(predictions):
-        met = meets(values)
-        explained, against = int((met & bad).sum()), int((~met & ~bad).sum())
-        share = explained / max(1, int(bad.sum()))
-        if share > LEAST and against <= (1 - MOST) * explained:
-            scored.append((-share, against, position, vanishes(name, sentence, share)))
-    return [found for *_, found in sorted(scored, key=lambda item: item[:3])][:MOST_DEFECTS]
+def preset_sentence(contract: Contract) -> Explanation:
+    """``eager: every violation vanishes if it is judged under the contract 'eager' (source)``."""
+    words = f"it is judged under the contract {contract.name!r} ({contract.source})"
+    return vanishes(contract.name, words, kind="contract")
 
 
 def violating_rows(comparisons: Sequence[Comparison], rows: int, width: int = 1) -> list[int]:
@@ -113,7 +98,4 @@ def _followed(
         if result is not None:
             found.append((nearby.distance(declared, contract, scenes[0].whole[0]), result.open, contract))
     found.sort(key=lambda item: item[:2])
-    return tuple(
-        vanishes(c.name, f"it is judged under the contract {c.name!r} ({c.source})", kind="contract")
-        for _, _, c in found[:MOST_PRESETS]
-    )
+    return tuple(preset_sentence(contract) for _, _, contract in found[:MOST_PRESETS])

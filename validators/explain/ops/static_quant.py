@@ -11,7 +11,8 @@ from torch import Tensor
 from reference.formats import BF16, FloatFormat, decode, encode, format_of, round_to
 from reference.static_quant import StaticQuantContract, quotients
 from validators.explain.op import Asked, ExplainOp
-from validators.explain.search import meeting, search
+from validators.explain.scoring import Candidate, Evidence, ranked, same
+from validators.explain.search import search
 from validators.judge.sets import values_of
 from validators.records.record import Explanation
 
@@ -73,7 +74,8 @@ def _defects(asked: Asked, rows: list[int]) -> list[Explanation]:
     x, scale = inputs.x.reshape(-1, inputs.width)[rows].double(), float(inputs.scale)
     scene = Scene(x, scale, quotients(x, scale, contract)[0], contract.qmax(fmt.name), fmt, contract)
     got, _ = values_of(asked.outputs.flat().take_rows(rows).codes)
-    return meeting(got, _codes(scene, scene.t), [(slug, words, of(scene)) for slug, words, of in HYPOTHESES])
+    evidence = Evidence({"codes": ~same(got, _codes(scene, scene.t))}, asked.failing)
+    return ranked(evidence, (Candidate(name, words, {"codes": same(got, of(scene))}) for name, words, of in HYPOTHESES))
 
 
 EXPLAIN = ExplainOp(
