@@ -1,4 +1,4 @@
-"""The known defects of the two quantizing ops, each as a stage of ``scene.predict`` that is replaced.
+"""The known defects of the fused norm and of its quantizer, each as a replaced stage of ``scene.predict``.
 
 Which of them, or which other contract, would have produced these outputs? Diagnosis only; see ``scene``.
 """
@@ -10,22 +10,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from reference.formats import BF16, FP16, FloatFormat, decode, encode, format_of, round_fp32, round_to
+from reference.formats import BF16, format_of, round_fp32, round_to
+from validators.explain.quantizer import QUANTIZER, keep, lower_lanes, whole_vectors
 from validators.explain.scene import Hypothesis, Scene, Stage
-
-_FRACTION = (1 << 52) - 1  # bits of a float64's fraction
-
-
-def _lane(width: int) -> Callable[[Scene], Tensor]:
-    def keep(scene: Scene) -> Tensor:
-        column = torch.arange(scene.n, device=scene.x.device)
-        return (column // width) % 64 < 32
-
-    return keep
-
-
-def _whole_vectors(scene: Scene) -> Tensor:
-    return torch.arange(scene.n, device=scene.x.device) < scene.n // 8 * 8
 
 
 def _mean_over(keep: Callable[[Scene], Tensor]) -> Stage:
@@ -34,10 +21,6 @@ def _mean_over(keep: Callable[[Scene], Tensor]) -> Stage:
         return value - (z * z * ~keep(scene)).mean(dim=1)
 
     return mean
-
-
-def _amax_over(keep: Callable[[Scene], Tensor]) -> Stage:
-    return lambda scene, y: (y.abs() * keep(scene)).amax(dim=1)
 
 
 def _next_first(scene: Scene, mean: Tensor) -> Tensor:
@@ -72,70 +55,6 @@ def _interleaved(scene: Scene, w: Tensor) -> Tensor:
     return w.view(2, scene.n // 16, 8).transpose(0, 1).reshape(-1)
 
 
-def _power_of_two(scene: Scene, scale: Tensor) -> Tensor:
-    # Any fraction carries into the exponent; a power of two has none and stays.
-    return ((scale.view(torch.int64) + _FRACTION) & ~_FRACTION).view(torch.float64)
-
-
-def _neighbour_scale(step: int) -> Stage:
-    def roll(scene: Scene, scale: Tensor) -> Tensor:
-        assert scene.scales_of_all is not None
-        return scene.scales_of_all(scene.rows - step)
-
-    return roll
-
-
-def _stale_last(scene: Scene, scale: Tensor) -> Tensor:
-    assert scene.scales_of_all is not None
-    last = scene.inputs.x.numel() // scene.n - 1
-    return torch.where(scene.rows == last, scene.scales_of_all(scene.rows - 1), scale)
-
-
-def _tensor_scale(scene: Scene, amax: Tensor) -> Tensor:
-    assert scene.scales_of_all is not None
-    count = (scene.inputs.x.numel()) // scene.n
-    return scene.scales_of_all(torch.arange(count, device=amax.device)).amax().expand_as(amax)
-
-
-def _group_t(scene: Scene, y: Tensor) -> Tensor:
-    n = scene.n
-    padded = torch.nn.functional.pad(y, (0, -n % 128)).view(len(y), -1, 128)
-    scales = padded.abs().amax(-1).clamp(min=1e-10) / scene.fp8.max
-    return (padded / scales[..., None]).view(len(y), -1)[:, :n]
-
-
-def _first_group_scale(scene: Scene, y: Tensor) -> Tensor:
-    return y[:, :128].abs().amax(dim=1)
-
-
-def _truncate(scene: Scene, t: Tensor) -> Tensor:
-    codes = encode(t, scene.fp8)
-    beyond = decode(codes, scene.fp8).abs() > t.abs()
-    return (codes.to(torch.int16) - beyond.to(torch.int16)).to(torch.uint8)
-
-
-def _ties_away(scene: Scene, t: Tensor) -> Tensor:
-    # Just outside the midpoint rounds away; values between are unaffected.
-    return encode(t * (1 + 2.0**-45), scene.fp8)
-
-
-def _via(fmt: FloatFormat) -> Stage:
-    return lambda scene, t: round_to(t, fmt)
-
-
-def _flush_codes(scene: Scene, t: Tensor) -> Tensor:
-    return torch.where(t.abs() < 2.0 ** (1 - scene.fp8.bias), torch.zeros_like(t), t)
-
-
-def _minus_zero(scene: Scene, t: Tensor) -> Tensor:
-    codes = encode(t, scene.fp8)
-    return torch.where((codes == 0) & torch.signbit(t), torch.full_like(codes, 0x80), codes)
-
-
-def _unclamped(scene: Scene, t: Tensor) -> Tensor:
-    return encode(t, scene.fp8, "nan")
-
-
 def _wrap(limit: int) -> Stage:
     def total(scene: Scene, value: Tensor) -> Tensor:
         n = scene.n
@@ -165,10 +84,6 @@ def _residual_with_x_stride(scene: Scene, total: Tensor) -> Tensor:
     return round_fp32(scene.x + _as_stride(scene, scene.inputs.residual, scene.inputs.x.stride(0)))
 
 
-def _keep(scene: Scene, value: Tensor) -> Tensor:
-    return value
-
-
 def _norm(scene: Scene) -> bool:
     return not scene.quant_only
 
@@ -179,16 +94,6 @@ def _with_residual(scene: Scene) -> bool:
 
 def _strided(scene: Scene) -> bool:
     return _norm(scene) and scene.inputs.x.dim() == 2 and not scene.inputs.x.is_contiguous()
-
-
-def _ulp_up(scene: Scene, scale: Tensor) -> Tensor:
-    s = scale.float()
-    return torch.nextafter(s, torch.full_like(s, float("inf"))).double()
-
-
-def _ulp_down(scene: Scene, scale: Tensor) -> Tensor:
-    s = scale.float()
-    return torch.nextafter(s, torch.zeros_like(s)).double()
 
 
 def _bf16_rms(scene: Scene, rms: Tensor) -> Tensor:
@@ -277,7 +182,7 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
     Hypothesis(
         "residual-overwritten",
         "columns 16 to 23 of residual_out hold normalised values",
-        {"residual_from_norm": _keep},
+        {"residual_from_norm": keep},
         needs=_with_residual,
     ),
     Hypothesis(
@@ -289,13 +194,13 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
     Hypothesis(
         "tail-not-in-sum",
         "the last n % 8 columns are missing from the sum of squares",
-        {"mean": _mean_over(_whole_vectors)},
+        {"mean": _mean_over(whole_vectors)},
         needs=_norm,
     ),
     Hypothesis(
         "half-wave-not-in-sum",
         "lanes 32 to 63 of every wave are missing from the sum of squares",
-        {"mean": _mean_over(_lane(8))},
+        {"mean": _mean_over(lower_lanes(8))},
         needs=_norm,
     ),
     Hypothesis(
@@ -351,92 +256,7 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
         {"total": _residual_with_x_stride},
         needs=lambda s: _strided(s) and _with_residual(s),
     ),
-    Hypothesis(
-        "qmax-of-fnuz-on-fn",
-        "rows are scaled to 240, the largest e4m3fnuz value",
-        {"used_scale": lambda s, a: a / 240.0},
-        needs=lambda s: s.fp8.name == "e4m3fn",
-    ),
-    Hypothesis("qmax-224", "rows are scaled to 224", {"used_scale": lambda s, a: a / 224.0}),
-    Hypothesis(
-        "qmax-of-fn-on-fnuz",
-        "rows are scaled to 448, the largest e4m3fn value, and clamped",
-        {"used_scale": lambda s, a: a / 448.0},
-        needs=lambda s: s.fp8.name == "e4m3fnuz",
-    ),
-    Hypothesis(
-        "qmax-of-fn-unclamped",
-        "rows are scaled to 448 without a clamp",
-        {"used_scale": lambda s, a: a / 448.0, "encode": _unclamped},
-        needs=lambda s: s.fp8.name == "e4m3fnuz",
-    ),
-    Hypothesis(
-        "scale-stored-as-power-of-two",
-        "the stored scale is rounded up to a power of two after the codes were made",
-        {"scale": _power_of_two, "codes_keep_scale": _keep},
-    ),
-    Hypothesis(
-        "scale-stored-in-bf16",
-        "the stored scale is rounded to bf16",
-        {"scale": lambda s, v: round_to(v, BF16), "codes_keep_scale": _keep},
-    ),
-    Hypothesis(
-        "scale-one-ulp-up", "the stored scale is one fp32 ulp too large", {"scale": _ulp_up, "codes_keep_scale": _keep}
-    ),
-    Hypothesis(
-        "scale-one-ulp-down",
-        "the stored scale is one fp32 ulp too small",
-        {"scale": _ulp_down, "codes_keep_scale": _keep},
-    ),
-    Hypothesis(
-        "scale-is-reciprocal", "the stored scale is 1/s", {"scale": lambda s, v: 1.0 / v, "codes_keep_scale": _keep}
-    ),
-    Hypothesis(
-        "scales-one-row-late",
-        "each row stores the scale of the row before it",
-        {"scale": _neighbour_scale(1), "codes_keep_scale": _keep},
-    ),
-    Hypothesis(
-        "scales-one-row-early",
-        "each row stores the scale of the row after it",
-        {"scale": _neighbour_scale(-1), "codes_keep_scale": _keep},
-    ),
-    Hypothesis(
-        "stale-last-scale",
-        "the last row stores the scale of the row before it",
-        {"scale": _stale_last, "codes_keep_scale": _keep},
-    ),
-    Hypothesis(
-        "one-scale-for-the-tensor", "one scale, the largest, is used for all rows", {"used_scale": _tensor_scale}
-    ),
-    Hypothesis(
-        "amax-of-signed-values", "amax is the maximum of y instead of |y|", {"amax": lambda s, y: y.amax(dim=1)}
-    ),
-    Hypothesis(
-        "tail-not-in-amax", "the last n % 8 columns are missing from amax", {"amax": _amax_over(_whole_vectors)}
-    ),
-    Hypothesis(
-        "half-wave-not-in-amax", "lanes 32 to 63 of every wave are missing from amax", {"amax": _amax_over(_lane(8))}
-    ),
-    Hypothesis(
-        "amax-before-gamma", "amax is taken before the weight is applied", {"amax_before_gamma": _keep}, needs=_norm
-    ),
-    Hypothesis(
-        "group-scales",
-        "codes use a scale for each 128 columns and the first group's scale is stored",
-        {"amax": _first_group_scale, "t": _group_t, "t_from_y": _keep},
-    ),
-    Hypothesis("codes-truncated", "codes are truncated toward zero", {"encode": _truncate}),
-    Hypothesis("ties-away-from-zero", "ties round away from zero", {"encode": _ties_away}),
-    Hypothesis("codes-through-fp16", "y/s is rounded to fp16 before FP8", {"t": _via(FP16)}),
-    Hypothesis("codes-through-bf16", "y/s is rounded to bf16 before FP8", {"t": _via(BF16)}),
-    Hypothesis("subnormal-codes-flushed", "subnormal codes are flushed to zero", {"t": _flush_codes}),
-    Hypothesis(
-        "minus-zero-is-nan",
-        "negative values that round to zero are stored as 0x80, which is NaN",
-        {"encode": _minus_zero},
-        needs=lambda s: s.fp8.name == "e4m3fnuz",
-    ),
+    *QUANTIZER,
     *(
         Hypothesis("row-offset-wraps", f"row offsets wrap at {2**e:,} elements", {"total": _wrap(2**e)}, needs=_norm)
         for e in (31, 32, 15)
