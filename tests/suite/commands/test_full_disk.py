@@ -15,6 +15,8 @@ from tests.support.walk import BELOW_A_FILE, CASE, NORM, one_sentence, the_comma
 from validators.records import files
 from validators.records.store import Sink, StoreError, load, to_json
 
+pytest_plugins = ("tests.support.place",)
+
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
 

@@ -32,6 +32,8 @@ from tests.support.walk import (
 from validators.process import guard, interrupt
 from validators.process.guard import Exit
 
+pytest_plugins = ("tests.support.place",)
+
 
 @pytest.fixture(autouse=True)
 def no_settings(elsewhere: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Where the tests of the commands read and write."""
+"""Fixtures: where the tests of the commands read and write. No conftest.py, since tests import the one of the root."""
 
 from __future__ import annotations
 
