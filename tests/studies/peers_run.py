@@ -22,7 +22,7 @@ from reference.formats import encode, format_of, round_fp32
 from tests import zoo
 from tests.benchmarks.legitimate import emulated_claimants, gemm_claimants, native_claimants
 from tests.benchmarks.power import CAUGHT, suite_cases, try_defect
-from tests.studies import peers
+from tests.studies import peers, peers_seen
 from tests.studies.peers import ADD, GEMM, QUANT, Criterion
 from tests.studies.peers_pages import OPS_SHORT, Row, markdown, picture
 from validators.calls.buffers import make_buffers
@@ -156,11 +156,11 @@ def beds(op: str, data: str) -> tuple[Bed, ...]:
 
 
 @lru_cache(maxsize=4096)
-def _reference(op: str, data: str, index: int, style: peers.Style) -> peers.Rows | peers.Product:
+def _reference(op: str, data: str, index: int, style: peers.Style) -> peers_seen.Rows | peers_seen.Product:
     bed = beds(op, data)[index]
     if isinstance(bed.inputs, GemmInputs):
-        return peers.reference_product(bed.inputs, bed.h)
-    return peers.reference_rows(bed.inputs, style)
+        return peers_seen.reference_product(bed.inputs, bed.h)
+    return peers_seen.reference_rows(bed.inputs, style)
 
 
 def call(kernel: Kernel, bed: Bed) -> Outputs | None:
