@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -17,19 +18,17 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import torch
 
-from reference.contract import get_contract
 from validators.cases.case import Case
 from validators.cases.suite import cases_for
-from validators.commands import cli
-from validators.commands.plan import devices, native_fp8
+from validators.commands.options import TIME_LIMIT_S, settings
+from validators.commands.plan import contract_for, devices, native_fp8
 from validators.errors import UserError
 from validators.isolate import Worker
 from validators.kernels.kernel import Kernel, KernelError
-from validators.kernels.registry import all_kernels, find_kernel
+from validators.kernels.registry import all_kernels, find_kernels
 from validators.records.record import Record
 from validators.records.store import Sink, StoreError
 from validators.run import validate
-from validators.words import DEPTHS, DTYPES, FP8_FORMATS, LANES
 
 KERNEL_TESTS = "tests/kernels/"
 
@@ -62,16 +61,19 @@ _RAN: pytest.StashKey[dict[str, int]] = pytest.StashKey()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("fp8-signoff", "numerical sign-off of FP8 kernels")
-    group.addoption("--kernel", action="append", metavar="NAME", help=f"only {cli.KERNEL} (may be repeated)")
-    group.addoption("--contract", metavar="NAME", help="hold the kernel to this contract, or: identify")
-    lane = cli.closed("lane", LANES, action="append", help="only this lane (may be repeated)")
-    group.addoption("--lane", **lane)
-    group.addoption("--depth", **cli.closed("depth", DEPTHS, default="smoke", help="how many cases (default: smoke)"))
-    group.addoption("--dtype", **cli.closed("dtype", DTYPES, default="bf16", help="storage type (default: bf16)"))
-    group.addoption("--fp8", **cli.closed("FP8 format", FP8_FORMATS, help="FP8 format (default: the device's)"))
-    group.addoption("--records", metavar="DIR", help="write the verdicts as records into this directory")
-    group.addoption("--device", help=f"{cli.DEVICE} (default: a GPU if there is one)")
-    group.addoption("--time-limit", **cli.time_limit())
+    own: dict[str, dict[str, Any]] = {
+        "--kernel": settings("--kernel", several=True),
+        "--contract": settings("--contract", "or: identify", "default: what it declares"),
+        "--lane": settings("--lane", several=True),
+        "--depth": settings("--depth", default="default"),
+        "--dtype": settings("--dtype", default="bf16"),
+        "--fp8": settings("--fp8", "default: the device's"),
+        "--records": settings("--records", "default: no records"),
+        "--device": settings("--device", "default: a GPU if there is one"),
+        "--time-limit": settings("--time-limit", default=TIME_LIMIT_S),
+    }
+    for name, keywords in own.items():
+        group.addoption(name, **keywords)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -115,15 +117,12 @@ def _kernels(config: pytest.Config) -> list[tuple[str, Kernel]]:
     if not config.option.kernel:
         return [("", kernel) for kernel in all_kernels()]
     found: list[tuple[str, Kernel]] = []
-    for name in config.option.kernel:
+    for text in config.option.kernel:
         try:
-            first = find_kernel(name)
-        except KernelError as error:
+            named = find_kernels(text)
+        except UserError as error:
             raise pytest.UsageError(str(error)) from None
-        if ":" in name:
-            found.append((name, first))
-        else:
-            found.extend(("", kernel) for kernel in all_kernels() if kernel.name == name)
+        found.extend((kernel.name if ":" in kernel.name else "", kernel) for kernel in named)
     return found
 
 
@@ -133,11 +132,10 @@ def _kernel_cases(config: pytest.Config) -> list[KernelCase]:
     fp8 = option.fp8 or native_fp8(device)
     chosen: list[KernelCase] = []
     for spec, kernel in _kernels(config):
-        if option.contract and option.contract != "identify":
-            try:
-                get_contract(kernel.op, option.contract)
-            except KeyError as error:
-                raise pytest.UsageError(f"{error.args[0]}, asked for kernel {kernel.name}") from None
+        try:
+            contract_for(kernel.op, option.contract)
+        except UserError as error:
+            raise pytest.UsageError(f"{error} (asked of kernel {kernel.name})") from None
         reason = kernel.unavailable(device)
         if reason:
             chosen.append(KernelCase(kernel, None, reason, bool(spec), spec))
@@ -160,10 +158,10 @@ def judge(pytestconfig: pytest.Config) -> Iterator[Judge]:
     """judge(kernel_case) -> Record, written to --records; a user's own kernel runs in a worker process."""
     workers: dict[tuple[str, str], Worker] = {}
     option, device = pytestconfig.option, _device(pytestconfig)
-    contract = option.contract
 
     def run(chosen: KernelCase) -> Record:
         assert chosen.case is not None
+        contract = contract_for(chosen.kernel.op, option.contract)
         if chosen.own:
             key = (chosen.spec, chosen.kernel.op)
             if key not in workers:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from validators.arch import ArchError, architecture
 from validators.cases.case import Case, CaseError
 from validators.cases.inputs import build, digest
 from validators.cases.recipes import reasons_impossible
+from validators.records.command_line import command_line, split_op
 from validators.records.evidence import Golden
 from validators.records.provenance import provenance
 from validators.records.record import Check, Record, Status
@@ -28,20 +28,21 @@ def select(
     """Rows to check, by id; raises GoldenError where a filter matches nothing.
 
     device: only goldens of its architecture, and those of the inputs; with "cpu" those of the reference as well.
-    kernels: only goldens of these. ids: only these.
+    kernels: only goldens of these, each ``[OP=]NAME``. ids: only these.
     """
     rows = [store.rows[name] for name in sorted(store.rows)]
     for name in ids:
         if name not in store.rows:
             raise GoldenError(f"no golden {name!r}; 'list' shows what there is")
-    known = sorted({row.kernel for row in rows if row.kernel})
-    for name in kernels:
+    wanted = [split_op(text) for text in kernels]
+    for op, name in wanted:
+        known = sorted({row.kernel for row in rows if row.kernel and op in (None, row.op)})
         if name not in known:
-            raise GoldenError(f"no golden of kernel {name!r}; known: {', '.join(known)}")
+            raise GoldenError(f"no golden of kernel {name!r}{f' for op {op}' if op else ''}; known: {', '.join(known)}")
     if ids:
         rows = [row for row in rows if row.id in ids]
     if kernels:
-        rows = [row for row in rows if row.kernel in kernels]
+        rows = [row for row in rows if {(None, row.kernel), (row.op, row.kernel)}.intersection(wanted)]
     if device is not None:
         arch = _architecture(device)
         rows = [row for row in rows if row.arch == arch or (row.arch is None and _truth_on(row, device))]
@@ -109,7 +110,7 @@ def _truth_record(row: Row, device: str, state: State, wrong: list[str], seconds
         arch="any",
         checks=(Check("golden", not wrong, "; ".join(wrong) or "the accepted bits", "determinism"),),
         seconds=seconds,
-        reproduce=f"python -m golden check --id {shlex.quote(row.id)}",
+        reproduce=command_line("golden", "check", id=row.id),
         stage="goldens",
         subject="truth",
         golden=Golden(row.id, state.value),

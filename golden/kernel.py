@@ -22,6 +22,7 @@ from validators.cases.tensors import GemmOutputs, NormQuantOutputs, Outputs, Qua
 from validators.errors import UserError
 from validators.kernels import registry
 from validators.kernels.kernel import Kernel
+from validators.records.command_line import command_line
 from validators.records.evidence import Golden
 from validators.records.provenance import provenance
 from validators.records.record import Check, Comparison, Record
@@ -170,7 +171,6 @@ def _record(
     **fields: Any,
 ) -> Record:
     """The verdict as a record: whether the outputs are admissible. That they drifted stands beside it, unjudged."""
-    flags = "" if device == "cpu" else f" --device {device}"
     return Record(
         status=verdict,
         reasons=reasons,
@@ -184,7 +184,7 @@ def _record(
         arch=str(row.arch),
         emulated=row.emulated,
         fake=kernel.fake if kernel else row.fake,
-        reproduce=f"python -m golden check --id '{row.id}'{flags}",
+        reproduce=command_line("golden", "check", id=row.id, device=None if device == "cpu" else device),
         stage="goldens",
         golden=Golden(row.id, state.value),
         provenance=kernel.provenance(device) if kernel else provenance(device),

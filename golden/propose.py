@@ -26,6 +26,7 @@ from validators.calls.call import KernelFault
 from validators.cases.case import Case
 from validators.cases.inputs import build, digest
 from validators.errors import UserError
+from validators.records.command_line import split_op
 from validators.records.files import check_folder
 from validators.records.provenance import provenance
 from validators.records.record import Status as Verdict
@@ -44,8 +45,9 @@ class Accepted(NamedTuple):
 def propose(out: str | Path, *, device: str, kernels: Sequence[str] = (), say: Say = print) -> list[str]:
     """Run the golden cases on ``device`` and write them to the new folder ``out``; ids of what is proposed.
 
-    kernels: only these; without, every kernel that belongs to the device's architecture, on a CPU with the goldens of
-    the reference and of the inputs. ``say`` gets one sentence for every kernel or case left out. Raises GoldenError.
+    kernels: only these, each ``[OP=]NAME``; without, every kernel that belongs to the device's architecture, on a CPU
+    with the goldens of the reference and of the inputs. ``say`` gets one sentence for every kernel or case left out.
+    Raises GoldenError.
     """
     folder = Path(out)
     if folder.exists() and any(folder.iterdir()):
@@ -56,12 +58,15 @@ def propose(out: str | Path, *, device: str, kernels: Sequence[str] = (), say: S
         raise GoldenError(str(error)) from None
     marked = marked_kernels(arch)
     if kernels:
-        known = dict.fromkeys(m.kernel.name for m in marked if m.kernel)
-        for name in kernels:
+        wanted = [split_op(text) for text in kernels]
+        for op, name in wanted:
+            known = dict.fromkeys(m.kernel.name for m in marked if m.kernel and op in (None, m.kernel.op))
             if name not in known:
                 own = ": bits of a kernel of one's own are not kept here" if ":" in name else ""
                 raise GoldenError(f"no golden kernel {name!r} on {arch}{own}; known: {', '.join(known)}")
-        marked = [m for m in marked if m.kernel and m.kernel.name in kernels]
+        marked = [
+            m for m in marked if m.kernel and {(None, m.kernel.name), (m.kernel.op, m.kernel.name)}.intersection(wanted)
+        ]
     elif arch == "cpu":
         marked = [*marked, *marked_truth()]
     check_folder(folder, "the proposal")

@@ -23,7 +23,8 @@ COMMANDS = {
     "report": Command("validators.commands.report", "summary and failure reports of recorded verdicts"),
     "signoff": Command("validators.commands.signoff", "SIGNED, NOT SIGNED or UNTESTED, from records alone"),
     "machine": Command("validators.commands.machine", "run every stage that this machine can run, then sign off"),
-    "wheel": Command("validators.commands.wheel", "what of another project's wheel one GPU needs"),
+    "wheel show": Command("validators.commands.wheel_show", "the GPU code in another project's wheel"),
+    "wheel slim": Command("validators.commands.wheel_slim", "what of that wheel one GPU needs"),
 }
 
 

@@ -14,7 +14,6 @@ import dataclasses
 import faulthandler
 import importlib
 import os
-import shlex
 import signal
 import sys
 import tempfile
@@ -34,6 +33,7 @@ from validators.kernels.registry import find_kernel
 from validators.process import doing
 from validators.process.guard import say
 from validators.process.nursery import Child, nursery
+from validators.records.command_line import command_line, of_op
 from validators.records.record import Record, Status
 from validators.run import validate
 
@@ -257,10 +257,10 @@ class Worker:
         return self._output.read().decode(errors="replace").strip()
 
     def _reproduce(self, case: Case) -> str:
-        words = ["python", "-m", "validators", "run", "--op", case.op, "--kernel", self.kernel_name]
-        words += ["--case", case.id, "--device", self.device]
-        words += ["--contract", self.contract] if self.contract else []
-        return shlex.join(words)
+        kernel = of_op(case.op, self.kernel_name)
+        return command_line(
+            "validators", "run", kernel=kernel, case=case.id, device=self.device, contract=self.contract
+        )
 
 
 def _gpu_index(device: str) -> int | None:

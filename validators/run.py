@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from validators.judge.gpu.accumulate import accumulate_on
 from validators.judge.gpu.survey import survey_on
 from validators.judge.statistics import FALSE_ALARM, BiasResult
 from validators.kernels.kernel import Kernel, KernelError
+from validators.records.command_line import command_line, of_op
 from validators.records.evidence import BY_CONTRACT, DECLARED, IMPOSSIBLE, MACHINE, Limit
 from validators.records.record import Check, Comparison, Explanation, Record, Status
 from validators.records.verdict import decide, strength
@@ -186,8 +186,14 @@ class _Frame:
         **fields: object,
     ) -> Record:
         kernel, case = self.kernel, self.case
-        flags = "" if origin == "declared" else f" --contract {contract or 'identify'}"
-        flags += "" if self.device == "cpu" else f" --device {self.device}"
+        reproduce = command_line(
+            "validators",
+            "run",
+            kernel=of_op(kernel.op, kernel.name),
+            case=case.id,
+            contract=None if origin == "declared" else contract or "identify",
+            device=None if self.device == "cpu" else self.device,
+        )
         return Record(
             status=status,
             reasons=reasons,
@@ -202,8 +208,7 @@ class _Frame:
             emulated=kernel.emulated,
             fake=kernel.fake,
             seconds=time.perf_counter() - start,
-            reproduce=f"python -m validators run --op {kernel.op} --kernel {shlex.quote(kernel.name)} "
-            f"--case {case.id}{flags}",
+            reproduce=reproduce,
             provenance=dataclasses.replace(kernel.provenance(self.device), chosen=dict(kernel.chosen(case))),
             peak_bytes=torch.cuda.max_memory_allocated() if self.device.startswith("cuda") else 0,
             **fields,  # type: ignore[arg-type]

@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import math
 import re
-import shlex
 import sys
 from pathlib import Path
 
@@ -21,9 +20,10 @@ from evals.stats.criterion import CRITERIA, Criterion, Verdict, find_criterion
 from evals.stats.pairing import check_headers
 from evals.stats.parity import Parity, decide, decide_totals
 from evals.stats.token_gates import TokenLevel, Yardstick
-from validators.commands import cli
+from validators.commands import options as shared
 from validators.process.guard import Exit
 from validators.records import files
+from validators.records.command_line import FUSED, command_line, name_of
 from validators.records.store import Sink
 
 STATUS = {Verdict.PARITY: Exit.YES, Verdict.REGRESSION: Exit.NO, Verdict.INCONCLUSIVE: Exit.NO_DECISION}
@@ -40,8 +40,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--any-model", action="store_true", help="the arms may serve models of different names")
     parser.add_argument("--aa", action="store_true", help="the two runs are the same arm twice, on purpose")
     parser.add_argument("--early-stop", action="store_true", help="judge unfinished runs by betting")
-    cli.add_records(parser)
-    parser.add_argument("--kernel", metavar="NAME", help="with --records: whose claim it is (default: from the run)")
+    shared.add_records(parser)
+    shared.add(parser, "--kernel", "with --records: whose claim it is", "default: from the run", several=True)
     add_criterion_options(parser)
 
 
@@ -51,22 +51,16 @@ def add_criterion_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--criterion",
         default="non-inferiority",
-        **cli.closed("criterion", tuple(CRITERIA), help="of accuracy (default: non-inferiority)"),
+        **shared.closed("criterion", tuple(CRITERIA), help="of accuracy (default: non-inferiority)"),
     )
+    shared.add(parser, "--margin", default=100 * default.margin)
     parser.add_argument(
-        "--margin",
-        type=float,
-        default=100 * default.margin,
-        metavar="POINTS",
-        help=f"loss of accuracy that would be accepted (default: {100 * default.margin:g} points)",
-    )
-    parser.add_argument(
-        "--alpha", type=float, default=default.alpha, help=f"one-sided error (default: {default.alpha:g})"
+        "--alpha", type=float, metavar="P", default=default.alpha, help=f"one-sided error (default: {default.alpha:g})"
     )
     parser.add_argument(
         "--extractor", default="", metavar="NAME", help="how answers are found (default: the profile's)"
     )
-    parser.add_argument("--json", metavar="FILE", help="write the verdict as JSON too; - is standard output alone")
+    shared.add(parser, "--json")
 
 
 def criterion_of(options: argparse.Namespace) -> Criterion:
@@ -91,8 +85,8 @@ def criterion_of(options: argparse.Namespace) -> Criterion:
 def command(options: argparse.Namespace) -> int:
     """The status of the verdict; EvalError where there can be none."""
     criterion = criterion_of(options)
-    if options.json and options.json != "-":
-        files.check_file(options.json)
+    if options.json:
+        files.check_json(options.json)
     if options.records:
         files.check_folder(options.records)
     if options.totals:
@@ -131,14 +125,14 @@ def _compare(options: argparse.Namespace, criterion: Criterion) -> int:
 
 def show(parity: Parity, options: argparse.Namespace) -> int:
     """Prints the verdict as ``--json`` and ``--quiet`` say; returns its exit status."""
-    if options.json == "-":
-        sys.stdout.write(report.as_json(parity))
+    if options.json == files.STDOUT:
+        files.write_json(options.json, report.as_json(parity))
         return STATUS[parity.verdict]
     sys.stdout.write(f"{parity.sentence}\n" if options.quiet else report.text(parity))
     if options.verbose:
         sys.stdout.write(report.numbers(parity))
     if options.json:
-        files.write_whole(options.json, report.as_json(parity))
+        files.write_json(options.json, report.as_json(parity))
     return STATUS[parity.verdict]
 
 
@@ -212,11 +206,13 @@ def _totals(options: argparse.Namespace, criterion: Criterion) -> Parity:
 
 def _record(parity: Parity, baseline: store.Run, candidate: store.Run, options: argparse.Namespace) -> None:
     header = candidate.header
-    kernel = options.kernel or header.kernels.get("add_rmsnorm_quant")
+    if len(options.kernel) > 1:
+        raise EvalError(f"a record is about one kernel, and --kernel names {' and '.join(options.kernel)}")
+    kernel = name_of("".join(options.kernel), FUSED) or header.kernels.get(FUSED)
     if not kernel:
         raise EvalError("the candidate's run names no kernel of add_rmsnorm_quant: say with --kernel whose claim it is")
     about = header.provenance
-    runs = shlex.join([str(baseline.path), str(candidate.path)])
+    runs = (str(baseline.path), str(candidate.path))
     subject = Subject(
         kernel=kernel,
         model=header.model,
@@ -224,7 +220,7 @@ def _record(parity: Parity, baseline: store.Run, candidate: store.Run, options: 
         device=str(about.get("device", "unknown")),
         arch=str(about.get("arch", "unknown")),
         emulated=bool(about.get("emulated", False)),
-        reproduce=f"python -m evals gsm8k compare {runs} --margin {options.margin:g}",
+        reproduce=command_line("evals", "gsm8k compare", *runs, margin=options.margin),
         arms=(baseline.header.arm, header.arm),
         profile=header.profile,
         kernels=header.kernels,

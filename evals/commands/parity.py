@@ -7,35 +7,36 @@ model does.
 from __future__ import annotations
 
 import argparse
-import shlex
 
 from evals.commands import compare
 from evals.commands.record import Subject, record
 from evals.errors import EvalError
 from evals.model import synthetic
-from evals.model.arms import Arm, make_arm
+from evals.model.arms import PRESETS, Arm, make_arm
 from evals.offline import parity
-from evals.offline.models import DEFAULT_MODEL, check_device, load_embedded
+from evals.offline.models import DEFAULT_MODEL, load_embedded
 from evals.offline.questions import embedded_questions
 from evals.stats.parity import Parity
 from validators import arch
-from validators.commands import cli
+from validators.commands import options as shared
+from validators.commands.plan import devices
 from validators.records import files
+from validators.records.command_line import command_line
 from validators.records.store import Sink
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--baseline", default="unfused", metavar="ARM", help="preset[,norm=..][,quant=..][,gemm=..]")
+    shared.add(parser, "--baseline", f"presets: {', '.join(PRESETS)}", default="unfused")
     parser.add_argument(
-        "--candidate", default="fused", metavar="ARM", help="the same; kernels by name or FILE:FUNCTION"
+        "--candidate", default="fused", metavar="ARM", help="the arm under test, written alike (default: fused)"
     )
-    parser.add_argument("--model", default=DEFAULT_MODEL, help=f"shipped model or folder (default: {DEFAULT_MODEL})")
-    parser.add_argument("--questions", type=int, default=synthetic.EMBEDDED_QUESTIONS, metavar="N")
+    shared.add(parser, "--model", "a shipped one or a folder", default=DEFAULT_MODEL)
+    shared.add(parser, "--questions", default=synthetic.EMBEDDED_QUESTIONS)
     parser.add_argument("--token-questions", type=int, default=400, metavar="N", help="for the token level")
-    parser.add_argument("--seed", type=int, default=0, help="0: the embedded questions; else others, held out as well")
-    cli.add_device(parser, "cpu")
+    shared.add(parser, "--seed", "0: the embedded questions; else others, held out as well", default=0)
+    shared.add_device(parser, "cpu")
     parser.add_argument("--runs", metavar="DIR", help="keep both arms' answers as run directories in DIR")
-    cli.add_records(parser)
+    shared.add_records(parser)
     compare.add_criterion_options(parser)
 
 
@@ -44,9 +45,9 @@ def command(options: argparse.Namespace) -> int:
     criterion = compare.criterion_of(options)
     if options.questions < 2 or options.token_questions < 2:
         raise EvalError("--questions and --token-questions need at least two questions")
-    check_device(options.device)
-    if options.json and options.json != "-":
-        files.check_file(options.json)
+    devices(options.device)
+    if options.json:
+        files.check_json(options.json)
     for folder in (options.records, options.runs):
         if folder:
             files.check_folder(folder)
@@ -89,8 +90,18 @@ def _record(verdict: Parity, baseline: Arm, candidate: Arm, options: argparse.Na
 
 
 def _reproduce(options: argparse.Namespace) -> str:
-    words = ["--baseline", options.baseline, "--candidate", options.candidate, "--model", options.model]
-    words += ["--questions", str(options.questions), "--token-questions", str(options.token_questions)]
-    words += ["--seed", str(options.seed), "--criterion", options.criterion, "--margin", f"{options.margin:g}"]
-    words += ["--alpha", f"{options.alpha:g}", *(["--extractor", options.extractor] if options.extractor else [])]
-    return f"python -m evals parity {shlex.join(words)} --device {options.device}"
+    return command_line(
+        "evals",
+        "parity",
+        baseline=options.baseline,
+        candidate=options.candidate,
+        model=options.model,
+        questions=options.questions,
+        token_questions=options.token_questions,
+        seed=options.seed,
+        criterion=options.criterion,
+        margin=options.margin,
+        alpha=options.alpha,
+        extractor=options.extractor,
+        device=options.device,
+    )

@@ -11,30 +11,35 @@ from collections.abc import Sequence
 from evals.errors import EvalError, WorkFault
 from evals.gsm8k import data, prompts, runner
 from evals.gsm8k.client import Limits
+from validators.commands import options as shared
+from validators.process.guard import Exit
+from validators.records.command_line import names_by_op
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--server", required=True, metavar="URL", help="host:port of an OpenAI-compatible server")
-    parser.add_argument("--name", required=True, help="what this arm is called, such as unfused")
-    parser.add_argument("--out", required=True, metavar="RUN", help="run directory; an unfinished one is resumed")
-    parser.add_argument("--model", help="as the server names it (default: the only one that it serves)")
-    parser.add_argument("--profile", default="sglang-5shot-clean", help=f"{', '.join(prompts.PROFILES)}")
-    parser.add_argument("--data", metavar="PATH", help="GSM8K's JSONL file or folder (default: GSM8K_PATH, the hub)")
-    parser.add_argument("--any-data", action="store_true", help="take questions that are not GSM8K's")
-    parser.add_argument("--questions", type=int, metavar="N", help="only the first N of the seeded order")
+    shared.add(parser, "--name", "such as unfused", required=True)
+    shared.add(parser, "--out", "a run; an unfinished one is resumed", required=True)
+    shared.add(parser, "--model", "as the server names it", "default: the only one that it serves")
+    parser.add_argument(
+        "--profile", default="sglang-5shot-clean", metavar="NAME", help=f"prompts: {', '.join(prompts.PROFILES)}"
+    )
+    shared.add(parser, "--data", "default: GSM8K_PATH, the hub")
+    shared.add(parser, "--any-data")
+    shared.add(parser, "--questions", "the first of the seeded order", "default: all")
     parser.add_argument("--repeat", type=int, default=1, metavar="R", help="ask each question R times")
-    parser.add_argument("--seed", type=int, default=0, help="of the order of the questions")
+    shared.add(parser, "--seed", "the order of the questions", default=0)
     parser.add_argument("--max-tokens", type=int, metavar="N", help="new tokens (default: the profile's)")
     parser.add_argument("--concurrency", type=int, default=32, metavar="C", help="requests in flight")
     parser.add_argument("--timeout", type=float, default=600.0, metavar="S", help="seconds for one attempt")
     parser.add_argument("--attempts", type=int, default=5, metavar="N", help="attempts of one request")
     parser.add_argument("--score-solutions", action="store_true", help="also score the gold solutions, token by token")
-    parser.add_argument("--kernel", metavar="NAME", help="kernel of add_rmsnorm_quant that the server runs")
+    shared.add(parser, "--kernel", "that the server runs; NAME alone is of add_rmsnorm_quant", several=True)
     parser.add_argument("--api-key-variable", metavar="NAME", help="environment variable that holds the server's key")
 
 
 def command(options: argparse.Namespace) -> int:
-    """0 where every question is answered; WorkFault where one is left."""
+    """YES where every question is answered; WorkFault where one is left."""
     for name in ("questions", "repeat", "max_tokens", "concurrency", "timeout", "attempts"):
         value = getattr(options, name)
         if value is not None and not 0 < value < math.inf:
@@ -43,7 +48,7 @@ def command(options: argparse.Namespace) -> int:
     print(report.text)
     if report.left:
         raise WorkFault(report.left)
-    return 0
+    return Exit.YES
 
 
 def _plan(options: argparse.Namespace) -> runner.Plan:
@@ -69,7 +74,7 @@ def _plan(options: argparse.Namespace) -> runner.Plan:
         repeat=options.repeat,
         seed=options.seed,
         model=options.model,
-        kernel=options.kernel,
+        kernels=names_by_op(options.kernel),
         max_tokens=options.max_tokens,
         score_solutions=options.score_solutions,
         limits=Limits(concurrency=options.concurrency, timeout=options.timeout, attempts=options.attempts),

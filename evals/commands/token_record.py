@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from evals.offline.questions import GoldSolutions
 from evals.offline.token_table import Table
 from validators.records import files
 from validators.records.codec import encode
+from validators.records.command_line import command_line
 from validators.records.provenance import provenance
 
 SCHEMA, VERSION = "evals-tokens", 1
@@ -41,12 +41,20 @@ def digest(file: Path) -> str:
 
 def reproduce(options: argparse.Namespace, specs: Sequence[str]) -> str:
     """The command that makes the same table again; from ``GSM8K_PATH`` where the data were found there."""
-    words = ["--model", options.model, *(["--data", options.data] if options.data else [])]
-    words += ["--any-data"] if options.any_data else []
-    words += ["--questions", str(options.questions), "--baseline", options.baseline]
-    words += [word for spec in specs for word in ("--arm", spec)]
-    words += ["--yardstick", options.yardstick, "--batch", str(options.batch), "--seed", str(options.seed)]
-    return f"python -m evals tokens {shlex.join([*words, '--device', options.device])}"
+    return command_line(
+        "evals",
+        "tokens",
+        model=options.model,
+        data=options.data,
+        any_data=options.any_data,
+        questions=options.questions,
+        baseline=options.baseline,
+        arm=specs,
+        yardstick_arm=options.yardstick_arm,
+        batch=options.batch,
+        seed=options.seed,
+        device=options.device,
+    )
 
 
 def contents(
@@ -65,7 +73,7 @@ def contents(
         "batch": options.batch,
         "device": options.device,
         "baseline": options.baseline,
-        "yardstick": options.yardstick,
+        "yardstick": options.yardstick_arm,
         "provenance": encode(provenance(options.device)),
         "reproduce": reproduce(options, specs),
         "rows": encode([*table.floor, *table.rows]),
@@ -74,4 +82,4 @@ def contents(
 
 def write(file: str, value: dict[str, Any]) -> None:
     """``value`` as strict JSON: a number that is not finite is the text nan, inf or -inf, as in the suite's records."""
-    files.write_whole(file, strict_json(value))
+    files.write_json(file, strict_json(value))

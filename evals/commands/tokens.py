@@ -6,28 +6,35 @@ import argparse
 
 from evals.commands import token_record
 from evals.errors import EvalError
+from evals.model.arms import PRESETS
 from evals.offline import models, token_table
 from evals.offline.questions import SYNTHETIC, gold_solutions
 from evals.offline.token_table import Settings
-from validators.commands import cli
+from validators.commands import options as shared
+from validators.commands.plan import devices
 from validators.process.guard import Exit
 from validators.records import files
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="tiny-glm", help="tiny-glm, smollm2, a .gguf file or a checkpoint folder")
-    parser.add_argument("--data", metavar="PATH", help="GSM8K's JSONL file or its folder, or 'synthetic'")
-    parser.add_argument("--any-data", action="store_true", help="take questions that are not GSM8K's")
-    parser.add_argument("--questions", type=int, default=64, metavar="N", help="gold solutions scored (default: 64)")
-    parser.add_argument("--baseline", default="unfused", metavar="ARM")
+    shared.add(parser, "--model", "tiny-glm, smollm2, a .gguf file or a checkpoint folder", default="tiny-glm")
+    shared.add(parser, "--data", "or 'synthetic'")
+    shared.add(parser, "--any-data")
+    shared.add(parser, "--questions", "gold solutions scored", default=64)
+    shared.add(parser, "--baseline", f"presets: {', '.join(PRESETS)}", default="unfused")
     parser.add_argument(
         "--arm", action="append", metavar="ARM", help="arm under test (may be repeated; default: fused)"
     )
-    parser.add_argument("--yardstick", default="bf16-norms", metavar="ARM", help="bf16-norms or bf16")
-    parser.add_argument("--batch", type=int, default=8, metavar="ROWS")
-    parser.add_argument("--seed", type=int, default=0, help="of the permutation")
-    cli.add_device(parser, "cpu")
-    parser.add_argument("--json", metavar="FILE", help="write the rows, and all that repeats them, as JSON")
+    parser.add_argument(
+        "--yardstick-arm",
+        default="bf16-norms",
+        metavar="ARM",
+        help=f"the higher-precision arm: {' or '.join(token_table.YARDSTICKS)} (default: bf16-norms)",
+    )
+    parser.add_argument("--batch", type=int, default=8, metavar="ROWS", help="rows per batch (default: 8)")
+    shared.add(parser, "--seed", "the permutation", default=0)
+    shared.add_device(parser, "cpu")
+    shared.add(parser, "--json", "the rows, and all that repeats them")
 
 
 def command(options: argparse.Namespace) -> int:
@@ -36,9 +43,9 @@ def command(options: argparse.Namespace) -> int:
         raise EvalError("--questions needs at least 2 and --batch at least 1")
     if options.data == "":
         raise EvalError("--data names nothing")
-    models.check_device(options.device)
+    devices(options.device)
     if options.json:
-        files.check_file(options.json)
+        files.check_json(options.json)
     model = models.load(options.model, options.device)
     data = options.data or (SYNTHETIC if options.model == models.DEFAULT_MODEL else None)
     gold = gold_solutions(
@@ -47,7 +54,7 @@ def command(options: argparse.Namespace) -> int:
     specs = options.arm or ["fused"]
     settings = Settings(
         baseline=options.baseline,
-        yardstick=options.yardstick,
+        yardstick=options.yardstick_arm,
         device=options.device,
         batch=options.batch,
         seed=options.seed,
@@ -55,6 +62,12 @@ def command(options: argparse.Namespace) -> int:
     )
     table = token_table.table(model.decoder, gold.solutions, specs, settings)
     stats = table.rows[0].stats
+    record = token_record.contents(options, specs, model, gold, table) if options.json else {}
+    verdicts = [row.ok for row in table.rows]
+    status = Exit.NO if False in verdicts else Exit.NO_DECISION if None in verdicts else Exit.YES
+    if options.json == files.STDOUT:
+        token_record.write(options.json, record)
+        return status
     print(
         f"{model.decoder.name} on {gold.name}: {stats.tokens:,} tokens of {stats.questions:,} gold solutions, "
         f"baseline {options.baseline} on {options.device}\n"
@@ -65,6 +78,5 @@ def command(options: argparse.Namespace) -> int:
             if options.verbose or (gate.decides and gate.ok is not True):
                 print(f"{row.arm}: {gate.name}: {gate.sentence}")
     if options.json:
-        token_record.write(options.json, token_record.contents(options, specs, model, gold, table))
-    verdicts = [row.ok for row in table.rows]
-    return Exit.NO if False in verdicts else Exit.NO_DECISION if None in verdicts else Exit.YES
+        token_record.write(options.json, record)
+    return status

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -40,7 +40,7 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """One arm's run. name: of the arm. kernel: of add_rmsnorm_quant that the server runs, as the user says. model: as
+    """One arm's run. name: of the arm. kernels: op -> kernel that the server runs, as the user says. model: as
     the server names it, None for the only one. max_tokens: None for the profile's. score_solutions: whether gold
     solutions are scored as well. show: whether progress is written to stderr."""
 
@@ -53,7 +53,7 @@ class Plan:
     repeat: int = 1
     seed: int = 0
     model: str | None = None
-    kernel: str | None = None
+    kernels: Mapping[str, str] = field(default_factory=dict)
     max_tokens: int | None = None
     score_solutions: bool = False
     limits: Limits = field(default_factory=Limits)
@@ -129,7 +129,7 @@ def _header(plan: Plan, model: str, fingerprint: dict[str, Any], method: str | N
         data_sha256=plan.data.sha256,
         questions=plan.questions,
         seed=plan.seed,
-        kernels={"add_rmsnorm_quant": plan.kernel} if plan.kernel else {},
+        kernels=dict(plan.kernels),
         settings=settings,
         fingerprint=fingerprint,
         provenance={"started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())},

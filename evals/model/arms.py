@@ -4,11 +4,13 @@ Presets: ``unfused``: the norm stored as bf16, then the per-token quantizer, the
 adds, normalises and quantizes, and hands (codes, scale) to the linear (SGLang PR #21403); before a router, whose input
 must stay bf16, both take the bf16 norm. Two more are yardsticks of the model's own quantisation noise: ``bf16-norms``
 quantizes no activation that comes from a norm under test, ``bf16`` none at all.
-``fused,norm=FILE.py:FUNCTION,gemm=NAME`` replaces single kernels.
+``fused,add_rmsnorm_quant=FILE.py:FUNCTION,ptpc_gemm=NAME`` replaces single kernels; a name alone replaces those of
+every op that it computes and the arm has.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -18,11 +20,13 @@ from torch import Tensor
 from evals.errors import EvalError, NotDecided, WorkFault
 from evals.model.decoder import Decoder, Linear, Stream
 from validators.cases import tensors
+from validators.errors import UsageError
 from validators.kernels.kernel import Kernel, KernelError
-from validators.kernels.registry import find_kernel
+from validators.kernels.registry import find_kernel, find_kernels
+from validators.records.command_line import split_op
 
 PRESETS = ("unfused", "fused", "bf16-norms", "bf16")
-OPS = {"norm": "add_rmsnorm_quant", "quant": "per_token_quant", "gemm": "ptpc_gemm"}
+OPS = ("add_rmsnorm_quant", "per_token_quant", "ptpc_gemm")
 FP8 = torch.float8_e4m3fn
 T = TypeVar("T")
 
@@ -116,37 +120,40 @@ class Arm:
 
 
 def default_kernels(device: str) -> dict[str, str]:
-    """Names of the kernels that the presets take on a device: emulated norms, and torch's own GEMM there."""
+    """op -> name of the kernel that the presets take on a device: emulated norms, and torch's own GEMM there."""
     gemm = "torch_native/eager"
     if device.startswith("cuda"):
         names = ("torch_native/scaled_mm_hopper", "torch_native/scaled_mm_gpu")
         found = [name for name in names if find_kernel(name, "ptpc_gemm").unavailable(device) is None]
         gemm = found[0] if found else gemm
-    return {"norm": "emulated/aiter-hip-gfx950", "quant": "emulated/aiter-hip-gfx950", "gemm": gemm}
+    return dict(zip(OPS, ("emulated/aiter-hip-gfx950", "emulated/aiter-hip-gfx950", gemm), strict=True))
 
 
 def make_arm(spec: str, device: str = "cpu", name: str = "") -> Arm:
-    """The arm of ``preset[,norm=KERNEL][,quant=KERNEL][,gemm=KERNEL]``; EvalError with one sentence."""
+    """The arm of ``PRESET[,[OP=]KERNEL...]``; EvalError with one sentence."""
     preset, *changes = spec.split(",")
     if preset not in PRESETS:
-        raise EvalError(f"unknown arm {preset!r}; known: {', '.join(PRESETS)}, each with ,norm= ,quant= ,gemm=KERNEL")
-    wanted = {} if preset == "bf16" else default_kernels(device)
+        raise EvalError(f"unknown arm {preset!r}; known: {', '.join(PRESETS)}, each with ,[OP=]KERNEL")
+    defaults = {} if preset == "bf16" else default_kernels(device)
     if preset in ("unfused", "bf16-norms"):
-        wanted.pop("norm")
-    for change in changes:
-        part, equals, kernel_name = change.partition("=")
-        if not equals or part not in OPS:
-            raise EvalError(f"{change!r} in arm {spec!r} is not norm=KERNEL, quant=KERNEL or gemm=KERNEL")
-        if part not in wanted:
-            raise EvalError(f"an arm {preset!r} has no {part} kernel to replace")
-        wanted[part] = kernel_name
+        defaults.pop("add_rmsnorm_quant")
     found: dict[str, Kernel] = {}
-    for part, kernel_name in wanted.items():
-        try:
-            kernel = find_kernel(kernel_name, OPS[part])
-        except KernelError as error:
-            raise EvalError(str(error)) from None
+    for change in changes:
+        found |= {kernel.op: kernel for kernel in _replaced(change, preset, tuple(defaults))}
+    found |= {op: find_kernel(kernel, op) for op, kernel in defaults.items() if op not in found}
+    for kernel in found.values():
         if reason := kernel.unavailable(device):
             raise NotDecided(f"kernel {kernel.name} is not available on {device}: {reason}")
-        found[part] = kernel
-    return Arm(name or spec, preset, found.get("norm"), found.get("quant"), found.get("gemm"))
+    norm, quant, gemm = (found.get(op) for op in OPS)
+    return Arm(name or spec, preset, norm, quant, gemm)
+
+
+def _replaced(change: str, preset: str, ops: Sequence[str]) -> list[Kernel]:
+    """The kernels that ``[OP=]KERNEL`` puts in. ops: of the kernels that the preset has."""
+    try:
+        op, _ = split_op(change)
+        if not ops or (op and op not in ops):
+            raise EvalError(f"an arm {preset!r} has no {f'{op} ' if op else ''}kernel to replace")
+        return find_kernels(change, ops)
+    except (KernelError, UsageError) as error:
+        raise EvalError(str(error)) from None

@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from evals.errors import EvalError, NotDecided
 from evals.model import gguf_file, tokenizer
 from evals.model.decoder import Decoder
@@ -29,14 +27,6 @@ class TextModel:
     encode: Callable[[str], Sequence[int]]
     end: tuple[int, ...]
     files: tuple[Path, ...]
-
-
-def check_device(device: str) -> None:
-    """EvalError for what is no device, NotDecided for one that is not here."""
-    if device != "cpu" and not device.startswith("cuda"):
-        raise EvalError(f"device {device!r} is not available; known: cpu, cuda")
-    if device != "cpu" and not torch.cuda.is_available():
-        raise NotDecided(f"device {device!r} is not available here")
 
 
 def shipped(model: str) -> Path | None:

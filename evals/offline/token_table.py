@@ -20,6 +20,7 @@ from evals.stats import logit_gates, token_gates
 from evals.stats.gate import Gate
 from evals.stats.token_gates import TokenLevel
 from evals.stats.tokens import TokenStats, statistics, typical_kl_ratio
+from validators.records.command_line import split_op
 
 RERUN = "unfused again, other batch"
 YARDSTICKS = ("bf16-norms", "bf16")
@@ -77,7 +78,7 @@ class Table:
 def label(spec: str) -> str:
     """A short name of an arm: the preset, and the functions or kernels that were put in."""
     preset, *changes = spec.split(",")
-    return ", ".join([preset, *(change.partition("=")[2].rpartition(":")[2] for change in changes)])
+    return ", ".join([preset, *(split_op(change)[1].rpartition(":")[2] for change in changes)])
 
 
 def table(model: Decoder, gold: Sequence[GoldSolution], specs: Sequence[str], settings: Settings) -> Table:
@@ -89,8 +90,8 @@ def table(model: Decoder, gold: Sequence[GoldSolution], specs: Sequence[str], se
     yardstick = make_arm(settings.yardstick, settings.device, f"yardstick {settings.yardstick}")
     if yardstick.preset not in YARDSTICKS or yardstick.preset == baseline.preset:
         raise EvalError(
-            f"--yardstick {settings.yardstick} does not measure the quantisation noise of {settings.baseline}: it must "
-            f"be {' or '.join(YARDSTICKS)}, and another than the baseline"
+            f"--yardstick-arm {settings.yardstick} does not measure the quantisation noise of "
+            f"{settings.baseline}: it must be {' or '.join(YARDSTICKS)}, and another than the baseline"
         )
     passes = [Pass(arm.name, arm) for arm in arms]
     passes += [Pass(RERUN, baseline, max(1, settings.batch // 3)), Pass(yardstick.name, yardstick)]

@@ -8,7 +8,7 @@ import contextlib
 from golden import check, report
 from golden.commands.options import add_store
 from golden.outcome import Outcome, State, exit_code
-from validators.commands import cli
+from validators.commands import options
 from validators.process.guard import Exit
 from validators.records.files import append_whole, check_file
 from validators.records.provenance import provenance
@@ -20,10 +20,10 @@ INTERRUPTED = "the store is as it was"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
-    cli.add_kernel(parser, several=True)
+    options.add(parser, "--kernel", "only its goldens", several=True)
     parser.add_argument("--id", action="append", default=[], help="only this golden (may be repeated)")
-    parser.add_argument("--device", help=f"{cli.DEVICE}: only goldens of its architecture (default: all)")
-    cli.add_records(parser)
+    options.add(parser, "--device", "only goldens of its architecture", "default: all")
+    options.add_records(parser)
     parser.add_argument("--markdown", metavar="FILE", help="append the table to this file")
     parser.add_argument("--history", metavar="FILE", help="append one JSON line to this file")
     add_store(parser)

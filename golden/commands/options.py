@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from validators.commands import options
+
 STORE = Path(__file__).resolve().parents[1] / "data"
 
 
 def add_store(parser: argparse.ArgumentParser) -> None:
     """``--store``."""
-    parser.add_argument("--store", default=str(STORE), metavar="DIR", help="the store's folder (default: golden/data)")
+    options.add(parser, "--store", "default: golden/data", default=str(STORE))

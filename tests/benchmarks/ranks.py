@@ -40,6 +40,9 @@ def run(command: Sequence[str], seconds: float, threads: str = "1") -> str:
     return "" if done.returncode in (0, 1) else f"exit code {done.returncode}: {' '.join(done.stderr.split())[-600:]}"
 
 
+EMULATED = ("add_rmsnorm_quant=emulated/aiter-hip-gfx950", "ptpc_gemm=emulated/fp32")
+
+
 def digests(directory: Path) -> WalkEvidence:
     """What the walk recorded."""
     return store.load(directory)[-1].walk or WalkEvidence()
@@ -49,17 +52,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="glm-tiny")
-    parser.add_argument("--kernel-norm", default="emulated/aiter-hip-gfx950")
-    parser.add_argument("--kernel-gemm", default="emulated/fp32")
-    parser.add_argument("--layers", default="0-3")
+    parser.add_argument("--kernel", action="append", metavar="[OP=]NAME", help="(default: emulated ones)")
+    parser.add_argument("--layers", default="4")
     parser.add_argument("--tokens", default="64")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--tp", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=300.0, help="limit of each walk")
     parsed = parser.parse_args(argv)
-    names = ("model", "kernel_norm", "kernel_gemm", "layers", "tokens", "tp", "device")
+    names = ("model", "layers", "tokens", "tp", "device")
     given = ((f"--{name.replace('_', '-')}", str(getattr(parsed, name))) for name in names)
-    options = ["layers", *itertools.chain.from_iterable(given)]
+    kernels = (("--kernel", text) for text in parsed.kernel or EMULATED)
+    options = ["layers", *itertools.chain.from_iterable([*kernels, *given])]
     launcher = [
         sys.executable,
         "-m",
@@ -87,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     backend = "NCCL" if parsed.device.startswith("cuda") else "gloo"
     print(
         f"{'EQUAL' if equal else 'NOT EQUAL'}: {parsed.tp} processes over {backend} and {parsed.tp} simulated ranks, "
-        f"{parsed.model}, layers {parsed.layers}, {parsed.tokens} tokens, hidden state and residual stream bit for bit"
+        f"{parsed.model}, {parsed.layers} layers, {parsed.tokens} tokens, hidden state and residual stream bit for bit"
     )
     return 0 if equal else 1
 

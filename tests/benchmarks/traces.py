@@ -1,6 +1,6 @@
 """Profiler traces of a fused and an unfused model, told apart by ``python -m validators trace``.
 
-``python -m tests.benchmarks.traces --kernel-norm triton/add_rmsnorm_quant --kernel-gemm torch_native/scaled_mm_hopper
+``python -m tests.benchmarks.traces --kernel triton/add_rmsnorm_quant --kernel torch_native/scaled_mm_hopper
 --device cuda --write DIR`` runs a few dense layers of GLM-4.7's sizes on a GPU with real kernels, records three traces
 (fused, unfused, and fused with one layer that falls back), and reads them again: the first must meet every
 expectation, the others must not, and the fallback must be named by its layer. Exit codes: 0 told apart; 1 not; 2 a
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from reference import glm4_moe
 from reference.glm4_moe import Config, Layer, Mlp
+from validators.commands import options
 from validators.layers import build, presets
 from validators.layers.path import KernelPath, stored
 from validators.trace import judge
@@ -74,9 +75,7 @@ def record(
 def main(argv: Sequence[str] | None = None) -> int:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kernel-norm", required=True)
-    parser.add_argument("--kernel-gemm", required=True)
-    parser.add_argument("--kernel-quant")
+    options.add(parser, "--kernel", several=True, required=True)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=64)
@@ -86,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     preset = presets.PRESETS[parsed.model]
     config = dataclasses.replace(preset, layers=parsed.layers, first_dense=parsed.layers)
     source = presets.Synthetic(parsed.model, config, parsed.device)
-    kernels = build.find_kernels(parsed.kernel_norm, parsed.kernel_quant, parsed.kernel_gemm, parsed.device)
+    kernels = build.find_kernels(parsed.kernel, parsed.device)
     weights = [source.layer(i) for i in range(config.layers)]
     hidden = source.embed(presets.prompt(config, parsed.tokens)).to(torch.bfloat16)
     paths = {

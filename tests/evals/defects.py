@@ -1,4 +1,4 @@
-"""Defects of the fused norm as kernels that an arm can take: ``fused,norm=tests/evals/defects.py:truncating_cast``.
+"""Defects of the fused norm as kernels that an arm can take: ``fused,tests/evals/defects.py:truncating_cast``.
 
 Each is the emulated fused kernel with one stage wrong, behind the protocol of a user's own kernel. Only the norm kernel
 is wrong; quantizer, GEMM and all else stay, so what an evaluation sees is what such a kernel would do to a model.
@@ -102,4 +102,4 @@ def arm(name: str) -> str:
     """
     here = Path(__file__).resolve()
     below = Path.cwd().resolve() == ROOT
-    return f"fused,norm={(here.relative_to(ROOT) if below else here).as_posix()}:{name}"
+    return f"fused,add_rmsnorm_quant={(here.relative_to(ROOT) if below else here).as_posix()}:{name}"

@@ -172,7 +172,7 @@ def test_reference_and_inputs_leave_records_too(tmp_path: Path) -> None:
 def test_the_line_that_a_record_gives_reproduces_the_check(tmp_path: Path) -> None:
     assert _golden("check", "--id", TOKENS, "--records", str(tmp_path)) == 0
     (record,) = load_records(tmp_path)
-    assert record.reproduce == f"python -m golden check --id '{TOKENS}'"
+    assert record.reproduce == f"python -m golden check --id {TOKENS}"
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ OURS = (
     "docs/real-kernels.md",
     "docs/results.md",
     "docs/glossary.md",
+    "docs/command-line.md",
 )
 PAGES = tuple(
     path.relative_to(ROOT).as_posix()

@@ -52,9 +52,7 @@ def all_commands() -> Iterator[Command]:
     for group, module in (("validators", validators_main), ("golden", golden_main), ("evals", evals_main)):
         for name in module.COMMANDS:
             parser = cli.parser_of(group, name, module.COMMANDS)
-            nested = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
-            for word, own in nested[0].choices.items() if nested else [("", parser)]:
-                yield Command(group, (*name.split(), *word.split()), own, module.main)
+            yield Command(group, tuple(name.split()), parser, module.main)
 
 
 COMMANDS = list(all_commands())
@@ -63,12 +61,12 @@ COMMANDS = list(all_commands())
 # Arguments with which each command does something; {name} is what the fixture ``place`` makes.
 VALID = {
     "validators list": "kernels",
-    "validators run": f"--op add_rmsnorm_quant --kernel {NORM} --case {CASE} --device cpu --records {{new}}",
-    "validators identify": f"--op add_rmsnorm_quant --kernel {NORM} --device cpu --rows 2",
+    "validators run": f"--kernel add_rmsnorm_quant={NORM} --case {CASE} --device cpu --records {{new}}",
+    "validators identify": f"--kernel add_rmsnorm_quant={NORM} --device cpu --rows 2",
     "validators probe": f"--kernel {GEMM} --device cpu",
     "validators explain": f"{CASE} --kernel {NORM} --row 0 --col 0 --device cpu",
     "validators trace": "{trace}",
-    "validators layers": f"--model glm-tiny --kernel-norm {NORM} --kernel-gemm {GEMM} --layers 0-0 --tokens 4",
+    "validators layers": f"--model glm-tiny --kernel {NORM} --kernel {GEMM} --layers 1 --tokens 4",
     "validators report": "{records}",
     "validators signoff": "{records}",
     "validators machine": "--policy smoke --device cpu --out {new}",
@@ -83,7 +81,7 @@ VALID = {
     "evals parity": "--questions 2 --token-questions 2",
     "evals tokens": "--questions 2",
     "validators wheel show": "{binary}",
-    "validators wheel slim": "{binary} --arch sm_90 --out {new}",
+    "validators wheel slim": "{binary} --arch sm_90 --zip {new}",
 }
 # A value of each option that cannot be right; options that take a number need none here. "" where any text will do:
 # names that are only written down, and what belongs to another option.
@@ -95,9 +93,6 @@ BAD = {
     "fp8": "e5m2",
     "depth": "abyss",
     "kernel": "nobody/nothing",
-    "kernel_norm": "nobody/nothing",
-    "kernel_quant": "nobody/nothing",
-    "kernel_gemm": "nobody/nothing",
     "contract": "law",
     "case": "nonsense",
     "device": "tpu",
@@ -125,7 +120,6 @@ BAD = {
     "forbid": "",
     "role": "nonsense",
     "model": "absent",
-    "layers": "9-3",
     "output": "nonsense",
     "server": "127.0.0.1:9",
     "arm": "nobody",
@@ -136,11 +130,14 @@ BAD = {
     "totals": "nonsense",
     "rerun": "absent",
     "yardstick": "absent",
+    "yardstick_arm": "absent",
     "extractor": "nobody",
     "harness": "nobody",
     "baseline": "nobody",
     "candidate": "nobody",
     "wheel": "absent",
+    "zip": BELOW_A_FILE,
+    "library_op": "nonsense",
 }
 # Where one name means two things.
 BAD_OF = {
@@ -155,7 +152,6 @@ BAD_OF = {
     ("evals gsm8k run", "kernel"): "",
     ("evals import", "kernel"): "",
     ("validators wheel slim", "arch"): "nonsense",
-    ("validators wheel slim", "op"): "nonsense",
     ("golden propose", "store"): "",  # a proposal does not look at the store
 }
 

@@ -1,4 +1,4 @@
-"""What the commands of ``validators``, ``golden`` and ``evals`` share: dispatch, options, verbosity, progress.
+"""What the commands of ``validators``, ``golden`` and ``evals`` share: dispatch, exit statuses, progress.
 
 A group is a table name -> ``Command``; the module of a command is imported when it is asked for, so that ``report``
 and ``signoff`` run where torch is not installed. A module of a command has ``add_options(parser)`` and
@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NoReturn
 
+from validators.commands import options
 from validators.errors import UsageError
 from validators.process.guard import Exit, guarded, say
 from validators.process.supervise import supervised
 from validators.records.record import Record, Status
-from validators.words import DEPTHS, DTYPES, FP8_FORMATS, LANES, OPS
 
 FAILING = (Status.FAILED, Status.NONDETERMINISTIC, Status.MISTRUSTED)
 
@@ -83,7 +83,7 @@ def parser_of(who: str, name: str, table: Table) -> Parser:
     form = argparse.RawDescriptionHelpFormatter
     parser = Parser(prog=f"python -m {who} {name}", description=described, formatter_class=form)
     module.add_options(parser)
-    add_verbosity(parser)
+    options.add_verbosity(parser)
     return parser
 
 
@@ -108,105 +108,13 @@ def _help(who: str, table: Table, words: list[str], about: str) -> int:
     lines += [f"  {name:{width}}{command.help}" for name, command in table.items()]
     lines += ["", f"python -m {who} COMMAND --help shows the options. {EXIT_WORDS}"]
     print("\n".join(lines))
-    return Exit.YES if words else Exit.USAGE
+    return Exit.YES if {"-h", "--help"}.intersection(words) else Exit.USAGE
 
 
 EXIT_WORDS = (
     "Exit statuses: 0 yes, 1 no, 2 usage, 3 no decision (UNTESTED, INCONCLUSIVE, nothing ran), "
     "4 error of a kernel or the tool, 130 interrupted."
 )
-
-
-# ---- options
-
-
-def one_of(what: str, known: Sequence[str]) -> Callable[[str], str]:
-    """A ``type`` for argparse: one of ``known``, or a sentence that lists them."""
-
-    def check(text: str) -> str:
-        if text not in known:
-            raise argparse.ArgumentTypeError(f"unknown {what} {text!r}; known: {', '.join(known)}")
-        return text
-
-    return check
-
-
-def closed(what: str, known: Sequence[str], **more: Any) -> dict[str, Any]:
-    """Keywords of an option whose values are a closed list; ``--help`` shows the list."""
-    return {"type": one_of(what, known), "metavar": "|".join(known), **more}
-
-
-def seconds(text: str) -> float:
-    """A ``type`` for argparse: a positive number of seconds."""
-    try:
-        found = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds") from None
-    if not found > 0:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number of seconds")
-    return found
-
-
-TIME_LIMIT_S = 120.0
-
-
-def time_limit() -> dict[str, Any]:
-    """Keywords of ``--time-limit``, of ``run`` and of pytest."""
-    words = f"seconds for one case of a kernel in a process of its own (default: {TIME_LIMIT_S:g})"
-    return {"type": seconds, "default": TIME_LIMIT_S, "metavar": "SECONDS", "help": words}
-
-
-KERNEL = "a name from 'list kernels', or your own: file.py:function, module:function"
-DEVICE = "cpu, cuda or cuda:N"
-
-
-def add_kernel(parser: argparse.ArgumentParser, *, required: bool = False, several: bool = False) -> None:
-    """``--kernel``."""
-    if several:
-        parser.add_argument("--kernel", action="append", default=[], help=f"only {KERNEL} (may be repeated)")
-    else:
-        parser.add_argument("--kernel", required=required, help=KERNEL)
-
-
-def add_device(parser: argparse.ArgumentParser, default: str | None = None) -> None:
-    """``--device``; without a default it is a GPU where the kernel can use one."""
-    words = f"default: {default}" if default else "default: a GPU if the kernel can use one"
-    parser.add_argument("--device", default=default, help=f"{DEVICE} ({words})")
-
-
-def add_op(parser: argparse.ArgumentParser) -> None:
-    """``--op``."""
-    parser.add_argument("--op", **closed("op", OPS, help="only this op; needed for a kernel of your own"))
-
-
-def add_types(parser: argparse.ArgumentParser) -> None:
-    """``--dtype`` and ``--fp8``."""
-    parser.add_argument("--dtype", **closed("dtype", DTYPES, help="storage type (default: bf16)"))
-    parser.add_argument("--fp8", **closed("FP8 format", FP8_FORMATS, help="FP8 format (default: the device's)"))
-
-
-def add_cases(parser: argparse.ArgumentParser) -> None:
-    """``--lane``, ``--dtype``, ``--fp8`` and ``--depth``: which cases."""
-    lane = closed("lane", LANES, action="append", default=[], help="only this lane (may be repeated)")
-    parser.add_argument("--lane", **lane)
-    add_types(parser)
-    parser.add_argument("--depth", **closed("depth", DEPTHS, help="how many cases (default: default)"))
-
-
-def add_records(parser: argparse.ArgumentParser, *, default: str = "") -> None:
-    """``--records``: where records are written."""
-    words = f"default: {default}" if default else "default: no records"
-    parser.add_argument("--records", metavar="DIR", help=f"write the verdicts as records into this directory ({words})")
-
-
-NEW_RECORDS = "records/<UTC time>"
-
-
-def add_verbosity(parser: argparse.ArgumentParser) -> None:
-    """``--quiet`` and ``--verbose``, which every command has."""
-    group = parser.add_mutually_exclusive_group()
-    group.add_argument("--quiet", action="store_true", help="print the decision only")
-    group.add_argument("--verbose", action="store_true", help="print one line per judged case as well")
 
 
 # ---- results

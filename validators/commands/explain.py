@@ -6,8 +6,8 @@ import argparse
 
 from validators.calls.call import run_kernel
 from validators.cases.suite import find
-from validators.commands import cli
-from validators.commands.plan import one_kernel
+from validators.commands import options
+from validators.commands.plan import contract_for, one_kernel
 from validators.errors import NoDecision
 from validators.explain.element import element_text
 from validators.explain.identify import choose_contract
@@ -19,26 +19,25 @@ INTERRUPTED = "nothing was recorded"
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     parser.add_argument("case", metavar="CASE", help="a case id, as in a failure report")
-    cli.add_kernel(parser, required=True)
+    options.add(parser, "--kernel", several=True, required=True)
     parser.add_argument("--row", type=int, required=True, help="row of the output as a matrix, from 0")
     parser.add_argument("--col", type=int, required=True, help="column, from 0")
-    parser.add_argument("--contract", help="judge under this contract (default: the kernel's)")
+    options.add(parser, "--contract", "default: the kernel's")
     parser.add_argument("--output", help="codes (default), scale or residual_out; out for ptpc_gemm")
-    cli.add_device(parser)
+    options.add_device(parser)
 
 
 def command(parsed: argparse.Namespace) -> Exit:
     """Run the kernel on the case and print the report of one element: NO if it is not admissible."""
     case = find([parsed.case])[0]
-    parsed.op = case.op
-    name, kernel, device = one_kernel(parsed)
+    kernel, device = one_kernel(parsed, [case.op])
     if reason := kernel.unsupported(case):
-        raise NoDecision(f"kernel {name} does not offer this case: {reason}")
-    contract, origin, _ = choose_contract(kernel, case, parsed.contract, device)
+        raise NoDecision(f"kernel {kernel.name} does not offer this case: {reason}")
+    contract, origin, _ = choose_contract(kernel, case, contract_for(case.op, parsed.contract), device)
     if contract is None:
-        raise NoDecision(f"the outputs of {name} fit no contract; name one with --contract")
+        raise NoDecision(f"the outputs of {kernel.name} fit no contract; name one with --contract")
     claim = run_kernel(kernel, case, device)
     text = element_text(claim.inputs, claim.outputs, contract, parsed.row, parsed.col, parsed.output)
-    print(f"{name} on {case.id}, contract {origin}")
+    print(f"{kernel.name} on {case.id}, contract {origin}")
     print(text.lines[-1] if parsed.quiet else "\n".join(text.lines))
     return Exit.NO if text.ok is False else Exit.YES

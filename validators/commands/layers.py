@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from reference.glm4_moe import Config
-from validators.commands import cli
+from validators.commands import cli, options, plan
 from validators.layers import presets
 from validators.layers.build import (
     LayersError,
@@ -38,6 +37,7 @@ from validators.layers.tp import ALL_REDUCE, Group, check_split
 from validators.layers.verdict import MARGIN, TOKENS, records
 from validators.process.guard import Exit
 from validators.records import store
+from validators.records.command_line import command_line
 from validators.records.evidence import WalkEvidence
 from validators.records.files import check_file, new_folder, write_whole
 from validators.records.record import Record, Status
@@ -48,27 +48,38 @@ INTERRUPTED = "a walk is recorded at its end, so nothing of this one is"
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     known = ", ".join(presets.PRESETS)
-    parser.add_argument("--model", required=True, help=f"{known}, or the directory of a compressed-tensors checkpoint")
-    parser.add_argument("--kernel-norm", required=True, help="kernel of add_rmsnorm_quant")
-    parser.add_argument("--kernel-gemm", required=True, help="kernel of ptpc_gemm")
-    parser.add_argument("--kernel-quant", help="kernel of per_token_quant (default: the norm kernel's namesake)")
-    parser.add_argument(
-        "--contract",
-        action="append",
-        default=[],
-        metavar="OP=NAME",
-        help="hold the kernel of an op to this contract (may be repeated)",
+    options.add(parser, "--model", f"{known}, or the directory of a compressed-tensors checkpoint", required=True)
+    options.add(
+        parser,
+        "--kernel",
+        "the norm's and the GEMM's are needed",
+        "default of the quantizer: the norm kernel's namesake",
+        several=True,
+        required=True,
     )
-    parser.add_argument("--layers", help="0-LAST (default: all)")
-    parser.add_argument("--tokens", type=int, default=TOKENS, help=f"length of the one sequence (default: {TOKENS})")
-    parser.add_argument("--tp", type=int, default=1, help="tensor-parallel ranks, simulated; torchrun makes them real")
-    cli.add_device(parser, "cpu")
-    parser.add_argument("--seed", type=int, default=0, help="of the prompt and of synthetic weights")
-    parser.add_argument("--margin", type=float, default=MARGIN, help=f"loss allowed to the fused path ({MARGIN})")
+    options.add(parser, "--contract", several=True)
+    options.add(parser, "--layers", "default: all")
+    parser.add_argument(
+        "--tokens", type=int, default=TOKENS, metavar="N", help=f"length of the one sequence (default: {TOKENS})"
+    )
+    parser.add_argument(
+        "--tp", type=int, default=1, metavar="N", help="tensor-parallel ranks, simulated; torchrun makes them real"
+    )
+    options.add_device(parser, "cpu")
+    options.add(parser, "--seed", "the prompt and synthetic weights", default=0)
+    parser.add_argument(
+        "--noise-margin",
+        type=float,
+        default=MARGIN,
+        metavar="SHARE",
+        help=f"by how much the fused path's error may exceed the unfused path's (default: {MARGIN:g})",
+    )
     parser.add_argument("--judge-unfused", action="store_true", help="judge the unfused path's linears too")
     parser.add_argument("--timings", action="store_true", help="print where the time goes, by phase")
-    cli.add_records(parser, default=cli.NEW_RECORDS)
-    parser.add_argument("--picture", help="file for the picture of error against depth (default: layers.svg there)")
+    options.add_records(parser, default=options.NEW_RECORDS)
+    parser.add_argument(
+        "--picture", metavar="FILE", help="file for the picture of error against depth (default: layers.svg there)"
+    )
 
 
 def command(parsed: argparse.Namespace) -> Exit:
@@ -76,9 +87,9 @@ def command(parsed: argparse.Namespace) -> Exit:
     group = _group(parsed)
     here = os.environ.get("LOCAL_RANK", "0")
     device = f"cuda:{here}" if group.real and parsed.device.startswith("cuda") else parsed.device
-    _check_device(device)
+    plan.devices(device)
     given = given_contracts(parsed.contract)
-    kernels = find_kernels(parsed.kernel_norm, parsed.kernel_quant, parsed.kernel_gemm, device)
+    kernels = find_kernels(parsed.kernel, device)
     first = not group.real or group.local == (0,)
     with tempfile.TemporaryDirectory(prefix="glm-tiny-") as scratch:
         source = open_model(parsed.model, device, parsed.seed, Path(scratch))
@@ -113,15 +124,14 @@ def command(parsed: argparse.Namespace) -> Exit:
             _collect(result)
     if sink is None:
         return Exit.YES
-    command_line = f"python -m validators layers {shlex.join(_arguments(parsed))}"
     made = records(
         result,
         kernels,
         contracts,
         model=Path(parsed.model).name,
-        margin=parsed.margin,
+        margin=parsed.noise_margin,
         device=device,
-        reproduce=command_line,
+        reproduce=_reproduce(parsed),
         origin=origin,
         peak_bytes=peak_bytes(device),
         of=source.config.layers,
@@ -183,46 +193,27 @@ def _collect(result: Result) -> None:
     dist.destroy_process_group()
 
 
-def _check_device(device: str) -> None:
-    if device != "cpu" and not device.startswith("cuda"):
-        raise LayersError(f"unknown device {device!r}; known: cpu, cuda, cuda:N")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise LayersError(f"there is no device {device} here")
+def _layers(wanted: int | None, known: int) -> int:
+    if wanted is not None and not 0 < wanted <= known:
+        raise LayersError(f"--layers {wanted} is no number of layers from 1 to the model's {known}")
+    return wanted or known
 
 
-def _layers(text: str | None, known: int) -> int:
-    if text is None:
-        return known
-    first, dash, last = text.partition("-")
-    if not (first.isdigit() and (last.isdigit() or not dash)):
-        raise LayersError(f"--layers {text!r} is no range such as 0-3")
-    if int(first) != 0:
-        raise LayersError("a walk starts at layer 0, because a later layer needs the stream of those before it")
-    if not int(last or first) < known:
-        raise LayersError(f"--layers {text} goes beyond layer {known - 1}, the last")
-    return int(last or first) + 1
-
-
-def _arguments(parsed: argparse.Namespace) -> list[str]:
-    given = [
-        "--model",
-        parsed.model,
-        "--kernel-norm",
-        parsed.kernel_norm,
-        "--kernel-gemm",
-        parsed.kernel_gemm,
-        *(["--kernel-quant", parsed.kernel_quant] if parsed.kernel_quant else []),
-        *(["--layers", parsed.layers] if parsed.layers else []),
-        "--tokens",
-        str(parsed.tokens),
-        *(["--tp", str(parsed.tp)] if parsed.tp > 1 else []),
-        *(["--seed", str(parsed.seed)] if parsed.seed else []),
-        *([] if parsed.device == "cpu" else ["--device", parsed.device]),
-        *([] if parsed.margin == MARGIN else ["--margin", str(parsed.margin)]),
-        *(word for text in parsed.contract for word in ("--contract", text)),
-        *(["--judge-unfused"] if parsed.judge_unfused else []),
-    ]
-    return given
+def _reproduce(parsed: argparse.Namespace) -> str:
+    return command_line(
+        "validators",
+        "layers",
+        model=parsed.model,
+        kernel=parsed.kernel,
+        layers=parsed.layers,
+        tokens=parsed.tokens,
+        tp=parsed.tp if parsed.tp > 1 else None,
+        seed=parsed.seed or None,
+        device=None if parsed.device == "cpu" else parsed.device,
+        noise_margin=None if parsed.noise_margin == MARGIN else parsed.noise_margin,
+        contract=parsed.contract,
+        judge_unfused=parsed.judge_unfused,
+    )
 
 
 def _picture(result: Result, parsed: argparse.Namespace, directory: Path) -> Path | None:

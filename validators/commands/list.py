@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator
 
 from validators.cases.recipes import lane_of
-from validators.commands import cli, contracts
+from validators.commands import contracts, options
 from validators.commands.plan import cases_of, devices
 from validators.errors import NoDecision
 from validators.kernels.registry import all_kernels
@@ -18,9 +18,9 @@ KINDS = ("kernels", "cases", "contracts")
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
-    parser.add_argument("what", nargs="?", default="kernels", type=cli.one_of("list", KINDS), help=" | ".join(KINDS))
-    cli.add_op(parser)
-    cli.add_cases(parser)
+    parser.add_argument("what", nargs="?", default="kernels", **options.closed("list", KINDS))
+    options.add(parser, "--op")
+    options.add_cases(parser)
 
 
 def command(parsed: argparse.Namespace) -> Exit:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from validators.arch import ArchError, architecture
-from validators.commands import cli, plan
+from validators.commands import cli, options, plan
 from validators.commands.signoff import lines
 from validators.kernels.registry import find_kernel
 from validators.process.guard import Exit
@@ -51,10 +51,10 @@ class Stage:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
-    parser.add_argument("--claim", metavar="FILE", help="only what this claim needs (default: every kernel)")
-    parser.add_argument("--policy", metavar="NAME|FILE", help="what is needed (default: machine; with a claim: merge)")
-    cli.add_device(parser)
-    parser.add_argument("--out", default="signoff", help="where records and pages go (default: signoff)")
+    options.add(parser, "--claim", "default: every kernel")
+    options.add(parser, "--policy", "default: machine; with a claim: merge")
+    options.add_device(parser)
+    options.add(parser, "--out", "records and pages", default="signoff")
 
 
 def command(parsed: argparse.Namespace) -> Exit:

@@ -19,11 +19,13 @@ from validators.cases.case import Case
 from validators.cases.suite import cases_for, find
 from validators.errors import NoDecision, UsageError
 from validators.kernels.kernel import Kernel
-from validators.kernels.registry import all_kernels, find_kernel
+from validators.kernels.registry import all_kernels, find_kernels
+from validators.records.command_line import name_of, of_op
+from validators.words import OPS
 
 
 class Planned(NamedTuple):
-    """Cases for one kernel on one device. name: as the user gave it, which is how a worker finds it again."""
+    """Cases for one kernel on one device. name: of the kernel, by which a worker finds it again."""
 
     name: str
     op: str
@@ -40,46 +42,68 @@ def make_plan(parsed: argparse.Namespace) -> list[Planned]:
             raise UsageError("--case and a named --contract belong to one kernel, so they need --kernel.")
         chosen = _available(parsed)
     else:
-        chosen = [one_kernel(parsed, parsed.case)]
+        chosen = _chosen(parsed)
+    named = _named_cases(parsed, {kernel.op for kernel, _ in chosen}) if parsed.case else []
     plan = []
-    for name, kernel, device in chosen:
+    for kernel, device in chosen:
         fp8 = parsed.fp8 or native_fp8(device)
-        cases = _named_cases(parsed, kernel.op) if parsed.case else cases_of(parsed, kernel.op, fp8)
+        own = [case for case in named if case.op == kernel.op]
+        cases = own if parsed.case else cases_of(parsed, kernel.op, fp8)
         if cases:
-            plan.append(Planned(name, kernel.op, device, cases))
+            plan.append(Planned(kernel.name, kernel.op, device, cases))
     if not plan:
         raise NoDecision("no case has all the properties asked for; 'list cases' shows what there is.")
     return plan
 
 
-def _available(parsed: argparse.Namespace) -> list[tuple[str, Kernel, str]]:
+def _chosen(parsed: argparse.Namespace) -> list[tuple[Kernel, str]]:
+    """Each kernel of ``--kernel`` and its device, in the order given; the ops of ``--case`` say which of a name."""
+    ops = [parsed.op] if parsed.op else list(dict.fromkeys(Case.parse(text).op for text in parsed.case)) or OPS
+    found = {(k.op, k.name): k for text in parsed.kernel for k in find_kernels(text, ops)}
+    return [(kernel, _checked(kernel, parsed)) for kernel in found.values()]
+
+
+def _available(parsed: argparse.Namespace) -> list[tuple[Kernel, str]]:
     chosen = []
     for kernel in all_kernels():
         if parsed.op in (None, kernel.op):
             device = next((d for d in devices(parsed.device) if kernel.unavailable(d) is None), None)
             if device is not None:
-                chosen.append((kernel.name, kernel, device))
+                chosen.append((kernel, device))
     if not chosen:
         on = f" on {parsed.device}" if parsed.device else ""
         raise NoDecision(f"this machine can run none of the kernels{on}; 'list kernels' says why.")
     return chosen
 
 
-def one_kernel(parsed: argparse.Namespace, cases: Sequence[str] = ()) -> tuple[str, Kernel, str]:
-    """(name as given, kernel, device) of ``--kernel``, its contract option checked. cases: ids, which say the op."""
-    op = parsed.op or next((Case.parse(text).op for text in cases), None)
-    kernel = find_kernel(parsed.kernel, op)
-    several = [k.op for k in all_kernels() if k.name == parsed.kernel]
-    if op is None and len(several) > 1:
-        raise UsageError(f"kernel {parsed.kernel} computes {' and '.join(several)}; say which with --op.")
-    contract = getattr(parsed, "contract", None)
-    if contract not in (None, "identify"):
-        try:
-            get_contract(kernel.op, contract)
-        except KeyError as error:
-            known = ", identify" if "; known: " in error.args[0] and "+" not in contract else ""
-            raise UsageError(f"{error.args[0]}{known}") from None
-    return parsed.kernel, kernel, _device_for(kernel, parsed.device)
+def one_kernel(parsed: argparse.Namespace, ops: Sequence[str] = OPS) -> tuple[Kernel, str]:
+    """(kernel, device) of a ``--kernel`` that must name one kernel of ``ops``, its contract option checked."""
+    if len(parsed.kernel) > 1:
+        raise UsageError(f"one kernel is needed, and --kernel names {len(parsed.kernel)}: {', '.join(parsed.kernel)}.")
+    found = find_kernels(parsed.kernel[0], ops)
+    if len(found) > 1:
+        each = " or ".join(f"--kernel {of_op(kernel.op, kernel.name)}" for kernel in found)
+        raise UsageError(f"kernel {found[0].name} computes {len(found)} ops; say which: {each}.")
+    return found[0], _checked(found[0], parsed)
+
+
+def _checked(kernel: Kernel, parsed: argparse.Namespace) -> str:
+    """The device for ``kernel``, its contract option checked."""
+    contract_for(kernel.op, getattr(parsed, "contract", None))
+    return _device_for(kernel, parsed.device)
+
+
+def contract_for(op: str, text: str | None) -> str | None:
+    """The name in ``--contract [OP=]NAME`` for a kernel of ``op``, or "identify"; UsageError for one that is none."""
+    contract = name_of(text, op, "contract")
+    if contract in (None, "identify"):
+        return contract
+    try:
+        get_contract(op, contract)
+    except KeyError as error:
+        known = ", identify" if "; known: " in error.args[0] and "+" not in contract else ""
+        raise UsageError(f"{error.args[0]}{known}") from None
+    return contract
 
 
 def _device_for(kernel: Kernel, wanted: str | None) -> str:
@@ -121,11 +145,12 @@ def cases_of(parsed: argparse.Namespace, op: str, fp8: str) -> list[Case]:
     return list(cases_for(op, depth=depth, lanes=parsed.lane or None, dtype=dtype, fp8=fp8))
 
 
-def _named_cases(parsed: argparse.Namespace, op: str) -> list[Case]:
+def _named_cases(parsed: argparse.Namespace, ops: set[str]) -> list[Case]:
     if parsed.lane or parsed.dtype or parsed.fp8 or parsed.depth:
         raise UsageError("a case id fixes lane and types, so --case goes without --lane, --dtype, --fp8 and --depth.")
     cases = list(find(parsed.case))
     for case in cases:
-        if case.op != op:
-            raise UsageError(f"case {case.id} is of op {case.op}, and kernel {parsed.kernel} computes {op}.")
+        if case.op not in ops:
+            kernels = " and ".join(parsed.kernel)
+            raise UsageError(f"case {case.id} is of op {case.op}, and kernel {kernels} computes {' and '.join(ops)}.")
     return cases

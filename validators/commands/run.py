@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import shlex
 from collections.abc import Iterator, Sequence
 
-from validators.commands import cli
+from validators.commands import cli, options
 from validators.commands.plan import Planned, make_plan
 from validators.errors import NoDecision, UserError
 from validators.isolate import run_isolated
 from validators.process.guard import Exit, status_of
 from validators.records import store
 from validators.records import text as report
+from validators.records.command_line import command_line, name_of
 from validators.records.files import new_folder
 from validators.records.record import Record, Status
 from validators.signoff import judged, limits, strength
@@ -21,15 +21,15 @@ from validators.signoff import judged, limits, strength
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
-    cli.add_op(parser)
-    cli.add_kernel(parser)
+    options.add(parser, "--kernel", several=True)
     parser.add_argument("--all-available", action="store_true", help="every kernel that this machine can run")
-    parser.add_argument("--contract", help="hold the kernel to this contract, or: identify (default: what it declares)")
+    options.add(parser, "--op")
+    options.add(parser, "--contract", "or: identify", "default: what it declares")
     parser.add_argument("--case", action="append", default=[], help="only this case id (may be repeated)")
-    cli.add_device(parser)
-    cli.add_records(parser, default=cli.NEW_RECORDS)
-    parser.add_argument("--time-limit", **cli.time_limit())
-    cli.add_cases(parser)
+    options.add_device(parser)
+    options.add_records(parser, default=options.NEW_RECORDS)
+    options.add(parser, "--time-limit", default=options.TIME_LIMIT_S)
+    options.add_cases(parser)
 
 
 def command(parsed: argparse.Namespace) -> Exit:
@@ -79,7 +79,7 @@ def _print_end(records: Sequence[Record], directory: str, quiet: bool) -> None:
     sentences += judged.never_judged_sentences(records)
     for sentence in (*sentences, *limits.sentences(records), *limits.hints(records)):
         print(sentence)
-    print(f"records in {directory}; next: python -m validators signoff {shlex.quote(directory)}")
+    print(f"records in {directory}; next: {command_line('validators', 'signoff', directory)}")
 
 
 def _defects_covered(records: Sequence[Record]) -> list[str]:
@@ -92,7 +92,8 @@ def _defects_covered(records: Sequence[Record]) -> list[str]:
 
 def _validate(parsed: argparse.Namespace, planned: Planned) -> Iterator[Record]:
     name, op, device, cases = planned
-    found = run_isolated(name, op, cases, contract=parsed.contract, device=device, time_limit_s=parsed.time_limit)
+    contract = name_of(parsed.contract, op, "contract")
+    found = run_isolated(name, op, cases, contract=contract, device=device, time_limit_s=parsed.time_limit)
     for record in found:
         yield dataclasses.replace(
             record, provenance=dataclasses.replace(record.provenance, arguments=tuple(parsed.argv))

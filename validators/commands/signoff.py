@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from validators.commands import cli
+from validators.commands import cli, options
 from validators.process.guard import Exit
 from validators.records.record import Record
 from validators.signoff import claims, policy
@@ -21,14 +21,10 @@ DEFAULT_POLICY = "merge"
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     parser.add_argument("records", metavar="DIR", nargs="*", help="directories of records, one or several machines'")
-    parser.add_argument("--claim", metavar="NAME|FILE", help="what is to be signed: a claim's file, or a kernel's name")
-    parser.add_argument(
-        "--policy",
-        metavar="NAME|FILE",
-        help=f"what it needs: smoke, merge, nightly, machine or a file (claims: {DEFAULT_POLICY})",
-    )
-    parser.add_argument("--arch", help="architecture of a claim that is a kernel's name (default: the records')")
-    parser.add_argument("--contract", help="contract of a claim that is a kernel's name (default: any)")
+    options.add(parser, "--claim", "or a kernel's name")
+    options.add(parser, "--policy", f"default for a claim: {DEFAULT_POLICY}")
+    options.add(parser, "--arch", "of a claim that is a kernel's name", "default: the records'")
+    options.add(parser, "--contract", "of a claim that is a kernel's name", "default: any")
     parser.add_argument("--source", metavar="DIGEST", help="only records of this version of a claimed kernel's source")
     parser.add_argument(
         "--version",
@@ -37,7 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="LIBRARY=PATTERN",
         help="only records made with this version count, e.g. torch=2.13.* (may be repeated)",
     )
-    parser.add_argument("--out", help="where signoff.json, .md and .html go (default: the first DIR)")
+    options.add(parser, "--out", "signoff.json, .md and .html", "default: the first DIR")
 
 
 def command(parsed: argparse.Namespace) -> Exit:

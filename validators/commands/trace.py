@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from validators.commands import cli
+from validators.commands import options
 from validators.process.guard import Exit
+from validators.records.command_line import FUSED, name_of
 from validators.records.store import Sink
 from validators.trace.file import load
 from validators.trace.judge import judge, record_of
@@ -27,7 +28,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="launches a step of kernels whose name contains NAME (re:PATTERN: a regex)",
     )
     parser.add_argument("--forbid", action="append", default=[], metavar="NAME", help="no launch of such a kernel")
-    parser.add_argument("--layers", type=int, help="decoder layers, each with a fused norm (92 for GLM-4.7)")
+    options.add(parser, "--layers", "each with a fused norm; 92 for GLM-4.7")
     parser.add_argument(
         "--role",
         action="append",
@@ -35,10 +36,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="ROLE=NAME",
         help=f"what kernels are whose name contains NAME: {', '.join(KNOWN_ROLES)}",
     )
-    cli.add_records(parser)
-    parser.add_argument("--kernel", help="the fused kernel that the traced engine ran; needed with --records")
-    parser.add_argument("--contract", help="contract of that kernel, for the record")
-    parser.add_argument("--arch", help="architecture that the trace was recorded on (gfx950, sm_90); with --records")
+    options.add_records(parser)
+    options.add(parser, "--kernel", "the fused one that the engine ran; needed with --records", several=True)
+    options.add(parser, "--contract", "for the record")
+    options.add(parser, "--arch", "that the trace was recorded on; needed with --records")
 
 
 def command(parsed: argparse.Namespace) -> Exit:
@@ -56,16 +57,20 @@ def command(parsed: argparse.Namespace) -> Exit:
         matches(name, "")
     if parsed.layers is not None and parsed.layers < 1:
         raise TraceError(f"--layers {parsed.layers} is not a positive number.")
-    if parsed.records and not (parsed.kernel and parsed.arch):
+    if len(parsed.kernel) > 1:
+        raise TraceError(f"a record is about one kernel, and --kernel names {' and '.join(parsed.kernel)}.")
+    kernel = name_of("".join(parsed.kernel), FUSED)
+    contract = name_of(parsed.contract, FUSED, "contract")
+    if parsed.records and not (kernel and parsed.arch):
         raise TraceError("a record names a kernel and an architecture, so --records needs --kernel and --arch.")
     taught = _taught(parsed.role)
     finding = judge(load(parsed.file, taught), expect, parsed.forbid, parsed.layers)
     for role, wanted in taught:
         finding.note(f"given by --role, not found here: {wanted} is {role}", "roles")
     print("\n".join(finding.lines[-1:] if parsed.quiet else finding.lines))
-    if parsed.records:
+    if kernel and parsed.records:
         with Sink(parsed.records) as sink:
-            sink.write(record_of(finding, parsed))
+            sink.write(record_of(finding, parsed, kernel, contract))
         print(f"record in {parsed.records}")
     return {True: Exit.YES, False: Exit.NO, None: Exit.NO_DECISION}[finding.ok]
 

@@ -235,7 +235,7 @@ def _search(path: str, changed: int, pattern: bytes) -> bytes | None:
 
 @functools.cache
 def _description(path: str, size: int, changed: int) -> str:
-    """``sha256 0123456789abcdef, built with CUDA 13``, and what it was slimmed from (validators/commands/wheel.py)."""
+    """``sha256 0123456789abcdef, built with CUDA 13``, and what it was slimmed from (``wheel slim``)."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):

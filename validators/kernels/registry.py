@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Sequence
 
 from validators import kernels
 from validators.kernels import plugin
 from validators.kernels.kernel import Kernel, KernelError
 from validators.process.supervise import watched
+from validators.records.command_line import split_op
+from validators.words import OPS
 
 
 def all_kernels() -> list[Kernel]:
@@ -38,3 +41,22 @@ def find_kernel(name: str, op: str | None = None) -> Kernel:
         known = ", ".join(k.name for k in brought if op in (None, k.op))
         raise KernelError(f"unknown kernel {name!r}{f' for op {op}' if op else ''}; known: {known}")
     return matches[0]
+
+
+def find_kernels(text: str, ops: Sequence[str] = OPS) -> list[Kernel]:
+    """The kernels of ``[OP=]NAME``: that of the op, or for NAME alone one for each of ``ops`` that the name computes.
+
+    Raises KernelError or UsageError with one sentence; never returns none.
+    """
+    op, name = split_op(text)
+    if op is not None and op not in ops:
+        raise KernelError(f"{text!r} is a kernel of {op}, and here it is one of {' or '.join(ops)}")
+    known = op or (ops[0] if len(ops) == 1 else None)
+    first = find_kernel(name, known)
+    if known is None and ":" not in name:
+        found = [kernel for kernel in all_kernels() if kernel.name == name and kernel.op in ops]
+    else:
+        found = [kernel for kernel in [first] if kernel.op in ops]
+    if not found:
+        raise KernelError(f"kernel {name!r} computes {first.op}, and here it is one of {' or '.join(ops)}")
+    return found

@@ -17,9 +17,10 @@ import torch
 
 from reference.contract import Contract, GemmContract, NormQuantContract, get_contract
 from validators.cases.case import Case
-from validators.errors import UserError
+from validators.errors import UsageError, UserError
 from validators.explain.identify import choose_contract
-from validators.kernels.kernel import KernelError
+from validators.kernels import registry
+from validators.kernels.kernel import Kernel, KernelError
 from validators.kernels.registry import find_kernel
 from validators.layers import presets
 from validators.layers.checkpoint import Checkpoint
@@ -29,9 +30,10 @@ from validators.layers.result import Contracts, Result
 from validators.layers.timing import Clock
 from validators.layers.tp import Group
 from validators.layers.walk import Walk
-from validators.words import OPS
+from validators.records.command_line import of_op, split_op
 
 DEFAULT_QUANT = "emulated/aiter-hip-gfx950"
+OPS_WALKED = ("add_rmsnorm_quant", "per_token_quant", "ptpc_gemm")
 
 
 class LayersError(UserError):
@@ -93,15 +95,26 @@ def write_tiny(directory: Path, seed: int = 0) -> Path:
     return write_checkpoint(source, directory / "glm-tiny", vocab=source.config.vocab)
 
 
-def find_kernels(norm: str, quant: str | None, gemm: str, device: str) -> Kernels:
-    """The three kernels; raises KernelError or LayersError with one sentence."""
-    if quant is None:
+def find_kernels(texts: Sequence[str], device: str) -> Kernels:
+    """The three kernels of ``[OP=]NAME``, the quantizer by default the norm kernel's namesake.
+
+    A name alone gives way to ``OP=NAME``. Raises UsageError, KernelError or LayersError with one sentence.
+    """
+    found: dict[str, Kernel] = {}
+    for text in sorted(texts, key=lambda text: split_op(text)[0] is None):
+        for kernel in registry.find_kernels(text, OPS_WALKED):
+            other = found.setdefault(kernel.op, kernel)
+            outranked = of_op(kernel.op, other.name) in texts and text == kernel.name
+            if other.name != kernel.name and not outranked:
+                raise LayersError(f"{other.name} and {kernel.name} both compute {kernel.op}; say which with OP=NAME")
+    for op in ("add_rmsnorm_quant", "ptpc_gemm"):
+        if op not in found:
+            raise LayersError(f"the walk needs a kernel of {op}: --kernel {op}=NAME")
+    if "per_token_quant" not in found:
         try:
-            quant = find_kernel(norm, "per_token_quant").name
+            found["per_token_quant"] = find_kernel(found["add_rmsnorm_quant"].name, "per_token_quant")
         except KernelError:
-            quant = DEFAULT_QUANT
-    named = {"add_rmsnorm_quant": norm, "per_token_quant": quant, "ptpc_gemm": gemm}
-    found = {op: find_kernel(name, op) for op, name in named.items()}
+            found["per_token_quant"] = find_kernel(DEFAULT_QUANT, "per_token_quant")
     for kernel in found.values():
         if reason := kernel.unavailable(device.split(":")[0]):
             raise LayersError(f"{kernel.name} cannot run on {device}: {reason}")
@@ -109,17 +122,19 @@ def find_kernels(norm: str, quant: str | None, gemm: str, device: str) -> Kernel
 
 
 def given_contracts(texts: Sequence[str]) -> dict[str, str]:
-    """op -> contract of ``--contract OP=NAME``; raises LayersError with one sentence."""
-    found = {}
-    for text in texts:
-        op, equals, name = text.partition("=")
-        if op not in OPS or not equals:
-            raise LayersError(f"--contract {text!r} is not OP=NAME; ops: {', '.join(OPS)}")
-        try:
-            get_contract(op, name)
-        except KeyError as error:
-            raise LayersError(str(error.args[0])) from None
-        found[op] = name
+    """op -> contract of ``--contract [OP=]NAME``, NAME alone of every op that has it; UsageError with one sentence."""
+    found: dict[str, str] = {}
+    for text in sorted(texts, key=lambda text: split_op(text, "contract")[0] is None):
+        said, name = split_op(text, "contract")
+        errors = []
+        for op in [said] if said else OPS_WALKED:
+            try:
+                get_contract(op, name)
+                found.setdefault(op, name)
+            except KeyError as error:
+                errors.append(str(error.args[0]))
+        if len(errors) == (1 if said else len(OPS_WALKED)):
+            raise UsageError(errors[0])
     return found
 
 

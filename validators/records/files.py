@@ -10,6 +10,7 @@ import contextlib
 import datetime
 import os
 import stat
+import sys
 from pathlib import Path
 
 from validators.errors import UserError
@@ -137,6 +138,24 @@ def check_file(path: str | Path) -> None:
             os.close(os.open(target, os.O_WRONLY | os.O_APPEND))
     except OSError as error:
         raise FileError(f"cannot write {path}: {reason(error)}") from None
+
+
+STDOUT = "-"
+"""As the file of ``--json``: standard output, and nothing else goes there."""
+
+
+def check_json(path: str) -> None:
+    """``check_file``, unless ``path`` is ``-``."""
+    if path != STDOUT:
+        check_file(path)
+
+
+def write_json(path: str, text: str) -> None:
+    """``text`` to the file, or to standard output for ``-``."""
+    if path == STDOUT:
+        sys.stdout.write(text.rstrip("\n") + "\n")
+    else:
+        write_whole(path, text)
 
 
 def check_folder(path: str | Path, what: str = "") -> None:

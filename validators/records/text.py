@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 import os
 import re
-import shlex
 import sys
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from validators.records import verdict, wording
+from validators.records.command_line import command_line, of_op
 from validators.records.record import Check, Comparison, Element, Record, Status
 from validators.words import LANES
 
@@ -99,11 +99,9 @@ def reproduce_line(record: Record) -> str:
     """The recorded command, or one built from the record's fields."""
     if record.reproduce:
         return _flat(record.reproduce)
-    command = ["python", "-m", "validators", "run", "--op", record.op, "--kernel", record.kernel]
-    command += ["--case", record.case, "--device", record.device]
-    if record.contract and record.contract_from == "given":
-        command += ["--contract", record.contract]
-    return shlex.join(command)
+    contract = record.contract if record.contract_from == "given" else None
+    kernel = of_op(record.op, record.kernel)
+    return command_line("validators", "run", kernel=kernel, case=record.case, device=record.device, contract=contract)
 
 
 def contract_text(record: Record) -> str:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from validators.records import verdict
+from validators.records.command_line import of_op
 from validators.records.record import Check, Comparison, Record, Status
 from validators.signoff.claims import source_of
 from validators.words import LANES, OPS
@@ -134,7 +135,7 @@ def _own_case(record: Record) -> str | None:
         words = []
     for option, own in (("--kernel", record.kernel), ("--case", record.case)):
         said = words[words.index(option) + 1] if option in words[:-1] else own
-        if said != own:
+        if said not in (own, of_op(record.op, own)):
             return f"is reproduced with {option} {said}"
     return _wrong_device(record)
 

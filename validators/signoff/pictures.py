@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from validators.cases.case import CaseError
 from validators.records import text as report
+from validators.records.command_line import command_line, of_op
 from validators.records.evidence import ErrorByDepth, Evaluation, WalkEvidence
 from validators.records.record import Check, Comparison, Element, Record, Status
 from validators.signoff import strength
@@ -333,11 +333,17 @@ def _number_line(e: Element) -> tuple[tuple[float, float] | None, float, float |
 def _explain(record: Record, output: str, e: Element) -> str:
     if record.stage == "layers" or not record.case.startswith(f"{record.op}-"):
         return ""
-    command = ["python", "-m", "validators", "explain", record.case, "--kernel", record.kernel, "--row", str(e.row)]
-    command += ["--col", str(e.col), "--output", output, "--device", record.device]
-    if record.contract and record.contract_from == "given":
-        command += ["--contract", record.contract]
-    return shlex.join(command)
+    return command_line(
+        "validators",
+        "explain",
+        record.case,
+        kernel=of_op(record.op, record.kernel),
+        row=e.row,
+        col=e.col,
+        output=output,
+        device=record.device,
+        contract=record.contract if record.contract_from == "given" else None,
+    )
 
 
 # ---- zoo

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from validators.cases.case import Case, CaseError
+from validators.records.command_line import FUSED, command_line, of_op, of_ops
 from validators.records.record import Record
 from validators.signoff.claims import Target
 from validators.signoff.policy import ANY
@@ -80,28 +80,30 @@ def ops_step(
     records_dir: str,
 ) -> Step:
     """Run the cases of one kernel: all lanes, or only those that are empty. like: a record to take options from."""
-    command = ["python", "-m", "validators", "run", "--op", op, "--kernel", kernel]
-    if not every:
-        command += [word for lane in lanes for word in ("--lane", lane)]
-    if depth not in ("default", ANY):
-        command += ["--depth", depth]
     known = target.arch not in ("", "unknown") or like is None
-    command += ["--device", device(target.arch) if known or like is None else like.device]
-    if like is not None:
-        command += ["--contract", str(like.contract)] if like.contract_from == "given" else []
-        command += _types(like.case)
+    command = command_line(
+        "validators",
+        "run",
+        kernel=of_op(op, kernel),
+        lane=() if every else lanes,
+        depth=None if depth in ("default", ANY) else depth,
+        device=device(target.arch) if known or like is None else like.device,
+        contract=like.contract if like is not None and like.contract_from == "given" else None,
+        **(_types(like.case) if like is not None else {}),
+        records=records_dir,
+    )
     words = f"ops, {kernel}: {'every lane' if every else ', '.join(lanes)}"
-    return Step(machine(target.arch), words, (shlex.join([*command, "--records", records_dir]),))
+    return Step(machine(target.arch), words, (command,))
 
 
-def _types(case: str) -> list[str]:
+def _types(case: str) -> dict[str, str]:
     """The options for the types of a case of the suite, where they are not the usual ones."""
     try:
         like = Case.parse(case)
     except CaseError:
-        return []
-    fp8 = [] if like.fp8 == "e4m3fn" else ["--fp8", like.fp8]
-    return [*([] if like.dtype == "bf16" else ["--dtype", like.dtype]), *fp8]
+        return {}
+    usual = {"dtype": "bf16", "fp8": "e4m3fn"}
+    return {name: value for name, value in vars(like).items() if name in usual and value != usual[name]}
 
 
 def layers_step(target: Target, records_dir: str, given: Mapping[str, str] | None = None) -> Step:
@@ -109,52 +111,58 @@ def layers_step(target: Target, records_dir: str, given: Mapping[str, str] | Non
 
     given: op -> contract that the kernel was held to on the command line, which the walk would not know otherwise.
     """
-    command = ["python", "-m", "validators", "layers", "--model", "glm-tiny", "--tokens", str(LAYERS_TOKENS)]
-    flags = {"add_rmsnorm_quant": "--kernel-norm", "per_token_quant": "--kernel-quant", "ptpc_gemm": "--kernel-gemm"}
-    for op, flag in flags.items():
-        names = target.kernels.get(op, ())
-        command += [flag, names[0] if names else _OTHERS[op]]
-    for op, contract in (given or {}).items():
-        command += ["--contract", f"{op}={contract}"]
-    if target.arch != "cpu":
-        command += ["--device", device(target.arch)]
-    return Step(machine(target.arch), "layers", (shlex.join([*command, "--records", records_dir]),))
+    command = command_line(
+        "validators",
+        "layers",
+        model="glm-tiny",
+        tokens=LAYERS_TOKENS,
+        kernel=[of_op(op, (target.kernels.get(op) or (_OTHERS[op],))[0]) for op in WALKED_OPS],
+        contract=of_ops(given or {}),
+        device=None if target.arch == "cpu" else device(target.arch),
+        records=records_dir,
+    )
+    return Step(machine(target.arch), "layers", (command,))
 
 
 def goldens_step(target: Target, kernels: Sequence[str], records_dir: str) -> Step:
     """Check the accepted bits; where none are recorded on the architecture, propose and accept them first."""
     recorded = [k for k in kernels if (k, target.arch) in recorded_goldens()]
-    where = ["--device", device(target.arch)]
-    chosen = [word for name in kernels for word in ("--kernel", name)]
-    check = shlex.join(["python", "-m", "golden", "check", *where, *chosen, "--records", records_dir])
+    where = device(target.arch)
+    check = command_line("golden", "check", device=where, kernel=kernels, records=records_dir)
     if recorded:
         return Step(machine(target.arch), "goldens", (check,))
-    propose = shlex.join(["python", "-m", "golden", "propose", *where, *chosen, "--out", "proposal"])
-    accept = "python -m golden accept proposal --why 'first recorded set'"
+    propose = command_line("golden", "propose", device=where, kernel=kernels, out="proposal")
+    accept = command_line("golden", "accept", "proposal", why="first recorded set")
     note = f"No golden of {' or '.join(kernels)} is recorded on {target.arch}: propose them, and let a person accept."
     return Step(machine(target.arch), "goldens", (propose, accept, check), note)
 
 
 def parity_step(target: Target, records_dir: str) -> Step:
     """The embedded end-to-end evaluation of the claim's kernels; of its default ones where the claim has many."""
-    command = ["python", "-m", "evals", "parity"]
+    arms = {}
     if target.one_path:
-        parts = {"norm": "add_rmsnorm_quant", "quant": "per_token_quant", "gemm": "ptpc_gemm"}
-        chosen = [f"{part}={target.kernels[op][0]}" for part, op in parts.items() if target.kernels.get(op)]
-        command += ["--baseline", ",".join(["unfused", *(x for x in chosen if not x.startswith("norm="))])]
-        command += ["--candidate", ",".join(["fused", *chosen])]
-    command += ["--device", device(target.arch), "--records", records_dir]
-    return Step(machine(target.arch), "parity", (shlex.join(command),))
+        chosen = {op: target.kernels[op][0] for op in WALKED_OPS if target.kernels.get(op)}
+        unfused = {op: name for op, name in chosen.items() if op != FUSED}
+        arms = {"baseline": ",".join(["unfused", *of_ops(unfused)]), "candidate": ",".join(["fused", *of_ops(chosen)])}
+    command = command_line("evals", "parity", **arms, device=device(target.arch), records=records_dir)
+    return Step(machine(target.arch), "parity", (command,))
 
 
 def trace_step(target: Target, records_dir: str) -> Step:
     """Launch counts of the serving engine, from a profiler trace that somebody has to record."""
     contract = target.contracts.get("add_rmsnorm_quant")
-    command = ["python", "-m", "validators", "trace", "trace.json.gz", "--layers", "92", "--kernel", target.norm]
-    command += ["--contract", contract] if contract else []
-    command += ["--arch", target.arch, "--records", records_dir]
+    command = command_line(
+        "validators",
+        "trace",
+        "trace.json.gz",
+        layers=92,
+        kernel=target.norm,
+        contract=contract,
+        arch=target.arch,
+        records=records_dir,
+    )
     note = "Record trace.json.gz with the serving engine's torch profiler while it decodes a few steps."
-    return Step(machine(target.arch), "trace", (shlex.join(command),), note)
+    return Step(machine(target.arch), "trace", (command,), note)
 
 
 @cache

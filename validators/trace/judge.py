@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from validators.records.command_line import command_line
 from validators.records.evidence import Launches
 from validators.records.provenance import provenance
 from validators.records.record import Check, Record, Status
@@ -253,8 +253,8 @@ def _by_layer(finding: Finding, place: str, launches: Sequence[Launch], layers: 
 # ---- the command
 
 
-def record_of(finding: Finding, parsed: argparse.Namespace) -> Record:
-    """The outcome as a record: op and lane ``trace``, one check for each expectation."""
+def record_of(finding: Finding, parsed: argparse.Namespace, kernel: str, contract: str | None) -> Record:
+    """The outcome as a record of the fused ``kernel``: op and lane ``trace``, one check for each expectation."""
     file = Path(parsed.file)
     checks = finding.checks
     reasons = tuple(f"launches: {c.detail}" for c in checks if c.name == "launches" and c.ok is False)
@@ -263,20 +263,19 @@ def record_of(finding: Finding, parsed: argparse.Namespace) -> Record:
     )
     status = {True: Status.PASSED, False: Status.FAILED, None: Status.MISTRUSTED}[finding.ok]
     layers = f"-layers{parsed.layers}" if parsed.layers else ""
-    command_line = shlex.join(["python", "-m", "validators", "trace", *parsed.argv[1:]])
     return Record(
         status=status,
         reasons=reasons,
-        kernel=parsed.kernel,
+        kernel=kernel,
         op=LANE,
         case=f"trace-{file.name}{layers}",
         lane=LANE,
-        contract=parsed.contract,
+        contract=contract,
         contract_from="given",
         device="cuda" if parsed.arch != "cpu" else "cpu",
         arch=parsed.arch,
         checks=tuple(checks),
-        reproduce=command_line,
+        reproduce=command_line("validators", *parsed.argv),
         stage="trace",
         subject="path",
         launches=Launches(parsed.layers, hashlib.sha256(file.read_bytes()).hexdigest()),

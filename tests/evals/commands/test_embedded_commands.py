@@ -125,8 +125,8 @@ def test_a_file_of_numbers_that_are_not_finite_is_strict_json(tmp_path: Path) ->
         (["parity", "--candidate", "slow"], "unknown arm 'slow'"),
         (["parity", "--candidate", "unfused"], "are the same kernels"),
         (["parity", "--questions", "1"], "at least two questions"),
-        (["parity", "--device", "tpu"], "device 'tpu' is not available"),
-        (["parity", "--candidate", "fused,norm=nowhere.py:f"], "there is no file nowhere.py"),
+        (["parity", "--device", "tpu"], "unknown device 'tpu'; known: cpu, cuda"),
+        (["parity", "--candidate", "fused,add_rmsnorm_quant=nowhere.py:f"], "there is no file nowhere.py"),
         (["parity", "--model", ""], "there is no model ''"),
         (["parity", "--extractor", "best"], "unknown extractor 'best'"),
         (["parity", "--json", "nowhere/verdict.json"], "there is no folder nowhere"),
@@ -137,8 +137,8 @@ def test_a_file_of_numbers_that_are_not_finite_is_strict_json(tmp_path: Path) ->
         (["tokens", "--model", ".."], "tokenizer.json"),
         (["tokens", "--model", ""], "there is no model ''"),
         (["tokens", "--data", ""], "--data names nothing"),
-        (["tokens", "--yardstick", "fused"], "does not measure the quantisation noise of unfused"),
-        (["tokens", "--yardstick", "bf16-norms", "--baseline", "bf16-norms"], "another than the baseline"),
+        (["tokens", "--yardstick-arm", "fused"], "does not measure the quantisation noise of unfused"),
+        (["tokens", "--yardstick-arm", "bf16-norms", "--baseline", "bf16-norms"], "another than the baseline"),
         (["tokens", "--model", "nope"], "there is no model 'nope'"),
         (["tokens", "--model", "none.gguf"], "cannot read none.gguf"),
         (["tokens", "--questions", "4", "--arm", "fused", "--arm", "fused"], "two arms have the same name"),
@@ -156,7 +156,7 @@ def test_bad_input_is_one_sentence_and_status_2(
 def test_a_defect_is_named_without_the_folder_of_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A record holds a kernel's name as it was given; elsewhere than in the root only the whole path is found."""
     monkeypatch.chdir(ROOT)
-    assert arm("stale_scale") == "fused,norm=tests/evals/defects.py:stale_scale"
+    assert arm("stale_scale") == "fused,add_rmsnorm_quant=tests/evals/defects.py:stale_scale"
     assert make_arm(arm("stale_scale")).kernels["add_rmsnorm_quant"] == "tests/evals/defects.py:stale_scale"
     monkeypatch.chdir(tmp_path)
     assert make_arm(arm("stale_scale")).kernels["add_rmsnorm_quant"] == f"{ROOT}/tests/evals/defects.py:stale_scale"

@@ -190,11 +190,13 @@ def test_the_flat_divergence_is_the_limit_of_kl_at_high_temperature() -> None:
     ("spec", "words"),
     [
         ("fast", "unknown arm 'fast'"),
-        ("fused,norm", "is not norm=KERNEL"),
-        ("unfused,norm=emulated/vllm", "has no norm kernel to replace"),
-        ("fused,norm=nobody/knows", "unknown kernel 'nobody/knows'"),
-        ("fused,norm=nowhere.py:f", "there is no file nowhere.py"),
-        ("fused,gemm=torch_native/scaled_mm_hopper", "is not available on cpu"),
+        ("fused,norm", "unknown kernel 'norm'"),
+        ("unfused,add_rmsnorm_quant=emulated/vllm", "has no add_rmsnorm_quant kernel to replace"),
+        ("fused,norm=emulated/vllm", "unknown op 'norm'; known: "),
+        ("bf16,emulated/fp32", "has no kernel to replace"),
+        ("fused,add_rmsnorm_quant=nobody/knows", "unknown kernel 'nobody/knows'"),
+        ("fused,add_rmsnorm_quant=nowhere.py:f", "there is no file nowhere.py"),
+        ("fused,ptpc_gemm=torch_native/scaled_mm_hopper", "is not available on cpu"),
     ],
 )
 def test_a_bad_arm_is_one_sentence(spec: str, words: str) -> None:

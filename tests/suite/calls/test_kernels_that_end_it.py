@@ -44,10 +44,10 @@ def rubbish(x, residual, weight, eps, fp8_dtype):
 # Commands that call a kernel in their own process: how one that misbehaves is named. {f} is the file's path.
 CALLING = {
     "validators explain": f"{CASE} --kernel {{f}}:{{k}} --row 0 --col 0 --device cpu",
-    "validators layers": f"--model glm-tiny --kernel-norm {{f}}:{{k}} --kernel-gemm {GEMM} --layers 0-0 --tokens 4",
+    "validators layers": f"--model glm-tiny --kernel {{f}}:{{k}} --kernel {GEMM} --layers 1 --tokens 4",
     "validators identify": "--kernel {f}:{k} --device cpu --rows 2",
-    "evals parity": "--candidate fused,norm={f}:{k} --questions 2 --token-questions 2",
-    "evals tokens": "--arm fused,norm={f}:{k} --questions 2",
+    "evals parity": "--candidate fused,add_rmsnorm_quant={f}:{k} --questions 2 --token-questions 2",
+    "evals tokens": "--arm fused,add_rmsnorm_quant={f}:{k} --questions 2",
 }
 
 

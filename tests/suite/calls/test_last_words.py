@@ -59,8 +59,8 @@ def test_a_crash_says_what_was_being_done(tmp_path: Path, condition: str, words:
 def test_identify_says_which_kernel_died_on_what(tmp_path: Path) -> None:
     file = tmp_path / "crashes.py"
     file.write_text(CRASHES.format(condition="> 1"))
-    command = ["validators", "identify", "--op", QUANT, "--device", "cpu"]
-    done = python("-m", *command, "--kernel", f"{file}:few_rows")
+    command = ["validators", "identify", "--device", "cpu"]
+    done = python("-m", *command, "--kernel", f"{QUANT}={file}:few_rows")
     assert done.returncode == 4
     assert "died with signal 8 (SIGFPE) while it was run on per_token_quant-m64-n5120-" in done.stderr
     assert "to find its contract" in done.stderr

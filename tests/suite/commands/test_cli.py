@@ -128,7 +128,7 @@ def test_run_records_and_returns(
     world: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str], status: Status, code: int
 ) -> None:
     world.statuses["demo/fused", CASES[1].id] = status
-    words = ["--op", "add_rmsnorm_quant", "--kernel", "demo/fused", "--records", str(tmp_path)]
+    words = ["--kernel", "add_rmsnorm_quant=demo/fused", "--records", str(tmp_path)]
     assert _run(*words) == code
     records = load(tmp_path)
     assert [r.status for r in records] == [Status.PASSED, status]
@@ -201,8 +201,19 @@ BAD_INPUT = [
     ("run", "say which kernel with --kernel"),
     ("run --all-available --kernel demo/fused", "not both"),
     ("run --kernel nobody/nothing", "unknown kernel 'nobody/nothing'; known: demo/fused"),
-    ("run --kernel demo/gemm --op add_rmsnorm_quant", "unknown kernel 'demo/gemm' for op add_rmsnorm_quant"),
-    ("run --kernel demo/both", "computes add_rmsnorm_quant and per_token_quant; say which with --op"),
+    ("run --kernel add_rmsnorm_quant=demo/gemm", "unknown kernel 'demo/gemm' for op add_rmsnorm_quant"),
+    (
+        "identify --kernel demo/both",
+        "computes 2 ops; say which: --kernel add_rmsnorm_quant=demo/both or --k",
+    ),
+    ("identify --kernel demo/fused --kernel demo/gemm", "one kernel is needed, and --kernel names 2"),
+    ("run --kernel softmax=demo/fused", "'softmax=demo/fused' is not [OP=]NAME: unknown op 'softmax'; known: add_"),
+    ("run --kernel ptpc_gemm=", "names no kernel"),
+    ("run --kernel demo/fused --contract ptpc_gemm=fp32", "is a contract of ptpc_gemm, and one of add_rmsnorm_quant"),
+    (
+        "run --kernel ptpc_gemm=demo/gemm --op add_rmsnorm_quant",
+        "is a kernel of ptpc_gemm, and here it is one of ",
+    ),
     ("run --kernel demo/gpu", "demo/gpu needs a device of its own"),
     ("run --kernel demo/fused --op softmax", "unknown op 'softmax'; known: add_rmsnorm_quant"),
     ("run --kernel demo/fused --lane fast", "unknown lane 'fast'; known: exact, random"),
@@ -215,7 +226,7 @@ BAD_INPUT = [
     ("run --all-available --device cuda:1", "this torch finds no GPU"),
     ("run --kernel demo/fused --case nonsense", "'nonsense' is not a case id"),
     ("run --kernel demo/fused --case add_rmsnorm_quant-m4-n64-bf16-e4m3fn-gaussian-s7", "unknown case"),
-    (f"run --kernel demo/gemm --op ptpc_gemm --case {CASES[0].id}", "is of op add_rmsnorm_quant, and kernel demo/gemm"),
+    (f"run --kernel ptpc_gemm=demo/gemm --case {CASES[0].id}", "here it is one of add_rmsnorm_quant"),
     (f"run --kernel demo/fused --case {CASES[0].id} --lane random", "--case goes without --lane"),
     (f"run --all-available --case {CASES[0].id}", "need --kernel"),
     ("run --all-available --contract vllm", "need --kernel"),
@@ -230,7 +241,7 @@ BAD_INPUT = [
     ("identify --kernel nobody/nothing", "unknown kernel"),
     ("identify --kernel demo/fused --rows 0", "--rows must be at least 1"),
     ("report", "the following arguments are required: DIR"),
-    ("run --op per_token_quant --kernel mine.py", "'mine.py' is a file; name the function in it: mine.py:FUNCTION"),
+    ("run --kernel per_token_quant=mine.py", "'mine.py' is a file; name the function in it: mine.py:FUNCTION"),
     ("report absent", "absent is not a directory of records"),
     ("report .", "holds no records"),
     ("signoff absent", "absent is not a directory of records"),
@@ -272,7 +283,7 @@ def test_identify_prints_and_returns(
         return result
 
     monkeypatch.setattr(identify, "identify", fake)
-    assert main(["identify", "--op", "add_rmsnorm_quant", "--kernel", "demo/fused", "--rows", "8"]) == 0
+    assert main(["identify", "--kernel", "add_rmsnorm_quant=demo/fused", "--rows", "8"]) == 0
     assert capsys.readouterr().out == "vllm: 0 violations\n"
     assert asked == {"name": "demo/fused", "device": "cpu", "rows": 8, "seed": 0, "dtype": "bf16", "fp8": "e4m3fn"}
     result.unstable = "1 of 4 elements of scale differ"
@@ -368,7 +379,7 @@ def test_real_kernels_and_cases_are_listed(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_a_real_kernel_from_run_to_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["run", "--op", "add_rmsnorm_quant", "--kernel", REAL, "--device", "cpu", "--records", str(tmp_path)]
+    words = ["run", "--kernel", f"add_rmsnorm_quant={REAL}", "--device", "cpu", "--records", str(tmp_path)]
     ran = python("-m", "validators", *words, "--case", "add_rmsnorm_quant-m16-n64-bf16-e4m3fn-gaussian-s0")
     assert ran.returncode == 0, ran.stdout + ran.stderr
     (only,) = load(tmp_path)

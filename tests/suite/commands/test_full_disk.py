@@ -52,7 +52,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 WRITES = {
     "validators run": "",
-    "validators probe": " --out {file}",
+    "validators probe": " --json {file}",
     "validators signoff": " --out {new}",
     "validators trace": f" --layers 2 --kernel {NORM} --contract {NORM[9:]} --arch gfx950 --records {{new}}",
     "validators layers": " --records {new}",
@@ -95,7 +95,7 @@ def test_a_disk_that_fills_up_keeps_the_records_before(
 ) -> None:
     """``run`` of three cases, room for one record and a half."""
     of = the_command("validators run")
-    words = f"--op add_rmsnorm_quant --kernel {NORM} --device cpu".split()
+    words = f"--kernel add_rmsnorm_quant={NORM} --device cpu".split()
     for seed in range(3):
         words += ["--case", CASE.replace("-s0", f"-s{seed}")]
     assert of.main([*of.start, *words, "--records", str(tmp_path / "whole")]) == 0

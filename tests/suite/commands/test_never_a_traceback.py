@@ -83,7 +83,11 @@ READ = [
     ("validators signoff", "{records} --claim {binary}", "binary"),
     ("validators signoff", "{records} --policy {binary}", "binary"),
     ("validators machine", "--claim {binary} --out {new}", "binary"),
-    ("validators layers", f"--model {{root}} --kernel-norm {NORM} --kernel-gemm {GEMM}", "config.json"),
+    (
+        "validators layers",
+        f"--model {{root}} --kernel {NORM} --kernel {GEMM}",
+        "config.json",
+    ),
     ("validators explain", f"{CASE} --kernel {{binary}}:f --row 0 --col 0", "binary"),
     ("golden list", "--store {store}", "manifest"),
     ("golden verify", "--store {store}", "manifest"),

@@ -137,7 +137,7 @@ def test_slim_takes_the_library_of_the_ops_and_the_build_of_the_gpu(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "sgl.zip"
-    assert main(["wheel", "slim", str(made_wheel(tmp_path)), "--arch", "sm_90", "--out", str(out)]) == 0
+    assert main(["wheel", "slim", str(made_wheel(tmp_path)), "--arch", "sm_90", "--zip", str(out)]) == 0
     said = capsys.readouterr().out
     assert "kept 1 PTX of sm_80, 1 ELF of sm_90" in said
     assert "left out: 2 shared objects" in said
@@ -159,7 +159,7 @@ def test_slim_takes_the_library_of_the_ops_and_the_build_of_the_gpu(
 def test_the_same_wheel_gives_the_same_archive(tmp_path: Path) -> None:
     made = made_wheel(tmp_path)
     for name in ("a.zip", "b.zip"):
-        assert main(["wheel", "slim", str(made), "--arch", "sm_90", "--out", str(tmp_path / name)]) == 0
+        assert main(["wheel", "slim", str(made), "--arch", "sm_90", "--zip", str(tmp_path / name)]) == 0
     assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
 
 
@@ -168,7 +168,7 @@ def test_a_folder_and_a_single_library_do_as_well(tmp_path: Path) -> None:
         archive.extractall(tmp_path / "there")
     one = tmp_path / "there" / "sgl_kernel" / "sm90" / "common_ops.abi3.so"
     for source, inside in ((tmp_path / "there", "sgl_kernel/sm90/common_ops.abi3.so"), (one, one.name)):
-        assert main(["wheel", "slim", str(source), "--arch", "sm_90", "--out", str(tmp_path / "out.zip")]) == 0
+        assert main(["wheel", "slim", str(source), "--arch", "sm_90", "--zip", str(tmp_path / "out.zip")]) == 0
         with zipfile.ZipFile(tmp_path / "out.zip") as archive:
             assert inside in archive.namelist()
 
@@ -183,15 +183,14 @@ def test_show_lists_code_by_architecture(tmp_path: Path, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["slim", "{}/none.whl", "--arch", "sm_90", "--out", "{}/o.zip"], "none.whl does not exist"),
-        (["slim", "{}/text.txt", "--arch", "sm_90", "--out", "{}/o.zip"], "holds no shared object"),
-        (["slim", "{}/x.so", "--arch", "sm_75", "--out", "{}/o.zip"], "x.so holds no GPU code that sm_75 could load"),
-        (["slim", "{}/x.so", "--arch", "hopper", "--out", "{}/o.zip"], "'hopper' is no architecture"),
-        (["slim", "{}/x.so", "--arch", "sm_90", "--op", "nope", "--out", "{}/o.zip"], "that registers nope"),
-        (["slim", "{}/x.so", "--arch", "sm_90", "--out", "{}/no/o.zip"], "No such file or directory"),
-        (["slim", "{}/x.so", "--arch", "sm_90"], "required: --out"),
+        (["slim", "{}/none.whl", "--arch", "sm_90", "--zip", "{}/o.zip"], "none.whl does not exist"),
+        (["slim", "{}/text.txt", "--arch", "sm_90", "--zip", "{}/o.zip"], "holds no shared object"),
+        (["slim", "{}/x.so", "--arch", "sm_75", "--zip", "{}/o.zip"], "x.so holds no GPU code that sm_75 could load"),
+        (["slim", "{}/x.so", "--arch", "hopper", "--zip", "{}/o.zip"], "'hopper' is no architecture"),
+        (["slim", "{}/x.so", "--arch", "sm_90", "--library-op", "nope", "--zip", "{}/o.zip"], "that registers nope"),
+        (["slim", "{}/x.so", "--arch", "sm_90", "--zip", "{}/no/o.zip"], "No such file or directory"),
+        (["slim", "{}/x.so", "--arch", "sm_90"], "required: --zip"),
         (["show", "{}/text.txt"], "holds no shared object"),
-        ([], "required: show|slim"),
     ],
 )
 def test_bad_input_is_one_sentence(

@@ -24,7 +24,7 @@ NEW_ENVIRONMENT = "makes an environment from a package index"
 REPLACED = {
     # The stages of an AMD GPU cannot run here; records of another path must leave the claim UNTESTED.
     "python -m validators machine --claim docs/examples/claims/glm47-aiter-gfx950.toml --out signoff/gfx950": (
-        "python -m validators run --kernel emulated/aiter-hip-gfx942 --op add_rmsnorm_quant --fp8 e4m3fnuz "
+        "python -m validators run --kernel add_rmsnorm_quant=emulated/aiter-hip-gfx942 --fp8 e4m3fnuz "
         "--lane shapes --depth smoke --records signoff/gfx950/records"
     ),
     # The same records, instead of those of every kernel.
@@ -35,9 +35,10 @@ REPLACED = {
     "python -m evals parity --baseline unfused --candidate fused": (
         "python -m evals parity --baseline unfused --candidate fused --questions 2 --token-questions 2 --seed 264"
     ),
-    "python -m evals parity --candidate fused,norm=docs/examples/my_kernel.py:fused --records records/parity": (
-        "python -m evals parity --candidate fused,norm=docs/examples/my_kernel.py:fused --records records/parity "
-        "--questions 2 --token-questions 2 --seed 264"
+    "python -m evals parity --candidate fused,add_rmsnorm_quant=docs/examples/my_kernel.py:fused "
+    "--records records/parity": (
+        "python -m evals parity --candidate fused,add_rmsnorm_quant=docs/examples/my_kernel.py:fused "
+        "--records records/parity --questions 2 --token-questions 2 --seed 264"
     ),
 }
 SKIPPED = {
@@ -70,7 +71,7 @@ SKIPPED = {
 }
 EXIT_CODES = {
     # The broken example and what follows from it; the sample of one lane leaves the other lanes UNTESTED.
-    "--kernel docs/examples/broken_kernel.py:fused --contract": 1,
+    "--kernel add_rmsnorm_quant=docs/examples/broken_kernel.py:fused --contract": 1,
     "validators report records/broken": 1,
     "validators signoff records/rocm": 1,
     # The seed case: neither parity nor a regression is shown at one point.

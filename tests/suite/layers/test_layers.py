@@ -34,13 +34,13 @@ from validators.records.record import Record, Status
 
 ROOT = Path(__file__).resolve().parents[3]
 NORM, GEMM = "emulated/aiter-hip-gfx950", "emulated/fp32"
-PAIR = ["--kernel-norm", NORM, "--kernel-gemm", GEMM]
+PAIR = ["--kernel", NORM, "--kernel", GEMM]
 TINY = presets.GLM_TINY
 
 
 def tiny_walk(norm: str = NORM, gemm: str = GEMM, tokens: int = 16, count: int = TINY.layers, **options: Any) -> Result:
     source = presets.Synthetic("glm-tiny", TINY)
-    kernels = build.find_kernels(norm, None, gemm, "cpu")
+    kernels = build.find_kernels([f"add_rmsnorm_quant={norm}", f"ptpc_gemm={gemm}"], "cpu")
     contracts, _ = build.find_contracts(kernels, "cpu")
     return build.walk(source, kernels, contracts, layers=count, tokens=tokens, **options)
 
@@ -196,7 +196,7 @@ def test_two_processes_equal_two_simulated_ranks_bit_for_bit(tmp_path: Path) -> 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    arguments = ["--model", "glm-tiny", *PAIR, "--layers", "0-2", "--tp", "2"]
+    arguments = ["--model", "glm-tiny", *PAIR, "--layers", "3", "--tp", "2"]
     started = []
     for rank in ("0", "1"):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
@@ -243,7 +243,7 @@ def test_a_checkpoint_on_disk_is_walked_end_to_end(tmp_path: Path, capsys: pytes
 
 
 def test_a_part_of_the_layers_has_no_logits(tmp_path: Path) -> None:
-    main(["layers", "--model", "glm-tiny", *PAIR, "--layers", "0-1", "--records", str(tmp_path)])
+    main(["layers", "--model", "glm-tiny", *PAIR, "--layers", "2", "--records", str(tmp_path)])
     records = store.load(tmp_path)
     assert "logits" not in {c.name for c in records[-1].checks}
     assert {r.case.split("-")[3] for r in records[:-1]} == {"l00", "l01"}
@@ -253,14 +253,19 @@ def test_a_part_of_the_layers_has_no_logits(tmp_path: Path) -> None:
     ("options", "words"),
     [
         (["--model", "glm-5"], "neither a preset"),
-        (["--model", "glm-tiny", "--layers", "1-3"], "starts at layer 0"),
-        (["--model", "glm-tiny", "--layers", "0-4"], "beyond layer 3"),
-        (["--model", "glm-tiny", "--layers", "few"], "no range"),
+        (["--model", "glm-tiny", "--layers", "0"], "no number of layers from 1 to the model's 4"),
+        (["--model", "glm-tiny", "--layers", "5"], "no number of layers from 1 to the model's 4"),
+        (["--model", "glm-tiny", "--layers", "0-3"], "invalid int value: '0-3'"),
         (["--model", "glm-tiny", "--tokens", "0"], "no length"),
         (["--model", "glm-tiny", "--tp", "4"], "do not split"),
         (["--model", "glm-tiny", "--tp", "0"], "do not split"),
         (["--model", "glm-tiny", "--device", "tpu"], "unknown device"),
-        (["--model", "glm-tiny", "--kernel-quant", "nobody/none"], "unknown kernel"),
+        (["--model", "glm-tiny", "--kernel", "per_token_quant=nobody/none"], "unknown kernel"),
+        (
+            ["--model", "glm-tiny", "--kernel", "emulated/eager"],
+            "both compute add_rmsnorm_quant; say which",
+        ),
+        (["--model", "glm-tiny", "--kernel", "static_quant=x"], "is a kernel of static_quant, and here it is one of"),
         (["--model", "glm-tiny", "--speed"], "unrecognized"),
     ],
 )
@@ -334,7 +339,7 @@ def test_timings_change_no_bit() -> None:
 def test_the_traced_model_calls_the_fused_kernel_twice_a_layer(path: type[KernelPath], fused: int) -> None:
     config = dataclasses.replace(TINY, layers=3, first_dense=3)
     source = presets.Synthetic("glm-tiny", config)
-    kernels = build.find_kernels(NORM, None, GEMM, "cpu")
+    kernels = build.find_kernels([NORM, GEMM], "cpu")
     called: list[str] = []
 
     class Counted(path):  # type: ignore[misc, valid-type]

@@ -31,7 +31,7 @@ FAILED scale: 510 of 512 rows outside their admissible set, worst 1892x
                 vllm: 550 violations
   provenance    commit abc1234def (clean)  torch 2.13.0  python 3.11.7  2026-08-25T10:00:00+00:00
                 device cpu  arch cpu  a CPU  triton 3.9.0  1.50 s
-  reproduce     python -m validators run --op add_rmsnorm_quant --kernel demo/fused --case {CASE} --device cpu"""  # noqa: E501
+  reproduce     python -m validators run --kernel add_rmsnorm_quant=demo/fused --case {CASE} --device cpu"""  # noqa: E501
 
 
 def test_failure_report_line_by_line() -> None:
@@ -145,7 +145,7 @@ def test_report_is_bounded_and_one_record_cannot_break_its_layout() -> None:
 def test_reproduce_prefers_the_recorded_command_and_quotes_a_built_one() -> None:
     assert report.reproduce_line(failed(reproduce="python -m validators run --x")) == "python -m validators run --x"
     built = report.reproduce_line(record(kernel="my file.py:f; rm", contract_from="given"))
-    assert "--kernel 'my file.py:f; rm'" in built
+    assert "--kernel 'add_rmsnorm_quant=my file.py:f; rm'" in built
     assert built.endswith("--contract vllm")
 
 

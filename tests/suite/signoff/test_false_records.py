@@ -102,11 +102,11 @@ def test_a_record_from_before_the_library_was_loaded_is_no_other_kernel() -> Non
 
 
 def test_records_of_another_kernel_that_were_given_this_name() -> None:
-    other = "python -m validators run --op add_rmsnorm_quant --kernel easy/norm --case {}"
+    other = "python -m validators run --kernel add_rmsnorm_quant=easy/norm --case {}"
     records = [dataclasses.replace(r, reproduce=other.format(r.case)) if r.lane == "model" else r for r in strong()]
     ruling = strictly(records)
     assert ruling.decision == "NOT SIGNED"
-    assert "is reproduced with --kernel easy/norm" in ruling.reasons[0]
+    assert "is reproduced with --kernel add_rmsnorm_quant=easy/norm" in ruling.reasons[0]
 
 
 # ---- 4: records that say otherwise than their own numbers

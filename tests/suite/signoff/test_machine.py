@@ -23,7 +23,9 @@ def test_every_stage_of_the_policy_is_planned_for_every_kernel() -> None:
     planned = machine.of_machine(policy.load("machine"), "cpu", "there")
     words = [" ".join(stage.command) for stage in planned if stage.command]
     assert words[0] == "-m validators run --all-available --depth default --records there"
-    assert words[1].startswith("-m validators layers --model glm-tiny --tokens 256 --kernel-norm emulated/")
+    assert words[1].startswith(
+        "-m validators layers --model glm-tiny --tokens 256 --kernel add_rmsnorm_quant=emulated/"
+    )
     assert words[2] == "-m golden check --device cpu --records there"
     assert planned[3].title == "parity"
     assert planned[3].command[:3] == ("-m", "evals", "parity") or "no command 'evals'" in planned[3].left_out

@@ -66,9 +66,8 @@ def test_a_walk_of_one_layer_with_a_margin_of_five_leaves_merge_open(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target = claims.from_file(EXAMPLES / "glm47-emulated-gfx950.toml")
-    flags = {NORM: "--kernel-norm", QUANT: "--kernel-quant", GEMM: "--kernel-gemm"}
-    kernels = [word for op, flag in flags.items() for word in (flag, target.kernels[op][0])]
-    weak = ["--layers", "0-0", "--margin", "5", "--tokens", "64", "--records", str(tmp_path / "r")]
+    kernels = [word for op in (NORM, QUANT, GEMM) for word in ("--kernel", f"{op}={target.kernels[op][0]}")]
+    weak = ["--layers", "1", "--noise-margin", "5", "--tokens", "64", "--records", str(tmp_path / "r")]
     assert main(["layers", "--model", "glm-tiny", *kernels, *weak]) == 0
     assert {r.status for r in load(tmp_path / "r")} == {Status.PASSED}
     claim = str(EXAMPLES / "glm47-emulated-gfx950.toml")
@@ -150,7 +149,7 @@ def test_an_own_kernel_is_signed_by_doing_what_the_sign_off_says(
         'name = "own"\n[[require]]\nstage = "ops"\ndepth = "smoke"\n[[require]]\nstage = "goldens"\n'
         '[[require]]\nstage = "layers"\nlayers = "all"\nmargin = 0.5\ntokens = 64\n'
     )
-    run = ["run", "--op", QUANT, "--kernel", "k.py:quant", "--contract", CONTRACT, "--depth", "smoke"]
+    run = ["run", "--kernel", f"{QUANT}=k.py:quant", "--contract", CONTRACT, "--depth", "smoke"]
     assert main([*run, "--records", "r"]) == 0
     sign = ["signoff", "r", "--claim", "k.py:quant", "--contract", CONTRACT, "--policy", "own.toml", "--out", "out"]
     capsys.readouterr()
@@ -196,7 +195,7 @@ def test_a_file_beside_the_kernel_that_is_edited_between_lanes(
     monkeypatch.chdir(tmp_path)
     Path("k.py").write_text(KERNEL)
     Path("beside.py").write_text("def rule(t):\n    return t\n")
-    run = ["run", "--op", QUANT, "--kernel", "k.py:quant", "--depth", "smoke", "--records", "r", "--lane"]
+    run = ["run", "--kernel", f"{QUANT}=k.py:quant", "--depth", "smoke", "--records", "r", "--lane"]
     main([*run, "shapes"])
     first = [r for r in load("r") if r.status is not Status.UNTESTED]
     digests = {r.provenance.kernel_source.sha256 for r in first}

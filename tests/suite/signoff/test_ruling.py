@@ -44,7 +44,7 @@ def test_a_stage_that_nobody_ran_is_untested_with_a_command(stage: str) -> None:
     left = [r for r in path() if (r.lane if r.lane in policy.STAGES else "ops") != stage]
     ruling = ruled(left)
     assert (ruling.decision, ruling.reasons) == ("UNTESTED", (f"UNTESTED: {stage}.",))
-    words = {"ops": "validators run --op", "goldens": "golden check", "parity": "evals parity"}
+    words = {"ops": "validators run --kernel", "goldens": "golden check", "parity": "evals parity"}
     commands = [c for step in ruling.steps for c in step.commands]
     assert any(words.get(stage, f"validators {stage}") in c for c in commands)
     assert len(ruling.steps) == (3 if stage == "ops" else 1)
@@ -55,7 +55,7 @@ def test_one_missing_lane_is_named_with_its_command() -> None:
     assert ruling.reasons == ("UNTESTED: ops of demo/norm (model).",)
     (step,) = ruling.steps
     assert step.commands == (
-        "python -m validators run --op add_rmsnorm_quant --kernel demo/norm --lane model --depth smoke --device cpu "
+        "python -m validators run --kernel add_rmsnorm_quant=demo/norm --lane model --depth smoke --device cpu "
         "--records records",
     )
 

@@ -74,7 +74,7 @@ def test_a_missing_lane_is_untested_with_its_command(lane: str) -> None:
     claim = decided.claims[0]
     assert (decided.decision, decided.exit_code) == ("NOT SIGNED", 1)
     assert claim.reasons == (f"UNTESTED: ops of demo/fused ({lane}).",)
-    command = f"python -m validators run --op add_rmsnorm_quant --kernel demo/fused --lane {lane} --device cpu"
+    command = f"python -m validators run --kernel add_rmsnorm_quant=demo/fused --lane {lane} --device cpu"
     assert claim.untested == ((f"ops, demo/fused: {lane}", f"{command} --records 'my records'"),)
 
 
@@ -289,7 +289,7 @@ def test_page_shows_every_failing_record_with_report_and_copyable_command() -> N
     details = [a for t, a in page.tags if t == "details" and a.get("class") == "record"]
     copies = [a["data-copy"] for t, a in page.tags if t == "button"]
     assert len(details) == 1
-    reproduce = f"python -m validators run --op add_rmsnorm_quant --kernel demo/fused --case {CASE} --device cpu"
+    reproduce = f"python -m validators run --kernel add_rmsnorm_quant=demo/fused --case {CASE} --device cpu"
     assert copies[-1] == reproduce
     assert "every violation vanishes if the scale is halved" in text
     assert "svg" in {t for t, _ in page.tags}

@@ -45,7 +45,7 @@ def test_the_story_of_gfx950(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "UNTESTED: ops; layers; goldens; trace." in printed
     assert "on an MI350X or MI355X:" in printed
     for kernel in ("aiter_hip/add_rmsnorm_quant", "aiter_hip/per_token_quant_hip", "aiter_hip/gemm_a8w8_bpreshuffle"):
-        assert f"--kernel {kernel} --device cuda --records records/gfx950" in printed
+        assert f"{kernel} --device cuda --records records/gfx950" in printed
     assert "golden propose --device cuda" in printed
     assert "validators trace trace.json.gz --layers 92 --kernel aiter_hip/add_rmsnorm_quant" in printed
     assert main(["signoff", "--claim", claim]) == 3
@@ -125,12 +125,13 @@ def test_the_comment_is_short_and_says_what_to_run() -> None:
     text = markdown(under_policy(ops()[1:], EVERY, [TARGET]))
     assert text.startswith("## UNTESTED\n")
     assert len(text) < 5_000
-    assert "    python -m evals parity --baseline unfused,quant=demo/quant" in text
+    assert "    python -m evals parity --baseline unfused,per_token_quant=demo/quant" in text
 
 
 def test_the_parity_command_names_the_kernels_of_the_path() -> None:
     ruling = ruled([r for r in path() if r.lane != "parity"])
     assert ruling.steps[0].commands == (
-        "python -m evals parity --baseline unfused,quant=demo/quant,gemm=demo/gemm "
-        "--candidate fused,norm=demo/norm,quant=demo/quant,gemm=demo/gemm --device cpu --records records",
+        "python -m evals parity --baseline unfused,per_token_quant=demo/quant,ptpc_gemm=demo/gemm "
+        "--candidate fused,add_rmsnorm_quant=demo/norm,per_token_quant=demo/quant,ptpc_gemm=demo/gemm "
+        "--device cpu --records records",
     )

@@ -232,7 +232,7 @@ def test_a_row_of_a_case_that_cannot_be_is_refused(tmp_path: Path) -> None:
 
 def test_run_ends_with_the_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     case = "per_token_quant-m24-n520-bf16-e4m3fn-gaussian-s0"
-    options = ["--op", "per_token_quant", "--kernel", "emulated/eager", "--device", "cpu", "--case", case]
+    options = ["--kernel", "per_token_quant=emulated/eager", "--device", "cpu", "--case", case]
     assert main(["run", *options, "--records", str(tmp_path / "records")]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if "known defects" in line)
     expected = caught_by([Case.parse(case)], TABLE)

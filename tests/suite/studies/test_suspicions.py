@@ -17,6 +17,7 @@ from validators.cases.inputs import build
 from validators.cases.suite import find
 from validators.judge.compare import compare
 from validators.kernels.registry import all_kernels, find_kernel
+from validators.records.command_line import split_op
 from validators.records.record import Record, Status
 from validators.run import validate
 
@@ -77,13 +78,14 @@ def test_every_command_could_run(command: list[str]) -> None:
     """Its case can be built, and its kernel and contract exist for the case's op."""
     options = dict(zip(command[4::2], command[5::2], strict=True))
     case = find([options["--case"]])[0]
-    if options["--kernel"] != PLACEHOLDER:
-        kernel = find_kernel(options["--kernel"], case.op)
+    op, name = split_op(options["--kernel"])
+    if name != PLACEHOLDER:
+        kernel = find_kernel(name, case.op)
         assert kernel.op == case.op
-        assert options.get("--op", case.op) == case.op
-        assert ":" in options["--kernel"] or kernel.name in {k.name for k in all_kernels()}
-        if ":" in options["--kernel"]:
-            assert "--op" in options
+        assert op in (None, case.op)
+        assert ":" in name or kernel.name in {k.name for k in all_kernels()}
+        if ":" in name:
+            assert op
             # Without a GPU the sentence says so; the adapter itself must take the case.
             assert kernel.unavailable("cpu")
             assert kernel.contract
