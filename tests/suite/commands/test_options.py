@@ -68,7 +68,7 @@ def test_a_shared_option_is_taken_from_the_table(option: str) -> None:
 
 
 def test_the_page_shows_the_table() -> None:
-    rows = re.findall(r"^\| `(--[a-z-]+)(?: ([^`]+))?` \| (.*) \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    rows = re.findall(r"^\| `(--[a-z0-9-]+)(?: ([^`]+))?` \| (.*) \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     shown = {name: (metavar.replace("\\|", "|"), meaning) for name, metavar, meaning in rows}
     assert shown == {name: (option.metavar, option.meaning) for name, option in SHARED.items()}
 
