@@ -101,7 +101,7 @@ def test_a_known_scheme_that_is_another_is_refused_in_the_same_words(
     own = json.loads((tiny / "config.json").read_text())
     own.pop("quantization_config")
     (tiny / "config.json").write_text(json.dumps({**own, **config}))
-    kernels = ["--kernel-norm", "emulated/aiter-hip-gfx950", "--kernel-gemm", "emulated/fp32"]
+    kernels = ["--kernel", "emulated/aiter-hip-gfx950", "--kernel", "emulated/fp32"]
     assert main(["layers", "--model", str(tiny), *kernels, "--records", str(tmp_path / "records")]) == 2
     said = capsys.readouterr().err
     assert words in said
