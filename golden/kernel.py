@@ -18,7 +18,7 @@ from validators import arch
 from validators.calls.call import Claim, KernelFault, run_kernel
 from validators.cases.case import Case
 from validators.cases.inputs import build, digest
-from validators.cases.tensors import GemmOutputs, NormQuantOutputs, Outputs, QuantOutputs
+from validators.cases.op import op_named
 from validators.errors import UserError
 from validators.kernels import registry
 from validators.kernels.kernel import Kernel
@@ -32,8 +32,6 @@ from validators.run import judge
 
 LANE = "goldens"
 """Lane of a golden's record: it says that bits are as accepted, and cannot stand for a case of the suite's lanes."""
-
-_OUTPUTS = {"add_rmsnorm_quant": NormQuantOutputs, "per_token_quant": QuantOutputs, "ptpc_gemm": GemmOutputs}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +69,7 @@ def judge_stored(row: Row, tensors: dict[str, Tensor]) -> tuple[Verdict, tuple[s
         raise GoldenError(f"golden {row.id}: its inputs have other bits here than where it was proposed")
     named: dict[str, Any] = {name: from_stored(t, row.outputs[name].dtype) for name, t in tensors.items()}
     try:
-        outputs: Outputs = _OUTPUTS[row.op](**named)
+        outputs = op_named(row.op).inputs.OUTPUTS(**named)
         contract = get_contract(row.op, str(row.contract))
         comparisons, statistical = judge(Claim(inputs, outputs), contract)
     except (UserError, TypeError, KeyError, RuntimeError, ValueError) as error:

@@ -7,6 +7,9 @@ from pathlib import Path
 _OP_FILES = (Path(__file__).resolve().parent / "cases" / "ops").glob("[a-z]*.py")
 OPS = tuple(sorted(file.stem for file in _OP_FILES))
 """An op exists where it has a file in ``cases/ops``: nothing else lists it."""
+PATH = ("add_rmsnorm_quant", "per_token_quant", "ptpc_gemm")
+"""The ops of the path through a model of PTPC linears: the fused norm, the quantizer, the GEMM."""
+FUSED, QUANT, GEMM = PATH
 LANES = ("exact", "random", "adversarial", "special", "shapes", "model")
 """Strongest evidence first; the order of a summary's columns."""
 STAGES = ("ops", "layers", "goldens", "parity", "trace")

@@ -23,8 +23,9 @@ from evals.stats.token_gates import TokenLevel, Yardstick
 from validators.commands import options as shared
 from validators.process.guard import Exit
 from validators.records import files
-from validators.records.command_line import FUSED, command_line, name_of
+from validators.records.command_line import command_line, name_of
 from validators.records.store import Sink
+from validators.words import FUSED
 
 STATUS = {Verdict.PARITY: Exit.YES, Verdict.REGRESSION: Exit.NO, Verdict.INCONCLUSIVE: Exit.NO_DECISION}
 

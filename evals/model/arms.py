@@ -24,9 +24,9 @@ from validators.errors import UsageError
 from validators.kernels.kernel import Kernel, KernelError
 from validators.kernels.registry import find_kernel, find_kernels
 from validators.records.command_line import split_op
+from validators.words import FUSED, GEMM, PATH
 
 PRESETS = ("unfused", "fused", "bf16-norms", "bf16")
-OPS = ("add_rmsnorm_quant", "per_token_quant", "ptpc_gemm")
 FP8 = torch.float8_e4m3fn
 T = TypeVar("T")
 
@@ -48,7 +48,7 @@ class Arm:
     @property
     def kernels(self) -> dict[str, str]:
         """op -> kernel name."""
-        chosen = {"add_rmsnorm_quant": self.norm, "per_token_quant": self.quant, "ptpc_gemm": self.gemm}
+        chosen = dict(zip(PATH, (self.norm, self.quant, self.gemm), strict=True))
         return {op: kernel.name for op, kernel in chosen.items() if kernel is not None}
 
     @property
@@ -124,9 +124,9 @@ def default_kernels(device: str) -> dict[str, str]:
     gemm = "torch_native/eager"
     if device.startswith("cuda"):
         names = ("torch_native/scaled_mm_hopper", "torch_native/scaled_mm_gpu")
-        found = [name for name in names if find_kernel(name, "ptpc_gemm").unavailable(device) is None]
+        found = [name for name in names if find_kernel(name, GEMM).unavailable(device) is None]
         gemm = found[0] if found else gemm
-    return dict(zip(OPS, ("emulated/aiter-hip-gfx950", "emulated/aiter-hip-gfx950", gemm), strict=True))
+    return dict(zip(PATH, ("emulated/aiter-hip-gfx950", "emulated/aiter-hip-gfx950", gemm), strict=True))
 
 
 def make_arm(spec: str, device: str = "cpu", name: str = "") -> Arm:
@@ -136,7 +136,7 @@ def make_arm(spec: str, device: str = "cpu", name: str = "") -> Arm:
         raise EvalError(f"unknown arm {preset!r}; known: {', '.join(PRESETS)}, each with ,[OP=]KERNEL")
     defaults = {} if preset == "bf16" else default_kernels(device)
     if preset in ("unfused", "bf16-norms"):
-        defaults.pop("add_rmsnorm_quant")
+        defaults.pop(FUSED)
     found: dict[str, Kernel] = {}
     for change in changes:
         found |= {kernel.op: kernel for kernel in _replaced(change, preset, tuple(defaults))}
@@ -144,7 +144,7 @@ def make_arm(spec: str, device: str = "cpu", name: str = "") -> Arm:
     for kernel in found.values():
         if reason := kernel.unavailable(device):
             raise NotDecided(f"kernel {kernel.name} is not available on {device}: {reason}")
-    norm, quant, gemm = (found.get(op) for op in OPS)
+    norm, quant, gemm = (found.get(op) for op in PATH)
     return Arm(name or spec, preset, norm, quant, gemm)
 
 

@@ -16,14 +16,18 @@ from golden.commit import Entry, commit
 from golden.outcome import Outcome, State, exit_code
 from golden.propose import accept, propose
 from golden.store import GoldenError, Row, Store, read
-from golden.tensors import WHOLE_BYTES, drift_of, rows_of, sample
+from golden.tensors import WHOLE_BYTES, drift_of, rows_of, sample, stored_outputs
 from reference.contract import NORM_QUANT_CONTRACTS
 from tests.support.variants import legitimate_variants
 from tests.zoo import emulated
-from validators.cases.tensors import Inputs, NormQuantOutputs, Outputs, QuantOutputs
+from validators.calls.call import run_kernel
+from validators.cases.inputs import digest
+from validators.cases.op import op_named
+from validators.cases.tensors import Inputs, NormQuantOutputs, Outputs
 from validators.kernels import registry
 from validators.kernels.kernel import Kernel
 from validators.records.record import Status
+from validators.words import OPS
 
 NAME = "emulated/aiter-triton"
 CONTRACT = NORM_QUANT_CONTRACTS["aiter-triton"]
@@ -449,6 +453,27 @@ def test_large_outputs_are_stored_as_rows_with_the_digest_of_the_whole() -> None
     assert (drift.where.startswith("row 85"), drift.differing, drift.sampled) == (True, 1, True)
 
 
-def test_outputs_of_every_op_can_be_judged_from_the_store() -> None:
-    assert set(one._OUTPUTS) == {"add_rmsnorm_quant", "per_token_quant", "ptpc_gemm"}
-    assert one._OUTPUTS["per_token_quant"] is QuantOutputs
+@pytest.mark.parametrize("op", OPS)
+def test_outputs_of_every_op_can_be_judged_from_the_store(op: str) -> None:
+    """Those of an emulated kernel as they are, and with every bit changed."""
+    kernel = next(k for k in registry.all_kernels() if k.emulated and k.op == op)
+    case = op_named(op).small("gaussian")
+    claim = run_kernel(kernel, case, "cpu")
+    held = {name: sample(name, t, whole=True) for name, t in stored_outputs(claim.outputs).items()}
+    row = Row(
+        id=f"{case.id}@{kernel.name}@cpu",
+        kind="kernel",
+        case=case.id,
+        op=op,
+        inputs=digest(claim.inputs),
+        kernel=kernel.name,
+        arch="cpu",
+        contract=str(kernel.contract),
+        outputs={name: output for name, (output, _) in held.items()},
+        versions={},
+        reason="first",
+    )
+    stored = {name: tensor for name, (_, tensor) in held.items()}
+    assert one.judge_stored(row, stored)[0] is Status.PASSED
+    wrong = {n: dataclasses.replace(t, data=bytes(255 - byte for byte in t.data)) for n, t in stored.items()}
+    assert one.judge_stored(row, wrong)[0] is Status.FAILED

@@ -74,6 +74,16 @@ class CaseOp:
         return ", ".join([what, *options])
 
 
+def normed(case: Case) -> bool:
+    """Whether the case's op has a residual, a weight and eps."""
+    return op_named(case.op).norm
+
+
+def adds_residual(case: Case) -> bool:
+    """Whether the case has a residual to add."""
+    return normed(case) and case.residual
+
+
 @functools.cache
 def op_named(name: str) -> CaseOp:
     """The op ``name``, one of ``OPS``; raises CaseError otherwise."""

@@ -9,10 +9,9 @@ import torch
 
 from validators.cases.case import Case
 from validators.cases.generator import Block
+from validators.words import PATH
 
-ADD = "add_rmsnorm_quant"
-QUANT = "per_token_quant"
-GEMM = "ptpc_gemm"
+ADD, QUANT, GEMM = PATH
 
 Pair = tuple[torch.Tensor, torch.Tensor | None]
 

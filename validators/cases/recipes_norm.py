@@ -6,6 +6,7 @@ import torch
 
 from validators.cases.codes import STORAGE, choose, from_fields, power_of_two
 from validators.cases.generator import Block
+from validators.cases.op import adds_residual, normed
 from validators.cases.recipe import ADD, QUANT, NormRecipe, Pair, needs_residual, walk_column
 
 _BOTH = (ADD, QUANT)
@@ -18,7 +19,7 @@ def gaussian_pair(block: Block) -> Pair:
 
 def _residual(block: Block, amplitude: float) -> torch.Tensor | None:
     """Gaussian-like residual where the case has one."""
-    if block.case.op != ADD or not block.case.residual:
+    if not adds_residual(block.case):
         return None
     return block.gaussian("residual").mul_(amplitude)
 
@@ -33,7 +34,7 @@ def _signed_gain(block: Block) -> torch.Tensor:
 
 def _gaussian_gain(block: Block) -> Pair:
     x, residual = gaussian_pair(block)
-    return (x * _signed_gain(block) if block.case.op == QUANT else x), residual
+    return (x if normed(block.case) else x * _signed_gain(block)), residual
 
 
 def _outlier_channels(block: Block) -> Pair:
@@ -61,7 +62,7 @@ def _uniform_bytes(block: Block) -> Pair:
         field = block.integers(name, 2 << layout.mantissa)
         return from_fields(field & 1, exponent, field >> 1, block.case.dtype)
 
-    return draw("x"), draw("residual") if block.case.residual and block.case.op == ADD else None
+    return draw("x"), draw("residual") if adds_residual(block.case) else None
 
 
 def _cancellation(block: Block) -> Pair:

@@ -17,11 +17,8 @@ from validators.cases.codes import (
     power_of_two,
 )
 from validators.cases.generator import Block
+from validators.cases.op import adds_residual, normed
 from validators.cases.recipe import ADD, QUANT, NormRecipe, Pair, needs_residual, walk_column
-
-
-def _has_residual(block: Block) -> bool:
-    return block.case.op == ADD and block.case.residual
 
 
 def _store(x: torch.Tensor, block: Block) -> torch.Tensor:
@@ -79,7 +76,7 @@ def midpoint_targets(block: Block) -> tuple[torch.Tensor, torch.Tensor]:
 def _midpoints(block: Block) -> Pair:
     """x + residual is the target exactly, or is half a step of T from it (where stored, a residual tie)."""
     target, peak = midpoint_targets(block)
-    if not _has_residual(block):
+    if not adds_residual(block.case):
         return target, None
     mode = torch.where(peak, 0, block.integers("mode", 4))
     tie = half_ulp(_store(target, block), block.case.dtype)
@@ -138,11 +135,11 @@ def _double_rounding(block: Block) -> Pair:
     sign = 1.0 - 2.0 * (draw & 1).double()
     side = 1.0 - 2.0 * (draw >> 1 & 1).double()
     offset = torch.tensor(_OFFSETS, dtype=torch.float64, device=block.device)[draw >> 2]
-    exact = not _has_residual(block)
+    exact = not adds_residual(block.case)
     # By a tensor: CUDA multiplies by the reciprocal of a number.
     value = middle * amax / torch.full_like(amax, QMAX[fp8]) * sign * (1.0 if exact else 1.0 + side * offset)
     value = torch.where(block.cols == walk_column(block), amax, value)
-    if block.case.op == ADD:
+    if normed(block.case):
         value = value * power_of_two(block.cols % 3)
     # Through fp32 by name: float64 to a 16-bit type is not one rounding in every torch version.
     x = _store(value.float(), block)
@@ -158,7 +155,7 @@ def _subnormal_codes(block: Block) -> Pair:
     x = torch.where(draw & 1 == 0, size, -size)
     column = walk_column(block)
     x.scatter_(1, column, torch.full_like(column, 1024.0, dtype=torch.float32))
-    residual = x * 0.5 if _has_residual(block) else None
+    residual = x * 0.5 if adds_residual(block.case) else None
     return (x if residual is None else x * 0.5), residual
 
 

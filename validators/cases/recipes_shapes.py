@@ -6,6 +6,7 @@ import torch
 
 from validators.cases.codes import choose
 from validators.cases.generator import Block
+from validators.cases.op import adds_residual
 from validators.cases.recipe import ADD, QUANT, NormRecipe, Pair, default_gain, spread_step, walk_column
 from validators.cases.recipes_norm import gaussian_pair
 
@@ -37,8 +38,7 @@ def _vector_peaks(block: Block) -> Pair:
     x = block.gaussian("x").mul_(2.0**-6)
     height = 1.0 - 2.0 * (block.rows % 2).float()
     x.scatter_(1, peak_column(block), height)
-    has_residual = block.case.op == ADD and block.case.residual
-    return x, block.gaussian("residual").mul_(2.0**-8) if has_residual else None
+    return x, block.gaussian("residual").mul_(2.0**-8) if adds_residual(block.case) else None
 
 
 def _checkpoint_gain(block: Block) -> torch.Tensor:

@@ -7,6 +7,7 @@ import torch
 from validators.cases.case import Case
 from validators.cases.codes import STORAGE, canonical_nan, choose, from_fields, power_of_two
 from validators.cases.generator import Block
+from validators.cases.op import normed
 from validators.cases.recipe import ADD, QUANT, NormRecipe, Pair, needs_bf16, needs_rows
 from validators.cases.recipes_norm import gaussian_pair
 
@@ -84,7 +85,7 @@ def _subnormal_rows(block: Block) -> Pair:
 def _scale_underflow(block: Block) -> Pair:
     """per_token_quant: rows of amplitude 2^-121 .. 2^-125, so that amax/Q is below the least normal fp32."""
     pair = gaussian_pair(block)
-    if block.case.op == ADD:
+    if normed(block.case):
         return pair
     return _scaled(pair, power_of_two(torch.where(block.rows % 3 == 0, 0, -121 - block.rows % 5)))
 

@@ -29,6 +29,7 @@ from validators.signoff import decision as signoff
 from validators.signoff.claims import ClaimError, Target
 from validators.signoff.ruling import rule
 from validators.signoff.write import write
+from validators.words import PATH
 
 PATHS = (
     ("aiter_hip/add_rmsnorm_quant", "aiter_hip/per_token_quant_hip", "aiter_hip/gemm_a8w8_bpreshuffle"),
@@ -37,7 +38,6 @@ PATHS = (
     ("emulated/aiter-hip-gfx950", "emulated/aiter-hip-gfx950", "emulated/unknown"),
 )
 """Norm, quantizer and GEMM of the walk through the layers: the first three that this machine has all of."""
-PATH_OPS = stages.WALKED_OPS
 
 
 @dataclass(frozen=True)
@@ -120,12 +120,12 @@ def of_machine(chosen: policy.Policy, device: str, records: str) -> list[Stage]:
     kind = device.split(":")[0]
 
     def here(path: tuple[str, ...]) -> bool:
-        return all(find_kernel(n, op).unavailable(kind) is None for n, op in zip(path, PATH_OPS, strict=True))
+        return all(find_kernel(n, op).unavailable(kind) is None for n, op in zip(path, PATH, strict=True))
 
     # The emulated path runs on any machine, on the CPU.
     path = next((p for p in PATHS if here(p)), PATHS[-1])
     arch = "cpu" if path is PATHS[-1] else _architecture(device)
-    target = Target("", arch, {op: (name,) for op, name in zip(PATH_OPS, path, strict=True)})
+    target = Target("", arch, {op: (name,) for op, name in zip(PATH, path, strict=True)})
     if "layers" in wanted:
         (text,) = stages.layers_step(target, records).commands
         planned.append(Stage(f"layers of glm-tiny by {path[0]}", tuple(shlex.split(text)[1:])))

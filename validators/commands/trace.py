@@ -10,11 +10,12 @@ from collections.abc import Sequence
 
 from validators.commands import options
 from validators.process.guard import Exit
-from validators.records.command_line import FUSED, name_of
+from validators.records.command_line import name_of
 from validators.records.store import Sink
 from validators.trace.file import load
 from validators.trace.judge import judge, record_of
 from validators.trace.names import KNOWN_ROLES, TraceError, matches
+from validators.words import FUSED
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

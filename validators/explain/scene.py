@@ -30,6 +30,7 @@ from reference.formats import (
 )
 from reference.quantize import in_storage, is_power_of_two, scale_of
 from reference.setting import Setting
+from validators.cases.op import op_named
 from validators.cases.tensors import NormQuantInputs, NormQuantOutputs, QuantInputs, QuantOutputs
 
 Stage = Callable[["Scene", Tensor], Tensor]
@@ -156,7 +157,7 @@ def make_scene(
     n = inputs.x.shape[-1]
     device = inputs.x.device
     x = inputs.x.reshape(-1, n)
-    norm: Any = inputs if inputs.op == "add_rmsnorm_quant" else None
+    norm: Any = inputs if op_named(inputs.op).norm else None
     w = torch.ones(n, dtype=torch.float64, device=device)
     if norm:
         w = (norm.weight.float() + 1.0).double() if norm.gemma else norm.weight.double()

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from reference.contract import NORM_QUANT_CONTRACTS, NormQuantContract
+from validators.cases.op import op_named
 from validators.cases.tensors import Inputs, NormQuantOutputs, Outputs, QuantOutputs
 from validators.kernels.emulated_rounding import (
     MIN_NORMAL,
@@ -325,7 +326,7 @@ def execute(
     codes, scale = _rows(out.codes.view(torch.uint8), "codes"), _rows(out.scale, "scale")
     residual = weight = out_residual = None
     eps, gemma = 0.0, False
-    if op == "add_rmsnorm_quant":
+    if op_named(op).norm:
         weight, eps, gemma = inputs.weight, inputs.eps, inputs.gemma
         if inputs.residual is not None:
             residual = inputs.residual.reshape(-1, n)
@@ -382,6 +383,6 @@ def kernels() -> list[Kernel]:
             emulated=True,
             notes=STAND_IN,
         )
-        for op in ("add_rmsnorm_quant", "per_token_quant")
+        for op in STAGES
         for name, contract in NORM_QUANT_CONTRACTS.items()
     ]

@@ -176,13 +176,13 @@ def execute(
     stages: replacements by stage name; the output is then one tile. Raises EmulatedError for inputs of
     another op, an unknown stage or operands that are not FP8.
     """
-    if inputs.op != "ptpc_gemm":
-        raise EmulatedError(f"expected inputs of ptpc_gemm, got {type(inputs).__name__}")
+    if inputs.op != GemmOutputs.op:
+        raise EmulatedError(f"expected inputs of {GemmOutputs.op}, got {type(inputs).__name__}")
     if inputs.a.dtype not in FP8_NAMES or inputs.b.dtype not in FP8_NAMES:
         raise EmulatedError(f"operands must be FP8, got {inputs.a.dtype} and {inputs.b.dtype}")
     unknown = set(stages or ()) - set(STAGES)
     if unknown:
-        raise EmulatedError(f"op ptpc_gemm has no stage {sorted(unknown)[0]!r}; known: {', '.join(STAGES)}")
+        raise EmulatedError(f"op {GemmOutputs.op} has no stage {sorted(unknown)[0]!r}; known: {', '.join(STAGES)}")
     pipeline = [(stages or {}).get(name, stage) for name, stage in STAGES.items()]
     m, n = len(inputs.a), len(inputs.b)
     if buffers is None:
@@ -220,7 +220,7 @@ def kernels() -> list[Kernel]:
     return [
         Kernel(
             f"emulated/{name}",
-            "ptpc_gemm",
+            GemmOutputs.op,
             name,
             make(contract),
             versions=versions,

@@ -17,6 +17,7 @@ import torch
 
 from reference.contract import Contract, GemmContract, NormQuantContract, get_contract
 from validators.cases.case import Case
+from validators.cases.op import op_named
 from validators.errors import UsageError, UserError
 from validators.explain.identify import choose_contract
 from validators.kernels import registry
@@ -31,9 +32,9 @@ from validators.layers.timing import Clock
 from validators.layers.tp import Group
 from validators.layers.walk import Walk
 from validators.records.command_line import of_op, split_op
+from validators.words import FUSED, GEMM, PATH, QUANT
 
 DEFAULT_QUANT = "emulated/aiter-hip-gfx950"
-OPS_WALKED = ("add_rmsnorm_quant", "per_token_quant", "ptpc_gemm")
 
 
 class LayersError(UserError):
@@ -102,23 +103,23 @@ def find_kernels(texts: Sequence[str], device: str) -> Kernels:
     """
     found: dict[str, Kernel] = {}
     for text in sorted(texts, key=lambda text: split_op(text)[0] is None):
-        for kernel in registry.find_kernels(text, OPS_WALKED):
+        for kernel in registry.find_kernels(text, PATH):
             other = found.setdefault(kernel.op, kernel)
             outranked = of_op(kernel.op, other.name) in texts and text == kernel.name
             if other.name != kernel.name and not outranked:
                 raise LayersError(f"{other.name} and {kernel.name} both compute {kernel.op}; say which with OP=NAME")
-    for op in ("add_rmsnorm_quant", "ptpc_gemm"):
+    for op in (FUSED, GEMM):
         if op not in found:
             raise LayersError(f"the walk needs a kernel of {op}: --kernel {op}=NAME")
-    if "per_token_quant" not in found:
+    if QUANT not in found:
         try:
-            found["per_token_quant"] = find_kernel(found["add_rmsnorm_quant"].name, "per_token_quant")
+            found[QUANT] = find_kernel(found[FUSED].name, QUANT)
         except KernelError:
-            found["per_token_quant"] = find_kernel(DEFAULT_QUANT, "per_token_quant")
+            found[QUANT] = find_kernel(DEFAULT_QUANT, QUANT)
     for kernel in found.values():
         if reason := kernel.unavailable(device.split(":")[0]):
             raise LayersError(f"{kernel.name} cannot run on {device}: {reason}")
-    return Kernels(found["add_rmsnorm_quant"], found["per_token_quant"], found["ptpc_gemm"])
+    return Kernels(found[FUSED], found[QUANT], found[GEMM])
 
 
 def given_contracts(texts: Sequence[str]) -> dict[str, str]:
@@ -127,13 +128,13 @@ def given_contracts(texts: Sequence[str]) -> dict[str, str]:
     for text in sorted(texts, key=lambda text: split_op(text, "contract")[0] is None):
         said, name = split_op(text, "contract")
         errors = []
-        for op in [said] if said else OPS_WALKED:
+        for op in [said] if said else PATH:
             try:
                 get_contract(op, name)
                 found.setdefault(op, name)
             except KeyError as error:
                 errors.append(str(error.args[0]))
-        if len(errors) == (1 if said else len(OPS_WALKED)):
+        if len(errors) == (1 if said else len(PATH)):
             raise UsageError(errors[0])
     return found
 
@@ -145,7 +146,7 @@ def find_contracts(
     chosen: dict[str, Contract] = {}
     origin = {}
     for kernel in (kernels.norm, kernels.quant, kernels.gemm):
-        like = Case(kernel.op, 8, 256, "layers", k=256 if kernel.op == "ptpc_gemm" else 0)
+        like = Case(kernel.op, 8, 256, "layers", k=256 if op_named(kernel.op).inner else 0)
         try:
             contract, where, _ = choose_contract(kernel, like, (given or {}).get(kernel.op), device)
         except Exception as error:
@@ -157,8 +158,8 @@ def find_contracts(
         if contract is None:
             raise LayersError(f"{kernel.name} declares no contract and its outputs fit none; see: validators identify")
         chosen[kernel.op], origin[kernel.op] = contract, where
-    norm, quant = (cast(NormQuantContract, chosen[op]) for op in ("add_rmsnorm_quant", "per_token_quant"))
-    return Contracts(norm, quant, cast(GemmContract, chosen["ptpc_gemm"])), origin
+    norm, quant = (cast(NormQuantContract, chosen[op]) for op in (FUSED, QUANT))
+    return Contracts(norm, quant, cast(GemmContract, chosen[GEMM])), origin
 
 
 def peak_bytes(device: str) -> int:

@@ -21,6 +21,7 @@ from validators.layers.path import Kernels
 from validators.layers.result import Contracts, Depth, Judged, Result
 from validators.records.evidence import ErrorByDepth, WalkEvidence
 from validators.records.record import Check, Record, Status
+from validators.words import GEMM
 
 LANE = "layers"
 CONFIDENCE = 0.95
@@ -261,7 +262,7 @@ def medians_by_layer(result: Result) -> ErrorByDepth:
 def environment(result: Result) -> str:
     """What of the walk is no kernel of the user's, and how much of the routed experts was judged."""
     rows = sum(j.shape[0] for j in result.judged if j.step == "experts.down_proj" and j.shape)
-    gemms = sum(j.op == "ptpc_gemm" and j.step.startswith("experts.") for j in result.judged)
+    gemms = sum(j.op == GEMM and j.step.startswith("experts.") for j in result.judged)
     words = (
         f"of the routed experts the quantizer was judged on all {rows:,} rows and {gemms} GEMMs, those of the fullest "
         f"expert of each layer and path that is judged; what experts add to the stream is W8A8 in float64 and no "

@@ -22,7 +22,10 @@ from validators.cases.tensors import (
     GemmInputs,
     Inputs,
     NormQuantInputs,
+    NormQuantOutputs,
     Outputs,
+    QuantInputs,
+    QuantOutputs,
 )
 from validators.layers.path import KernelPath, twin_contract
 from validators.records.record import Explanation
@@ -77,8 +80,11 @@ def explain(claim: Claim, contract: Contract, memory: Memory, suspects: Suspects
     quantizer of a hypothesis would give it."""
     inputs, outputs = claim.inputs, claim.outputs
     before = _violations(inputs, outputs, contract)
-    found = [Explanation(name, words, 1.0, "wiring") for name, words in _same_bits(inputs, outputs, memory)]
-    hypotheses = _HYPOTHESES.get(inputs.op)
+    same_bits, hypotheses = _SAME_BITS.get(inputs.op), _HYPOTHESES.get(inputs.op)
+    found = [
+        Explanation(name, words, 1.0, "wiring")
+        for name, words in (same_bits(inputs, outputs, memory) if same_bits else ())
+    ]
     for (name, words), other, rule in hypotheses(inputs, contract, memory, suspects) if hypotheses else ():
         share = 1.0 - _violations(other, outputs, rule) / before if before else 0.0
         if share >= NAMED_FROM:
@@ -159,17 +165,17 @@ def _norms(
 
 
 _HYPOTHESES: dict[str, Callable[[Any, Contract, Memory, Suspects], Iterator[tuple[Named, Inputs, Contract]]]] = {
-    "add_rmsnorm_quant": _norms,
-    "ptpc_gemm": _products,
+    NormQuantInputs.op: _norms,
+    GemmInputs.op: _products,
 }
 
 
-def _same_bits(inputs: Any, outputs: Any, memory: Memory) -> Iterator[Named]:
-    """inputs, outputs: of one op."""
-    if inputs.op == "per_token_quant" and memory.token_scale is not None and _equal(outputs.scale, memory.token_scale):
+def _bits_of_scales(inputs: QuantInputs, outputs: QuantOutputs, memory: Memory) -> Iterator[Named]:
+    if memory.token_scale is not None and _equal(outputs.scale, memory.token_scale):
         yield ("other-ranks-token-scale", "the token scales are the rank before's, bit for bit")
-    if inputs.op != "add_rmsnorm_quant":
-        return
+
+
+def _bits_of_norm(inputs: NormQuantInputs, outputs: NormQuantOutputs, memory: Memory) -> Iterator[Named]:
     for place, scale in memory.scales:
         if _equal(outputs.scale, scale):
             yield ("scale-of-an-earlier-call", f"the token scales are those of {place}, bit for bit")
@@ -185,6 +191,12 @@ def _same_bits(inputs: Any, outputs: Any, memory: Memory) -> Iterator[Named]:
     rms = (total.square().mean(-1, keepdim=True) + inputs.eps).rsqrt().float()
     if _equal(kept, (total.float() * rms * inputs.weight.float()).to(kept.dtype)):
         yield ("outputs-exchanged", "the residual is the normed output, bit for bit")
+
+
+_SAME_BITS: dict[str, Callable[[Any, Any, Memory], Iterator[Named]]] = {
+    NormQuantInputs.op: _bits_of_norm,
+    QuantInputs.op: _bits_of_scales,
+}
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

@@ -10,9 +10,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 
 from validators.errors import UsageError
-from validators.words import OPS
+from validators.words import FUSED, OPS
 
-FUSED = "add_rmsnorm_quant"
 """The op of the fused kernel, whose claim a record of an evaluation or of a trace is."""
 
 Value = str | int | float | bool | Sequence[str] | None

@@ -15,7 +15,7 @@ from typing import Any
 
 from validators.errors import UserError
 from validators.records.record import Record, Status
-from validators.words import OPS
+from validators.words import FUSED, OPS
 
 
 class ClaimError(UserError):
@@ -46,7 +46,7 @@ class Target:
     def norm(self) -> str:
         """The kernel that names the path: the fused norm's, or the first there is."""
         every = [name for names in self.kernels.values() for name in names]
-        return next(iter(self.kernels.get("add_rmsnorm_quant", ())), every[0])
+        return next(iter(self.kernels.get(FUSED, ())), every[0])
 
     def names(self, record: Record) -> bool:
         """Whether the claim is about the kernel of ``record`` on the record's architecture, or may be."""

@@ -21,7 +21,7 @@ from validators.signoff.facts import Facts
 from validators.signoff.policy import ANY, Policy, Requirement, Waiver
 from validators.signoff.ruling_words import Cell
 from validators.signoff.stages import Step, is_truth
-from validators.words import DEPTHS, FP8_FORMATS, LANES, OPS
+from validators.words import DEPTHS, FP8_FORMATS, FUSED, LANES, OPS, PATH
 
 SIGNED, NOT_SIGNED = "SIGNED", "NOT SIGNED"
 PASSED, FAILED, NO_EVIDENCE, WAIVED, UNTESTED = "PASSED", "FAILED", "NO EVIDENCE", "WAIVED", "UNTESTED"
@@ -206,7 +206,7 @@ def _cells(requirement: Requirement, target: Target, mine: Sequence[Record]) -> 
         yield _strong(requirement, target, "", "", here)
         return
     if stage == "layers":
-        ops = [op for op in ops if op in stages.WALKED_OPS]
+        ops = [op for op in ops if op in PATH]
     for op in ops:
         of_op = [r for r in here if r.op == op]
         if stage == "ops":
@@ -244,7 +244,7 @@ def _strong(requirement: Requirement, target: Target, op: str, kernel: str, reco
         said = evidence.sentence(requirement, target, weak)
         return dataclasses.replace(cell, state=UNTESTED, why=(said,), counts=judged.counts_of(records))
     if requirement.stage == "layers" and cell.state == PASSED:
-        if op == "add_rmsnorm_quant" and not any(r.subject == "path" for r in strong):
+        if op == FUSED and not any(r.subject == "path" for r in strong):
             return dataclasses.replace(cell, state=UNTESTED, why=("the error against depth was not judged",))
         if missing := evidence.missing_of_walk(op, strong):
             return dataclasses.replace(cell, state=UNTESTED, why=(missing,))

@@ -9,19 +9,17 @@ from functools import cache
 from pathlib import Path
 
 from validators.cases.case import Case, CaseError
-from validators.records.command_line import FUSED, command_line, of_op, of_ops
+from validators.records.command_line import command_line, of_op, of_ops
 from validators.records.record import Record
 from validators.signoff.claims import Target
 from validators.signoff.policy import ANY
-
-WALKED_OPS = ("add_rmsnorm_quant", "per_token_quant", "ptpc_gemm")
-"""The ops of the path that a walk through the layers takes; a model of PTPC linears has no other."""
+from validators.words import FUSED, GEMM, PATH, QUANT
 
 GOLDENS = Path(__file__).resolve().parents[2] / "golden" / "data" / "manifest.json"
 _OTHERS = {
-    "add_rmsnorm_quant": "emulated/aiter-hip-gfx950",
-    "per_token_quant": "emulated/aiter-hip-gfx950",
-    "ptpc_gemm": "emulated/unknown",
+    FUSED: "emulated/aiter-hip-gfx950",
+    QUANT: "emulated/aiter-hip-gfx950",
+    GEMM: "emulated/unknown",
 }
 """Kernels that complete a path for a claim about one op."""
 LAYERS_TOKENS = 256
@@ -116,7 +114,7 @@ def layers_step(target: Target, records_dir: str, given: Mapping[str, str] | Non
         "layers",
         model="glm-tiny",
         tokens=LAYERS_TOKENS,
-        kernel=[of_op(op, (target.kernels.get(op) or (_OTHERS[op],))[0]) for op in WALKED_OPS],
+        kernel=[of_op(op, (target.kernels.get(op) or (_OTHERS[op],))[0]) for op in PATH],
         contract=of_ops(given or {}),
         device=None if target.arch == "cpu" else device(target.arch),
         records=records_dir,
@@ -141,7 +139,7 @@ def parity_step(target: Target, records_dir: str) -> Step:
     """The embedded end-to-end evaluation of the claim's kernels; of its default ones where the claim has many."""
     arms = {}
     if target.one_path:
-        chosen = {op: target.kernels[op][0] for op in WALKED_OPS if target.kernels.get(op)}
+        chosen = {op: target.kernels[op][0] for op in PATH if target.kernels.get(op)}
         unfused = {op: name for op, name in chosen.items() if op != FUSED}
         arms = {"baseline": ",".join(["unfused", *of_ops(unfused)]), "candidate": ",".join(["fused", *of_ops(chosen)])}
     command = command_line("evals", "parity", **arms, device=device(target.arch), records=records_dir)
@@ -150,7 +148,7 @@ def parity_step(target: Target, records_dir: str) -> Step:
 
 def trace_step(target: Target, records_dir: str) -> Step:
     """Launch counts of the serving engine, from a profiler trace that somebody has to record."""
-    contract = target.contracts.get("add_rmsnorm_quant")
+    contract = target.contracts.get(FUSED)
     command = command_line(
         "validators",
         "trace",

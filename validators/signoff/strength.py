@@ -85,7 +85,7 @@ def load(path: Path = TABLE) -> Table:
 
 def traits(case: Case) -> frozenset[str]:
     """Properties of the shape that known defects hide behind; a row counts only for cases that share all of its own."""
-    if case.op == "ptpc_gemm":
+    if case.k:
         found = {
             "m % 16": case.m % 16,
             "m odd": case.m % 2,

@@ -14,9 +14,9 @@ from validators.commands import machine
 from validators.records.evidence import WalkEvidence
 from validators.records.record import Record
 from validators.records.store import Sink
-from validators.signoff import claims, policy, ruling, stages
+from validators.signoff import claims, policy, ruling
 from validators.signoff.claims import ClaimError
-from validators.words import OPS
+from validators.words import OPS, PATH
 
 
 def test_every_stage_of_the_policy_is_planned_for_every_kernel() -> None:
@@ -112,5 +112,5 @@ def test_a_walk_is_asked_of_the_ops_that_a_model_walks() -> None:
     """static_quant is an op of the machine and of no layer: its walk would stay UNTESTED for ever."""
     target = claims.Target("", "cpu", {op: (f"emulated/{op}",) for op in OPS}, one_path=False)
     ruled = ruling.rule(target, policy.load("machine"), [])
-    assert {c.op for c in ruled.cells if c.stage == "layers"} == set(stages.WALKED_OPS)
+    assert {c.op for c in ruled.cells if c.stage == "layers"} == set(PATH)
     assert {c.op for c in ruled.cells if c.stage == "ops"} == set(OPS)
