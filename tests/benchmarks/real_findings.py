@@ -57,7 +57,8 @@ def padded_rows(kernel: Kernel, device: str) -> Iterator[Line]:
     wanted = _product(kernel, packed)
     for operands in ("a", "b", "ab"):
         given = dataclasses.replace(packed, **{name: getattr(strided, name) for name in operands})
-        misread = dataclasses.replace(packed, **{name: _misread(getattr(strided, name)) for name in operands})
+        read: dict[str, Any] = {name: _misread(getattr(strided, name)) for name in operands}
+        misread = dataclasses.replace(packed, **read)
         named = " and ".join(operands)
         line: Line = {"finding": "padded rows", "kernel": kernel.name, "case": STRIDED.id, "padded": named}
         try:
@@ -192,6 +193,7 @@ def _first_rows(inputs: tensors.Inputs, m: int) -> tensors.Inputs:
         return dataclasses.replace(inputs, a=inputs.a[:m], a_scale=inputs.a_scale[:m])
     if isinstance(inputs, tensors.NormQuantInputs) and inputs.residual is not None:
         return dataclasses.replace(inputs, x=inputs.x[:m], residual=inputs.residual[:m])
+    assert isinstance(inputs, tensors.NormQuantInputs | tensors.QuantInputs)
     return dataclasses.replace(inputs, x=inputs.x[:m])
 
 

@@ -14,6 +14,7 @@ Without --write it prints the table. Without DIR the tables are made of the reco
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import re
@@ -148,12 +149,16 @@ def with_table(page: str, heads: Sequence[Line]) -> str:
     return f"{before}{START}\n\n{table(heads)}\n{sign_offs()}\n{END}{after}"
 
 
+def _with_cell(cell: str, found: re.Match[str]) -> str:
+    return f"{found[1]} {cell} |"
+
+
 def with_rows(page: str, heads: Sequence[Line]) -> str:
     """docs/results.md with the third cells of its two rows."""
     for provider in PROVIDERS:
         cell = result_cell(heads, provider)
         page, count = re.subn(
-            rf"^(\| `{provider}/\*`[^|]*\|[^|]*\|)[^|]*\|", lambda m, cell=cell: f"{m[1]} {cell} |", page, flags=re.M
+            rf"^(\| `{provider}/\*`[^|]*\|[^|]*\|)[^|]*\|", functools.partial(_with_cell, cell), page, flags=re.M
         )
         if count != 1:
             raise RecordsError(f"{RESULTS.name} has {count} rows of {provider}/*, not one")

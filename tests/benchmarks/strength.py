@@ -13,6 +13,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from reference.contract import get_contract, presets
 from tests import zoo
@@ -44,7 +45,7 @@ def representatives(op: str) -> list[Case]:
     return list(found.values())
 
 
-def _small_shapes(case: Case) -> list[dict[str, int]]:
+def _small_shapes(case: Case) -> list[dict[str, Any]]:
     """Small shapes that a case of the default suite contains, if any: its traits but not its size."""
     if case.recipe in ("model", "shape_walk") or case.m == 0:
         return []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -237,7 +238,7 @@ def test_an_unavailable_kernel_is_missing_with_its_own_sentence(
 def test_other_bits_on_another_isa_or_library_are_untested_and_defects_still_fail(
     store: Store, replace_kernel: Callable[[Change], None], here: dict[str, str], words: str
 ) -> None:
-    mine = {"isa": sets.this_isa(), "library": sets.this_library()}
+    mine: dict[str, Any] = {"isa": sets.this_isa(), "library": sets.this_library()}
     row = dataclasses.replace(store.rows[GAUSSIAN], **{**mine, **here})
     changed = dataclasses.replace(store, rows={**store.rows, GAUSSIAN: row})
     assert _check(changed, GAUSSIAN).state is State.UNCHANGED

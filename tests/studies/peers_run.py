@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -94,7 +95,7 @@ class BenchError(ValueError):
 class Bed:
     """One set of inputs. case: the suite's case that it is, or None. h: product before quantization, if known."""
 
-    inputs: Inputs
+    inputs: Any
     case: Case | None = None
     h: torch.Tensor | None = None
 

@@ -278,5 +278,4 @@ for _function, _contract in (
     (mode_by_position, "unfused"),
     (sglang_tuple, "unknown"),
 ):
-    _function.contract = _contract
-    _function.devices = ("cuda",)
+    vars(_function).update(contract=_contract, devices=("cuda",))

@@ -3,6 +3,8 @@ witness."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import ml_dtypes
 import numpy as np
 import torch
@@ -26,23 +28,23 @@ def decode(codes: torch.Tensor, fp8: str) -> torch.Tensor:
     return torch.from_numpy(decoded_table(fp8))[codes.view(torch.uint8).long()]
 
 
-def case_of(op: str, name: str, m: int = 24, n: int = 72, k: int = 200, **options: object) -> Case:
+def case_of(op: str, name: str, m: int = 24, n: int = 72, k: int = 200, **options: Any) -> Case:
     return Case(op, m, n, name, k=k if op == GEMM else 0, **options)  # type: ignore[arg-type]
 
 
-def norm_case(name: str, m: int, n: int, **options: object) -> NormQuantInputs:
+def norm_case(name: str, m: int, n: int, **options: Any) -> NormQuantInputs:
     built = build(case_of(ADD, name, m, n, **options))
     assert isinstance(built, NormQuantInputs)
     return built
 
 
-def quant_case(name: str, m: int, n: int, **options: object) -> QuantInputs:
+def quant_case(name: str, m: int, n: int, **options: Any) -> QuantInputs:
     built = build(case_of(QUANT, name, m, n, **options))
     assert isinstance(built, QuantInputs)
     return built
 
 
-def gemm_case(name: str, m: int, n: int, k: int, **options: object) -> GemmInputs:
+def gemm_case(name: str, m: int, n: int, k: int, **options: Any) -> GemmInputs:
     built = build(case_of(GEMM, name, m, n, k, **options))
     assert isinstance(built, GemmInputs)
     return built

@@ -34,13 +34,14 @@ def guarded_outputs(inputs: tensors.Inputs) -> tuple[tensors.Outputs, list[Tenso
         made = {name: guarded_buffer(shape, torch.uint8) for name, (shape, _) in inputs.expected().items()}
         views = {name: made[name][0].view(dtype) for name, (_, dtype) in inputs.expected().items()}
         return inputs.outputs(views), [memory for _, memory in made.values()]
+    assert isinstance(inputs, tensors.NormQuantInputs | tensors.QuantInputs)
     shape = tuple(inputs.x.shape)
     codes, code_memory = guarded_buffer(shape, torch.uint8)
     scale, scale_memory = guarded_buffer((*shape[:-1], 1), torch.float32)
     codes = codes.view(inputs.fp8_dtype)
     if isinstance(inputs, tensors.QuantInputs):
         return tensors.QuantOutputs(codes, scale), [code_memory, scale_memory]
-    if inputs.residual is None:
+    if isinstance(inputs, tensors.QuantInputs) or inputs.residual is None:
         return tensors.NormQuantOutputs(codes, scale), [code_memory, scale_memory]
     residual, residual_memory = guarded_buffer(shape, inputs.x.dtype)
     return tensors.NormQuantOutputs(codes, scale, residual), [code_memory, scale_memory, residual_memory]

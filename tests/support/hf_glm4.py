@@ -43,7 +43,7 @@ def build_hf(seed: int, **changes: Any) -> Any:
 
     sizes: dict[str, Any] = {**SIZES, **changes}
     rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": sizes["partial_rotary_factor"]}
-    config = Glm4MoeConfig(**sizes, rope_parameters=rope, attn_implementation="eager")
+    config = Glm4MoeConfig(**{**sizes, "rope_parameters": rope, "attn_implementation": "eager"})
     torch.manual_seed(seed)
     model = Glm4MoeForCausalLM(config).float().eval()
     with torch.no_grad():

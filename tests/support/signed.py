@@ -15,6 +15,7 @@ from validators.signoff import depths, policy
 from validators.signoff.claims import Target
 from validators.signoff.policy import Policy, Requirement
 from validators.signoff.ruling import Ruling, rule
+from validators.words import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "docs" / "examples" / "claims"
@@ -22,17 +23,15 @@ NORM, QUANT, GEMM = "add_rmsnorm_quant", "per_token_quant", "ptpc_gemm"
 KERNELS = {NORM: ("demo/norm",), QUANT: ("demo/quant",), GEMM: ("demo/gemm",)}
 TARGET = Target("the demo path", "cpu", KERNELS)
 SMOKE = Policy("smoke", "", (Requirement("ops", depth="smoke"),))
-EVERY = Policy(
-    "every", "", tuple(Requirement(s, depth="smoke") if s == "ops" else Requirement(s) for s in policy.STAGES)
-)
+EVERY = Policy("every", "", tuple(Requirement(s, depth="smoke") if s == "ops" else Requirement(s) for s in STAGES))
 LATER = datetime.date(2999, 1, 1)
 
 
-def made(op: str, case: str, lane: str, status: Status = Status.PASSED, **changes: object) -> Record:
+def made(op: str, case: str, lane: str, status: Status = Status.PASSED, **changes: Any) -> Record:
     return record(status, **{"op": op, "case": case, "lane": lane, "kernel": KERNELS[op][0], **changes})
 
 
-def ops(depth: str = "smoke", **changes: object) -> list[Record]:
+def ops(depth: str = "smoke", **changes: Any) -> list[Record]:
     """A PASSED record of every case of a depth."""
     return [
         made(op, case, lane, **changes)
@@ -42,7 +41,7 @@ def ops(depth: str = "smoke", **changes: object) -> list[Record]:
     ]
 
 
-def whole(lane: str, status: Status = Status.PASSED, **changes: object) -> Record:
+def whole(lane: str, status: Status = Status.PASSED, **changes: Any) -> Record:
     op = {"parity": "gsm8k_parity"}.get(lane, lane)
     fields: dict[str, object] = {
         "op": op,

@@ -2,8 +2,8 @@
 
 A defect is the emulated kernel with one or two stages replaced, or with another arithmetic than the one
 that it declares. Whatever the suite lets through here, it would let through in a real kernel.
-``norm``, ``quant`` and ``gemm`` hold the lists; this module holds what they share. ``wiring`` holds
-models whose kernels are right and whose wiring is wrong.
+``norm``, ``quant`` and ``gemm`` hold the lists; this module holds what they share. ``paths`` holds
+models whose kernels are right and whose wiring is wrong; ``wiring`` lists them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from validators.words import FP8_FORMATS, OPS
 
 NORM_CONTRACT = "aiter-hip-gfx950"
 GEMM_CONTRACT = "fp32"
-W = TypeVar("W", emulated.Work, emulated_gemm.GemmWork)
+W = TypeVar("W")
 
 
 _OTHER_OPS = [op for op in OPS if (Path(__file__).parent / f"{op}.py").is_file()]

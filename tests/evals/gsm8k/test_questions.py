@@ -8,6 +8,7 @@ import random
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -93,7 +94,7 @@ def test_the_real_files_have_the_published_digests(real: Path, monkeypatch: pyte
 def test_rows_of_the_hub_give_the_bytes_of_the_file(real: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The hub holds a table; the digest is taken over its rows written as the published file is."""
     rows = [json.loads(line) for line in (real / "test.jsonl").read_text().splitlines()]
-    asked_for = {}
+    asked_for: dict[str, Any] = {}
 
     def load_dataset(name: str, config: str, *, split: str, revision: str | None) -> list[dict[str, str]]:
         asked_for.update(name=name, config=config, split=split, revision=revision)

@@ -32,6 +32,7 @@ def _norm_inputs(m: int = 12, n: int = 40, fp8: torch.dtype = FN) -> tensors.Nor
 
 def _strided(m: int = 12, n: int = 40) -> tensors.NormQuantInputs:
     plain = _norm_inputs(m, n)
+    assert plain.residual is not None
     x, residual = torch.full((m, n + 8), float("nan")).bfloat16(), torch.full((m, n + 24), float("nan")).bfloat16()
     x[:, :n], residual[:, :n] = plain.x, plain.residual
     return dataclasses.replace(plain, x=x[:, :n], residual=residual[:, :n])
@@ -292,7 +293,7 @@ def _run(inputs: tensors.Inputs, call: Callable[[Any, Any], tensors.Outputs] = _
     ],
     ids=["norm", "strided", "3d", "quant", "gemm"],
 )
-def test_an_honest_kernel_is_invariant(inputs: tensors.Inputs, op: str) -> None:
+def test_an_honest_kernel_is_invariant(inputs: Any, op: str) -> None:
     kernel, outputs = _kernel(_fill, op), _run(inputs)
     assert invariance.batch_invariance(kernel, inputs, outputs).ok is True
     layout = invariance.layout_equals_contiguous(kernel, inputs, outputs)

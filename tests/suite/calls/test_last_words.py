@@ -83,7 +83,7 @@ def test_words_hold_for_their_block_and_need_no_reader() -> None:
 
 def random_scale() -> Kernel:
     """The scale is one ulp up in every second call; both values are admissible under the contract's norm."""
-    honest, calls = emulated.make(emulated.NORM_QUANT_CONTRACTS["aiter-triton"]), [0]
+    honest, calls = emulated.make(NORM_QUANT_CONTRACTS["aiter-triton"]), [0]
 
     def call(inputs: NormQuantInputs, buffers: NormQuantOutputs) -> NormQuantOutputs:
         outputs = honest(inputs, buffers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -125,7 +126,7 @@ def fp8_nearest(t: np.ndarray, fp8: str) -> np.ndarray:
     ],
 )
 def test_double_rounding_changes_codes(op: str, dtype: str, through: type, share: float, fp8: str) -> None:
-    built = build(case_of(op, "double_rounding", 8, 512, dtype=dtype, fp8=fp8))
+    built: Any = build(case_of(op, "double_rounding", 8, 512, dtype=dtype, fp8=fp8))
     y = total(built) * built.weight.double() if isinstance(built, NormQuantInputs) else built.x.double()
     t = (y / y.abs().amax(1, keepdim=True) * QMAX[fp8]).numpy()
     twice = fp8_nearest(t.astype(np.float32).astype(through).astype(np.float64), fp8)

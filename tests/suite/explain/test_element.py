@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reference.contract import GemmContract, NormQuantContract, get_contract
+from reference.contract import Contract, get_contract
 from tests import zoo
 from validators.__main__ import main
 from validators.calls.call import Claim, run_kernel
@@ -21,7 +21,7 @@ def claim(kernel: Kernel, case: str) -> Claim:
     return run_kernel(kernel, Case.parse(case), "cpu")
 
 
-def contract_of(kernel: Kernel, name: str | None = None) -> NormQuantContract | GemmContract:
+def contract_of(kernel: Kernel, name: str | None = None) -> Contract:
     return get_contract(kernel.op, name or str(kernel.contract))
 
 

@@ -280,8 +280,8 @@ def test_a_code_lies_between_two_ends_as_their_own_codes_say(fmt: FloatFormat, o
         first, second = (decode(encode(end, fmt, overflow), fmt)[:, None].expand(got.shape) for end in (ends, other))
         inside = (got >= torch.minimum(first, second)) & (got <= torch.maximum(first, second))
         wanted = inside | (got.isnan() & (first.isnan() | second.isnan()))
-        pair = (end[:, None].expand(got.shape) for end in (ends, other))
-        assert torch.equal(codes_between(codes, *pair, fmt, overflow), wanted)
+        low, high = (end[:, None].expand(got.shape) for end in (ends, other))
+        assert torch.equal(codes_between(codes, low, high, fmt, overflow), wanted)
         assert bool(wanted.any())
 
 
@@ -342,7 +342,8 @@ def test_every_hypothesis_that_applies_can_be_computed(op: str, layout: Layout, 
     changes: list[dict[str, Any]] = [{}]
     if layout == "contiguous":
         changes += [{"dtype": "fp16", "fp8": "e4m3fnuz"}]
-        changes += {ADD: [{"gamma": "fp32", "gemma": True}, {"residual": False}], GEMM: [{"bias": True}]}.get(op, [])
+        changes += [{"gamma": "fp32", "gemma": True}, {"residual": False}] if op == ADD else []
+        changes += [{"bias": True}] if op == GEMM else []
     for change in changes:
         case = dataclasses.replace(plain, **change)
         inputs = build(case)

@@ -41,8 +41,8 @@ def imports(tree: ast.AST) -> Iterator[tuple[int, str, bool]]:
             named = [arg.value for arg in node.args[:1] if isinstance(arg, ast.Constant)]
             yield from ((node.lineno, name, top) for name in named if isinstance(name, str))
         inner = top and not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-        for child in ast.iter_child_nodes(node):
-            yield from visit(child, inner)
+        for below in ast.iter_child_nodes(node):
+            yield from visit(below, inner)
 
     yield from visit(tree, True)
 

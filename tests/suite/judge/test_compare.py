@@ -6,6 +6,7 @@ import dataclasses
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -91,7 +92,7 @@ def test_the_question_whether_a_contract_admits_all_is_answered_as_the_compariso
 @pytest.mark.parametrize("op", [ADD, QUANT])
 def test_the_screen_is_worth_having(op: str) -> None:
     """It must prove nearly all elements of an ordinary case, or a verdict would cost what the exact judgement costs."""
-    inputs = build(Case(op, 64, 1024, "gaussian"))
+    inputs: Any = build(Case(op, 64, 1024, "gaussian"))
     contract = NORM_QUANT_CONTRACTS["aiter-hip-gfx950"]
     outputs = emulated.execute(inputs, None, contract)
     asked = []

@@ -119,6 +119,7 @@ def test_legitimate_sums_pass_and_a_store_toward_zero_is_seen(name: str, recipe:
         comparisons, found = judge_gemm(inputs, GemmOutputs(serial(inputs, contract)), contract)
         assert not comparisons[0].violations
         assert found.ok
+    assert isinstance(inputs, GemmInputs)
     _, biased = judge_gemm(inputs, GemmOutputs(serial(inputs, contract, store="truncate")), contract)
     assert not biased.ok
     assert biased.relative < -found.effect

@@ -9,6 +9,7 @@ import pytest
 
 from validators.kernels import source
 from validators.kernels.registry import find_kernel
+from validators.records.provenance import Source
 
 MAIN = """import torch
 import helper
@@ -46,23 +47,29 @@ def folder(tmp_path: Path) -> Path:
     return place
 
 
-def test_the_files_are_those_that_it_takes_from_beside_it(folder: Path) -> None:
-    found = source.of_file(folder / "k.py")
+def _of(path: Path) -> Source:
+    found = source.of_file(path)
+    assert found is not None
+    return found
+
+
+def test_the_files_are_those_that_it_takes_from_its_folder(folder: Path) -> None:
+    found = _of(folder / "k.py")
     assert set(found.files) == set(FILES)
 
 
 @pytest.mark.parametrize("name", sorted(FILES))
 def test_a_change_of_any_of_them_is_another_kernel(folder: Path, name: str) -> None:
-    before = source.of_file(folder / "k.py").sha256
+    before = _of(folder / "k.py").sha256
     (folder / name).write_text(FILES[name] + "\n# changed\n")
-    assert source.of_file(folder / "k.py").sha256 != before
+    assert _of(folder / "k.py").sha256 != before
 
 
 @pytest.mark.parametrize("name", sorted(OTHERS))
 def test_a_change_of_anything_else_is_not(folder: Path, name: str) -> None:
-    before = source.of_file(folder / "k.py").sha256
+    before = _of(folder / "k.py").sha256
     (folder / name).write_text("y = 2\n")
-    assert source.of_file(folder / "k.py").sha256 == before
+    assert _of(folder / "k.py").sha256 == before
 
 
 def test_the_place_does_not_matter(folder: Path, tmp_path: Path) -> None:
@@ -73,14 +80,14 @@ def test_the_place_does_not_matter(folder: Path, tmp_path: Path) -> None:
 def test_nothing_outside_of_the_folder_counts(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "outside.py").write_text("")
     (folder / "k.py").write_text('"../outside.py"\nfrom .. import outside\n')
-    found = source.of_file(folder / "k.py")
+    found = _of(folder / "k.py")
     assert set(found.files) == {"k.py"}
 
 
 def test_circles_and_files_that_are_no_python_are_no_matter(folder: Path) -> None:
     (folder / "k.py").write_text("import helper\n")
     (folder / "helper.py").write_text("import k\nthis is no python")
-    found = source.of_file(folder / "k.py")
+    found = _of(folder / "k.py")
     assert set(found.files) == {"k.py", "helper.py"}
     assert source.of_file(folder / "absent.py") is None
 

@@ -8,6 +8,7 @@ import importlib.util
 import pytest
 import torch
 
+from reference.contract import NORM_QUANT_CONTRACTS
 from validators.cases.case import Case
 from validators.cases.ops.static_quant import NAME, StaticQuantInputs
 from validators.cases.recipe import QUANT
@@ -143,7 +144,7 @@ def test_only_rows_of_zeros_stand_against_a_contract(fp8: str) -> None:
 
     def call(inputs: Inputs, buffers: Outputs) -> Outputs:
         assert isinstance(inputs, QuantInputs)
-        outputs = emulated.make(emulated.NORM_QUANT_CONTRACTS["torchao"])(inputs)
+        outputs = emulated.make(NORM_QUANT_CONTRACTS["torchao"])(inputs)
         assert isinstance(outputs, QuantOutputs)
         nan = 0xFF if inputs.fp8_dtype == torch.float8_e4m3fn else 0x80
         outputs.codes.view(torch.uint8)[outputs.scale.flatten() == 0] = nan

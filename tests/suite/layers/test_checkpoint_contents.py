@@ -293,6 +293,7 @@ def test_no_value_of_a_setting_ends_in_a_traceback(tiny: Path) -> None:
     right = json.loads(file.read_text())
     said = []
     for path in _paths(right):
+        value: Any
         for value in ("x", "5120", None, [], {}, -1, 0, 1.5, True, math.inf, 10**9):
             config = json.loads(json.dumps(right))
             inner = config

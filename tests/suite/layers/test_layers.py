@@ -209,8 +209,11 @@ def test_two_processes_equal_two_simulated_ranks_bit_for_bit(tmp_path: Path) -> 
         assert process.returncode in (0, 1), errors.decode()
     main(["layers", *arguments, "--records", str(tmp_path / "simulated")])
     real, simulated = (store.load(tmp_path / name) for name in ("real", "simulated"))
-    assert real[-1].walk.real_ranks
-    assert real[-1].walk.stream == simulated[-1].walk.stream != {}
+    walks = [records[-1].walk for records in (real, simulated)]
+    assert walks[0] is not None
+    assert walks[1] is not None
+    assert walks[0].real_ranks
+    assert walks[0].stream == walks[1].stream != {}
     assert failing(real) == failing(simulated) == []
 
 

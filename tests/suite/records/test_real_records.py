@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +52,8 @@ from validators.records.store import Sink
 HERE = dataclasses.replace(PROVENANCE, cpu="", gpu="NVIDIA H200", kernel_versions={"vllm": "0.24.0"})
 
 
-def of(kernel: str, case: int, make: Callable[..., Record] = record, **changes: Any) -> Record:
+def of(kernel: str, case: int, **changes: Any) -> Record:
+    make = changes.pop("make", record)
     where = {
         "arch": "sm_90",
         "device": "cuda",
@@ -64,7 +64,7 @@ def of(kernel: str, case: int, make: Callable[..., Record] = record, **changes: 
 
 def three(kernel: str) -> list[Record]:
     away = of(kernel, 3, status=Status.UNSUPPORTED, reasons=("takes no such rows",), comparisons=(), checks=())
-    return [of(kernel, 1), of(kernel, 2, failed, explanations=(Explanation("", "it is so"),)), away]
+    return [of(kernel, 1), of(kernel, 2, make=failed, explanations=(Explanation("", "it is so"),)), away]
 
 
 # ---- what is kept ---------------------------------------------------------------------------------
@@ -205,7 +205,7 @@ def packing(kernel: Kernel, operands: str) -> Kernel:
 
     def call(inputs: Inputs, buffers: Outputs) -> Outputs:
         assert isinstance(inputs, GemmInputs)
-        changed = {name: real_findings._misread(getattr(inputs, name)) for name in operands}
+        changed: dict[str, Any] = {name: real_findings._misread(getattr(inputs, name)) for name in operands}
         return kernel.call(dataclasses.replace(inputs, **changed), buffers)
 
     return dataclasses.replace(kernel, call=call)
@@ -246,7 +246,7 @@ def test_sliced_batches_are_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: 
             x = inputs.x.as_strided((34, 1024), (inputs.x.stride(-2), 1))
             return kernel.call(real_findings._with_rows(inputs, x), buffers)
 
-        def refuse(inputs: Inputs, buffers: Outputs) -> Outputs:
+        def refuse(inputs: Any, buffers: Outputs) -> Outputs:
             if inputs.x.is_contiguous():
                 return kernel.call(inputs, buffers)
             raise RuntimeError("view size is not compatible")

@@ -119,7 +119,14 @@ def test_a_golden(read: list[Record]) -> None:
     assert golden == Golden("add_rmsnorm_quant-m16-n5120-bf16-e4m3fn-model-s0@emulated/aiter-triton@cpu", "UNCHANGED")
 
 
-EVIDENCE = {"rule": "non-inferiority", "margin": 1.5, "alpha": 0.05, "questions": 1319, "data": "x", "tokens": 9}
+EVIDENCE: dict[str, Any] = {
+    "rule": "non-inferiority",
+    "margin": 1.5,
+    "alpha": 0.05,
+    "questions": 1319,
+    "data": "x",
+    "tokens": 9,
+}
 
 
 def of_stage(lane: str, evidence: Any, **provenance: Any) -> Record:

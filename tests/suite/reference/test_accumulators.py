@@ -280,8 +280,8 @@ def test_zero_products_leave_the_accumulator_alone() -> None:
     for unit in GROUPS:
         fmt = _format(unit)
         a, b = _random(g, (4, 256), fmt), _random(g, (4, 256), fmt)
-        longer = [torch.nn.functional.pad(x, (0, 160)) for x in (a, b)]
-        assert torch.equal(emulate(a, b, fmt, unit), emulate(*longer, fmt, unit)), unit
+        more_a, more_b = (torch.nn.functional.pad(x, (0, 160)) for x in (a, b))
+        assert torch.equal(emulate(a, b, fmt, unit), emulate(more_a, more_b, fmt, unit)), unit
 
 
 def test_round_to_odd_is_exact_or_odd() -> None:

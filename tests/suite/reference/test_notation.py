@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 
 import pytest
 
 from reference import notation
-from reference.contract import GEMM_CONTRACTS, NORM_QUANT_CONTRACTS, get_contract
+from reference.contract import GEMM_CONTRACTS, NORM_QUANT_CONTRACTS, Contract, get_contract
 
-OPS = {"per_token_quant": NORM_QUANT_CONTRACTS, "ptpc_gemm": GEMM_CONTRACTS}
+OPS: dict[str, Mapping[str, Contract]] = {"per_token_quant": NORM_QUANT_CONTRACTS, "ptpc_gemm": GEMM_CONTRACTS}
 
 
 def test_a_changed_field_is_the_preset_but_for_that_field() -> None:

@@ -8,6 +8,7 @@ to 17 % of all values, depending on the CPU, and nobody had looked.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -22,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from golden import sets, truth
 from reference import formats
+from reference.contract import NORM_QUANT_CONTRACTS
 from tests.support.exact import nearest, numbers, root, ties
 from validators.cases.case import Case
 from validators.cases.inputs import build
@@ -90,7 +92,7 @@ def _cases() -> Iterator[Case]:
     for op in OPS:
         for name in recipe_names(op):
             for fp8, dtype in (("e4m3fn", "bf16"), ("e4m3fnuz", "fp16")):
-                size = {"n": 16, "k": 72} if op == "ptpc_gemm" else {"n": 264}
+                size: dict[str, Any] = {"n": 16, "k": 72} if op == "ptpc_gemm" else {"n": 264}
                 case = Case(op, 8, recipe=name, fp8=fp8, dtype=dtype, **size)
                 if reasons_impossible(case) is None:
                     yield case
@@ -116,7 +118,7 @@ def _use(area: str) -> None:
                     kernel.call(inputs, None)
             if case.op == "add_rmsnorm_quant":
                 for variant in free:
-                    for contract in emulated.NORM_QUANT_CONTRACTS.values():
+                    for contract in NORM_QUANT_CONTRACTS.values():
                         emulated.execute(inputs, None, contract, variant)
 
 
@@ -208,6 +210,10 @@ def _row_sum(tensor: Tensor) -> Tensor:
     return emulated._tree(tensor[:, None].expand(-1, 4).contiguous(), adjacent=False).squeeze(1)
 
 
+def _check_round_to(dtype: torch.dtype, values: Tensor) -> int:
+    return _check(lambda x: emulated_rounding.round_to(x, dtype), lambda x: nearest(x, dtype), values)
+
+
 def primitives() -> dict[str, Callable[[], int]]:
     """Name -> number of wrong values on this machine. Looked up when called, so that a test can plant a wrong one."""
     found = {**_arithmetic(torch.float32, _F, _G), **_arithmetic(torch.float64, _D, _E)}
@@ -218,15 +224,13 @@ def primitives() -> dict[str, Callable[[], int]]:
                 continue
             values = torch.cat([ties(source.dtype, dtype), source])
             run, exact = _cast(dtype)
-            found[f"cast {name} to {dtype}"] = lambda r=run, e=exact, v=values: _check(r, e, v)
+            found[f"cast {name} to {dtype}"] = functools.partial(_check, run, exact, values)
     for source in (_B, _H, _F):
         run, exact = _cast(torch.float64)
-        found[f"cast {source.dtype} to float64"] = lambda r=run, e=exact, v=source: _check(r, e, v)
+        found[f"cast {source.dtype} to float64"] = functools.partial(_check, run, exact, source)
     for dtype in (torch.bfloat16, torch.float16):
         values = torch.cat([ties(torch.float32, dtype), _F])
-        found[f"round_to {dtype}"] = lambda d=dtype, v=values: _check(
-            lambda x: emulated_rounding.round_to(x, d), lambda x: nearest(x, d), v
-        )
+        found[f"round_to {dtype}"] = functools.partial(_check_round_to, dtype, values)
     found["square_root"] = lambda: _check(
         lambda x: emulated_rounding.square_root(x), lambda x: root(x, torch.float32, 1), _POSITIVE
     )

@@ -265,6 +265,7 @@ def test_a_scale_between_the_steps_of_a_rounded_amax_is_caught(name: str) -> Non
     """Where y has the values of T, so has amax: one fp32 ulp from the scale that it gives is no scale at all."""
     contract = NORM_QUANT_CONTRACTS[name]
     inputs = build(Case(ADD, 6, 264, "gaussian_gain"))
+    assert isinstance(inputs, NormQuantInputs)
     outputs = emulated.execute(inputs, None, contract)
     for step in (1, -1):
         moved = clone(outputs)

@@ -82,7 +82,7 @@ def test_it_ends_with_a_decision_and_the_report_also_where_a_stage_dies(
             _write(command[-1], walked)
         return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr(machine.subprocess, "run", play)
+    monkeypatch.setattr(subprocess, "run", play)
     code = main(["machine", "--policy", "smoke", "--device", "cpu", "--out", str(tmp_path)])
     printed = capfd.readouterr().out
     last = printed.strip().splitlines()[-1]
@@ -97,7 +97,7 @@ def test_it_ends_with_a_decision_and_the_report_also_where_a_stage_dies(
 def test_nothing_recorded_is_no_sign_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(machine.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 2))
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 2))
     assert main(["machine", "--policy", "smoke", "--device", "cpu", "--out", str(tmp_path)]) == 2
     assert "no stage wrote a record" in capsys.readouterr().err
 

@@ -25,12 +25,13 @@ from tests.support.signed import (
 from validators.records.evidence import Golden
 from validators.records.provenance import Provenance
 from validators.records.record import Check, Explanation, Record, Status
-from validators.signoff import decision, depths, policy
+from validators.signoff import decision, depths
 from validators.signoff.claims import Target
 from validators.signoff.decision import under_policy
 from validators.signoff.policy import Policy, Requirement, Waiver
 from validators.signoff.ruling import rule
 from validators.signoff.text import markdown
+from validators.words import STAGES
 
 
 def test_every_cell_passed_is_signed() -> None:
@@ -39,9 +40,9 @@ def test_every_cell_passed_is_signed() -> None:
     assert {cell.state for cell in ruling.cells} == {"PASSED"}
 
 
-@pytest.mark.parametrize("stage", policy.STAGES)
+@pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_that_nobody_ran_is_untested_with_a_command(stage: str) -> None:
-    left = [r for r in path() if (r.lane if r.lane in policy.STAGES else "ops") != stage]
+    left = [r for r in path() if (r.lane if r.lane in STAGES else "ops") != stage]
     ruling = ruled(left)
     assert (ruling.decision, ruling.reasons) == ("UNTESTED", (f"UNTESTED: {stage}.",))
     words = {"ops": "validators run --kernel", "goldens": "golden check", "parity": "evals parity"}

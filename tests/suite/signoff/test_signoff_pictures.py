@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 
@@ -13,9 +14,9 @@ from validators.records.record import Record
 from validators.signoff import pictures
 
 
-def trajectory(known: ErrorByDepth | None, **changes: object) -> Record:
+def trajectory(known: ErrorByDepth | None, **changes: Any) -> Record:
     walk = WalkEvidence("glm-tiny", depth=known)
-    fields = {"lane": "layers", "case": "layers-glm-tiny-trajectory", "walk": walk}
+    fields: dict[str, Any] = {"lane": "layers", "case": "layers-glm-tiny-trajectory", "walk": walk}
     return record(**{**fields, **changes})
 
 
@@ -40,8 +41,8 @@ def test_a_walk_without_numbers_has_words_and_no_picture(known: ErrorByDepth | N
     assert walk.lines == ()
 
 
-def parity(evaluation: Evaluation, **changes: object) -> Record:
-    fields = {"op": "gsm8k_parity", "lane": "parity", "case": "parity-tiny-glm-n1319-margin1.5-s0"}
+def parity(evaluation: Evaluation, **changes: Any) -> Record:
+    fields: dict[str, Any] = {"op": "gsm8k_parity", "lane": "parity", "case": "parity-tiny-glm-n1319-margin1.5-s0"}
     return record(**{**fields, "evaluation": evaluation, **changes})
 
 
@@ -63,7 +64,7 @@ def test_parity_without_an_interval_shows_the_difference_alone_or_nothing() -> N
     assert one.interval is not None
     assert one.interval.low is None
     assert one.interval.words == "difference -0.40 points, margin -1.5"
-    (none,) = pictures.parities([parity({})])
+    (none,) = pictures.parities([parity(Evaluation())])
     assert none.interval is None
 
 

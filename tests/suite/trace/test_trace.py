@@ -260,6 +260,7 @@ def test_a_record_of_the_outcome(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert record.case == f"trace-{file.name}-layers{LAYERS}"
         assert record.checks
         assert all(check.ok for check in record.checks) == (code == 0)
+        assert record.launches is not None
         assert len(record.launches.sha256) == 64
         assert record.reproduce.startswith(f"python -m validators trace {file}")
         assert bool(record.reasons) == bool(code)
