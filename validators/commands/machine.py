@@ -98,11 +98,11 @@ def of_claim(target: Target, chosen: policy.Policy, device: str, records: str) -
     for step in rule(target, chosen, [], records).steps:
         words = [shlex.split(text) for text in step.commands]
         kept = [w[1:] for w in words if "propose" not in w and "accept" not in w]
-        if step.covers == "trace":
+        if step.stage == "trace":
             planned.append(Stage(step.covers, (), "needs a trace of the serving engine"))
         elif step.note:
             planned.append(Stage(step.covers, (), step.note))
-        elif step.covers == "parity":
+        elif step.stage == "parity":
             planned.append(_parity(tuple(kept[0])))
         else:
             planned += [Stage(step.covers, tuple(own)) for own in kept]

@@ -96,7 +96,7 @@ def lines(decided: signoff.Signoff) -> list[str]:
             said = c.decision if len(decided.claims) > 1 else c.outcome
             found.append(f"  {said}: {c.kernel}, contract {c.contract}, {c.arch}")
             found += [f"    {text}" for text in (*c.reasons, *c.caveats)]
-            found += [f"      {text}" for _, text in c.untested]
+            found += [f"      {text}" for step in c.untested for text in step.commands]
     return [*found, *decided.ignored]
 
 

@@ -30,6 +30,7 @@ from validators.signoff.facts import Facts
 from validators.signoff.judged import FAILING
 from validators.signoff.policy import EVERY_LANE, Policy
 from validators.signoff.ruling import Ruling
+from validators.signoff.stages import Step
 
 SIGNED, NOT_SIGNED, UNTESTED = "SIGNED", "NOT SIGNED", "UNTESTED"
 
@@ -95,9 +96,9 @@ class Claim:
         return self.ruling.reasons
 
     @property
-    def untested(self) -> tuple[tuple[str, str], ...]:
-        """(lanes, command that would test them)."""
-        return tuple((step.covers, command) for step in self.ruling.steps for command in step.commands)
+    def untested(self) -> tuple[Step, ...]:
+        """What would test the empty lanes and stages."""
+        return self.ruling.steps
 
     @property
     def records(self) -> tuple[Record, ...]:

@@ -162,7 +162,7 @@ def _ruling(ruling: Ruling, number: int) -> dict[str, Any]:
         "rows": [{"op": op, "kernel": kernel, "cells": cells} for (op, kernel), cells in grouped],
         "path": path,
         "machine": "a CPU" if machine == "any machine" else machine,
-        "elsewhere": [s for s in ruling.steps if s.machine != "any machine"],
+        "elsewhere": [] if ruling.target.arch == "cpu" else list(ruling.steps),
     }
 
 

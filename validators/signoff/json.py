@@ -9,8 +9,9 @@ from validators.records.codec import encode
 from validators.signoff.decision import Signoff
 from validators.signoff.policy import Requirement
 from validators.signoff.ruling import Ruling
+from validators.signoff.stages import Step
 
-SIGNOFF_SCHEMA_VERSION = 1
+SIGNOFF_SCHEMA_VERSION = 2
 
 
 def to_dict(signoff: Signoff) -> dict[str, Any]:
@@ -35,7 +36,7 @@ def to_dict(signoff: Signoff) -> dict[str, Any]:
                 "decision": c.decision,
                 "emulated": c.emulated,
                 "reasons": list(c.reasons),
-                "untested": [{"lane": lane, "command": command} for lane, command in c.untested],
+                "untested": [_step_dict(step) for step in c.untested],
                 "caveats": list(c.caveats),
                 "lanes": {lane: dict(cell) for lane, cell in c.cells.items()},
                 "depth": c.depth,
@@ -65,9 +66,13 @@ def _ruling_dict(ruling: Ruling) -> dict[str, Any]:
         "unrequired": list(ruling.unrequired),
         "facts": encode(ruling.facts),
         "excluded": [{"why": why, "records": count} for why, count in ruling.excluded],
-        "steps": [encode(step) for step in ruling.steps],
+        "steps": [_step_dict(step) for step in ruling.steps],
         "cells": [{**encode(c), "waiver": c.waiver.name if c.waiver else None} for c in ruling.cells],
     }
+
+
+def _step_dict(step: Step) -> dict[str, Any]:
+    return {**encode(step), "covers": step.covers}
 
 
 def _requirement_dict(r: Requirement) -> dict[str, Any]:

@@ -59,12 +59,25 @@ def device(arch: str) -> str:
 
 @dataclass(frozen=True)
 class Step:
-    """Something to run. covers: the empty cells that it would fill, in words. notes: what a person has to know."""
+    """Something to run. note: what a person has to know.
+
+    stage: whose empty cells it would fill. subject: the kernel that they are about, "" for a whole path. lanes: of the
+    stage ``ops`` the empty ones; every: whether the kernel has no other.
+    """
 
     machine: str
-    covers: str
+    stage: str
     commands: tuple[str, ...]
     note: str = ""
+    subject: str = ""
+    lanes: tuple[str, ...] = ()
+    every: bool = False
+
+    @property
+    def covers(self) -> str:
+        """In words: ``ops, demo/fused: every lane``, ``layers``."""
+        lanes = "every lane" if self.every else ", ".join(self.lanes)
+        return f"{self.stage}, {self.subject}: {lanes}" if self.subject else self.stage
 
 
 def ops_step(
@@ -90,8 +103,7 @@ def ops_step(
         **(_types(like.case) if like is not None else {}),
         records=records_dir,
     )
-    words = f"ops, {kernel}: {'every lane' if every else ', '.join(lanes)}"
-    return Step(machine(target.arch), words, (command,))
+    return Step(machine(target.arch), "ops", (command,), subject=kernel, lanes=tuple(lanes), every=every)
 
 
 def _types(case: str) -> dict[str, str]:

@@ -105,7 +105,12 @@ def _claim_lines(c: Claim, said: str) -> list[str]:
         lines.append(f"- and {len(c.reasons) - len(shown)} more reasons, in signoff.json")
     lines += _facts(c.facts)
     if c.untested:
-        lines += ["", "To test what is UNTESTED:", "", *(f"    {_flat(command)}" for _, command in c.untested)]
+        lines += [
+            "",
+            "To test what is UNTESTED:",
+            "",
+            *(f"    {_flat(x)}" for step in c.untested for x in step.commands),
+        ]
     return lines
 
 

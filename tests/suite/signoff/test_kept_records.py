@@ -66,6 +66,7 @@ by_kernel = pytest.mark.parametrize("kept", KEPT_DECISION["claims"], ids=lambda 
 def test_the_kept_decision_is_made_again(decided: Signoff) -> None:
     assert (decided.decision, decided.outcome) == (KEPT_DECISION["decision"], KEPT_DECISION["outcome"])
     assert decided.exit_code == KEPT_DECISION["exit_code"] == 0
+    assert KEPT_DECISION["schema"] == 1, "a decision of version 1 is read here"
     assert {c.kernel for c in decided.claims} == {c["kernel"] for c in KEPT_DECISION["claims"]}
 
 

@@ -19,6 +19,7 @@ from validators.records.store import Sink, StoreError
 from validators.signoff import depths
 from validators.signoff import html as signoff_html
 from validators.signoff.decision import SignoffError, decide, signoff_directory
+from validators.signoff.json import to_dict
 from validators.signoff.text import markdown
 from validators.signoff.write import write
 
@@ -75,13 +76,17 @@ def test_a_missing_lane_is_untested_with_its_command(lane: str) -> None:
     assert (decided.decision, decided.exit_code) == ("NOT SIGNED", 1)
     assert claim.reasons == (f"UNTESTED: ops of demo/fused ({lane}).",)
     command = f"python -m validators run --kernel add_rmsnorm_quant=demo/fused --lane {lane} --device cpu"
-    assert claim.untested == ((f"ops, demo/fused: {lane}", f"{command} --records 'my records'"),)
+    (step,) = claim.untested
+    assert (step.stage, step.subject, step.lanes, step.every) == ("ops", "demo/fused", (lane,), False)
+    assert (step.covers, step.commands) == (f"ops, demo/fused: {lane}", (f"{command} --records 'my records'",))
+    (told,) = to_dict(decided)["claims"][0]["untested"]
+    assert (told["stage"], told["subject"], told["lanes"]) == ("ops", "demo/fused", [lane])
 
 
 def test_the_command_repeats_contract_and_types() -> None:
     case = CASE.replace("bf16-e4m3fn", "fp16-e4m3fnuz")
     claim = decide([record(case=case, contract_from="given")]).claims[0]
-    assert "--contract vllm --dtype fp16 --fp8 e4m3fnuz" in claim.untested[0][1]
+    assert "--contract vllm --dtype fp16 --fp8 e4m3fnuz" in claim.untested[0].commands[0]
 
 
 def test_records_of_status_untested_do_not_count_as_run() -> None:
@@ -338,7 +343,7 @@ def test_files_written(tmp_path: Path) -> None:
     decided = signoff_directory(tmp_path)
     assert [p.name for p in write(decided, tmp_path / "out")] == ["signoff.json", "signoff.md", "signoff.html"]
     found = json.loads((tmp_path / "out" / "signoff.json").read_text())
-    assert (found["schema"], found["decision"], found["exit_code"]) == (1, "NOT SIGNED", 1)
+    assert (found["schema"], found["decision"], found["exit_code"]) == (2, "NOT SIGNED", 1)
     assert found["claims"][0]["lanes"]["adversarial"] == {"FAILED": 1}
     assert found["claims"][0]["failing"] == [{"case": CASE, "status": "FAILED"}]
     assert len(found["files"][0]["sha256"]) == 64
