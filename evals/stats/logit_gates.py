@@ -57,13 +57,11 @@ between the two."""
 def rebatching(pairs: InProcessPairs, seed: int) -> Gate:
     """The gate on the candidate's dependence on its batch: a row's result must not depend on its neighbours."""
     value, low, high = _typical(pairs.flat["candidate again"], pairs.flat["yardstick"], seed)
-    ok = _within(low, high, REBATCH_FACTOR, pairs)
-    return Gate(
-        "batch",
-        ok,
+    words = (
         f"cut into other batches, the candidate's logits differ from its own by {value:.2g} of the model's own "
-        f"quantisation noise (between {low:.2g} and {high:.2g}); allowed {REBATCH_FACTOR:g}",
+        f"quantisation noise (between {low:.2g} and {high:.2g}); allowed {REBATCH_FACTOR:g}"
     )
+    return Gate("batch", _within(low, high, REBATCH_FACTOR, pairs), words)
 
 
 def change(pairs: InProcessPairs, seed: int) -> Gate:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,14 @@ def _nth(function: Callable[..., Any], n: int, error: BaseException) -> Callable
     return call
 
 
+@contextlib.contextmanager
+def _ends(monkeypatch: pytest.MonkeyPatch, step: str, n: int, error: BaseException) -> Iterator[None]:
+    """The n-th call of ``os.STEP`` raises ``error``."""
+    with monkeypatch.context() as patch:
+        patch.setattr(os, step, _nth(getattr(os, step), n, error))
+        yield
+
+
 # Three files and the manifest: four renames, and a sync of the file and of its folder for each.
 STEPS = [*(("replace", n) for n in range(4)), *(("fsync", n) for n in range(0, 8, 2))]
 
@@ -46,10 +55,8 @@ def test_a_kill_at_any_step_leaves_the_old_goldens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, n: int
 ) -> None:
     before = made(tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr(os, step, _nth(getattr(os, step), n, Killed()))
-        with pytest.raises(Killed):
-            commit(tmp_path, NEW)
+    with _ends(monkeypatch, step, n, Killed()), pytest.raises(Killed):
+        commit(tmp_path, NEW)
     after = read(tmp_path)
     assert (after.rows, after.tensors, after.problems) == (before.rows, before.tensors, ())
     assert after.strays, "the kill came before anything was written, so this shows nothing"
@@ -108,11 +115,10 @@ def _start(code: str) -> subprocess.Popen[bytes]:
 def test_a_full_disk_changes_nothing_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, n: int
 ) -> None:
-    before = made(tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr(os, step, _nth(getattr(os, step), n, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
-        with pytest.raises(GoldenError, match=r"No space left on device; nothing was accepted"):
-            commit(tmp_path, NEW)
+    before, full = made(tmp_path), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    told = pytest.raises(GoldenError, match=r"No space left on device; nothing was accepted")
+    with _ends(monkeypatch, step, n, full), told:
+        commit(tmp_path, NEW)
     after = read(tmp_path)
     assert (after.rows, after.tensors, after.problems, after.strays) == (before.rows, before.tensors, (), ())
     _accepts_again(tmp_path)

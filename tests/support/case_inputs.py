@@ -15,6 +15,7 @@ from validators.cases.recipe import ADD as ADD
 from validators.cases.recipe import GEMM as GEMM
 from validators.cases.recipe import QUANT as QUANT
 from validators.cases.tensors import GemmInputs, NormQuantInputs, QuantInputs
+from validators.explain.element import element_text
 
 NP_FP8 = {"e4m3fn": ml_dtypes.float8_e4m3fn, "e4m3fnuz": ml_dtypes.float8_e4m3fnuz}
 
@@ -54,3 +55,8 @@ def total(built: NormQuantInputs) -> torch.Tensor:
     """x + residual, exact in float64 for the magnitudes used here."""
     assert built.residual is not None
     return built.x.double() + built.residual.double()
+
+
+def element_report(*claim: Any) -> str:
+    """The lines of ``element_text``, which takes the same arguments."""
+    return "\n".join(element_text(*claim).lines)

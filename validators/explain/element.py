@@ -44,18 +44,6 @@ class ElementError(UserError):
     """An element, an output or a contract that the case does not have; its message is one sentence."""
 
 
-def element_report(
-    inputs: Inputs,
-    outputs: Outputs,
-    contract: Contract,
-    row: int,
-    col: int,
-    output: str | None = None,
-) -> str:
-    """The lines of ``element_text``."""
-    return "\n".join(element_text(inputs, outputs, contract, row, col, output).lines)
-
-
 def element_text(
     inputs: Inputs,
     outputs: Outputs,

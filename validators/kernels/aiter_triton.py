@@ -23,7 +23,6 @@ import sys
 import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -256,27 +255,19 @@ def _versions() -> Mapping[str, str]:
 
 def kernels() -> list[Kernel]:
     """The fused kernel compiled for a GPU, and in Triton's interpreter; contract ``aiter-triton`` both times."""
-    common: dict[str, Any] = {
-        "op": "add_rmsnorm_quant",
-        "contract": "aiter-triton",
-        "call": _add_rmsnorm_quant,
-        "in_place": True,
-        "versions": _versions,
-        "fake": _is_fake(),
-    }
+    same = functools.partial(Kernel, op="add_rmsnorm_quant", contract="aiter-triton", call=_add_rmsnorm_quant)
+    adapter = functools.partial(same, in_place=True, versions=_versions, fake=_is_fake())
     return [
-        Kernel(
+        adapter(
             name="aiter_triton/add_rmsnorm_quant",
             unavailable=_unavailable,
             unsupported=_compiled_unsupported,
             notes=f"{_WITHOUT_RESIDUAL} where there is no residual",
-            **common,
         ),
-        Kernel(
+        adapter(
             name="aiter_triton/interpreted",
             unavailable=_interpreted_unavailable,
             unsupported=_unsupported,
             notes="a planted, real violation: triton 3.9's interpreter adds bf16 as integers and drops FP8 carries",
-            **common,
         ),
     ]

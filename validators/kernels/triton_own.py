@@ -128,26 +128,19 @@ def _compiled_unsupported(case: Case) -> str | None:
 
 def kernels() -> list[Kernel]:
     """``triton/add_rmsnorm_quant`` on a GPU and ``triton/interpreted`` on a CPU (TRITON_INTERPRET=1)."""
-    common: dict[str, Any] = {
-        "op": "add_rmsnorm_quant",
-        "contract": "aiter-triton",
-        "call": _add_rmsnorm_quant,
-        "in_place": True,
-        "versions": functools.partial(arch.versions, "triton"),
-    }
+    same = functools.partial(Kernel, op="add_rmsnorm_quant", contract="aiter-triton", call=_add_rmsnorm_quant)
+    adapter = functools.partial(same, in_place=True, versions=functools.partial(arch.versions, "triton"))
     return [
-        Kernel(
+        adapter(
             name="triton/add_rmsnorm_quant",
             unavailable=_unavailable,
             unsupported=_compiled_unsupported,
             options={"num_warps": _WARPS},
-            **common,
         ),
-        Kernel(
+        adapter(
             name="triton/interpreted",
             unavailable=_interpreted_unavailable,
             unsupported=_unsupported,
             notes="a planted, real violation: triton 3.9's interpreter truncates to bf16 and drops FP8 carries",
-            **common,
         ),
     ]

@@ -7,11 +7,12 @@ import torch
 
 from reference.contract import Contract, get_contract
 from tests import zoo
+from tests.support.case_inputs import element_report
 from validators.__main__ import main
 from validators.calls.call import Claim, run_kernel
 from validators.cases.case import Case
 from validators.cases.tensors import GemmInputs, GemmOutputs
-from validators.explain.element import ElementError, element_report
+from validators.explain.element import ElementError
 from validators.judge.compare import compare
 from validators.kernels.kernel import Kernel
 from validators.kernels.registry import find_kernel

@@ -10,13 +10,13 @@ import torch
 from reference.contract import GEMM_CONTRACTS
 from reference.formats import format_of, round_to
 from reference.ptpc_gemm import gemm_truth, operand, says_nothing
+from tests.support.case_inputs import element_report
 from validators.calls.call import run_kernel
 from validators.cases.case import Case
 from validators.cases.inputs import build
 from validators.cases.recipe import GEMM
 from validators.cases.suite import cases_for
 from validators.cases.tensors import GemmInputs, GemmOutputs
-from validators.explain.element import element_report
 from validators.kernels import emulated_gemm
 from validators.kernels.kernel import Kernel
 from validators.kernels.registry import find_kernel

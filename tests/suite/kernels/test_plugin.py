@@ -186,9 +186,8 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("what", list(BROKEN))
-def test_every_mistake_in_the_file_is_one_sentence(tmp_path: Path, what: str) -> None:
-    source, words = BROKEN[what]
+@pytest.mark.parametrize(("source", "words"), BROKEN.values(), ids=BROKEN)
+def test_every_mistake_in_the_file_is_one_sentence(tmp_path: Path, source: str, words: str) -> None:
     spec = write(tmp_path, source)
     with pytest.raises(KernelError) as caught:
         plugin.load(spec)
@@ -268,9 +267,8 @@ WRAPPED = {
 }
 
 
-@pytest.mark.parametrize("what", list(WRAPPED))
-def test_what_hides_its_parameters_is_told_what_to_wrap(tmp_path: Path, what: str) -> None:
-    source, words = WRAPPED[what]
+@pytest.mark.parametrize(("source", "words"), WRAPPED.values(), ids=WRAPPED)
+def test_what_hides_its_parameters_is_told_what_to_wrap(tmp_path: Path, source: str, words: str) -> None:
     spec = write(tmp_path, source)
     with pytest.raises(KernelError) as caught:
         plugin.load(spec, "per_token_quant")

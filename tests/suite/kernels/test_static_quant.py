@@ -9,12 +9,12 @@ import torch
 
 from reference.static_quant import CONTRACTS, EVIDENCE, StaticQuantContract
 from tests import zoo
+from tests.support.case_inputs import element_report
 from validators.calls.call import run_kernel
 from validators.cases.case import Case
 from validators.cases.inputs import build
 from validators.cases.ops.static_quant import NAME, StaticQuantInputs, StaticQuantOutputs
 from validators.cases.suite import cases_for
-from validators.explain.element import element_report
 from validators.explain.identify import identify
 from validators.explain.ops.static_quant import HYPOTHESES
 from validators.judge.compare import compare
