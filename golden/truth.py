@@ -14,18 +14,16 @@ import torch
 
 from golden.store import GoldenError, Output, Tensor
 from golden.tensors import from_stored
-from reference import static_quant
 from reference.add_rmsnorm_quant import NormTruth, norm_truth
 from reference.contract import Contract, GemmContract, NormQuantContract, presets
 from reference.formats import encode, format_of
 from reference.per_token_quant import QuantTruth, quant_truth
 from reference.ptpc_gemm import operand, truth_of
 from reference.setting import Setting
-from reference.static_quant import StaticQuantContract
 from validators.cases.case import Case
 from validators.cases.inputs import build
-from validators.cases.ops.static_quant import StaticQuantInputs
 from validators.cases.tensors import GemmInputs, Inputs, NormQuantInputs, QuantInputs
+from validators.judge.sets import oracle_of
 
 WIDEST = 78
 """Columns of a reference case; see ``SUM_ORDER``."""
@@ -46,9 +44,9 @@ def compute(case: Case) -> dict[str, torch.Tensor]:
 
     Norms, per row: rms, p_max, scale, scale_low, scale_high float64, kind int8. Per element: residual (the stored one,
     fp32), codes_low and codes_high uint8, ends of the admissible codes for the nominal scale (0 in rows that are not
-    judged). static_quant: codes_low and codes_high likewise, and unspecified uint8, which is 1 where every code is
-    admissible. GEMMs, [m, n] float64: sum (exact), magnitude (exact), value, low, high; and declared_magnitude, which
-    is compared with magnitude and not stored. Raises GoldenError where the reference raises.
+    judged). Of sets that the oracle gives: codes_low and codes_high likewise, and unspecified uint8, which is 1 where
+    every code is admissible. GEMMs, [m, n] float64: sum (exact), magnitude (exact), value, low, high; and
+    declared_magnitude, which is compared with magnitude and not stored. Raises GoldenError where the reference raises.
     """
     inputs = build(case)
     try:
@@ -61,7 +59,8 @@ def compute(case: Case) -> dict[str, torch.Tensor]:
 def _values(inputs: Inputs) -> dict[str, torch.Tensor]:
     with torch.inference_mode():
         table: Mapping[str, Contract] = presets(inputs.op)
-        values = {name: _VALUES[inputs.op](inputs, contract) for name, contract in table.items()}
+        values_of: Callable[[Any, Any], dict[str, torch.Tensor]] = _VALUES.get(inputs.op, _by_sets)
+        values = {name: values_of(inputs, contract) for name, contract in table.items()}
         return {f"{name}/{what}": value for name, found in values.items() for what, value in found.items()}
 
 
@@ -100,20 +99,24 @@ def _gemm(inputs: GemmInputs, contract: GemmContract) -> dict[str, torch.Tensor]
     }
 
 
-def _static(inputs: StaticQuantInputs, contract: StaticQuantContract) -> dict[str, torch.Tensor]:
-    fmt = format_of(inputs.fp8_dtype)
-    codes = static_quant.sets(inputs, contract, slice(None))["codes"]
-    ends = {"codes_low": encode(codes.low, fmt), "codes_high": encode(codes.high, fmt)}
-    return {**ends, "unspecified": codes.open.to(torch.uint8)}
+def _by_sets(inputs: Any, contract: Contract) -> dict[str, torch.Tensor]:
+    """Of an op whose oracle gives the sets: the ends of every output, FP8 ones as codes."""
+    found = {}
+    sets = oracle_of(inputs.op).sets(inputs, contract, slice(None))
+    for name, (_, dtype) in inputs.expected().items():
+        for end in ("low", "high"):
+            values = getattr(sets[name], end)
+            found[f"{name}_{end}"] = encode(values, format_of(dtype)) if dtype.itemsize == 1 else values
+        found["unspecified" if name == "codes" else f"{name}_unspecified"] = sets[name].open.to(torch.uint8)
+    return found
 
 
 _VALUES: dict[str, Callable[[Any, Any], dict[str, torch.Tensor]]] = {
     "add_rmsnorm_quant": _norm,
     "per_token_quant": _quant,
     "ptpc_gemm": _gemm,
-    "static_quant": _static,
 }
-"""By op; no other op has goldens of the reference."""
+"""By op; an op that is not listed has the sets that its oracle gives."""
 
 
 def stored_part(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

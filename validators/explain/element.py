@@ -9,20 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from reference.add_rmsnorm_quant import NormTruth, Residuals, rounded_y
-from reference.contract import Contract, GemmContract, NormQuantContract
+from reference.contract import Contract, NormQuantContract
 from reference.formats import bytes_of, code_preimages, decode, order_key
 from reference.quantize import Codes, Row, Scales
 from reference.setting import Setting
 from validators.cases.tensors import (
-    GemmInputs,
-    GemmOutputs,
     Inputs,
     NormQuantInputs,
     NormQuantOutputs,
@@ -31,8 +28,8 @@ from validators.cases.tensors import (
     named_tensors,
 )
 from validators.errors import UserError
-from validators.explain.element_gemm import explain_out
 from validators.explain.lines import Text, interval, number, row_of, terms, with_bits
+from validators.explain.op import op_explained
 from validators.judge.compare import settled
 from validators.judge.norm import Truth, truth_of
 from validators.judge.sets import oracle_of, values_of
@@ -74,7 +71,7 @@ def element_text(
     text = Text([f"{chosen} of row {row}, column {col}, under contract {contract.name}"])
     with torch.inference_mode():
         chosen_contract = settled(inputs, outputs, contract)
-        _LINES.get(inputs.op, _by_sets)(text, inputs, outputs, chosen_contract, row, col, chosen)
+        (op_explained(inputs.op).lines or _by_sets)(text, inputs, outputs, chosen_contract, row, col, chosen)
     return text
 
 
@@ -93,14 +90,15 @@ class _Row:
     col: int
 
 
-def _explain_quant(
+def quant_lines(
     text: Text, inputs: Inputs, outputs: Outputs, contract: NormQuantContract, row: int, col: int, output: str
 ) -> None:
+    """Adds the lines of an output of a quantizer: x, scale, codes."""
     r = _row_lines(text, inputs, outputs, contract, row, col)
     _scale_and_code_lines(text, r, output)
 
 
-def _explain_norm(
+def norm_lines(
     text: Text,
     inputs: NormQuantInputs,
     outputs: NormQuantOutputs,
@@ -109,6 +107,7 @@ def _explain_norm(
     col: int,
     output: str,
 ) -> None:
+    """Adds the lines of an output of the fused norm: x, residual, norm, scale, codes."""
     r = _row_lines(text, inputs, outputs, contract, row, col)
     assert isinstance(r.truth, NormTruth)
     if r.truth.residuals is not None:
@@ -145,12 +144,6 @@ def _scale_and_code_lines(text: Text, r: _Row, output: str) -> None:
         _special_lines(text, r, r.truth.scale)
     else:
         _code_lines(text, r, r.truth.codes(torch.tensor([0]), torch.tensor([r.col]), own.reshape(1)))
-
-
-def _explain_out(
-    text: Text, inputs: GemmInputs, outputs: GemmOutputs, contract: GemmContract, row: int, col: int, output: str
-) -> None:
-    explain_out(text, inputs, outputs, contract, row, col)
 
 
 def _by_sets(text: Text, inputs: Inputs, outputs: Outputs, contract: Contract, row: int, col: int, output: str) -> None:
@@ -308,12 +301,3 @@ def _code_lines(text: Text, r: _Row, sets: Codes) -> None:
         text.verdict(False, f"got NaN where {nearest} is due")
     else:
         text.verdict(False, f"{int(sets.steps(code)):+d} steps from {nearest}")
-
-
-# ---- the command
-_LINES: dict[str, Callable[..., None]] = {
-    "add_rmsnorm_quant": _explain_norm,
-    "per_token_quant": _explain_quant,
-    "ptpc_gemm": _explain_out,
-}
-"""By op; the elements of an op that is not listed are explained by the sets that its oracle gives."""

@@ -26,8 +26,8 @@ from validators.judge.gemm import bits_of
 _LARGEST = 3
 
 
-def explain_out(
-    text: Text, inputs: GemmInputs, outputs: GemmOutputs, contract: GemmContract, row: int, col: int
+def gemm_lines(
+    text: Text, inputs: GemmInputs, outputs: GemmOutputs, contract: GemmContract, row: int, col: int, output: str
 ) -> None:
     """Adds the lines of out[row, col]: products, accumulator, scales, bias, admissible outputs, got."""
     fmt = format_of(inputs.a.dtype)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from validators.explain.lines import Text
 from validators.records.record import Comparison, Explanation
 
 
@@ -44,6 +45,8 @@ class ExplainOp:
     diagnose(asked) -> what would explain the violations. cases: (recipe, shape and options) of the cases that tell its
     contracts apart, or that show its units. without_effect(contract, inputs) -> fields that say nothing about these
     inputs. observed(inputs, outputs, contract) -> numbers that the outputs show, by field of the contract.
+    lines(text, inputs, outputs, contract, row, col, output): adds the arithmetic of an element to its report; None where
+    the sets of the oracle say it all.
     units(inputs, outputs) -> sentences about the matrix unit; asked of the last case.
     bits(scenes, contract) -> what the bits show where nothing fits.
     changes: whether identification tries presets with changed fields. zeros: the recipe of ``cases`` with rows of
@@ -55,6 +58,7 @@ class ExplainOp:
     cases: tuple[tuple[str, Mapping[str, Any]], ...]
     without_effect: Callable[[Any, Any], set[str]] = lambda contract, inputs: set()
     observed: Callable[[Any, Any, Any], Mapping[str, list[object]]] = _nothing
+    lines: Callable[[Text, Any, Any, Any, int, int, str], None] | None = None
     units: Callable[[Any, Any], tuple[str, ...]] = _no_units
     bits: Callable[[Sequence[tuple[Any, Any]], Any], tuple[str, ...]] = lambda scenes, contract: ()
     changes: bool = True

@@ -14,6 +14,7 @@ from validators.calls.call import run_kernel
 from validators.cases.case import Case
 from validators.cases.inputs import build
 from validators.cases.ops.static_quant import NAME, StaticQuantInputs, StaticQuantOutputs
+from validators.cases.recipes import lane_of, recipe_names
 from validators.cases.suite import cases_for
 from validators.explain.identify import identify
 from validators.explain.ops.static_quant import HYPOTHESES
@@ -45,6 +46,17 @@ def test_legitimate_kernels_pass_the_smoke_suite(contract: StaticQuantContract, 
         kernel = Kernel("demo/legal", NAME, contract.name, make(contract, direction), in_place=True, emulated=True)
         for case in cases_for(NAME, depth="smoke", fp8=fp8):
             assert validate(kernel, case).status is Status.PASSED, (direction, case.id)
+
+
+@formats
+@pytest.mark.parametrize("recipe", recipe_names(NAME))
+def test_the_given_scale_is_a_power_of_two_in_the_exact_lane_alone(recipe: str, fp8: str) -> None:
+    case = Case(NAME, 24, 72, recipe, fp8=fp8)
+    built = build(case)
+    assert isinstance(built, StaticQuantInputs)
+    assert built.scale.shape == (1,)
+    assert 0 < float(built.scale) < float("inf")
+    assert (torch.frexp(built.scale).mantissa.item() == 0.5) == (lane_of(case) == "exact")
 
 
 def test_a_reciprocal_that_the_contract_settles_has_no_variants() -> None:

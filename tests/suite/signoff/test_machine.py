@@ -109,7 +109,7 @@ def test_a_bad_policy_stops_before_anything_runs() -> None:
 
 
 def test_a_walk_is_asked_of_the_ops_that_a_model_walks() -> None:
-    """static_quant is an op of the machine and of no layer: its walk would stay UNTESTED for ever."""
+    """Another op is one of the machine and of no layer: its walk would stay UNTESTED for ever."""
     target = claims.Target("", "cpu", {op: (f"emulated/{op}",) for op in OPS}, one_path=False)
     ruled = ruling.rule(target, policy.load("machine"), [])
     assert {c.op for c in ruled.cells if c.stage == "layers"} == set(PATH)

@@ -22,13 +22,9 @@ from validators.run import validate
 from validators.signoff.claims import Target
 from validators.signoff.policy import Policy, Requirement
 from validators.signoff.ruling import Ruling, rule
+from validators.words import OPS
 
-KERNELS = {
-    "add_rmsnorm_quant": "emulated/aiter-hip-gfx950",
-    "per_token_quant": "emulated/aiter-hip-gfx950",
-    "ptpc_gemm": "emulated/fp32",
-    "static_quant": "emulated/vllm",
-}
+KERNELS = {op: f"emulated/{zoo.clean_kernel(op).contract}" for op in OPS}
 TARGET = Target("the emulated path", "cpu", {op: (name,) for op, name in KERNELS.items()})
 SMOKE = Policy("smoke", "", (Requirement("ops", depth="smoke"),))
 DEFECTS = [d.id for d in zoo.all_defects()]

@@ -7,6 +7,7 @@ import torch
 from reference.contract import NormQuantContract
 from validators.cases.tensors import NormQuantInputs
 from validators.explain.bits import observations
+from validators.explain.element import norm_lines
 from validators.explain.op import ExplainOp
 from validators.explain.rows import diagnose_rows, observed
 
@@ -26,6 +27,7 @@ EXPLAIN = ExplainOp(
     cases=(("gaussian", {"n": 5120}), ("zero_rows", {"n": 512})),
     without_effect=_without_effect,
     observed=observed,
+    lines=norm_lines,
     bits=observations,
     zeros="zero_rows",
     small="magnitude_ladder",

@@ -14,6 +14,7 @@ from reference.formats import bytes_of, round_to, ulp
 from reference.ptpc_gemm import GemmTruth, is_emulated, operand, truth_of
 from validators.cases.tensors import GemmInputs, GemmOutputs
 from validators.explain import nearby
+from validators.explain.element_gemm import gemm_lines
 from validators.explain.gemm import HYPOTHESES, GemmHypothesis, GemmScene, shufflable, sums
 from validators.explain.op import Asked, Diagnosis, ExplainOp
 from validators.explain.scoring import Candidate, Evidence, Masks, ranked
@@ -179,6 +180,7 @@ EXPLAIN = ExplainOp(
     # Positive data tells units apart best: on zero-mean data promoted partial sums are often exact.
     cases=(("gaussian", {"n": 128, "k": 1024}), ("positive_mean", {"n": 128, "k": 1024})),
     without_effect=_without_effect,
+    lines=gemm_lines,
     units=_units,
     changes=False,
 )
