@@ -31,7 +31,7 @@ from validators.records.verdict import decide, strength
 from validators.run import judge
 
 LANE = "goldens"
-"""Lane of a golden's record: it says that bits are as accepted, and cannot stand for a case of the suite's lanes."""
+"""Lane of a golden's record: it says that bits are as accepted, and never counts for a case of the suite's lanes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +168,7 @@ def _record(
     state: State,
     **fields: Any,
 ) -> Record:
-    """The verdict as a record: whether the outputs are admissible. That they drifted stands beside it, unjudged."""
+    """The verdict as a record: whether the outputs are admissible. That they drifted is not judged."""
     return Record(
         status=verdict,
         reasons=reasons,

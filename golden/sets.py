@@ -1,7 +1,7 @@
 """Which cases are golden, for which kernels and architectures.
 
-A case that stands here must have a row for its kernel once the kernel is recorded on an architecture, and a row must
-stand here: ``verify`` holds both. Shapes suit every kernel of the suite (widths and K in multiples of 16, bf16, the
+A case that is listed here must have a row for its kernel once the kernel is recorded on an architecture, and a row must
+be listed here: ``verify`` holds both. Shapes suit every kernel of the suite (widths and K in multiples of 16, bf16, the
 architecture's own FP8 format), so that one list serves all.
 """
 
@@ -122,7 +122,7 @@ def kernel_cases(op: str, fp8: str) -> list[str]:
 
 
 def format_for(kernel: str, arch: str) -> str:
-    """FP8 format that a kernel is recorded in: the architecture's own; an emulated one's is what it stands for."""
+    """FP8 format that a kernel is recorded in: the architecture's own; an emulated one's is what it represents."""
     return native_fp8("gfx942" if kernel == "emulated/aiter-hip-gfx942" else arch)
 
 

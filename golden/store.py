@@ -118,7 +118,7 @@ class Row:
         return {**value, "row_sha256": row_digest(value)}
 
     def same_golden(self, other: Row) -> bool:
-        """Whether both stand for the same bits under the same contract; dates, versions and reasons may differ."""
+        """Whether both represent the same bits under the same contract; dates, versions and reasons may differ."""
         return (self.inputs, self.contract, self.isa, self.library, self.bits()) == (
             other.inputs,
             other.contract,

@@ -14,7 +14,7 @@ from validators.cases.tensors import Outputs
 from validators.judge.tally import STEP_LIMIT, where_in_words
 
 WHOLE_BYTES = 2**16
-"""Larger outputs are stored as ``SAMPLED_ROWS`` rows beside the digest of the whole."""
+"""Larger outputs are stored as ``SAMPLED_ROWS`` rows, with the digest of the whole."""
 SAMPLED_ROWS = 4
 
 _STORED = {

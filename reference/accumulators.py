@@ -5,7 +5,7 @@ states in ``Unit.source`` how well it is known; docs/derivations.md 8b.
 
 Notation. A code is x = (-1)^s * m * 2^(e-3) with m in 0..15; e = field - bias, 1 - bias for subnormals (never
 renormalised). A product has m = m_a*m_b <= 225, e = e_a + e_b and |p| = m * 2^(e-6) < 2^(e+2); its exponent is not
-renormalised either. NONE stands for the exponent of a zero product, below every other.
+renormalised either. NONE represents the exponent of a zero product, below every other.
 
 Why float64 is exact here. All quantities are integers times powers of two:
   aligned    p/q with q = 2^(E-F), E >= e: |p/q| < 2^(F+2); 32 of them and |c/q| < 2^(F+1) sum to less than 2^(F+8)
@@ -157,7 +157,7 @@ K_MAPS: dict[str, Tensor] = {
 }
 """Which logical k each physical k holds, for every consecutive ``len(map)`` products. Identity is certain for what it
 says; the lane maps are derived from the layout of the pre-shuffled weight under the assumption that both
-operands are loaded 16 bytes a lane and fed 8 bytes an instruction, low bytes first. Not checked on silicon."""
+operands are loaded 16 bytes per lane and fed 8 bytes per instruction, low bytes first. Not checked on silicon."""
 
 
 def arrange(codes: Tensor, k_map: Tensor | None, multiple: int) -> Tensor:
@@ -357,7 +357,7 @@ def emulate(
 
     fmt: of both operands. unit: a name of ``UNITS`` (or ``<unit>-promote<N>``) or a Unit. k_map: int64 [L], see
     ``arrange``. splits: slices along K (``slices``), each accumulated from zero, added in order in fp32. tile: output
-    elements at a time; memory is about 60 bytes a tile element plus the decoded operands of the tile. A NaN code
+    elements at a time; memory is about 60 bytes per tile element plus the decoded operands of the tile. A NaN code
     anywhere makes its row or column the canonical NaN 0x7FFFFFFF (NVIDIA's; the payload of other units is not known).
     Runs where the codes are. Raises AccumulatorError for operands that do not fit together or an unknown unit.
     """

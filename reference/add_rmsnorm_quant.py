@@ -53,8 +53,8 @@ class NormTruth:
     """Truth of a chunk of m rows by n columns: what is admissible of each output.
 
     residuals: None without residual. z: fp32 [m, n], the norm's input, exact. weight: fp32 [n], effective gamma. These
-    lie where x does; the rest is float64 [m] on the CPU, because a GPU launches small kernels more slowly than a CPU
-    computes them.
+    are on the device of x; the rest is float64 [m] on the CPU, because a GPU launches small kernels more slowly than
+    a CPU computes them.
     p_max: max|z*w|. rms: 1/sqrt(mean(z^2)+eps). rms_low/high: ends of the kernel's fp32 value.
     """
 
@@ -88,7 +88,7 @@ class NormTruth:
         return self.setting.rms_budget + self.setting.y_budget + self.setting.step_budget
 
     def codes(self, row: torch.Tensor, col: torch.Tensor, scale: torch.Tensor) -> Codes:
-        """Admissible codes of gathered elements (row, col); the work is done where scale lies.
+        """Admissible codes of gathered elements (row, col); the work is done on the device of scale.
 
         scale: the kernel's own of each element's row (float64), already replaced by the nominal one where it is not
         admissible. Rows must be NORMAL or FLOORED. In a NORMAL row without rounding points the cancellation theorem
@@ -98,7 +98,7 @@ class NormTruth:
         return self.codes_of(row.to(place), self.z[row, col].to(place), self.weight[col].to(place), scale)
 
     def codes_of(self, row: torch.Tensor, z: torch.Tensor, w: torch.Tensor, scale: torch.Tensor) -> Codes:
-        """``codes`` of elements whose z and weight (fp32) were gathered already; all lie where scale does."""
+        """``codes`` of elements whose z and weight (fp32) were gathered already; all on the device of scale."""
         setting, place = self.setting, scale.device
         contract, bound = setting.contract, setting.code_bound
         if self.scale.ordinary and contract.cancels and not contract.round_quotient:
@@ -136,7 +136,7 @@ def fp32_ends(low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torc
     """Smallest fp32 >= low and largest fp32 <= high, for non-negative float64 (in and out): the fp32 numbers inside
     [low, high]. NaN stays NaN."""
     up, down = low.to(torch.float32), high.to(torch.float32)
-    # The next fp32 number of a non-negative one is the next integer of its bits; above the largest one lies infinity.
+    # The next fp32 number of a non-negative one is the next integer of its bits; above the largest one is infinity.
     up.view(torch.int32).add_((up < low).view(torch.int8))
     down.view(torch.int32).sub_((down > high).view(torch.int8))
     return up.double(), down.double()
@@ -310,7 +310,7 @@ def flush_scale(rms: torch.Tensor, square_sum: torch.Tensor, w: torch.Tensor, se
     With B the larger bound, a row whose scale is at least 2**12 B has |t| < 2**-12 * (1 + 2**-20) for such an element,
     and code 0 with and without the flush (codes begin at 2**-11). None of them is the row's maximum, which is near Q*s.
     The sum of squares moves by at most 2**-199 n by the second way and by 2n * m by flushed squares and partial sums:
-    beside mean square + eps >= 2**-40 (a larger rms is not judged) that is 2**-84, inside ``budgets.FLOAT64_SLACK``.
+    against mean square + eps >= 2**-40 (a larger rms is not judged) that is 2**-84, inside ``budgets.FLOAT64_SLACK``.
     """
     top_w, top_z = w.abs().amax().double().cpu(), square_sum.sqrt()
     gain = torch.maximum(top_w, top_z).clamp(min=1.0) * rms.clamp(min=1.0)

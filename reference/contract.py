@@ -71,7 +71,7 @@ class Contract:
         return 0.0
 
     def members(self: C) -> tuple[C, ...]:
-        """The contracts with every field settled that this one stands for, its own values first."""
+        """The contracts with every field settled that this one represents, its own values first."""
         if not self.unsettled:
             return (self,)
         names = [name for name, _ in self.unsettled]
@@ -167,7 +167,7 @@ class NormQuantContract(Contract):
 
     @property
     def cancels(self) -> bool:
-        """Whether the kernel's rms stands above and below in y/s, so that it cancels (``budgets.code_budget``)."""
+        """Whether the kernel's rms is a factor of both y and s, so that it cancels (``budgets.code_budget``)."""
         return not (self.rounds_y or self.round_scale)
 
     def store(self, storage: str) -> Literal["rne", "truncate"]:

@@ -92,7 +92,7 @@ def _number(kind: type, field: str) -> type | None:
 
 
 def takes_numbers(contract: object, field: str) -> bool:
-    """Whether the field has numbers as values, beside whatever closed list."""
+    """Whether the field has numbers as values, whatever closed list it also has."""
     return _number(type(contract), field) is not None
 
 

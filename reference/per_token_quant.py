@@ -14,7 +14,7 @@ from reference.setting import Setting
 
 @dataclass(frozen=True)
 class QuantTruth:
-    """Truth of a chunk of ``per_token_quant``: x fp32 [m, n] (values of T), where it lies; scale on the CPU."""
+    """Truth of a chunk of ``per_token_quant``: x fp32 [m, n] (values of T), on its own device; scale on the CPU."""
 
     setting: Setting
     x: torch.Tensor

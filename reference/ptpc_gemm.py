@@ -78,8 +78,8 @@ class GemmTruth:
         return says_nothing(self, self.setting.k) & ~self.spilled
 
     def admits(self, got: torch.Tensor) -> torch.Tensor:
-        """Which outputs, float64 [m, n], lie in their sets, bool. Beyond T's range: a value of the set, Inf with its
-        sign, or T's largest value where the whole set lies beyond it; not a zero, a NaN or the other sign."""
+        """Which outputs, float64 [m, n], are in their sets, bool. Beyond T's range: a value of the set, Inf with its
+        sign, or T's largest value where the whole set is beyond it; not a zero, a NaN or the other sign."""
         most = self.setting.out.max
         low = torch.where(self.low == math.inf, torch.full_like(self.low, most), self.low)
         high = torch.where(self.high == -math.inf, torch.full_like(self.high, -most), self.high)

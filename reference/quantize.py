@@ -91,13 +91,13 @@ class Scales:
     def admits(self, scale: torch.Tensor) -> torch.Tensor:
         """Which scales (float64 [m], the kernel's fp32 values) are admissible: bool [m]; of open rows it says nothing.
 
-        With a grid the amax is one of few numbers: the one nearest to s*Q must lie in the interval and give s exactly.
+        With a grid the amax is one of few numbers: the one nearest to s*Q must be in the interval and give s exactly.
         """
         inside = (scale >= self.low) & (scale <= self.high)
         if self.setting.contract.round_scale:
             inside &= self._of_storage(scale)
         elif self.grid is not None and self.setting.contract.scale_u <= 1.0:
-            # Values of T lie at least 2**-11 of themselves apart and one scale rule moves s*Q by 3u, so the nearest is
+            # Values of T are at least 2**-11 of themselves apart and one scale rule moves s*Q by 3u, so the nearest is
             # the only one. The IEEE conversions find it: what is within 3u of a value of T cannot round to another one
             # in two steps.
             amax = (scale * self.setting.qmax).float().to(STORAGE_TYPES[self.grid.name]).double()
@@ -107,8 +107,8 @@ class Scales:
     def _of_storage(self, scale: torch.Tensor) -> torch.Tensor:
         """Which scales are values of T that an admissible amax gives.
 
-        A scale that is rounded to T lies within half a step of T of its amax/Q. Where it is normal in T, its step times
-        Q is at most 1.875 steps of T at amax (Q is 1.75 or 1.875 times a power of two), so amax lies within 0.94 of its
+        A scale that is rounded to T is within half a step of T of its amax/Q. Where it is normal in T, its step times
+        Q is at most 1.875 steps of T at amax (Q is 1.75 or 1.875 times a power of two), so amax is within 0.94 of its
         steps of s*Q: it is the value of T nearest to s*Q or one of that one's two neighbours. Where the scale is
         subnormal in T, its step is the coarser one, and the value nearest to s*Q gives s itself. Clamping to the
         interval loses none: the amax that give one s are consecutive values.
@@ -326,7 +326,7 @@ class Codes:
         )
 
     def admits(self, codes: torch.Tensor) -> Membership:
-        """Which codes (uint8 [e], where the bounds lie) some t of the interval rounds to.
+        """Which codes (uint8 [e], where the bounds are) some t of the interval rounds to.
 
         -0 and +0 of e4m3fn are one value; 0x80 of e4m3fnuz is NaN and never admissible for a finite t. NaN is
         admissible under overflow "nan" where the interval passes the overflow threshold. A bound that is NaN admits

@@ -29,5 +29,5 @@ class Sets:
     open: torch.Tensor
 
     def admits(self, got: torch.Tensor) -> torch.Tensor:
-        """Which values, float64 [m, n], lie in their sets, bool; of an open element as of the others."""
+        """Which values, float64 [m, n], are in their sets, bool; of an open element as of the others."""
         return between(got, self.exact, self.low, self.high)

@@ -21,7 +21,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.add(parser, "--kernel", several=True, required=True)
     options.add_device(parser)
     options.add(parser, "--fp8", "default: the device's")
-    options.add(parser, "--json", "to send to whoever models the unit")
+    options.add(parser, "--json", "to send to the people who model the unit")
 
 
 def command(parsed: argparse.Namespace) -> Exit:

@@ -166,7 +166,7 @@ def _shuffled(scene: GemmScene) -> Tensor:
 
 
 def _packed(codes: Tensor) -> Tensor:
-    """The bytes of ``codes`` [R, K] as a kernel meets them that takes its rows to lie side by side."""
+    """The bytes of ``codes`` [R, K] as a kernel meets them that takes its rows to be side by side."""
     raw = codes.view(torch.uint8)
     return raw.as_strided(raw.shape, (raw.shape[1], 1))
 

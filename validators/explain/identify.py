@@ -24,7 +24,7 @@ MOST_NEAR = 3
 """Changed presets that are named where no preset fits; the first is the one that is used."""
 LARGEST_FLOOR = max(contract.floor for contract in NORM_QUANT_CONTRACTS.values())
 """Largest floor of amax that a preset declares, so that a source settles it: 1/512, vLLM's. Identification takes no
-larger one for a property. Whatever stores one scale for all rows fits a contract whose floor lies above them all."""
+larger one for a property. Whatever stores one scale for all rows fits a contract whose floor is above them all."""
 
 
 @dataclass(frozen=True)

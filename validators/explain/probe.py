@@ -114,7 +114,7 @@ def probes(fmt: FloatFormat) -> list[Probe]:
 def group_probes(fmt: FloatFormat, fraction: int) -> list[Probe]:
     """Which positions share a step with an anchor, once ``fraction`` bits are known to survive an alignment.
 
-    +B and -B stand at the anchor and two further on; x is half a unit below what survives, so it is lost in their step
+    +B and -B are at the anchor and two further on; x is half a unit below what survives, so it is lost in their step
     or, as accumulator, before it, and survives after it. Negative: shows whether a position truncates or floors.
     """
     make, found = _Maker(fmt), []

@@ -55,10 +55,10 @@ def survey_tables(setting: Setting, device: torch.device) -> torch.Tensor:
     The admissible t of an element are those within a relative bound b of a nominal t (or of the two t that y's ends
     give). With L, H a code's preimage, moved inwards by shares c of themselves:
 
-    0. The code is the only admissible one if both t lie inside for c = b/(1 - b): t >= L(1 + c) gives t(1 - b) >= L.
-    1. It surely is not the only one if a t lies outside for c = b/(1 + b): t > H(1 - c) gives t(1 + b) > H, and
+    0. The code is the only admissible one if both t are inside for c = b/(1 - b): t >= L(1 + c) gives t(1 - b) >= L.
+    1. It surely is not the only one if a t is outside for c = b/(1 + b): t > H(1 - c) gives t(1 + b) > H, and
        t < L(1 + c) gives t(1 - b) < L.
-    2. It holds the nominal t, so that its error is 0, if that lies inside for c = 0 (``resolve``).
+    2. It holds the nominal t, so that its error is 0, if that is inside for c = 0 (``resolve``).
 
     budgets.FLOAT64_SLACK makes the first two safe against the handful of float64 operations that form t, and is what
     the third is wider by. Where y is rounded to T, t is y/s with the kernel's own s, and b is the division's alone.
@@ -228,7 +228,7 @@ def _tally_off(
     violating = bool(bad.any())
     tally.ambiguous -= int(bad.sum()) if violating else 0
     nominal, values = codes.nominal, decode(code, codes.setting.fp8)
-    # err: how far the exact t lies outside the code's preimage; budget: how far the contract lets t move.
+    # err: how far the exact t is outside the code's preimage; budget: how far the contract lets t move.
     err = torch.maximum(found.least - nominal, nominal - found.most).clamp(min=0.0)
     # Where y is rounded to T the nominal t is not rounded to fp32 like the ends are, hence the clamps.
     budget = torch.where(nominal < found.least, codes.high - nominal, nominal - codes.low).clamp(min=0.0)

@@ -39,7 +39,7 @@ def compare(
 ) -> list[Comparison]:
     """Comparisons of every output of the op that ``inputs`` belongs to.
 
-    Tensors may lie on any one device; the work is done there. survey: what ``judge.gpu.survey.survey_on`` gives for
+    Tensors may be on any one device; the work is done there. survey: what ``judge.gpu.survey.survey_on`` gives for
     the device, to judge in one pass what is in order; the comparisons are the same without it. Raises CompareError if
     the contract is for another op.
     """
@@ -55,7 +55,7 @@ def admits_all(inputs: Inputs, outputs: Outputs, contract: Contract) -> bool:
 
 
 class _Outside(Exception):
-    """An element lies outside its set, and no more was asked."""
+    """An element is outside its set, and no more was asked."""
 
 
 class _UpToTheFirst(Tally):
@@ -116,7 +116,7 @@ def settled(inputs: Inputs, outputs: Outputs, contract: AnyContract) -> AnyContr
 
 def _unsettled(inputs: Inputs, outputs: Outputs, contract: Contract, survey: Surveyor | None) -> list[Comparison]:
     """The comparisons under the member that ``settled`` names. All outputs of a call are held against one member: the
-    set is the union of the members' sets of whole outputs, and a mixture of two members lies outside of it."""
+    set is the union of the members' sets of whole outputs, and a mixture of two members is outside of it."""
     members, found, counts = contract.members(), [], []
     for member in members:
         found.append(compare(inputs, outputs, member, survey=survey))

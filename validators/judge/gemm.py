@@ -89,7 +89,7 @@ def _judge_block(
     use = torch.where(bad, torch.full_like(err, math.inf), torch.zeros_like(err)) if known else err / budget
     tally.use(use[finite], bad[finite])
     if bool(bad.any()):
-        # Where the exact value lies beyond T's range, differences from it are no numbers.
+        # Where the exact value is beyond T's range, differences from it are no numbers.
         sizes = (steps.abs() if known else use).nan_to_num(nan=math.inf)
         _violations(tally, (first_row, first_col), bad, got, truth, steps=steps, budget=budget, sizes=sizes)
     return regular, nearest

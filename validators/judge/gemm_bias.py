@@ -9,7 +9,7 @@ that is, got is compared with the store of the exact value, and not with the exa
 computed, so no density of the outputs enters.
 
 What e is. e = m + c. m is the error of the n fp32 additions (and products, where the operands are scaled first) of
-this output. Each is at most b = u |sa sb| ((S + |sum|) / 2 + (2K + 8) u S): a partial sum of any order lies between the
+this output. Each is at most b = u |sa sb| ((S + |sum|) / 2 + (2K + 8) u S): a partial sum of any order is between the
 sum of the negative products and that of the positive ones, the larger of which is (S + |sum|) / 2 in size; the last
 term pays for the partial sums' own errors. c is all that one rounded number may cause for a whole row or column, so no
 chance is claimed for it: |c| <= C, 2u of the value for the two scales, or 2u of sum|a*b| where the operands are scaled.
@@ -24,7 +24,7 @@ Mean of W. Let d be the distance of |x| from the rounding boundary outwards, h t
    second r min(sqrt(pi/2) exp(-z^2/2), (sqrt(1 + z^2) - z) / 2) (Azuma's bound integrated; Cauchy and Schwarz:
    max(y, 0) = (y + |y|) / 2 and the mean of |m - z r| is at most r sqrt(1 + z^2)).
 2. In any case the mean of W is at most C + h/2 - (rounding of x), since m has mean zero.
-The smaller one is the allowance; inwards alike. It is a fact of these inputs: what lies near a boundary is counted.
+The smaller one is the allowance; inwards alike. It is a fact of these inputs: what is near a boundary is counted.
 An element whose admissible set is one value has W = 0, and is neither allowed anything nor left to chance.
 
 Spread of W about its mean. W has at most the width of its admissible set. W - m has at most the width h + 2C. Sums of

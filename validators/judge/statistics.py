@@ -22,7 +22,7 @@ class BiasResult:
 
     @property
     def ok(self) -> bool:
-        """Whether the sum lies within the bound."""
+        """Whether the sum is within the bound."""
         return abs(self.total) <= self.bound
 
 

@@ -152,7 +152,7 @@ def runs_in_words(indices: list[int], noun: str) -> str:
 
 
 def where_in_words(row_counts: torch.Tensor, col_counts: torch.Tensor) -> str:
-    """Where violations lie, from their counts per row and per column."""
+    """Where violations are, from their counts per row and per column."""
     rows = row_counts.nonzero().flatten().tolist()
     cols = col_counts.nonzero().flatten().tolist()
     all_rows, all_cols = len(rows) == len(row_counts), len(cols) == len(col_counts)

@@ -35,7 +35,7 @@ from validators.signoff.stages import Step
 SIGNED, NOT_SIGNED, UNTESTED = "SIGNED", "NOT SIGNED", "UNTESTED"
 
 STAGE_OPS = ("gsm8k_parity", "trace", "goldens")
-"""Ops of records that are about a whole path or about the truth; their claims stand beside those of kernels."""
+"""Ops of records that are about a whole path or about the truth; their claims are listed with those of kernels."""
 
 
 class SignoffError(UserError):
@@ -122,7 +122,7 @@ class Claim:
 
     @property
     def failing(self) -> list[Record]:
-        """Records that stand in the way, in the order recorded."""
+        """Records that prevent a signature, in the order recorded."""
         return [r for r in self.records if judged.in_the_way(r)]
 
 
@@ -153,7 +153,7 @@ class Signoff:
         """The outcome with all that it is signed under; ``in emulation only`` if no claim is about a shipped kernel."""
         if self.outcome != SIGNED:
             return self.outcome
-        # What a walk or an evaluation is signed under stands in the claim of its kernel.
+        # What a walk or an evaluation is signed under is in the claim of its kernel.
         kernels = self.rulings or tuple(c.ruling for c in self.claims if c.op not in STAGE_OPS)
         return _together(kernels) if kernels else SIGNED
 

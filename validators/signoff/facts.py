@@ -1,6 +1,6 @@
 """What a reviewer needs to know of a decision at a glance, from the records alone: what was held to what, and where.
 
-The same facts stand in the terminal, in signoff.md, in the page's banner and in signoff.json, so they are gathered
+The same facts are in the terminal, in signoff.md, in the page's banner and in signoff.json, so they are gathered
 once. ``qualifiers`` are the ones without which SIGNED would say too much: they belong to the decision itself.
 """
 
@@ -92,7 +92,7 @@ def _defects(own: Sequence[Record]) -> list[str]:
     try:
         found = [one.short() for one in strength.measure(own) if one.passed]
     except (strength.StrengthError, CaseError):
-        return []  # the decision stands without it
+        return []  # the decision holds without it
     more = len(found) - _MOST_LIMITS
     return found[:_MOST_LIMITS] + ([f"and {more} more kernels, on the page"] if more > 0 else [])
 
@@ -187,7 +187,7 @@ def _clipped(text: str) -> str:
 
 
 def _caveats(records: Sequence[Record]) -> list[str]:
-    """What a reader should know beside the decision."""
+    """What a reader should know with the decision."""
     found = []
     ran = [r for r in records if r.status is not Status.UNTESTED]
     known = {r.provenance.commit for r in ran}

@@ -1,4 +1,4 @@
-"""A sign-off as one self-contained page: no network, no file beside it, readable on a phone.
+"""A sign-off as one self-contained page: no network, no other file, readable on a phone.
 
 All numbers are made here, all markup in ``templates/signoff.html.j2`` with autoescape on, so nothing
 that a kernel's name or a reason contains can become markup.
@@ -37,7 +37,7 @@ _TEMPLATES = Path(__file__).resolve().parent / "templates"
 
 
 class TemplateError(SignoffError):
-    """The page cannot be rendered here, though the decision stands; its message says what to install."""
+    """The page cannot be rendered here, though the decision holds; its message says what to install."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def _facts(signoff: Signoff) -> list[tuple[str, list[tuple[str, str]]]]:
 
 
 def code_parts(text: str) -> list[tuple[bool, str]]:
-    """(whether it stands between backticks, text): a page shows code as code, and no backtick."""
+    """(whether it is between backticks, text): a page shows code as code, and no backtick."""
     parts = text.split("`")
     if len(parts) % 2 == 0:
         return [(False, text)]

@@ -15,7 +15,7 @@ from validators.words import LANES, OPS
 
 FAILING = (Status.FAILED, Status.NONDETERMINISTIC, Status.MISTRUSTED)
 BAD = (*FAILING, Status.ERROR)
-"""Statuses that stand in the way of a signature."""
+"""Statuses that prevent a signature."""
 
 DRIFTED, UNCHANGED = "DRIFTED", "UNCHANGED"
 """What a golden is counted as, besides the statuses."""
@@ -74,7 +74,7 @@ def empty_alone(records: Iterable[Record]) -> bool:
     return bool(passed) and all(r.comparisons and not any(c.elements for c in r.comparisons) for r in passed)
 
 
-# ---- what stands in the way
+# ---- what prevents a signature
 
 
 def in_the_way(record: Record) -> bool:

@@ -1,8 +1,8 @@
 """What a kernel does not offer, from its records alone: the limits that it declares, and what they hide.
 
 A kernel states its limits in one place, ``unsupported(case) -> sentence or None``, and each case outside them is
-UNSUPPORTED with that sentence. A claim is then signed within its limits, so whoever signs must see them: which reasons,
-how many cases, which features are left out altogether, and which shapes of the model that the kernel serves. No torch.
+UNSUPPORTED with that sentence. A claim is then signed within its limits, so its reader must see which reasons, how
+many cases, which features are left out altogether, and which shapes of the model that the kernel serves. No torch.
 """
 
 from __future__ import annotations
@@ -237,7 +237,7 @@ def condition(errors: Sequence[Case], others: Sequence[Case]) -> str | None:
             return text
     for axis in ("n", "k", "m"):
         wrong, right = ([getattr(c, axis) for c in cases] for cases in (errors, others))
-        # The end that raised, not the first that did not: what lies between was tried by no case.
+        # The end that raised, not the first that did not: what is between them was tried by no case.
         if min(wrong) > max(right):
             return f"case.{axis} >= {min(wrong)}"
         if max(wrong) < min(right):

@@ -130,7 +130,7 @@ def _y(value: float, low: float, high: float) -> float:
 class Interval:
     """A difference with its interval on an axis in points; all at pixels of 0..640. low, high: None without interval.
 
-    margin: where the loss that would be accepted lies, None if the record does not say.
+    margin: place of the loss that would be accepted, None if the record does not say.
     """
 
     low: float | None

@@ -33,7 +33,7 @@ required check was judged in no case."""
 class Ruling:
     """The decision about one claim. records: those that counted. excluded: (why, number of records) that did not.
 
-    steps: what to run for the cells that are UNTESTED. facts: what a reader should know beside the decision.
+    steps: what to run for the cells that are UNTESTED. facts: what a reader should know with the decision.
     unrequired: parts of the claim that the policy asks nothing of, in words.
     """
 

@@ -2,7 +2,7 @@
 
 ``data/strength.json`` is measured, not argued: every defect of the zoo was run on small representative cases of the
 suite (``python -m tests.benchmarks.strength --write``), and each row of the table names a case and the defects that
-failed on it. A case that passed stands for the rows of its own recipe, types and options whose shape it contains:
+failed on it. A case that passed counts for the rows of its own recipe, types and options whose shape it contains:
 at least as many rows, columns and products, and every trait (odd n, ragged k, ...) that the row's shape has.
 That is an estimate from below: a case may catch more than the table says, and one that resembles no row counts for
 nothing.

@@ -17,7 +17,7 @@ _MOST_CHARACTERS = 60_000  # GitHub refuses a comment beyond 65,536
 
 
 def markdown(signoff: Signoff) -> str:
-    """Decision first, then a table kernel x lane, then what stands in the way of each claim."""
+    """Decision first, then a table kernel x lane, then what prevents each claim."""
     lines = [f"## {_escape(signoff.decision)}", "", summary_sentence(signoff), ""]
     lines += [f"- {_escape(text)}" for text in (*signoff.warnings, *signoff.ignored)]
     if signoff.rulings:

@@ -30,7 +30,7 @@ def write(signoff: Signoff, out: str | Path, *, warn: Callable[[str], None] | No
     try:
         check_folder(directory)
         for name, _ in texts:
-            (directory / name).unlink(missing_ok=True)  # an old page must not stand beside a new decision
+            (directory / name).unlink(missing_ok=True)  # an old page must not be left with a new decision
         for name, text in texts:
             try:
                 write_whole(directory / name, text())

@@ -100,7 +100,7 @@ def _change_words(change: nearby.Change) -> Explanation | None:
 
 
 def _candidates(scene: GemmScene, got: Tensor, truth: GemmTruth) -> Iterator[Candidate]:
-    """A defect meets an output that lies within the contract's own error of its value, or rounds as it does."""
+    """A defect meets an output that is within the contract's own error of its value, or rounds as it does."""
     for h in HYPOTHESES:
         if h.needs(scene):
             value = h.value(scene)
@@ -125,7 +125,7 @@ def _within(scene: GemmScene, got: Tensor, value: Tensor, error: Tensor) -> Tens
 
 
 def _weight_tile(scene: GemmScene, got: Tensor, bad: Tensor) -> tuple[Explanation, ...]:
-    """Is one 16 x 32 tile of the weight read in the other layout? Only where all violations lie in 16 such columns."""
+    """Is one 16 x 32 tile of the weight read in the other layout? Only where all violations are in 16 such columns."""
     tiles = torch.unique(scene.cols[bad.any(dim=0)] // TILE_N)
     if len(tiles) != 1 or not shufflable(scene):
         return ()

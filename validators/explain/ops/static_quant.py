@@ -80,7 +80,7 @@ def _defects(asked: Asked, rows: list[int]) -> list[Explanation]:
 
 EXPLAIN = ExplainOp(
     diagnose=lambda asked: search(asked, lambda rows: _defects(asked, rows)),
-    # Values beside midpoints tell a quotient from a product, the special ones what becomes of a NaN.
+    # Values next to midpoints tell a quotient from a product, the special ones what becomes of a NaN.
     cases=(("gaussian", {"n": 512}), ("double_rounding", {"n": 512}), ("nonfinite", {"n": 512})),
     without_effect=lambda contract, inputs: {"fnuz_max"} if inputs.fp8_dtype == torch.float8_e4m3fn else set(),
 )

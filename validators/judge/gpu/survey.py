@@ -1,4 +1,4 @@
-"""Where the one-pass survey of a GPU may stand in for the elementwise judgement, and whether it can be trusted."""
+"""Where the one-pass survey of a GPU may replace the elementwise judgement, and whether it can be trusted."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def trusted(key: tuple[Any, ...]) -> bool:
 
 
 def trust(key: tuple[Any, ...], plain: Sequence[Comparison], fast: Sequence[Comparison]) -> None:
-    """Raises SurveyMismatch unless both count the same; then surveys of this kind stand alone for a while."""
+    """Raises SurveyMismatch unless both count the same; then surveys of this kind are not checked again for a while."""
     for one, other in zip(plain, fast, strict=True):
         counts = [(c.output, c.elements, c.judged, c.unspecified, c.violations, c.single) for c in (one, other)]
         if counts[0] != counts[1]:

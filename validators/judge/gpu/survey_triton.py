@@ -6,7 +6,7 @@ holds its first result of every kind, and many a later one, against the judgemen
 is imported: the tables of the screen and every factor come from the caller.
 
 One program reads one row, block by block and two or three times over, of which all but the first come from the cache:
-x, residual, gamma, codes and the stored residual, 8 bytes an element, where the elementwise form in PyTorch writes and
+x, residual, gamma, codes and the stored residual, 8 bytes per element, where the elementwise form in PyTorch writes and
 reads fp32 and float64 copies of the whole chunk.
 """
 
@@ -21,7 +21,7 @@ from torch import Tensor
 
 CAPACITY = 2**17
 """Unproven elements that are kept; of 21 million admissible ones fewer than 100 were, or 34,000 where y is rounded to
-bf16 and the division is inexact (then 0.4 % of all lie on a tie)."""
+bf16 and the division is inexact (then 0.4 % of all are on a tie)."""
 ON_CPU = 2**13
 """Elements up to which they are brought to the CPU. Speed only."""
 BLOCK, WARPS = 1024, 4
@@ -61,8 +61,8 @@ class Survey:
     """What one pass saw of m rows; on the CPU, elements in any order.
 
     square_sum, p_max: float64 [m], sum of z^2 (rounding of a float64 sum) and max|z*w| (exact). scale: fp32 [m].
-    row, col: int32 [e] of the elements whose code is not proven; z, weight: fp32 [e]; code: uint8 [e]. These lie on the
-    GPU where they are many. choices: elements beside them whose code holds the exact t but is not the only admissible
+    row, col: int32 [e] of the elements whose code is not proven; z, weight: fp32 [e]; code: uint8 [e]. These are on the
+    GPU where they are many. choices: further elements, whose code holds the exact t but is not the only admissible
     one. ends: float64 [6, m], only where y is rounded: rms, its lower and upper fp32 end, max|y| at these two and at
     rms.
     """
@@ -317,7 +317,7 @@ def survey(
     rounded, codes are held against the kernel's own scale, which the caller has to find admissible.
     """
     m, n = x.shape
-    # A kernel may return views; rows may lie apart, elements of a row may not.
+    # A kernel may return views; rows may have gaps between them, elements of a row may not.
     weight, scale, codes = weight.contiguous(), scale.contiguous(), codes.contiguous()
     stored = x if stored is None else stored.contiguous()
     words = 9 if rules.rounds else 3
