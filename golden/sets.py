@@ -14,13 +14,12 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
-from validators.arch import native_fp8
 from validators.cases.case import Case
 from validators.cases.op import op_named
 from validators.cases.recipes import reasons_impossible, recipe_names
 from validators.kernels.kernel import Kernel
 from validators.kernels.registry import all_kernels
-from validators.words import OPS
+from validators.words import OPS, native_fp8
 
 CPU = "cpu"
 CPU_KERNELS = (

@@ -18,9 +18,6 @@ import torch
 from validators import toolchain
 from validators.errors import UserError
 
-# Matrix units and converts of these take e4m3fnuz; gfx950 and later, and NVIDIA, take e4m3fn.
-_FNUZ_ARCHITECTURES = ("gfx940", "gfx941", "gfx942")
-
 
 class ArchError(UserError):
     """A device that does not exist on this machine; its message is one sentence."""
@@ -73,11 +70,6 @@ FAST_GEMM = "accumulates fast on Hopper: no promotion of partial sums to fp32"
 def fast_gemm_contract() -> str:
     """Contract of a CUTLASS GEMM with fast accumulation on this machine's GPU: known bit for bit on Hopper only."""
     return "hopper-fast" if nvidia_architecture() == "sm_90" else "unknown"
-
-
-def native_fp8(arch: str) -> str:
-    """FP8 format of the hardware: ``"e4m3fnuz"`` up to gfx942, ``"e4m3fn"`` on every other architecture."""
-    return "e4m3fnuz" if arch in _FNUZ_ARCHITECTURES else "e4m3fn"
 
 
 def no_gpu(device: str) -> str | None:

@@ -317,6 +317,7 @@ def serve(starter: int, descriptor: int, words: int) -> None:
             else:
                 answer = ("record", validate(kernel, case, contract=contract, device=device))
         except Exception as error:
+            # Whatever it is, the case gets its record of status ERROR, and the worker takes the next one.
             answer = ("raised", f"validation raised {type(error).__name__}: {error}")
         pipe.send(answer)
 

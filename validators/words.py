@@ -1,4 +1,5 @@
-"""The closed lists of names; apart from everything else, so that case ids and records are read without torch."""
+"""The closed lists of names, and the FP8 format of an architecture; apart from everything else, so that case ids and
+records are read without torch."""
 
 from __future__ import annotations
 
@@ -17,3 +18,10 @@ STAGES = ("ops", "layers", "goldens", "parity", "trace")
 DTYPES = ("bf16", "fp16")
 FP8_FORMATS = ("e4m3fn", "e4m3fnuz")
 DEPTHS = ("smoke", "default", "deep")
+_FNUZ_ARCHITECTURES = ("gfx940", "gfx941", "gfx942")
+"""Their matrix units and conversions take e4m3fnuz; those of gfx950 and later, and of NVIDIA, take e4m3fn."""
+
+
+def native_fp8(arch: str) -> str:
+    """FP8 format of the hardware: ``"e4m3fnuz"`` up to gfx942, ``"e4m3fn"`` on every other architecture."""
+    return "e4m3fnuz" if arch in _FNUZ_ARCHITECTURES else "e4m3fn"

@@ -102,6 +102,7 @@ class Arm:
         try:
             outputs = kernel.call(inputs, buffers)
         except Exception as error:
+            # A kernel may raise anything.
             reason = " ".join(str(error).split())[:200]
             raise WorkFault(
                 f"kernel {kernel.name} of arm {self.name} raised {type(error).__name__}: {reason}"

@@ -174,6 +174,7 @@ def choose_experts(model: Model, ids: Tensor, starts: Tensor) -> str:
             logits = answer_logits(model, ids, starts)[0]
             logits.logsumexp(-1).mean().backward()
         except Exception as failure:
+            # What a way raises that this torch or GPU lacks depends on the versions.
             print(f"experts by {name} do not work here: {str(failure).splitlines()[0][:160]}", flush=True)
             continue
         finally:

@@ -104,6 +104,7 @@ def call(kernel: Kernel, inputs: Inputs, poison: int) -> tuple[Outputs, Check, f
     except KernelError as error:
         raise KernelFault(str(error), error.hint) from error
     except Exception as error:
+        # A kernel may raise anything; whatever it is, it is the kernel's ERROR and not the end of the run.
         text = " ".join(str(error).split())
         hint = how_to_declare(kernel.name)
         raise KernelFault(f"the kernel raised {type(error).__name__}: {text[:300]}", hint, "raised") from error

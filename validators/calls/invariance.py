@@ -102,6 +102,7 @@ def _call(kernel: Kernel, inputs: Inputs, run: int) -> tuple[Outputs, str] | tup
     except integrity.OutputError as error:
         return None, str(error)
     except Exception as error:
+        # A kernel may raise anything; then this check is not judged, and says why.
         return None, f"the kernel raised {type(error).__name__}: {error}"
     return outputs, ""
 

@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 
 from reference.contract import get_contract
+from validators import words
+from validators.arch import architecture
 from validators.cases.case import Case
 from validators.cases.suite import cases_for, find
 from validators.errors import NoDecision, UsageError
@@ -132,11 +134,8 @@ def devices(wanted: str | None = None) -> list[str]:
 
 
 def native_fp8(device: str) -> str:
-    """gfx94x computes in e4m3fnuz, everything else in e4m3fn."""
-    if device == "cpu":
-        return "e4m3fn"
-    name = str(getattr(torch.cuda.get_device_properties(device), "gcnArchName", "")) if torch.version.hip else ""
-    return "e4m3fnuz" if name.startswith("gfx94") else "e4m3fn"
+    """FP8 format of the device's architecture; gfx94x computes in e4m3fnuz, everything else in e4m3fn."""
+    return words.native_fp8(architecture(device))
 
 
 def cases_of(parsed: argparse.Namespace, op: str, fp8: str) -> list[Case]:

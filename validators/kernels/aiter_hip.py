@@ -23,6 +23,7 @@ from validators import arch, toolchain
 from validators.cases import tensors
 from validators.cases.case import Case
 from validators.kernels.kernel import Kernel, KernelError
+from validators.words import native_fp8
 
 # add_rmsnorm_quant_kernel has no instance for wider rows; its loads and stores move pairs of elements.
 _WIDEST = 8192
@@ -72,6 +73,7 @@ def _import_failure(origin: str) -> str | None:
     try:
         importlib.import_module("aiter")
     except Exception as error:
+        # The library's own code runs at import, and may raise anything.
         message = str(error).strip().split("\n")[0]
         return f"importing the aiter at {origin} raised {type(error).__name__}: {message}"
     return None
@@ -201,7 +203,7 @@ def _ck(inputs: tensors.GemmInputs, buffers: tensors.Outputs) -> tensors.GemmOut
 
 def _wrong_format(case: Case) -> str | None:
     name = _architecture()
-    wanted = arch.native_fp8(name)
+    wanted = native_fp8(name)
     return None if case.fp8 == wanted else f"aiter's FP8 type on {name} is {wanted}, not {case.fp8}"
 
 

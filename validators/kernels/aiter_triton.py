@@ -134,6 +134,7 @@ def load(path: Path) -> types.ModuleType:
         try:
             spec.loader.exec_module(module)
         except Exception as error:
+            # The library's own code runs at import, and may raise anything.
             raise KernelError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
     return module
 

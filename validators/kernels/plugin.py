@@ -266,6 +266,7 @@ def _own_limits(spec: str, function: Callable[..., object]) -> Callable[[Case], 
         try:
             reason = declared(case)
         except Exception as error:
+            # ``unsupported`` is the user's own code, which may raise anything.
             raise KernelError(
                 f"{spec}.unsupported raised {type(error).__name__} for {case.id}: {clipped(error)}; {form}"
             ) from error

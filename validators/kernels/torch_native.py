@@ -16,6 +16,7 @@ from validators import arch
 from validators.cases import tensors
 from validators.cases.case import Case
 from validators.kernels.kernel import Kernel
+from validators.words import native_fp8
 
 # CUDA and HIP rowwise GEMMs load 16 bytes at a time; torch refuses other sizes.
 _GPU_ALIGNMENT = 16
@@ -115,7 +116,7 @@ def _gpu_gemm_unsupported(case: Case) -> str | None:
         return f"rowwise torch._scaled_mm on a GPU wants K and N in multiples of 16, not K={case.k} N={case.n}"
     if case.dtype != "bf16":
         return f"rowwise torch._scaled_mm on a GPU stores bf16 only, not {case.dtype}"
-    wanted = arch.native_fp8(arch.rocm_architecture() or "sm_90")
+    wanted = native_fp8(arch.rocm_architecture() or "sm_90")
     if case.fp8 != wanted:
         return f"the GPU's matrix unit takes {wanted}, not {case.fp8}"
     return None

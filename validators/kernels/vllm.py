@@ -22,6 +22,7 @@ from validators.cases import tensors
 from validators.cases.case import Case
 from validators.kernels import extension
 from validators.kernels.kernel import Kernel
+from validators.words import native_fp8
 
 
 def _patterns() -> tuple[tuple[str, ...], ...]:
@@ -68,7 +69,7 @@ def _scaled_mm(inputs: tensors.GemmInputs, buffers: tensors.Outputs) -> tensors.
 
 def _wrong_format(case: Case) -> str | None:
     name = arch.rocm_architecture() or "sm_90"
-    wanted = arch.native_fp8(name)
+    wanted = native_fp8(name)
     if case.fp8 == wanted:
         return None
     return f"vLLM's FP8 type on this platform is {wanted}, not {case.fp8}"

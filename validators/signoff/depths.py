@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from validators.errors import RunFault
-from validators.words import DEPTHS, FP8_FORMATS
+from validators.words import DEPTHS, FP8_FORMATS, native_fp8
 
 TABLE = Path(__file__).resolve().parent / "data" / "depths.json"
 SCHEMA = 1
@@ -17,11 +17,6 @@ SCHEMA = 1
 
 class DepthError(RunFault):
     """The table cannot be read; its message is one sentence."""
-
-
-def native_fp8(arch: str) -> str:
-    """FP8 format of the hardware; that of ``validators.arch``, which needs torch."""
-    return "e4m3fnuz" if arch.startswith("gfx94") else "e4m3fn"
 
 
 def lanes(op: str, depth: str, fp8: str) -> Mapping[str, tuple[str, ...]]:

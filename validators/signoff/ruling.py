@@ -16,12 +16,12 @@ from validators.records import text as report
 from validators.records.record import Record, Status
 from validators.signoff import depths, evidence, facts, judged, ruling_words, stages
 from validators.signoff.claims import ClaimError, Target
-from validators.signoff.depths import lanes, native_fp8
+from validators.signoff.depths import lanes
 from validators.signoff.facts import Facts
 from validators.signoff.policy import ANY, Policy, Requirement, Waiver
 from validators.signoff.ruling_words import Cell
 from validators.signoff.stages import Step, is_truth
-from validators.words import DEPTHS, FP8_FORMATS, FUSED, LANES, OPS, PATH
+from validators.words import DEPTHS, FP8_FORMATS, FUSED, LANES, OPS, PATH, native_fp8
 
 SIGNED, NOT_SIGNED = "SIGNED", "NOT SIGNED"
 PASSED, FAILED, NO_EVIDENCE, WAIVED, UNTESTED = "PASSED", "FAILED", "NO EVIDENCE", "WAIVED", "UNTESTED"

@@ -37,6 +37,7 @@ from validators.cases.tensors import (
 from validators.kernels import aiter_hip, aiter_triton, inductor, sgl_kernel, torch_native, triton_own, vllm
 from validators.records.record import Status
 from validators.run import validate
+from validators.words import native_fp8
 
 PROVIDERS = (torch_native, inductor, aiter_hip, aiter_triton, vllm, sgl_kernel, triton_own)
 
@@ -109,7 +110,7 @@ def test_an_amd_architecture_is_read_without_its_feature_flags(monkeypatch: pyte
 
 def test_native_formats() -> None:
     names = ("gfx942", "gfx950", "sm_90", "cpu")
-    assert [arch.native_fp8(a) for a in names] == ["e4m3fnuz", "e4m3fn", "e4m3fn", "e4m3fn"]
+    assert [native_fp8(a) for a in names] == ["e4m3fnuz", "e4m3fn", "e4m3fn", "e4m3fn"]
 
 
 # ---- torch and Inductor, for real -----------------------------------------------------------------

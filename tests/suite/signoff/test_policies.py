@@ -25,7 +25,7 @@ from validators.signoff import claims, depths, policy
 from validators.signoff.claims import ClaimError
 from validators.signoff.decision import SignoffError, under_policy
 from validators.signoff.policy import Policy, Waiver
-from validators.words import FP8_FORMATS
+from validators.words import FP8_FORMATS, native_fp8
 
 # ---- waivers
 
@@ -145,8 +145,6 @@ def test_the_table_of_depths_is_the_suite() -> None:
         assert written == table(native)
 
 
-def test_native_formats_are_those_of_the_adapters() -> None:
-    from validators.arch import native_fp8
-
-    for arch in ("cpu", "sm_90", "gfx940", "gfx942", "gfx950"):
-        assert depths.native_fp8(arch) == native_fp8(arch)
+def test_the_formats_of_architectures_are_stated_once() -> None:
+    found = {arch: native_fp8(arch) for arch in ("cpu", "sm_90", "gfx940", "gfx942", "gfx943", "gfx950")}
+    assert [arch for arch, fp8 in found.items() if fp8 == "e4m3fnuz"] == ["gfx940", "gfx942"]
