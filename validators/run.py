@@ -5,13 +5,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from reference.contract import Contract, GemmContract, get_contract
+from reference.contract import Contract, get_contract
 from validators.arch import architecture
 from validators.calls import invariance
 from validators.calls.call import Claim, KernelFault, run_kernel
@@ -21,10 +19,8 @@ from validators.cases.recipes import lane_of, reasons_impossible
 from validators.explain.explanation import diagnose
 from validators.explain.identify import choose_contract, identification
 from validators.judge.compare import compare, open_rows
-from validators.judge.gemm import judge_gemm
-from validators.judge.gpu.accumulate import accumulate_on
 from validators.judge.gpu.survey import survey_on
-from validators.judge.statistics import FALSE_ALARM, BiasResult
+from validators.judge.op import op_judged
 from validators.kernels.kernel import Kernel, KernelError
 from validators.records.command_line import command_line, of_op
 from validators.records.evidence import BY_CONTRACT, DECLARED, IMPOSSIBLE, MACHINE, Limit
@@ -33,8 +29,6 @@ from validators.records.verdict import decide, strength
 
 INVARIANCE_ELEMENTS = 2**22
 """Batch invariance calls the kernel six more times; on larger cases the smaller ones of the same lane speak for it."""
-BIAS_ELEMENTS = 4096
-"""Fewer outputs than this say nothing about a bias below the budget of a single element."""
 
 
 def validate(kernel: Kernel, case: Case, *, contract: str | None = None, device: str = "cpu") -> Record:
@@ -127,33 +121,10 @@ def _judge_runs(claim: Claim, contract: Contract) -> tuple[Claim, list[Compariso
 
 def judge(claim: Claim, contract: Contract) -> tuple[list[Comparison], list[Check]]:
     """Comparisons of the claim's outputs, and the statistical checks."""
-    return _JUDGES.get(claim.inputs.op, _judge)(claim, contract)
-
-
-def _judge(claim: Claim, contract: Contract) -> tuple[list[Comparison], list[Check]]:
-    return compare(claim.inputs, claim.outputs, contract, survey=survey_on(claim.inputs.device.type)), []
-
-
-def _judge_gemm(claim: Claim, contract: Any) -> tuple[list[Comparison], list[Check]]:
-    inputs: Any = claim.inputs
-    outputs: Any = claim.outputs
-    comparisons, bias = judge_gemm(inputs, outputs, contract, accumulate_on(inputs.device.type))
-    return comparisons, [bias_check(bias, contract)] if bias.elements >= BIAS_ELEMENTS else []
-
-
-_JUDGES: dict[str, Callable[[Claim, Any], tuple[list[Comparison], list[Check]]]] = {"ptpc_gemm": _judge_gemm}
-"""Ops of which more is known than a comparison."""
-
-
-def bias_check(bias: BiasResult, contract: GemmContract) -> Check:
-    """Are the rounding errors of the GEMM balanced? Judged where the contract declares rounding to nearest."""
-    judged = contract.accumulator == "fp32"
-    detail = (
-        f"mean error in the direction of the exact value, beyond that of rounding the exact value itself, is "
-        f"{bias.relative:.2g} of it over {bias.elements:,} outputs; "
-        f"round-to-nearest stays within {bias.effect:.2g} except with probability {FALSE_ALARM:g}"
-    )
-    return Check("bias", bias.ok if judged else None, detail, "statistical")
+    inputs, outputs = claim.inputs, claim.outputs
+    if whole := op_judged(inputs.op).whole:
+        return whole(inputs, outputs, contract)
+    return compare(inputs, outputs, contract, survey=survey_on(inputs.device.type)), []
 
 
 def _invariances(kernel: Kernel, case: Case, claim: Claim, contract: Contract, judged: bool) -> list[Check]:

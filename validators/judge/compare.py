@@ -1,25 +1,20 @@
 """Compare the outputs of one kernel with the admissible sets of its contract. Data only; no policy.
 
-Which code judges an op is a table: ``norm``, ``gemm``, or ``sets`` for an op whose oracle gives the sets themselves.
+Which code judges an op is said by its file in ``ops``, or else by the sets that its oracle gives.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
 from reference.contract import Contract
 from validators.cases.tensors import Inputs, Outputs
 from validators.errors import UserError
-from validators.judge.gemm import compare_gemm
 from validators.judge.gpu.survey import Surveyor
-from validators.judge.norm import compare_norm_quant, compare_quant
-from validators.judge.norm import open_rows as open_by_scales
-from validators.judge.sets import compare_sets
-from validators.judge.sets import open_rows as open_by_sets
+from validators.judge.op import op_judged
 from validators.judge.tally import Tally
 from validators.records.record import Comparison
 
@@ -88,16 +83,7 @@ def _compare(
         raise CompareError(f"outputs of type {type(outputs).__name__} do not belong to {type(inputs).__name__}")
     if len(contract.members()) > 1:
         return _unsettled(inputs, outputs, contract, survey)
-    judge: Callable[..., list[Comparison]] = _JUDGES.get(inputs.op, _by_sets)
-    return judge(inputs, outputs, contract, survey, tally)
-
-
-def _by_sets(inputs: Any, outputs: Any, contract: Any, survey: Surveyor | None, tally: type[Tally]) -> list[Comparison]:
-    return compare_sets(inputs, outputs, contract, tally)
-
-
-def _gemm(inputs: Any, outputs: Any, contract: Any, survey: Surveyor | None, tally: type[Tally]) -> list[Comparison]:
-    return compare_gemm(inputs, outputs, contract)
+    return op_judged(inputs.op).compare(inputs, outputs, contract, survey, tally)
 
 
 def settled(inputs: Inputs, outputs: Outputs, contract: AnyContract) -> AnyContract:
@@ -137,22 +123,4 @@ def open_rows(inputs: Inputs, contract: Contract) -> torch.Tensor:
     over flattened inputs."""
     if contract.unsettled:
         return torch.stack([open_rows(inputs, member) for member in contract.members()]).any(dim=0)
-    rows: Callable[..., torch.Tensor] = _OPEN_ROWS.get(inputs.op, open_by_sets)
-    return rows(inputs, contract)
-
-
-def _none_open(inputs: Inputs, contract: Contract) -> torch.Tensor:
-    return torch.zeros(inputs.row_count, dtype=torch.bool)
-
-
-_JUDGES: dict[str, Callable[..., list[Comparison]]] = {
-    "add_rmsnorm_quant": compare_norm_quant,
-    "per_token_quant": compare_quant,
-    "ptpc_gemm": _gemm,
-}
-"""By op; an op that is not listed is judged by the sets that its oracle gives."""
-_OPEN_ROWS: dict[str, Callable[[Any, Any], torch.Tensor]] = {
-    "add_rmsnorm_quant": open_by_scales,
-    "per_token_quant": open_by_scales,
-    "ptpc_gemm": _none_open,
-}
+    return op_judged(inputs.op).open_rows(inputs, contract)

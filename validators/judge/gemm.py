@@ -23,11 +23,6 @@ OUTPUT_ELEMENTS = {"cpu": 2**22, "cuda": 2**23}
 """float64 elements of one output block; some 20 of them are alive at a time."""
 
 
-def compare_gemm(inputs: GemmInputs, outputs: GemmOutputs, contract: GemmContract) -> list[Comparison]:
-    """Every output element against its admissible set."""
-    return judge_gemm(inputs, outputs, contract)[0]
-
-
 def judge_gemm(
     inputs: GemmInputs, outputs: GemmOutputs, contract: GemmContract, accumulate: Accumulate = emulate
 ) -> tuple[list[Comparison], BiasResult]:

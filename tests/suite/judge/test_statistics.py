@@ -13,9 +13,9 @@ from validators.cases.inputs import build
 from validators.cases.recipe import GEMM
 from validators.cases.tensors import GemmInputs, GemmOutputs
 from validators.judge.gemm import judge_gemm
+from validators.judge.ops.ptpc_gemm import bias_check
 from validators.judge.statistics import FALSE_ALARM, azuma_lambda, rounding_bias
 from validators.kernels import emulated_gemm
-from validators.run import bias_check
 
 
 def test_lambda_inverts_the_tail_bound() -> None:
