@@ -26,11 +26,21 @@ from validators.errors import UserError
 from validators.isolate import Worker
 from validators.kernels.kernel import Kernel, KernelError
 from validators.kernels.registry import all_kernels, find_kernels
+from validators.process.guard import Exit
 from validators.records.record import Record
 from validators.records.store import Sink, StoreError
 from validators.run import validate
 
 KERNEL_TESTS = "tests/kernels/"
+AS_PYTEST = {
+    Exit.YES: pytest.ExitCode.OK,
+    Exit.NO: pytest.ExitCode.TESTS_FAILED,
+    Exit.USAGE: pytest.ExitCode.USAGE_ERROR,
+    Exit.NO_DECISION: pytest.ExitCode.TESTS_FAILED,
+    Exit.ERROR: pytest.ExitCode.TESTS_FAILED,
+    Exit.INTERRUPTED: pytest.ExitCode.INTERRUPTED,
+}
+"""How pytest says what the commands say; its own statuses are what other tools read."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +224,7 @@ def _nothing_ran(config: pytest.Config) -> bool:
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     quiet = (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
     if not hasattr(session.config, "workerinput") and exitstatus in quiet and _nothing_ran(session.config):
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        session.exitstatus = AS_PYTEST[Exit.NO_DECISION]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -33,6 +33,8 @@ def command(options: argparse.Namespace) -> int:
     failed = sum(s.error is not None for s in found.samples)
     answers = f"{len(found.samples) - failed:,} answers and {failed:,} errors"
     print(f"{answers} to {found.header.questions:,} questions in {options.out}")
-    if failed:
+    for sample in found.samples if options.verbose else []:
+        print(f"{sample.question}: {sample.error or 'answered'}")
+    if failed and not options.quiet:
         print("an empty completion may be a failed request: a comparison counts each for the candidate and against it")
     return Exit.YES

@@ -17,7 +17,7 @@ from evals.errors import EvalError, WorkFault
 from evals.gsm8k import data, probe, prompts, store
 from evals.gsm8k.client import Client, Completion, Limits, RequestFailed
 from evals.gsm8k.samples import ANSWER, SCORE, Header, Sample
-from evals.progress import Progress
+from validators.process.progress import Progress
 
 WHOLE_RUN = "(the whole run)"
 """Represents a question in the error that spoils a run."""

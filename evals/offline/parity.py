@@ -22,11 +22,11 @@ from evals.model.arms import Arm, make_arm
 from evals.model.decoder import Decoder
 from evals.model.inprocess import Pass, generate, score
 from evals.offline.questions import EmbeddedQuestions
-from evals.progress import Progress
 from evals.stats import logit_gates, parity
 from evals.stats.criterion import Criterion, verdict_of
 from evals.stats.gate import Gate
 from evals.stats.parity import Parity
+from validators.process.progress import Progress
 from validators.records.codec import encode
 from validators.records.provenance import provenance
 

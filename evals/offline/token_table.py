@@ -15,11 +15,11 @@ from evals.gsm8k.samples import TeacherForced
 from evals.model.arms import make_arm
 from evals.model.decoder import Decoder
 from evals.model.inprocess import GoldSolution, Pass, score
-from evals.progress import Progress
 from evals.stats import logit_gates, token_gates
 from evals.stats.gate import Gate
 from evals.stats.token_gates import TokenLevel
 from evals.stats.tokens import TokenStats, statistics, typical_kl_ratio
+from validators.process.progress import Progress
 from validators.records.command_line import split_op
 
 RERUN = "unfused again, other batch"

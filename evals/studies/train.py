@@ -35,7 +35,7 @@ from evals.studies.export import (
     write_tokenizer,
 )
 from evals.studies.stream import Stream
-from validators.process.guard import guarded
+from validators.process.guard import Exit, guarded
 from validators.records import files
 
 MARKS = (0.82, 0.84, 0.86, 0.88, 0.89, 0.90, 0.91, 0.92, 0.93, 0.94, 0.95, 0.96)
@@ -320,7 +320,7 @@ def _command(arguments: list[str] | None) -> int:
     files.check_folder(options.out)
     model, snapshots = train(options)
     export(model, snapshots, options)
-    return 0
+    return Exit.YES
 
 
 if __name__ == "__main__":

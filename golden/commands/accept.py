@@ -23,6 +23,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def command(parsed: argparse.Namespace) -> Exit:
     """Accept; NO if one was refused."""
     result = accept(parsed.store, parsed.proposal, why=parsed.why, only=parsed.only)
+    for name in [*result.changed, *result.unchanged] if parsed.verbose else []:
+        print(name)
     for sentence in result.refused:
         cli.warn(sentence, "golden")
     print(

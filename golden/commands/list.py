@@ -20,5 +20,8 @@ def command(parsed: argparse.Namespace) -> Exit:
     """Print the table."""
     store = read(parsed.store)
     store.require_intact()
-    print(plain_table(*report.listing([store.rows[name] for name in sorted(store.rows)])))
+    rows = [store.rows[name] for name in sorted(store.rows)]
+    print("\n".join(row.id for row in rows) if parsed.quiet else plain_table(*report.listing(rows)))
+    if parsed.verbose:
+        print(f"{len(rows):,} goldens in {parsed.store}")
     return Exit.YES

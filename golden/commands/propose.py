@@ -24,8 +24,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def command(parsed: argparse.Namespace) -> Exit:
     """Propose and say what comes next."""
-    say = functools.partial(cli.warn, who="golden")
+    say = _silent if parsed.quiet else functools.partial(cli.warn, who="golden")
     ids = propose(parsed.out, device=parsed.device, kernels=parsed.kernel, say=say)
+    for name in ids if parsed.verbose else []:
+        print(name)
     print(f"{len(ids):,} goldens are proposed in {parsed.out}; the store is as it was. To move them in:")
     print(command_line("golden", "accept", parsed.out, why="REASON"))
     return Exit.YES
+
+
+def _silent(_: str) -> None:
+    return None

@@ -18,6 +18,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def command(parsed: argparse.Namespace) -> Exit:
     """Print each problem; NO if there is one."""
     store = check.load(parsed.store)
+    for name in sorted(store.rows) if parsed.verbose else []:
+        print(name)
     found = check.problems(store)
     for sentence in found:
         cli.warn(sentence, "golden")

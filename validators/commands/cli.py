@@ -10,10 +10,11 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from validators.commands import options
 from validators.errors import UsageError
@@ -72,7 +73,10 @@ def _dispatch(who: str, table: Table, words: list[str], about: str, interrupted:
     interrupted[0] = getattr(module, "INTERRUPTED", "what was recorded until then is on disk")
     parsed = parser_of(who, name, table).parse_args(words[len(name.split()) :])
     parsed.argv = words
+    began = time.monotonic()
     code: int = module.command(parsed)
+    if parsed.verbose:
+        say(who, f"{name}: exit status {code} ({Exit(code).name}) after {time.monotonic() - began:.1f} s")
     return code
 
 
@@ -130,44 +134,6 @@ def exit_of(records: Iterable[Record]) -> Exit:
     if silent or Status.ERROR in statuses:
         return Exit.ERROR
     return Exit.NO_DECISION if Status.UNTESTED in statuses or Status.PASSED not in statuses else Exit.YES
-
-
-class Progress:
-    """How far a long run is: a bar on a terminal where rich is installed, else a counter; nothing in a log."""
-
-    def __init__(self, total: int, *, what: str = "cases", quiet: bool = False) -> None:
-        self.total, self.what, self.done = total, what, 0
-        self.terminal = sys.stderr.isatty() and not quiet
-        self._bar: Any = None
-
-    def __enter__(self) -> Progress:
-        if self.terminal:
-            try:
-                rich = importlib.import_module("rich.progress")
-                console = importlib.import_module("rich.console").Console(stderr=True)
-            except ImportError:
-                return self
-            self._bar = rich.Progress(console=console, transient=True)
-            self._bar.start()
-            self._task = self._bar.add_task(self.what, total=self.total)
-        return self
-
-    def step(self, line: str = "") -> None:
-        """One more is done; ``line`` is printed to stdout above the bar."""
-        self.done += 1
-        counter = self.terminal and self._bar is None
-        if line:
-            print(("\r\x1b[K" if counter else "") + line, flush=True)
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self.done)
-        elif counter:
-            print(f"\r{self.done}/{self.total} {self.what}", end="", file=sys.stderr, flush=True)
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-        elif self.terminal:
-            print(file=sys.stderr)
 
 
 def warn(sentence: str, who: str = "validators") -> None:

@@ -41,6 +41,7 @@ from validators.records.command_line import command_line
 from validators.records.evidence import WalkEvidence
 from validators.records.files import check_file, new_folder, write_whole
 from validators.records.record import Record, Status
+from validators.records.text import one_line
 
 INTERRUPTED = "a walk is recorded at its end, so nothing of this one is"
 
@@ -114,7 +115,7 @@ def command(parsed: argparse.Namespace) -> Exit:
             group=group,
             seed=parsed.seed,
             judge_unfused=parsed.judge_unfused,
-            say=_say if first else _silent,
+            say=_say if first and not parsed.quiet else _silent,
             clock=clock,
             unjudged=plain,
         )
@@ -139,7 +140,10 @@ def command(parsed: argparse.Namespace) -> Exit:
     )
     _write(sink, made)
     picture = _picture(result, parsed, directory)
-    _print_end(made, result, directory, picture, peak_bytes(device))
+    if parsed.verbose:
+        for record in made:
+            print(one_line(record))
+    _print_end(made, result, directory, picture, peak_bytes(device), parsed.quiet)
     return cli.exit_of(made)
 
 
@@ -226,12 +230,14 @@ def _picture(result: Result, parsed: argparse.Namespace, directory: Path) -> Pat
     return where
 
 
-def _print_end(made: Sequence[Record], result: Result, directory: Path, picture: Path | None, peak: int) -> None:
+def _print_end(
+    made: Sequence[Record], result: Result, directory: Path, picture: Path | None, peak: int, quiet: bool
+) -> None:
     *ops, whole = made
     passed = sum(j.status is Status.PASSED for j in result.judged)
     for record in [r for r in ops if r.status is not Status.PASSED][:5]:
         print(f"{record.status.value} {record.kernel} {record.case}: {'; '.join(record.reasons)}")
-    for check in whole.checks:
+    for check in [] if quiet else whole.checks:
         print(f"{check.name}: {check.detail}")
     print(f"{whole.status.value} trajectory{': ' if whole.reasons else ''}{'; '.join(whole.reasons)}")
     print(

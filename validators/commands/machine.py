@@ -72,14 +72,13 @@ def command(parsed: argparse.Namespace) -> Exit:
         raise
     start = time.monotonic()
     for number, stage in enumerate(planned, start=1):
-        _run(stage, f"[{number}/{len(planned)}]", start)
+        _run(stage, f"[{number}/{len(planned)}]", start, parsed)
     if not store.record_files(records):
         raise ClaimError("no stage wrote a record, so there is nothing to sign.")
     decided = signoff.signoff_directory(
         records, warn=cli.warn, policy=chosen, target=(lambda _: [target]) if target else None
     )
-    print()
-    for line in lines(decided):
+    for line in lines(decided)[:1] if parsed.quiet else ["", *lines(decided)]:
         print(line)
     # After the decision, which a page that cannot be written must not cost.
     paths = write(decided, parsed.out, warn=cli.warn)
@@ -144,18 +143,19 @@ def _parity(words: tuple[str, ...]) -> Stage:
     return Stage("parity", words)
 
 
-def _run(stage: Stage, number: str, start: float) -> None:
+def _run(stage: Stage, number: str, start: float, parsed: argparse.Namespace) -> None:
     if stage.left_out:
         print(f"{number} {stage.title}: left out. {stage.left_out}", flush=True)
         return
-    print(f"{number} {stage.title}: python {shlex.join(stage.command)}", flush=True)
+    command = (*stage.command, *(["--quiet"] if parsed.quiet else ["--verbose"] if parsed.verbose else []))
+    print(f"{number} {stage.title}: python {shlex.join(command)}", flush=True)
     begun = time.monotonic()
     environment = dict(os.environ)
     if stage.title != "parity" and not any(word.startswith("cuda") for word in stage.command):
         # The cases are small: with one thread all kernels of a CPU took 2:19 on two idle cores, with two 2:54; and a
         # second thread that waits for a busy core costs many times that.
         environment.setdefault("OMP_NUM_THREADS", "1")
-    done = subprocess.run([sys.executable, *stage.command], check=False, env=environment)
+    done = subprocess.run([sys.executable, *command], check=False, env=environment)
     states: dict[int, str] = {
         Exit.YES: "done",
         Exit.NO: "done, and something is wrong",

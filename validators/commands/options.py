@@ -91,7 +91,7 @@ SHARED = {
     "--name": Option("TEXT", "what this arm is called"),
     "--margin": Option("POINTS", "loss of accuracy that would be accepted", float),
     "--quiet": Option("", "print the decision only"),
-    "--verbose": Option("", "print more: what each line was computed from"),
+    "--verbose": Option("", "print more: each case or item that was looked at, and how the command ended"),
 }
 """Every option that more than one command has, by name."""
 

@@ -32,7 +32,8 @@ def command(parsed: argparse.Namespace) -> Exit:
     fp8 = parsed.fp8 or native_fp8(device)
     record = probe.probe(probe.kernel_call(kernel, device=device, fp8=fp8), fp8=fp8)
     record |= {"kernel": kernel.name, "device": device, "provenance": encode(provenance(device))}
-    for line in [] if parsed.json == STDOUT else probe.lines(record):
+    lines = [] if parsed.json == STDOUT else probe.lines(record)
+    for line in lines[-1:] if parsed.quiet else lines:
         print(line)
     if parsed.json:
         write_json(parsed.json, json.dumps(record, indent=1))

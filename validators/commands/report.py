@@ -36,5 +36,6 @@ def command(parsed: argparse.Namespace) -> Exit:
         for record in records:
             print(report.one_line(record))
     print(report.summary_table(records))
-    print(report.strength_sentence(records))
+    if not parsed.quiet:
+        print(report.strength_sentence(records))
     return cli.exit_of(records)

@@ -11,6 +11,7 @@ from validators.commands.plan import Planned, make_plan
 from validators.errors import NoDecision, UserError
 from validators.isolate import run_isolated
 from validators.process.guard import Exit, status_of
+from validators.process.progress import Progress
 from validators.records import store
 from validators.records import text as report
 from validators.records.command_line import command_line, name_of
@@ -49,7 +50,7 @@ def _run(parsed: argparse.Namespace, plan: Sequence[Planned], directory: str) ->
     records: list[Record] = []
     broken: Exit | None = None
     total = sum(len(p.cases) for p in plan)
-    with store.Sink(directory) as sink, cli.Progress(total, quiet=parsed.quiet) as progress:
+    with store.Sink(directory) as sink, Progress("cases", total, show=not parsed.quiet) as progress:
         for planned in plan:
             try:
                 for record in _validate(parsed, planned):

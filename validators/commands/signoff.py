@@ -48,8 +48,10 @@ def command(parsed: argparse.Namespace) -> Exit:
     every = lines(decided)
     for line in every[:1] if parsed.quiet else every:
         print(line)
+    for cell in [cell for ruling in decided.rulings for cell in ruling.cells] if parsed.verbose else []:
+        print("  " + " ".join(filter(None, (cell.state, cell.stage, cell.op, cell.kernel, cell.lane))))
     paths = write(decided, out, warn=cli.warn) if out else []
-    if paths:
+    if paths and not parsed.quiet:
         print(f"written: {', '.join(map(str, paths))}")
     return decided.exit_code
 

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 import conftest
-from tests.support.walk import COMMANDS
+from tests.support.walk import COMMANDS, Command, words_of
 from validators.commands.options import SHARED
 from validators.errors import UsageError
 from validators.records.command_line import command_line, name_of, names_by_op, split_op
+
+pytest_plugins = ("tests.support.place",)
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGE = ROOT / "docs" / "command-line.md"
@@ -139,3 +141,35 @@ def test_no_other_place_spells_a_command_that_is_to_be_run_again() -> None:
         if pattern.search(path.read_text(encoding="utf-8"))
     ]
     assert set(found) <= {"validators/records/command_line.py", "validators/commands/cli.py"}, found
+
+
+ONE_LINE = ("golden verify", "evals import")
+"""Commands whose usual output is the decision."""
+FAILING = ("validators wheel show", "validators wheel slim")
+"""What ``VALID`` gives them is no wheel."""
+SLOW = ("validators machine", "golden propose", "golden accept", "evals gsm8k run", "evals parity", "evals tokens")
+"""Minutes, or a server: what they do with the options is seen in their source alone."""
+
+
+@pytest.mark.parametrize("of", COMMANDS, ids=lambda of: of.id)
+def test_every_command_has_quiet_and_verbose(of: Command) -> None:
+    """``--verbose`` is also answered for all of them in one place, ``cli``."""
+    assert {"--quiet", "--verbose"} <= {option for action in of.parser._actions for option in action.option_strings}
+
+
+@pytest.mark.parametrize("of", [of for of in COMMANDS if of.id not in SLOW], ids=lambda of: of.id)
+def test_quiet_prints_less_and_verbose_more(
+    of: Command, place: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str], elsewhere: None
+) -> None:
+    shown: dict[str, tuple[str, str]] = {}
+    for option in ("", "--quiet", "--verbose"):
+        words = words_of(of, {**place, "new": str(tmp_path / f"new{option}")})
+        capfd.readouterr()
+        of.main([*of.start, *words, *([option] if option else [])])
+        shown[option] = capfd.readouterr()
+    usual, quiet, verbose = (len(shown[option].out) for option in ("", "--quiet", "--verbose"))
+    # Times differ from run to run by a digit or two.
+    assert quiet <= usual + 9
+    assert usual <= verbose + 9
+    assert quiet < usual or of.id in (*ONE_LINE, *FAILING), shown
+    assert f"{' '.join(of.start)}: exit status " in shown["--verbose"].err or of.id in FAILING, shown

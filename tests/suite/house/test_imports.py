@@ -96,15 +96,14 @@ USES: dict[str, tuple[str, ...]] = {
         "validators.isolate", "validators.commands",
     ),
     "evals.errors": ("validators.errors",),
-    "evals.progress": (),
-    "evals.gsm8k": ("evals.errors", "evals.progress", "validators.records", "validators.process"),
+    "evals.gsm8k": ("evals.errors", "validators.records", "validators.process"),
     "evals.stats": ("evals.errors", "evals.gsm8k"),
     "evals.model": (
         "evals.errors", "evals.gsm8k", "validators.words", "validators.arch", "validators.records",
         "validators.process", "validators.cases", "validators.kernels", "validators.calls", "validators.tensor_file",
     ),
     "evals.offline": (
-        "evals.errors", "evals.progress", "evals.gsm8k", "evals.stats", "evals.model", "validators.records",
+        "evals.errors", "evals.gsm8k", "evals.stats", "evals.model", "validators.records", "validators.process",
     ),
     "evals.studies": ("evals", "validators.records", "validators.process"),
     "evals.commands": (
