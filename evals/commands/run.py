@@ -13,6 +13,7 @@ from evals.gsm8k import data, prompts, runner
 from evals.gsm8k.client import Limits
 from validators.commands import options as shared
 from validators.process.guard import Exit
+from validators.records import files
 from validators.records.command_line import names_by_op
 
 
@@ -44,6 +45,7 @@ def command(options: argparse.Namespace) -> int:
         value = getattr(options, name)
         if value is not None and not 0 < value < math.inf:
             raise EvalError(f"--{name.replace('_', '-')} must be positive, and is {value:g}")
+    files.check_folder(options.out)
     report = asyncio.run(runner.run(_plan(options)))
     print(report.text)
     if report.left:

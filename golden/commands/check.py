@@ -9,6 +9,7 @@ from golden import check, report
 from golden.commands.options import add_store
 from golden.outcome import Outcome, State, exit_code
 from validators.commands import options
+from validators.commands.plan import devices
 from validators.process.guard import Exit
 from validators.records.files import append_whole, check_file
 from validators.records.provenance import provenance
@@ -31,6 +32,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def command(parsed: argparse.Namespace) -> Exit:
     """Check, print and write: YES if everything checked is UNCHANGED, and something was."""
+    if parsed.device:
+        devices(parsed.device)
     store = check.load(parsed.store)
     store.require_intact()
     rows = check.select(store, device=parsed.device, kernels=parsed.kernel, ids=parsed.id)

@@ -8,6 +8,7 @@ import functools
 from golden.commands.options import add_store
 from golden.propose import propose
 from validators.commands import cli, options
+from validators.commands.plan import devices
 from validators.process.guard import Exit
 from validators.records.command_line import command_line
 
@@ -24,6 +25,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def command(parsed: argparse.Namespace) -> Exit:
     """Propose and say what comes next."""
+    devices(parsed.device)
     say = _silent if parsed.quiet else functools.partial(cli.warn, who="golden")
     ids = propose(parsed.out, device=parsed.device, kernels=parsed.kernel, say=say)
     for name in ids if parsed.verbose else []:

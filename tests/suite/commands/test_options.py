@@ -161,7 +161,7 @@ def test_every_command_has_quiet_and_verbose(of: Command) -> None:
 def test_quiet_prints_less_and_verbose_more(
     of: Command, place: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str], elsewhere: None
 ) -> None:
-    shown: dict[str, tuple[str, str]] = {}
+    shown: dict[str, Any] = {}
     for option in ("", "--quiet", "--verbose"):
         words = words_of(of, {**place, "new": str(tmp_path / f"new{option}")})
         capfd.readouterr()
