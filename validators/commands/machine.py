@@ -24,8 +24,7 @@ from validators.kernels.registry import find_kernel
 from validators.process.guard import Exit
 from validators.records import store
 from validators.records.files import check_folder, new_folder
-from validators.signoff import claims, policy, stages
-from validators.signoff import decision as signoff
+from validators.signoff import claims, decision, policy, stages
 from validators.signoff.claims import ClaimError, Target
 from validators.signoff.ruling import rule
 from validators.signoff.write import write
@@ -75,7 +74,7 @@ def command(parsed: argparse.Namespace) -> Exit:
         _run(stage, f"[{number}/{len(planned)}]", start, parsed)
     if not store.record_files(records):
         raise ClaimError("no stage wrote a record, so there is nothing to sign.")
-    decided = signoff.signoff_directory(
+    decided = decision.signoff_directory(
         records, warn=cli.warn, policy=chosen, target=(lambda _: [target]) if target else None
     )
     for line in lines(decided)[:1] if parsed.quiet else ["", *lines(decided)]:

@@ -7,8 +7,7 @@ import argparse
 from validators.commands import cli
 from validators.errors import NoDecision
 from validators.process.guard import Exit
-from validators.records import store
-from validators.records import text as report
+from validators.records import store, text
 from validators.records.record import Status
 
 MOST_REPORTS = 20
@@ -29,13 +28,13 @@ def command(parsed: argparse.Namespace) -> Exit:
     bad = [r for r in records if r.status not in (Status.PASSED, Status.UNSUPPORTED)]
     shown = bad if parsed.all else bad[:MOST_REPORTS]
     for record in [] if parsed.quiet else shown:
-        print(report.failure_report(record) + "\n")
+        print(text.failure_report(record) + "\n")
     if len(shown) < len(bad) and not parsed.quiet:
         print(f"{len(bad) - len(shown)} more failure reports; --all shows them.\n")
     if parsed.verbose:
         for record in records:
-            print(report.one_line(record))
-    print(report.summary_table(records))
+            print(text.one_line(record))
+    print(text.summary_table(records))
     if not parsed.quiet:
-        print(report.strength_sentence(records))
+        print(text.strength_sentence(records))
     return cli.exit_of(records)

@@ -12,8 +12,7 @@ from validators.errors import NoDecision, UserError
 from validators.isolate import run_isolated
 from validators.process.guard import Exit, status_of
 from validators.process.progress import Progress
-from validators.records import store
-from validators.records import text as report
+from validators.records import store, text
 from validators.records.command_line import command_line, name_of
 from validators.records.files import new_folder
 from validators.records.record import Record, Status
@@ -68,14 +67,14 @@ def _run(parsed: argparse.Namespace, plan: Sequence[Planned], directory: str) ->
 
 def _line(record: Record, parsed: argparse.Namespace) -> str:
     in_order = record.status in (Status.PASSED, Status.UNSUPPORTED)
-    return "" if parsed.quiet or (in_order and not parsed.verbose) else report.one_line(record)
+    return "" if parsed.quiet or (in_order and not parsed.verbose) else text.one_line(record)
 
 
 def _print_end(records: Sequence[Record], directory: str, quiet: bool) -> None:
-    print(report.summary_table(records))
+    print(text.summary_table(records))
     if quiet:
         return
-    print(report.strength_sentence(records))
+    print(text.strength_sentence(records))
     sentences = [*judged.identified_sentences(records), *_defects_covered(records)]
     sentences += judged.never_judged_sentences(records)
     for sentence in (*sentences, *limits.sentences(records), *limits.hints(records)):

@@ -9,8 +9,7 @@ from pathlib import Path
 from validators.commands import cli, options
 from validators.process.guard import Exit
 from validators.records.record import Record
-from validators.signoff import claims, policy
-from validators.signoff import decision as signoff
+from validators.signoff import claims, decision, policy
 from validators.signoff.claims import ClaimError, Target
 from validators.signoff.ruling import Ruling
 from validators.signoff.write import write
@@ -40,7 +39,7 @@ def command(parsed: argparse.Namespace) -> Exit:
     """Decide, write and print; the exit status is the decision's."""
     _check(parsed)
     chosen = policy.load(parsed.policy or DEFAULT_POLICY) if parsed.policy or parsed.claim else None
-    decided = signoff.signoff_directory(
+    decided = decision.signoff_directory(
         parsed.records, warn=cli.warn, policy=chosen, target=lambda records: _targets(parsed, records)
     )
     out = parsed.out or (parsed.records[0] if parsed.records else None)
@@ -87,7 +86,7 @@ def _targets(parsed: argparse.Namespace, records: Sequence[Record]) -> list[Targ
     ]
 
 
-def lines(decided: signoff.Signoff) -> list[str]:
+def lines(decided: decision.Signoff) -> list[str]:
     """What is printed: the decision, then each claim with reasons and commands."""
     found = [decided.decision]
     for ruling in decided.rulings:

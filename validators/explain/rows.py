@@ -14,10 +14,21 @@ from reference.quantize import scale_of
 from reference.setting import Setting
 from validators.cases.tensors import Inputs, NormQuantInputs, NormQuantOutputs, Outputs, QuantInputs, QuantOutputs
 from validators.explain import nearby
-from validators.explain import scene as explain_scene
 from validators.explain.bits import observations
 from validators.explain.norm import HYPOTHESES
 from validators.explain.op import Asked, Diagnosis
+from validators.explain.scene import (
+    Hypothesis,
+    Prediction,
+    Scene,
+    Widths,
+    make_scene,
+    met,
+    predict,
+    scale_distance,
+    tolerances,
+    wide_tolerances,
+)
 from validators.explain.scoring import Candidate, Evidence, ranked
 from validators.explain.search import named_change, search
 from validators.judge.compare import compare
@@ -51,40 +62,38 @@ def _change_words(change: nearby.Change, asked: Asked) -> Explanation | None:
 def _defects(asked: Asked, rows: list[int]) -> list[Explanation]:
     """Hypotheses that nothing contradicts, best first; of kind "field" where they change fields of the contract alone."""
     inputs, outputs, contract, failing, _ = asked
-    scene = explain_scene.make_scene(inputs, outputs, torch.tensor(rows, device=inputs.device), contract)
-    widths = explain_scene.tolerances(scene, contract)
-    nominal = explain_scene.met(scene, explain_scene.predict(scene, contract, {}), widths)
+    scene = make_scene(inputs, outputs, torch.tensor(rows, device=inputs.device), contract)
+    widths = tolerances(scene, contract)
+    nominal = met(scene, predict(scene, contract, {}), widths)
     wrong = {output: ~hit for output, hit in nominal.items()}
     evidence = Evidence(wrong, failing, _noise(inputs, outputs, contract, rows, nominal))
     return ranked(evidence, _candidates(scene, contract, widths))
 
 
-def _candidates(
-    scene: explain_scene.Scene, contract: NormQuantContract, widths: explain_scene.Widths
-) -> Iterator[Candidate]:
+def _candidates(scene: Scene, contract: NormQuantContract, widths: Widths) -> Iterator[Candidate]:
     for hypothesis in HYPOTHESES:
         changed = contract.replace(**hypothesis.contract)
         if not hypothesis.needs(scene) or (hypothesis.contract and changed == contract):
             continue
-        prediction = explain_scene.predict(scene, changed, hypothesis.stages)
+        prediction = predict(scene, changed, hypothesis.stages)
         yield Candidate(
             hypothesis.slug,
             hypothesis.sentence,
-            explain_scene.met(scene, prediction, widths),
+            met(scene, prediction, widths),
             partial(_compatible, scene, changed, hypothesis, prediction),
-            distance=explain_scene.scale_distance(scene, prediction),
+            distance=scale_distance(scene, prediction),
             kind="defect" if hypothesis.stages else "field",
         )
 
 
 def _compatible(
-    scene: explain_scene.Scene,
+    scene: Scene,
     contract: NormQuantContract,
-    hypothesis: explain_scene.Hypothesis,
-    prediction: explain_scene.Prediction,
+    hypothesis: Hypothesis,
+    prediction: Prediction,
 ) -> dict[str, torch.Tensor]:
-    wide = explain_scene.wide_tolerances(scene, contract, hypothesis.stages)
-    return explain_scene.met(scene, prediction, wide)
+    wide = wide_tolerances(scene, contract, hypothesis.stages)
+    return met(scene, prediction, wide)
 
 
 def _noise(

@@ -21,8 +21,7 @@ from pathlib import Path
 
 from validators.errors import NoDecision, UserError
 from validators.process.guard import Exit
-from validators.records import store
-from validators.records import text as report
+from validators.records import store, text
 from validators.records.record import Record, Status
 from validators.signoff import judged, ruling
 from validators.signoff.claims import Target, of_machines
@@ -315,7 +314,7 @@ def _claim(key: _Key, records: list[Record], records_dir: str) -> Claim:
     contracts = {op: contract} if contract else {}
     target = Target(kernel, arch, {op: (kernel,)}, contracts, source="the records")
     decided = ruling.decide(target, EVERY_LANE, records, records_dir)
-    lanes = report.lane_order([*(c.lane for c in decided.cells if c.lane), *(r.lane for r in records)])
+    lanes = text.lane_order([*(c.lane for c in decided.cells if c.lane), *(r.lane for r in records)])
     cells = {lane: judged.counts_of(r for r in records if r.lane == lane) for lane in lanes}
     return Claim(op, next((r.contract_from for r in records if _contract(r) == contract), ""), decided, cells)
 

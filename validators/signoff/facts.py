@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from validators.cases.case import CaseError
-from validators.records import text as report
 from validators.records.record import Record, Status
+from validators.records.text import strength_sentence
 from validators.signoff import judged, limits, strength
 from validators.signoff.claims import source_of
 from validators.signoff.limits import Limits
@@ -80,7 +80,7 @@ def of(records: Sequence[Record], more: Iterable[str] = ()) -> Facts:
         torch=_torch(ran),
         devices=tuple(dict.fromkeys(map(_device, ran))),
         sources=tuple(dict.fromkeys(f"{r.kernel} {source_of(r)[:12]}" for r in ran if source_of(r))),
-        strength=report.strength_sentence(own) if own else "",
+        strength=strength_sentence(own) if own else "",
         defects=tuple(_defects(own)),
         caveats=(*_caveats(records), *more),
         qualifiers=tuple(_qualifiers(own)),

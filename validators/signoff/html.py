@@ -16,8 +16,7 @@ from typing import Any
 
 from validators.records import text as report
 from validators.records.record import Comparison, Record, Status
-from validators.signoff import judged, stages
-from validators.signoff import pictures as signoff_pictures
+from validators.signoff import judged, pictures, stages
 from validators.signoff.decision import STAGE_OPS, Claim, Signoff, SignoffError
 from validators.signoff.judged import BAD, DRIFTED, UNCHANGED
 from validators.signoff.ruling import FAILED, NO_EVIDENCE, PASSED, SIGNED, UNTESTED, WAIVED, Ruling
@@ -94,8 +93,8 @@ def page(signoff: Signoff) -> str:
         rulings=[_ruling(r, i) for i, r in enumerate(signoff.rulings, start=1)],
         claims=[_claim(c, i, bool(signoff.rulings)) for i, c in enumerate(signoff.claims, start=1) if _shown(c)],
         folded=sum(map(_shown, signoff.claims)) > MOST_OPEN,
-        walks=signoff_pictures.walks(every),
-        parities=signoff_pictures.parities(every),
+        walks=pictures.walks(every),
+        parities=pictures.parities(every),
         traces=[r for r in every if r.lane == "trace"],
         goldens=_goldens(every),
         facts=_facts(signoff),
@@ -199,7 +198,7 @@ def _claim(c: Claim, number: int, under_policy: bool) -> dict[str, Any]:
     own = [cell for lane, cell in c.cells.items() if lane in LANES]
     passed, ran = sum(cell[Status.PASSED.value] for cell in own), sum(sum(cell.values()) for cell in own)
     worst = [x.worst_use_passing for r in c.records for x in r.comparisons if math.isfinite(x.worst_use_passing)]
-    zoo = signoff_pictures.zoo(c.records)
+    zoo = pictures.zoo(c.records)
     comparisons = [x for r in c.records for x in r.comparisons]
     judged, single = sum(x.judged for x in comparisons), sum(x.single for x in comparisons)
     return {
@@ -212,7 +211,7 @@ def _claim(c: Claim, number: int, under_policy: bool) -> dict[str, Any]:
         "single_text": report.share(single, judged) if judged else "-",
         "closest": report.use_text(max(worst)) if worst else "-",
         "zoo": zoo,
-        "sets": signoff_pictures.admissible_sets(comparisons),
+        "sets": pictures.admissible_sets(comparisons),
         "cells": {lane: _cell(c, lane) for lane in c.cells},
         "strength": report.strength_sentence(c.records),
         "single": single / judged if judged else 0.0,
@@ -225,7 +224,7 @@ def _claim(c: Claim, number: int, under_policy: bool) -> dict[str, Any]:
                 "headline": report.headline(r),
                 "report": report.failure_report(r),
                 "reproduce": report.reproduce_line(r),
-                "elements": signoff_pictures.opened(r),
+                "elements": pictures.opened(r),
                 "explained": r.explanations[0].text if r.explanations else "",
             }
             for r in failing[:MOST_FAILING]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from validators.records import text as report
+from validators.records import text
 from validators.records.codec import encode
 from validators.signoff.decision import Signoff
 from validators.signoff.policy import Requirement
@@ -41,7 +41,7 @@ def to_dict(signoff: Signoff) -> dict[str, Any]:
                 "lanes": {lane: dict(cell) for lane, cell in c.cells.items()},
                 "depth": c.depth,
                 "facts": encode(c.facts),
-                "strength": report.strength_sentence(c.records),
+                "strength": text.strength_sentence(c.records),
                 "records": len(c.records),
                 "failing": [{"case": r.case, "status": r.status.value} for r in c.failing],
             }

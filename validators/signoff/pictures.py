@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from validators.cases.case import CaseError
-from validators.records import text as report
+from validators.records import text
 from validators.records.command_line import command_line, of_op
 from validators.records.evidence import ErrorByDepth, Evaluation, WalkEvidence
 from validators.records.record import Check, Comparison, Element, Record, Status
@@ -169,7 +169,7 @@ def parities(records: Sequence[Record]) -> list[Parity]:
             undecided = r.evaluation.open if r.evaluation else ()
             gates = tuple((c.name, _gate(c, undecided), c.detail) for c in r.checks)
             title = f"{r.case} on {r.arch}: {r.kernel}"
-            said, again = (*r.reasons, *(e.text for e in r.explanations)), report.reproduce_line(r)
+            said, again = (*r.reasons, *(e.text for e in r.explanations)), text.reproduce_line(r)
             found.append(Parity(title, r.status.value, said, gates, _interval(r), again))
     return found
 
@@ -239,9 +239,9 @@ def admissible_sets(comparisons: Sequence[Comparison]) -> list[Sets]:
             ("none", open_, "left open by the contract"),
         )
         drawn = tuple(
-            (kind, 100 * n / total, f"{report.share(n, total)}: {words} ({n:,})") for kind, n, words in parts if n
+            (kind, 100 * n / total, f"{text.share(n, total)}: {words} ({n:,})") for kind, n, words in parts if n
         )
-        words = f"{report.share(single, judged)} of {judged:,} held to one value"
+        words = f"{text.share(single, judged)} of {judged:,} held to one value"
         found.append(Sets(output, drawn, words))
     return found
 
@@ -291,7 +291,7 @@ def _element(record: Record, output: str, e: Element) -> Opened:
     unit = " (in units of t = y / s)" if output == "codes" else ""
     facts = (
         ("exact, float64", f"{e.exact:.12g}{unit}"),
-        ("admissible", report.admissible_text(e)),
+        ("admissible", text.admissible_text(e)),
         ("kernel gave", f"{e.got:.9g}  (bits {e.got_bits})"),
         ("|error|", f"{e.err:.6g}"),
         ("budget", f"{e.budget:.6g}" if e.budget else "0: one value is admissible"),
@@ -305,7 +305,7 @@ def _element(record: Record, output: str, e: Element) -> Opened:
     )
     band, exact, got = _number_line(e)
     title = f"{output}[{e.row}, {e.col}]: {away}"
-    words = f"admissible {report.admissible_text(e)}, exact {e.exact:.9g}, kernel gave {e.got:.9g}"
+    words = f"admissible {text.admissible_text(e)}, exact {e.exact:.9g}, kernel gave {e.got:.9g}"
     return Opened(title, facts, terms, band, exact, got, _explain(record, output, e), words)
 
 

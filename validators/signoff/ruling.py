@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from validators.records import text as report
+from validators.records import text
 from validators.records.record import Record, Status
 from validators.signoff import depths, evidence, facts, judged, ruling_words, stages
 from validators.signoff.claims import ClaimError, Target
@@ -168,7 +168,7 @@ def _unrequired(target: Target, cells: Sequence[Cell]) -> Iterator[str]:
         every = list(lanes(op, "default", formats[0]))
         if not asked:
             yield f"with no case of {op} required"
-        elif left := [lane for lane in report.lane_order(every) if lane not in asked]:
+        elif left := [lane for lane in text.lane_order(every) if lane not in asked]:
             yield f"without lane{'s' if len(left) > 1 else ''} {', '.join(left)} of {op}"
 
 
@@ -226,7 +226,7 @@ def _whatever_ran(target: Target, mine: Sequence[Record]) -> Iterator[Cell]:
     formats = FP8_FORMATS if target.arch == "cpu" else (native_fp8(target.arch),)
     for op, (kernel, *_) in target.kernels.items():
         required = {r.lane for r in mine} if op not in OPS else set(lanes(op, "default", formats[0]))
-        for lane in report.lane_order([*required, *(r.lane for r in mine)]):
+        for lane in text.lane_order([*required, *(r.lane for r in mine)]):
             here = [r for r in mine if r.lane == lane]
             if stage := next((r.stage for r in here if r.stage != "ops"), ""):
                 cell = _whole(stage, op, kernel, here)
@@ -286,7 +286,7 @@ def _whole(stage: str, op: str, kernel: str, records: Sequence[Record], *, lane:
     silent = [r for r in records if r.status is Status.UNSUPPORTED and not any(map(str.strip, r.reasons))]
     why: tuple[str, ...] = ()
     if bad:
-        said = report.one_line(bad[0])
+        said = text.one_line(bad[0])
         if judged.label(bad[0]) == judged.DRIFTED:
             said = f"{judged.counts_text(counts)}; first {bad[0].case}: {ruling_words.said(bad[0])}"
         elif problem := judged.inconsistency(bad[0]):

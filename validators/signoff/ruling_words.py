@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from validators.records import text as report
 from validators.records.record import Explanation, Record, Status
+from validators.records.text import headline, lane_order
 from validators.signoff import judged
 from validators.signoff.judged import contradictions, inconsistency
 from validators.signoff.policy import Waiver
@@ -88,9 +88,7 @@ def _failure(op: str, kernel: str, group: Sequence[Record], mine: Sequence[Recor
     lanes_hit: dict[str, dict[str, None]] = {}
     for r in group:
         lanes_hit.setdefault(r.stage, {})[r.lane] = None
-    places = [
-        f"ops: {', '.join(report.lane_order(names))}" if stage == "ops" else stage for stage, names in lanes_hit.items()
-    ]
+    places = [f"ops: {', '.join(lane_order(names))}" if stage == "ops" else stage for stage, names in lanes_hit.items()]
     ordered = sorted(group, key=lambda r: list(Status).index(r.status))
     names = (f"{r.status.value} against its own record" if inconsistency(r) else r.status.value for r in ordered)
     statuses = " and ".join(dict.fromkeys(names))
@@ -132,7 +130,7 @@ def said(record: Record) -> str:
         return check.detail.rstrip(".") if check else "other bits than accepted"
     if record.reasons and not record.comparisons:
         return _clipped(record.reasons[0].rstrip("."), _MOST_QUOTED)
-    return report.headline(record).rstrip(".")
+    return headline(record).rstrip(".")
 
 
 def cell_name(cell: Cell) -> str:

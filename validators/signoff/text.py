@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from validators.records import text as report
+from validators.records.text import lane_order
 from validators.signoff import judged
 from validators.signoff.decision import Claim, Signoff
 from validators.signoff.facts import Facts
@@ -46,7 +46,7 @@ def _clip(text: str) -> str:
 
 
 def _claims_table(signoff: Signoff) -> list[str]:
-    lanes = report.lane_order(lane for c in signoff.claims for lane in c.cells)
+    lanes = lane_order(lane for c in signoff.claims for lane in c.cells)
     lines = ["", f"| kernel | contract | arch | decision | {' | '.join(lanes)} |", "|---" * (4 + len(lanes)) + "|"]
     for c in signoff.claims:
         cells = (judged.counts_text(c.cells[x]) if x in c.cells else "-" for x in lanes)

@@ -20,7 +20,6 @@ from validators.cases.case import Case
 from validators.cases.inputs import build
 from validators.cases.recipe import ADD, QUANT
 from validators.cases.tensors import GemmOutputs, NormQuantOutputs, Outputs, QuantOutputs
-from validators.judge import codes as compare_codes
 from validators.judge import sets
 from validators.judge.codes import screen_tables
 from validators.judge.compare import CompareError, admits_all, compare
@@ -65,7 +64,7 @@ def test_the_screen_changes_no_judgement(
     for outputs in (emulated.execute(inputs, None, contract), damaged(emulated.execute(inputs, None, contract))):
         with_screen = compare(inputs, outputs, contract)
         with monkeypatch.context() as patch:
-            patch.setattr(compare_codes, "_screen", nothing_proven)
+            patch.setattr("validators.judge.codes._screen", nothing_proven)
             resolved = compare(inputs, outputs, contract)
         # As text: the distance of a NaN code is NaN, which equals nothing.
         assert [repr(without_use(c)) for c in with_screen] == [repr(without_use(c)) for c in resolved]
@@ -102,7 +101,7 @@ def test_the_screen_is_worth_having(op: str) -> None:
 
     patch = pytest.MonkeyPatch()
     with patch.context() as context:
-        context.setattr(compare_codes, "resolve", count)
+        context.setattr("validators.judge.codes.resolve", count)
         compare(inputs, outputs, contract)
     # Half a percent of bf16 values are exact midpoints of some row and always need the exact judgement.
     assert sum(asked) < inputs.x.numel() // 100
