@@ -113,6 +113,7 @@ def compare_norm_quant(
     if survey is None or not fits(arrays.x, arrays.residual, contract):
         return _norm_quant(arrays, parts, setting, None, tally)
     key = (
+        arrays.x.device,
         contract,
         inputs.fp8_dtype,
         setting.n,

@@ -25,6 +25,8 @@ AGAIN = 64
 """Every so many surveys of a kind, one is held against the judgement without it again. A policy: it costs a tenth."""
 
 _TRUSTED: dict[tuple[Any, ...], int] = {}
+"""Kind of survey -> how often it was asked since it was held against the judgement without it. A kind is the device,
+the contract and the types: what the survey's own code depends on, and nothing of a kernel's."""
 
 
 class SurveyMismatch(RunFault):
