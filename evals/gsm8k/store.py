@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from evals.errors import EvalError
 from evals.gsm8k.samples import ANSWER, SCHEMA_VERSION, SCORE, Header, Sample, TokenScore
+from validators.records import files
 from validators.records.codec import CodecError, decode, encode
 
 T = TypeVar("T")
@@ -171,18 +172,11 @@ class _Lines:
     def append(self, line: bytes) -> None:
         size = os.fstat(self.handle).st_size
         try:
-            _write_all(self.handle, line)
+            files.write_all(self.handle, line)
         except OSError:
             with contextlib.suppress(OSError):
                 os.ftruncate(self.handle, size)
             raise
-
-
-def _write_all(handle: int, data: bytes) -> None:
-    """One write may take a part only, and does where the disk is nearly full."""
-    left = memoryview(data)
-    while left:
-        left = left[os.write(handle, left) :]
 
 
 def _unwritable(path: Path, error: OSError) -> EvalError:
@@ -205,7 +199,7 @@ def _settle_header(path: Path, header: Header) -> None:
     part = file.with_suffix(".part")
     try:
         with part.open("wb", buffering=0) as out:
-            _write_all(out.fileno(), json.dumps(encode(header), indent=1, allow_nan=False).encode())
+            files.write_all(out.fileno(), json.dumps(encode(header), indent=1, allow_nan=False).encode())
             os.fsync(out.fileno())
         part.replace(file)
     except OSError as error:

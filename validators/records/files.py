@@ -43,7 +43,7 @@ class Lines:
     def append(self, line: bytes) -> None:
         """``line`` ends with a newline."""
         try:
-            _write_all(self._file, line)
+            write_all(self._file, line)
             os.fsync(self._file)
         except OSError:
             # Half a line in the middle of the file would make the lines after it unreadable.
@@ -72,7 +72,7 @@ def write_whole(path: str | Path, text: str | bytes) -> None:
         target = Path(os.path.realpath(path))
         if target.exists() and not target.is_file():
             with target.open("wb", buffering=0) as stream:
-                _write_all(stream.fileno(), data)
+                write_all(stream.fileno(), data)
             return
         _replace(target, data)
     except OSError as error:
@@ -86,7 +86,7 @@ def _replace(target: Path, data: bytes) -> None:
         try:
             with contextlib.suppress(FileNotFoundError):
                 os.fchmod(handle, stat.S_IMODE(target.stat().st_mode))
-            _write_all(handle, data)
+            write_all(handle, data)
             os.fsync(handle)
         finally:
             os.close(handle)
@@ -97,8 +97,8 @@ def _replace(target: Path, data: bytes) -> None:
         raise
 
 
-def _write_all(handle: int, data: bytes) -> None:
-    """One write may take a part only, and does where the disk is nearly full."""
+def write_all(handle: int, data: bytes) -> None:
+    """Write all of ``data``: one write may take a part only, and does where the disk is nearly full."""
     left = memoryview(data)
     while left:
         left = left[os.write(handle, left) :]
@@ -111,7 +111,7 @@ def append_whole(path: str | Path, text: str) -> None:
         try:
             size = os.fstat(handle).st_size
             try:
-                _write_all(handle, text.encode())
+                write_all(handle, text.encode())
             except OSError:
                 with contextlib.suppress(OSError):
                     os.ftruncate(handle, size)
@@ -174,7 +174,7 @@ def _probe(folder: Path) -> None:
     try:
         handle = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
-            _write_all(handle, bytes(_PROBE_BYTES))
+            write_all(handle, bytes(_PROBE_BYTES))
         finally:
             os.close(handle)
     finally:

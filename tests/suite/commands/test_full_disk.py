@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-import evals.gsm8k.store as evals_store
 from tests.support.made import record
 from tests.support.walk import BELOW_A_FILE, CASE, NORM, one_sentence, the_command, words_of
 from validators.records import files
@@ -44,8 +43,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     def limit(room: int) -> None:
         full = _Disk(room)
         monkeypatch.setattr(files, "_PROBE_BYTES", 0)
-        monkeypatch.setattr(files, "_write_all", full)
-        monkeypatch.setattr(evals_store, "_write_all", full)
+        monkeypatch.setattr(files, "write_all", full)
 
     return limit
 
@@ -77,8 +75,7 @@ def test_a_disk_that_is_full_from_the_start(
     of = the_command(name)
     own = {**place, "new": str(tmp_path / "new"), "file": str(tmp_path / "file")}
     full = _Disk(0)
-    monkeypatch.setattr(files, "_write_all", full)
-    monkeypatch.setattr(evals_store, "_write_all", full)
+    monkeypatch.setattr(files, "write_all", full)
     started = []
     if name in DEAR:
         monkeypatch.setattr("validators.commands.layers.walk", lambda *_, **__: started.append(1))
