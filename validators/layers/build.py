@@ -1,8 +1,7 @@
 """``python -m validators layers``: a model layer by layer, fused against unfused against float64.
 
 Every op of the kernels is judged by its admissible set on the activations and weights that it meets in the model,
-and the two paths run freely next to the float64 model. Exit codes: 0 everything PASSED; 1 something FAILED or is
-MISTRUSTED; 2 bad usage, or a path stopped with an ERROR.
+and the two paths run freely next to the float64 model.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ pytest_plugins = ("tests.support.place",)
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGE = ROOT / "docs" / "command-line.md"
+GROUPS = ("validators", "golden", "evals")
 META = ("metavar", "type")
 
 
@@ -141,6 +142,15 @@ def test_no_other_place_spells_a_command_that_is_to_be_run_again() -> None:
         if pattern.search(path.read_text(encoding="utf-8"))
     ]
     assert set(found) <= {"validators/records/command_line.py", "validators/commands/cli.py"}, found
+
+
+def test_no_exit_status_is_written_by_hand() -> None:
+    """``Exit`` is the table; a command, a group or pytest's wiring writes no number of its own."""
+    files = [ROOT / "conftest.py", *(ROOT / f"{group}/__main__.py" for group in GROUPS)]
+    files += [path for group in GROUPS for path in (ROOT / group / "commands").glob("*.py")]
+    pattern = re.compile(r"^\s+return \d+$|exit\(\d|SystemExit\(\d", re.MULTILINE)
+    assert len(files) > 30
+    assert [path.name for path in files if pattern.search(path.read_text(encoding="utf-8"))] == []
 
 
 ONE_LINE = ("golden verify", "evals import")
