@@ -23,6 +23,7 @@ from validators.layers.wiring import explain as explain_wiring
 from validators.records.record import Check, Explanation, Status
 from validators.records.verdict import decide
 from validators.run import judge
+from validators.words import PATH
 
 _T = TypeVar("_T")
 MOST_EXPLAINED = 3
@@ -77,10 +78,10 @@ class Bench:
                 return action()
         except Exception as error:
             # A path and its kernels are the user's own code, which may raise anything.
-            names = {"add_rmsnorm_quant": self.contracts.norm, "per_token_quant": self.contracts.quant}
-            contract = names.get(step.op, self.contracts.gemm).name
+            c = self.contracts
+            contracts: dict[str, Contract] = dict(zip(PATH, (c.norm, c.quant, c.gemm), strict=True))
             text = " ".join(str(error).split())[:300] or "without a message"
-            self._stop(step, contract, f"the step raised {type(error).__name__}: {text}")
+            self._stop(step, contracts[step.op].name, f"the step raised {type(error).__name__}: {text}")
 
     def judge(self, step: Step, claim: Claim, contract: Contract, checks: Sequence[Check] = ()) -> None:
         """Judge what a step gave; raises StoppedError where that is no output. checks: the walk's own."""

@@ -21,7 +21,7 @@ from validators.layers.path import Kernels
 from validators.layers.result import Contracts, Depth, Judged, Result
 from validators.records.evidence import ErrorByDepth, WalkEvidence
 from validators.records.record import Check, Record, Status
-from validators.words import GEMM
+from validators.words import FUSED, GEMM, PATH
 
 LANE = "layers"
 CONFIDENCE = 0.95
@@ -185,7 +185,7 @@ def records(
     origin: op -> where its contract comes from. of: layers that the model has, walked or not. The walk's own bf16 norms
     are a check of the trajectories' record.
     """
-    by_op = {"add_rmsnorm_quant": kernels.norm, "per_token_quant": kernels.quant, "ptpc_gemm": kernels.gemm}
+    by_op = dict(zip(PATH, (kernels.norm, kernels.quant, kernels.gemm), strict=True))
     own = Counter(j.op for j in result.judged if not j.own_norm)
     walk = dataclasses.replace(
         about,
@@ -210,13 +210,13 @@ def records(
         reasons=reasons,
         case=f"layers-{model}-trajectory",
         contract=contracts.norm.name,
-        contract_from=origin["add_rmsnorm_quant"],
+        contract_from=origin[FUSED],
         checks=(*checks, Check("environment", None, environment(result)), Check("memory", None, memory)),
         subject="path",
         walk=dataclasses.replace(walk, depth=medians_by_layer(result)),
         seconds=result.seconds,
         peak_bytes=peak_bytes,
-        **frames["add_rmsnorm_quant"],
+        **frames[FUSED],
     )
     return [*found, whole]
 
