@@ -83,7 +83,7 @@ class Kernel:
     source: Callable[[], Source | None] = _no_source
     lacks: Callable[[Case], str] = _lacks_nothing
     answers: dict[tuple[str, ...], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
-    """What was found out by running this very kernel, for whoever asks again. A changed copy starts without."""
+    """What was found out by running this kernel, kept for the next call. A changed copy starts without it."""
 
     def provenance(self, device: str | None) -> Provenance:
         """That of a record made here, with what tells this kernel from another of its name: library versions, and
