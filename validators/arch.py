@@ -18,9 +18,18 @@ import torch
 from validators import toolchain
 from validators.errors import UserError
 
+INTERPRETED = "amdgcn"
+INTERPRETED_DEVICES = ("amdgcn:gfx942", "amdgcn:gfx950")
+"""Machine code of these targets is interpreted on a CPU, where the tensors are."""
+
 
 class ArchError(UserError):
     """A device that does not exist on this machine; its message is one sentence."""
+
+
+def tensor_device(device: str) -> str:
+    """Where torch keeps the tensors of a run on ``device``: the CPU for an interpreted one."""
+    return "cpu" if device in INTERPRETED_DEVICES else device
 
 
 def is_rocm() -> bool:
@@ -36,6 +45,8 @@ def architecture(device: str) -> str:
     kind, _, index = device.partition(":")
     if kind == "cpu":
         return "cpu"
+    if device in INTERPRETED_DEVICES:
+        return index
     if kind != "cuda":
         raise ArchError(f"unknown device {device!r}; known: cpu, cuda, cuda:INDEX")
     if not torch.cuda.is_available():

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from reference.contract import Contract, get_contract
-from validators.arch import architecture
+from validators.arch import architecture, tensor_device
 from validators.calls import invariance
 from validators.calls.call import Claim, KernelFault, run_kernel
 from validators.cases.case import Case
@@ -38,6 +38,7 @@ def validate(kernel: Kernel, case: Case, *, contract: str | None = None, device:
     device: "cpu", "cuda" or "cuda:1".
     """
     start = time.perf_counter()
+    kernel = kernel.on(device)
     frame = _Frame(kernel, case, device)
     if record := _not_run(frame, start):
         return record
@@ -101,7 +102,7 @@ def _not_run(frame: _Frame, start: float) -> Record | None:
     if reason:
         limit = Limit(DECLARED, kernel.lacks(case))
         return frame.record(Status.UNSUPPORTED, (reason,), kernel.contract, "declared", start, limit=limit)
-    if reason := beyond_memory(case, frame.device):
+    if reason := beyond_memory(case, tensor_device(frame.device)):
         return frame.record(Status.UNSUPPORTED, (reason,), kernel.contract, "declared", start, limit=Limit(MACHINE))
     return None
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from validators.arch import tensor_device
 from validators.calls import buffers, integrity
 from validators.cases.case import Case
 from validators.cases.inputs import build
@@ -52,7 +53,8 @@ def run_kernel(kernel: Kernel, case: Case, device: str, *, deterministic: bool =
 
     deterministic: whether two runs have to give the same bits; see ``Kernel`` and ``Contract``.
     """
-    inputs = build(case, device=device)
+    kernel = kernel.on(device)
+    inputs = build(case, device=tensor_device(device))
     before = integrity.snapshot(inputs)
     first, guards1, seconds1 = call(kernel, inputs, buffers.POISONS[0])
     # A kernel may hand out the same static tensor again; judging that would compare the second call with itself.
@@ -72,6 +74,7 @@ def run_kernel(kernel: Kernel, case: Case, device: str, *, deterministic: bool =
         checks.append(unwritten)
     differing = integrity.describe_differences(integrity.same_bits(first, second)) if unwritten.ok else ""
     checks.append(_run_to_run(differing, deterministic))
+    checks += kernel.observed()
     again = copy_outputs(second) if differing and not deterministic else None
     return Claim(inputs, first, tuple(checks), min(seconds1, seconds2), again)
 
@@ -131,5 +134,5 @@ def warm_up(kernel: Kernel, case: Case, device: str, say: Callable[[], None]) ->
         return False
     say()
     with contextlib.suppress(KernelFault):
-        call(kernel, build(case, device=device), buffers.POISONS[0])
+        call(kernel.on(device), build(case, device=tensor_device(device)), buffers.POISONS[0])
     return True

@@ -45,9 +45,11 @@ def seconds(text: str) -> float:
 
 
 def device(text: str) -> str:
-    """A ``type`` for argparse: cpu, cuda or cuda:N. Whether this machine has it is asked later."""
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
-        raise argparse.ArgumentTypeError(f"unknown device {text!r}; known: cpu, cuda, cuda:N")
+    """A ``type`` for argparse: cpu, cuda, cuda:N or amdgcn:TARGET. Whether this machine has it is asked later."""
+    if not re.fullmatch(r"cpu|cuda(:\d+)?|amdgcn:gfx9(42|50)", text):
+        raise argparse.ArgumentTypeError(
+            f"unknown device {text!r}; known: cpu, cuda, cuda:N, amdgcn:gfx942, amdgcn:gfx950"
+        )
     return text
 
 
@@ -72,7 +74,7 @@ SHARED = {
     "--depth": _closed("depth", DEPTHS, "how many cases"),
     "--dtype": _closed("dtype", DTYPES, "storage type"),
     "--fp8": _closed("FP8 format", FP8_FORMATS, "FP8 format"),
-    "--device": Option("cpu|cuda|cuda:N", "where to compute", device),
+    "--device": Option("cpu|cuda|cuda:N|amdgcn:TARGET", "where to compute", device),
     "--time-limit": Option("SECONDS", "for one case of a kernel in a process of its own", seconds),
     "--records": Option("DIR", "write the verdicts as records into this directory"),
     "--out": Option("DIR", "directory to write"),

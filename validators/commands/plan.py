@@ -16,7 +16,7 @@ import torch
 
 from reference.contract import get_contract
 from validators import words
-from validators.arch import architecture
+from validators.arch import INTERPRETED_DEVICES, architecture
 from validators.cases.case import Case
 from validators.cases.suite import cases_for, find
 from validators.errors import NoDecision, UsageError
@@ -86,7 +86,8 @@ def one_kernel(parsed: argparse.Namespace, ops: Sequence[str] = OPS) -> tuple[Ke
     if len(found) > 1:
         each = " or ".join(f"--kernel {of_op(kernel.op, kernel.name)}" for kernel in found)
         raise UsageError(f"kernel {found[0].name} computes {len(found)} ops; say which: {each}.")
-    return found[0], _checked(found[0], parsed)
+    device = _checked(found[0], parsed)
+    return found[0].on(device), device
 
 
 def _checked(kernel: Kernel, parsed: argparse.Namespace) -> str:
@@ -123,6 +124,8 @@ def devices(wanted: str | None = None) -> list[str]:
     """Devices to try, the preferred one first."""
     if wanted is None:
         return ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
+    if wanted in INTERPRETED_DEVICES:
+        return [wanted]
     if not re.fullmatch(r"cpu|cuda(:\d+)?", wanted):
         raise UsageError(f"unknown device {wanted!r}; known: cpu, cuda, cuda:N")
     if wanted != "cpu" and not torch.cuda.is_available():

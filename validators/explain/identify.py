@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from reference.contract import NORM_QUANT_CONTRACTS, Contract, get_contract, presets
+from validators.arch import tensor_device
 from validators.calls import integrity
 from validators.calls.call import KernelFault, call, copy_outputs
 from validators.cases.case import Case
@@ -182,7 +183,8 @@ def _changed(
 
 def _run(kernel: Kernel, case: Case, device: str) -> tuple[Inputs, Outputs, str]:
     """Inputs, outputs of the first of two calls, and where the second differs; raises ``KernelFault``."""
-    inputs = build(case, device=device)
+    kernel = kernel.on(device)
+    inputs = build(case, device=tensor_device(device))
     with doing.during(f"it was run on {case.id} to find its contract"):
         first, _, _ = call(kernel, inputs, 0x7F)
         outputs = copy_outputs(first)  # a static tensor would be written again by the second call

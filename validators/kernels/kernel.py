@@ -10,6 +10,7 @@ from validators.cases.case import Case
 from validators.cases.tensors import Outputs
 from validators.errors import UserError
 from validators.records.provenance import Provenance, Source, provenance
+from validators.records.record import Check
 
 
 class KernelError(UserError):
@@ -40,6 +41,14 @@ def _supports_everything(case: Case) -> str | None:
     return None
 
 
+def _saw_nothing() -> tuple[Check, ...]:
+    return ()
+
+
+def _same_everywhere(device: str) -> Mapping[str, Any]:
+    return {}
+
+
 def _available(device: str) -> str | None:
     return None
 
@@ -62,7 +71,8 @@ class Kernel:
     compiles: True if its library builds machine code at the first call, for minutes where nothing is prebuilt; that
     call is then made once outside the time limits. deterministic: False if two runs may give other bits by design
     (split-K with atomics); then every run is judged value by value. chosen(case) -> what the library picks for this
-    case (a GEMM library, a kernel's name), for the record.
+    case (a GEMM library, a kernel's name), for the record. for_device(device) -> the fields that are others on that
+    device; see ``on``. observed() -> checks that the kernel made itself while it ran, such as those of an interpreter.
     """
 
     name: str
@@ -82,8 +92,15 @@ class Kernel:
     options: Mapping[str, object] = field(default_factory=dict)
     source: Callable[[], Source | None] = _no_source
     lacks: Callable[[Case], str] = _lacks_nothing
+    for_device: Callable[[str], Mapping[str, Any]] = _same_everywhere
+    observed: Callable[[], tuple[Check, ...]] = _saw_nothing
     answers: dict[tuple[str, ...], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
     """What was found out by running this kernel, kept for the next call. A changed copy starts without it."""
+
+    def on(self, device: str) -> Kernel:
+        """This kernel as it is on ``device``."""
+        changes = self.for_device(device)
+        return replace(self, for_device=_same_everywhere, **changes) if changes else self
 
     def provenance(self, device: str | None) -> Provenance:
         """That of a record made here, with what tells this kernel from another of its name: library versions, and

@@ -24,7 +24,7 @@ from validators.kernels.kernel import Kernel
 
 # 8 warps of 32 threads hold 128 elements each: as many as the contract's reduction allows in sequence.
 _WIDEST = 32768
-_WARPS = 8
+WARPS = 8
 
 # Triton resolves names in a kernel through the module's globals, so the lazy import has to land here.
 tl: Any = None
@@ -78,6 +78,16 @@ def _kernel() -> Any:
     return add_rmsnorm_quant
 
 
+def constants(inputs: NormQuantInputs) -> dict[str, object]:
+    """The kernel's compile-time parameters for these inputs."""
+    return {
+        "QMAX": torch.finfo(inputs.fp8_dtype).max,
+        "HAS_RESIDUAL": inputs.residual is not None,
+        "GEMMA": inputs.gemma,
+        "BLOCK": 1 << (inputs.x.shape[-1] - 1).bit_length(),
+    }
+
+
 def _add_rmsnorm_quant(inputs: NormQuantInputs, buffers: NormQuantOutputs) -> NormQuantOutputs:
     n = inputs.x.shape[-1]
     x = inputs.x.view(-1, n)
@@ -93,11 +103,8 @@ def _add_rmsnorm_quant(inputs: NormQuantInputs, buffers: NormQuantOutputs) -> No
         0 if residual is None else residual.stride(0),
         n,
         inputs.eps,
-        QMAX=torch.finfo(inputs.fp8_dtype).max,
-        HAS_RESIDUAL=residual is not None,
-        GEMMA=inputs.gemma,
-        BLOCK=1 << (n - 1).bit_length(),
-        num_warps=_WARPS,
+        **constants(inputs),
+        num_warps=WARPS,
     )
     return NormQuantOutputs(buffers.codes, buffers.scale, None if residual is None else buffers.residual_out)
 
@@ -135,7 +142,7 @@ def kernels() -> list[Kernel]:
             name="triton/add_rmsnorm_quant",
             unavailable=_unavailable,
             unsupported=_compiled_unsupported,
-            options={"num_warps": _WARPS},
+            options={"num_warps": WARPS},
         ),
         adapter(
             name="triton/interpreted",

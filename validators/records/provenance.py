@@ -123,7 +123,7 @@ def _cpu() -> str:
 
 def _gpu(device: str | None) -> str | None:
     torch = sys.modules.get("torch")
-    if torch is None or device == "cpu":
+    if torch is None or device == "cpu" or (device or "").startswith("amdgcn"):
         return None
     if not torch.cuda.is_available() or (device is None and not torch.cuda.is_initialized()):
         return None

@@ -141,6 +141,8 @@ def _own_case(record: Record) -> str | None:
 
 
 def _wrong_device(record: Record) -> str | None:
+    if record.device.startswith("amdgcn"):
+        return f"was interpreted on a CPU, which is no {record.arch} hardware"
     on_cpu, known = record.device.startswith("cpu"), record.device.startswith(("cpu", "cuda"))
     if known and record.arch not in ("", "unknown", "any") and on_cpu != (record.arch == "cpu"):
         return f"ran on {record.device}, which is no {record.arch}"

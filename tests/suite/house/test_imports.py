@@ -54,12 +54,13 @@ USES: dict[str, tuple[str, ...]] = {
     "validators.toolchain": (),
     "validators.tensor_file": ("validators.errors",),
     "validators.arch": ("validators.toolchain",),
+    "validators.amdgcn": (),
     "validators.records": ("validators.words",),
     "validators.process": ("validators.records",),
     "validators.cases": ("validators.words",),
     "validators.kernels": (
         "reference.contract", "reference.notation", "validators.words", "validators.toolchain", "validators.arch",
-        "validators.records", "validators.process", "validators.cases",
+        "validators.records", "validators.process", "validators.cases", "validators.amdgcn",
     ),
     "validators.judge": (
         "reference", "validators.words", "validators.arch", "validators.records", "validators.cases",
@@ -161,6 +162,8 @@ def _outside(path: str, folder: str, name: str, top: bool) -> str:
             return f"{root} is imported inside functions, so that a machine without it can list the kernels"
     if root == "torch" and folder in WITHOUT_TORCH and top:
         return f"{folder} runs where torch is not installed"
+    if folder == "validators.amdgcn" and root not in (*sys.stdlib_module_names, "numpy", "__future__"):
+        return "the interpreter imports numpy, the standard library and itself"
     judges = folder in ("evals.stats", "evals.gsm8k") and path != "evals/gsm8k/client.py"
     if judges and top and root in ("torch", "transformers", "datasets", "httpx", "scipy"):
         return f"{root} is not needed to judge two runs"
@@ -289,6 +292,8 @@ def test_all_five_folders_are_walked() -> None:
         ("validators/calls/buffers.py", "from reference import formats"),
         ("validators/explain/element.py", "from validators.signoff import limits"),
         ("reference/a.py", "from validators.errors import UserError"),
+        ("validators/amdgcn/floats.py", "import torch"),
+        ("validators/amdgcn/floats.py", "from reference.formats import encode"),
         ("validators/attic.py", "from validators.run import validate"),
         ("evals/stats/paired.py", "import scipy.stats"),
         ("evals/gsm8k/data.py", "import datasets"),

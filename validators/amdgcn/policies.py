@@ -1,0 +1,33 @@
+"""What the documents of the instruction set leave open: named policies, under each of which a run can be repeated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Policy:
+    """One reading of what is open.
+
+    ulp: added to the correctly rounded result of v_rcp, v_rsq, v_sqrt, v_exp and v_log (they are documented to 1 ulp).
+    flush_special: whether those flush denormals in and out, whatever MODE says (the documents say so).
+    fp8_inf: code of an infinite operand where MODE.FP16_OVFL is 1: "max" or "nan".
+    """
+
+    name: str
+    ulp: int = 0
+    flush_special: bool = True
+    fp8_inf: str = "max"
+
+
+NEAREST = Policy("nearest")
+POLICIES = {
+    policy.name: policy
+    for policy in (
+        NEAREST,
+        Policy("ulp-up", ulp=1),
+        Policy("ulp-down", ulp=-1),
+        Policy("special-denormals-kept", flush_special=False),
+        Policy("fp8-inf-is-nan", fp8_inf="nan"),
+    )
+}

@@ -1,0 +1,234 @@
+"""Kernels judged as machine code of gfx942 and gfx950, interpreted on a CPU: ``--device amdgcn:gfx942``.
+
+Triton compiles for AMD GPUs where there is none: the assembly text that it writes is what ``validators.amdgcn`` runs.
+What is judged is what the compiler made of the source (rounding points, masks, layouts, mode bits, stores), not the
+silicon: result bits of the transcendental units and timing are not known. The records of these kernels say
+``emulated``, and a sign-off never counts them as hardware.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from validators import arch
+from validators.amdgcn.launch import Machine, Tensor, Trace, Value
+from validators.amdgcn.policies import NEAREST
+from validators.amdgcn.text import parse_program
+from validators.cases.case import Case
+from validators.cases.tensors import NormQuantInputs, NormQuantOutputs
+from validators.kernels import triton_own
+from validators.kernels.kernel import Kernel, KernelError
+from validators.records.record import Check
+
+_TYPES = {
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.float32: "*fp32",
+    torch.float8_e4m3fnuz: "*fp8e4b8",
+    torch.float8_e4m3fn: "*fp8e4nv",
+}
+_POISONS = (0xA5, 0x5A)
+"""Registers and LDS hold another byte in every other call, so that what depends on them differs from run to run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """A kernel for one set of types and hints. lds: bytes of a workgroup."""
+
+    machine: Machine
+    warps: int
+    lds: int
+    sha256: str
+
+
+@dataclasses.dataclass
+class _Seen:
+    """What the launches of one process showed. last: of the newest call."""
+
+    calls: int = 0
+    last: Trace | None = None
+
+
+def _storage(name: str, tensor: torch.Tensor, *, writable: bool) -> Tensor:
+    """The whole memory behind a tensor, so that a store into its guard bytes is seen as what it is."""
+    whole = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
+    start = tensor.data_ptr() - whole.data_ptr()
+    return Tensor(name, whole.numpy(), start, whole.data_ptr(), writable)
+
+
+def _hints(value: object) -> list[list[object]]:
+    """What Triton's launcher tells the compiler about an argument."""
+    if isinstance(value, torch.Tensor):
+        found: list[list[object]] = [["tt.divisibility", 16]] if value.data_ptr() % 16 == 0 else []
+        small = value.untyped_storage().size() <= 2**31 - 1
+        return [*found, ["tt.pointer_range", 32]] if small else found
+    return [["tt.divisibility", 16]] if isinstance(value, int) and value % 16 == 0 else []
+
+
+def signature_of(arguments: Mapping[str, object], constants: Mapping[str, object]) -> tuple[Any, ...]:
+    """(name, type, hints, constant) of every parameter, as Triton's launcher would specialise them; hashable."""
+    found: list[tuple[str, str, tuple[tuple[object, ...], ...], object]] = []
+    for name, value in {**arguments, **constants}.items():
+        if name in constants or value is None or (isinstance(value, int) and value == 1):
+            found.append((name, "constexpr", (), value))
+            continue
+        if isinstance(value, torch.Tensor):
+            kind = _TYPES[value.dtype]
+        else:
+            kind = "fp32" if isinstance(value, float) else "i32" if -(2**31) <= int(value) < 2**31 else "i64"  # type: ignore[call-overload]
+        found.append((name, kind, tuple(tuple(hint) for hint in _hints(value)), None))
+    return tuple(found)
+
+
+def compile_triton(function: Any, target: str, signature: tuple[Any, ...], warps: int) -> Compiled:
+    """Machine code of a ``@triton.jit`` function for ``target``; raises KernelError where it does not compile."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = list(function.arg_names)
+    by_name = {name: (kind, hints, constant) for name, kind, hints, constant in signature}
+    constants = {(names.index(name),): entry[2] for name, entry in by_name.items() if entry[0] == "constexpr"}
+    attributes = {(names.index(n),): [list(h) for h in entry[1]] for n, entry in by_name.items() if entry[1]}
+    source = ASTSource(function, {name: by_name[name][0] for name in names}, constants, attributes)
+    try:
+        compiled = triton.compile(source, target=GPUTarget("hip", target, 64), options={"num_warps": warps})
+    except Exception as error:
+        said = " ".join(str(error).split())
+        raise KernelError(f"Triton does not compile {function.__name__} for {target}: {said[:300]}") from error
+    text = compiled.asm["amdgcn"]
+    name = compiled.metadata.name
+    machine = Machine(parse_program(text, name, where=f"{name}.{target}"))
+    digest = hashlib.sha256(text.encode("utf-8", errors="replace")).hexdigest()
+    return Compiled(machine, warps, int(compiled.metadata.shared), digest[:16])
+
+
+@functools.lru_cache(maxsize=256)
+def _own(target: str, signature: tuple[Any, ...], warps: int) -> Compiled:
+    return compile_triton(triton_own._kernel(), target, signature, warps)
+
+
+def run_compiled(compiled: Compiled, arguments: list[Value], programs: int, seen: _Seen) -> None:
+    """Launch on a grid of ``programs`` workgroups; what showed is kept in ``seen``."""
+    # The two pointers at the end are Triton's own: scratch memory that these kernels do not use.
+    missing = len(compiled.machine.program.meta.explicit) - len(arguments)
+    seen.last = compiled.machine.launch(
+        [*arguments, *[None] * missing],
+        (programs, 1, 1),
+        (64 * compiled.warps, 1, 1),
+        lds=compiled.lds,
+        policy=NEAREST,
+        poison=_POISONS[seen.calls % 2],
+        checked=seen.calls % 2 == 0,
+    )
+    seen.calls += 1
+
+
+def _add_rmsnorm_quant(
+    target: str, seen: _Seen, inputs: NormQuantInputs, buffers: NormQuantOutputs
+) -> NormQuantOutputs:
+    n = inputs.x.shape[-1]
+    x = inputs.x.view(-1, n)
+    residual = None if inputs.residual is None else inputs.residual.view(-1, n)
+    outputs = {"codes_ptr": buffers.codes, "scale_ptr": buffers.scale, "residual_out_ptr": buffers.residual_out}
+    arguments: dict[str, Any] = {
+        "x_ptr": x,
+        "residual_ptr": residual,
+        "weight_ptr": inputs.weight,
+        **outputs,
+        "x_stride": x.stride(0),
+        "residual_stride": 0 if residual is None else residual.stride(0),
+        "n": n,
+        "eps": float(inputs.eps),
+    }
+    constants = triton_own.constants(inputs)
+    if x.shape[0]:
+        signature = signature_of(arguments, constants)
+        compiled = _own(target, signature, triton_own.WARPS)
+        given = [name for name, kind, _, _ in signature if kind != "constexpr"]
+        values: list[Value] = [
+            _storage(name.removesuffix("_ptr"), arguments[name], writable=name in outputs)
+            if isinstance(arguments[name], torch.Tensor)
+            else arguments[name]
+            for name in given
+        ]
+        run_compiled(compiled, values, x.shape[0], seen)
+    return NormQuantOutputs(buffers.codes, buffers.scale, None if residual is None else buffers.residual_out)
+
+
+def _chosen(target: str, seen: _Seen, case: Case) -> Mapping[str, str]:
+    """For the record: how the case was interpreted."""
+    if seen.last is None:
+        return {}
+    ran, count = seen.last.coverage
+    return {
+        "interpreter": "amdgcn, on a CPU",
+        "target": target,
+        "policy": seen.last.policy.name,
+        "instructions executed": f"{ran} of {count}",
+        "operations": " ".join(seen.last.operations),
+    }
+
+
+def _checks(seen: _Seen) -> tuple[Check, ...]:
+    """What the machine code did that no value shows."""
+    if seen.last is None:
+        return ()
+    found = seen.last.findings
+    words = "; ".join(f"{kind}: {sentence}" for kind, sentence in found.items())
+    looked = "no race, no read of unwritten local memory, no byte written by two workgroups, every wait in place"
+    return (Check("machine code", not found, words or looked),)
+
+
+def _unavailable(device: str) -> str | None:
+    if device.partition(":")[0] != arch.INTERPRETED:
+        return f"is interpreted: --device {' or '.join(arch.INTERPRETED_DEVICES)}"
+    return arch.no_triton(interpreted=False)
+
+
+def _on_target(device: str, unsupported: Callable[[Case], str | None], call: Any) -> dict[str, Any]:
+    """What of a kernel depends on the device ``amdgcn:TARGET``."""
+    target, seen = arch.architecture(device), _Seen()
+    native = arch.native_fp8(target)
+
+    def limits(case: Case) -> str | None:
+        if case.fp8 != native:
+            return f"{target} converts to {native} only"
+        return unsupported(case)
+
+    return {
+        "call": functools.partial(call, target, seen),
+        "unsupported": limits,
+        "chosen": functools.partial(_chosen, target, seen),
+        "observed": lambda: _checks(seen),
+    }
+
+
+def _no_target(inputs: object, buffers: object) -> Any:
+    raise KernelError(f"a device is needed: {' or '.join(arch.INTERPRETED_DEVICES)}")
+
+
+def kernels() -> list[Kernel]:
+    """This project's Triton kernel, compiled for gfx942 or gfx950."""
+    return [
+        Kernel(
+            name="amdgcn/triton/add_rmsnorm_quant",
+            op="add_rmsnorm_quant",
+            contract="aiter-triton",
+            call=_no_target,
+            in_place=True,
+            emulated=True,
+            unavailable=_unavailable,
+            unsupported=triton_own._unsupported,
+            versions=functools.partial(arch.versions, "triton"),
+            options={"num_warps": triton_own.WARPS},
+            notes="machine code, interpreted on a CPU; no hardware has run it",
+            for_device=lambda device: _on_target(device, triton_own._unsupported, _add_rmsnorm_quant),
+        )
+    ]
