@@ -124,12 +124,17 @@ class Machine:
             raise TextError(f"{where}: {meta.name} takes {len(meta.explicit)} arguments, not {len(arguments)}")
         memory, written = Memory(), []
         segment = np.zeros(max(meta.kernarg_size, 8), dtype=np.uint8)
+        _refuse_aliases(arguments, where)
         for argument, value in zip(meta.explicit, arguments, strict=True):
             packed = value
             if isinstance(value, Tensor):
-                packed = (
-                    memory.add(value.name, value.data, address=value.address, writable=value.writable, owned=checked)
-                    + value.start
+                packed = memory.add(
+                    value.name,
+                    value.data,
+                    address=value.address,
+                    start=value.start,
+                    writable=value.writable,
+                    owned=checked,
                 )
                 if value.writable:
                     written.append((len(memory.buffers) - 1, value))
@@ -208,6 +213,15 @@ def _mode(descriptor: Mapping[str, int]) -> int:
     mode |= descriptor.get("float_denorm_mode_32", 0) << 4 | descriptor.get("float_denorm_mode_16_64", 3) << 6
     mode |= descriptor.get("dx10_clamp", 1) << 8 | IEEE
     return mode | (FP16_OVFL if descriptor.get("fp16_overflow") else 0)
+
+
+def _refuse_aliases(arguments: Sequence[Value], where: str) -> None:
+    """Each tensor gets memory of its own, so two names of one memory that is written would not see each other."""
+    tensors = [value for value in arguments if isinstance(value, Tensor) and value.address]
+    for i, one in enumerate(tensors):
+        for other in tensors[i + 1 :]:
+            if one.address == other.address and (one.writable or other.writable):
+                raise MachineFault(f"{where}: {one.name} and {other.name} share memory, which is not implemented")
 
 
 def _hidden(grid: tuple[int, int, int], block: tuple[int, int, int]) -> dict[str, int]:

@@ -21,8 +21,11 @@ _WIDE = {4: np.uint32, 8: np.uint64, 16: np.complex128}
 
 @dataclass
 class Buffer:
-    """name; data: a copy of the bytes, preceded by ``lead`` bytes so that its start is aligned as the address is.
-    low, high: the bytes of ``data`` that may be touched. owner: for stores, the workgroup + 1 that wrote a byte."""
+    """data: a copy of the bytes, preceded by some so that its start is aligned as the address is.
+
+    low, high: the bytes of ``data`` that may be touched. start: where the pointer points. owner: for stores, the
+    workgroup + 1 that wrote a byte.
+    """
 
     name: str
     data: Array
@@ -30,6 +33,7 @@ class Buffer:
     high: int
     writable: bool
     owner: Array | None = None
+    start: int = 0
 
     @property
     def content(self) -> Array:
@@ -43,15 +47,24 @@ class Memory:
     def __init__(self) -> None:
         self.buffers: list[Buffer | None] = [None]
 
-    def add(self, name: str, content: Array, *, address: int = 0, writable: bool = False, owned: bool = False) -> int:
-        """Take a copy of the bytes and give their address. address: the real one, whose low byte is kept."""
+    def add(
+        self,
+        name: str,
+        content: Array,
+        *,
+        address: int = 0,
+        start: int = 0,
+        writable: bool = False,
+        owned: bool = False,
+    ) -> int:
+        """Take a copy of the bytes; the address of byte ``start``. address: the real one, whose low byte is kept."""
         lead = address & 0xFF
         size = lead + content.size
         data = np.zeros((size + 31) // 16 * 2, dtype=np.uint64).view(np.uint8)
         data[lead:size] = content
         owner = np.zeros(data.size, dtype=np.int32) if owned else None
-        self.buffers.append(Buffer(name, data, lead, size, writable, owner))
-        return ((len(self.buffers) - 1) << _SHIFT) + lead
+        self.buffers.append(Buffer(name, data, lead, size, writable, owner, lead + start))
+        return ((len(self.buffers) - 1) << _SHIFT) + lead + start
 
     def buffer_of(self, address: Array, lanes: Array | None, state: State) -> Buffer | None:
         """The one buffer that all active lanes address; None where no lane is active."""
@@ -119,10 +132,10 @@ class Memory:
         if int(at.min()) < buffer.low or int(at.max()) + size > buffer.high:
             wrong = (at < buffer.low) | (at + size > buffer.high)
             wave, lane = np.argwhere(np.broadcast_to(wrong, (state.n, LANES)))[0]
-            byte = int(np.broadcast_to(at, wrong.shape)[wrong][0]) - buffer.low
+            byte = int(np.broadcast_to(at, wrong.shape)[wrong][0]) - buffer.start
             group = int(state.workgroup[state.group.waves[wave]])
             raise state.fault(
-                f"{what} {size} bytes at byte {byte:,} of {buffer.name}, which has {buffer.high - buffer.low:,} "
+                f"{what} {size} bytes at byte {byte:,} of {buffer.name}, outside of its memory "
                 f"(workgroup {group}, lane {lane})"
             )
         return at
@@ -152,11 +165,13 @@ def _own(state: State, buffer: Buffer, at: Array, size: int, lanes: Array | None
     mine = writer if lanes is None else writer[lanes]
     for byte in range(size):
         before = buffer.owner[at + byte]
-        twice = (before != 0) & (before != mine)
-        if twice.any():
-            first, second = int(before[twice][0]) - 1, int(mine[twice][0]) - 1
-            where = int(at[twice][0]) + byte - buffer.low
-            state.finding(
-                "double writer", f"byte {where:,} of {buffer.name} is written by workgroups {first} and {second}"
-            )
         buffer.owner[at + byte] = mine
+        # Of workgroups that write in the same step, the last one is left.
+        after = buffer.owner[at + byte]
+        other = np.where((before != 0) & (before != mine), before, after)
+        twice = other != mine
+        if twice.any():
+            first, second = sorted((int(other[twice][0]) - 1, int(mine[twice][0]) - 1))
+            where = int(at[twice][0]) + byte - buffer.start
+            words = f"byte {where:,} of {buffer.name} is written by workgroups {first} and {second}"
+            state.finding("double writer", words)

@@ -49,10 +49,11 @@ class Compiled:
 
 @dataclasses.dataclass
 class _Seen:
-    """What the launches of one process showed. last: of the newest call."""
+    """What the launches of one validation showed. last: of the newest call. findings: of all."""
 
     calls: int = 0
     last: Trace | None = None
+    findings: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def _storage(name: str, tensor: torch.Tensor, *, writable: bool) -> Tensor:
@@ -86,8 +87,8 @@ def signature_of(arguments: Mapping[str, object], constants: Mapping[str, object
     return tuple(found)
 
 
-def compile_triton(function: Any, target: str, signature: tuple[Any, ...], warps: int) -> Compiled:
-    """Machine code of a ``@triton.jit`` function for ``target``; raises KernelError where it does not compile."""
+def triton_text(function: Any, target: str, signature: tuple[Any, ...], warps: int) -> tuple[str, str, int]:
+    """(assembly text, kernel's name, bytes of LDS) of a ``@triton.jit`` function, or KernelError."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -102,16 +103,24 @@ def compile_triton(function: Any, target: str, signature: tuple[Any, ...], warps
     except Exception as error:
         said = " ".join(str(error).split())
         raise KernelError(f"Triton does not compile {function.__name__} for {target}: {said[:300]}") from error
-    text = compiled.asm["amdgcn"]
-    name = compiled.metadata.name
-    machine = Machine(parse_program(text, name, where=f"{name}.{target}"))
+    return str(compiled.asm["amdgcn"]), str(compiled.metadata.name), int(compiled.metadata.shared)
+
+
+def from_text(text: str, name: str, warps: int, lds: int, where: str) -> Compiled:
+    """A kernel of an assembly text."""
     digest = hashlib.sha256(text.encode("utf-8", errors="replace")).hexdigest()
-    return Compiled(machine, warps, int(compiled.metadata.shared), digest[:16])
+    return Compiled(Machine(parse_program(text, name, where=where)), warps, lds, digest[:16])
+
+
+def compile_triton(function: Any, target: str, signature: tuple[Any, ...], warps: int) -> Compiled:
+    """Machine code of a ``@triton.jit`` function for ``target``."""
+    text, name, lds = triton_text(function, target, signature, warps)
+    return from_text(text, name, warps, lds, f"{name}.{target}")
 
 
 @functools.lru_cache(maxsize=256)
 def _own(target: str, signature: tuple[Any, ...], warps: int) -> Compiled:
-    return compile_triton(triton_own._kernel(), target, signature, warps)
+    return compile_triton(triton_own.kernel_function(), target, signature, warps)
 
 
 def run_compiled(compiled: Compiled, arguments: list[Value], programs: int, seen: _Seen) -> None:
@@ -128,16 +137,19 @@ def run_compiled(compiled: Compiled, arguments: list[Value], programs: int, seen
         checked=seen.calls % 2 == 0,
     )
     seen.calls += 1
+    for kind, sentence in seen.last.findings.items():
+        seen.findings.setdefault(kind, sentence)
 
 
-def _add_rmsnorm_quant(
-    target: str, seen: _Seen, inputs: NormQuantInputs, buffers: NormQuantOutputs
-) -> NormQuantOutputs:
+def launch_values(
+    inputs: NormQuantInputs, buffers: NormQuantOutputs
+) -> tuple[dict[str, object], dict[str, object], tuple[str, ...]]:
+    """(arguments, compile-time parameters, names of the outputs) of this project's Triton kernel."""
     n = inputs.x.shape[-1]
     x = inputs.x.view(-1, n)
     residual = None if inputs.residual is None else inputs.residual.view(-1, n)
     outputs = {"codes_ptr": buffers.codes, "scale_ptr": buffers.scale, "residual_out_ptr": buffers.residual_out}
-    arguments: dict[str, Any] = {
+    arguments: dict[str, object] = {
         "x_ptr": x,
         "residual_ptr": residual,
         "weight_ptr": inputs.weight,
@@ -147,19 +159,33 @@ def _add_rmsnorm_quant(
         "n": n,
         "eps": float(inputs.eps),
     }
-    constants = triton_own.constants(inputs)
-    if x.shape[0]:
+    return arguments, triton_own.constants(inputs), tuple(outputs)
+
+
+Compile = Callable[[str, tuple[Any, ...], int], Compiled]
+
+
+def _add_rmsnorm_quant(
+    compiled_for: Compile, target: str, seen: _Seen, inputs: NormQuantInputs, buffers: NormQuantOutputs
+) -> NormQuantOutputs:
+    arguments, constants, outputs = launch_values(inputs, buffers)
+    programs = inputs.row_count
+    if programs:
         signature = signature_of(arguments, constants)
-        compiled = _own(target, signature, triton_own.WARPS)
-        given = [name for name, kind, _, _ in signature if kind != "constexpr"]
-        values: list[Value] = [
-            _storage(name.removesuffix("_ptr"), arguments[name], writable=name in outputs)
-            if isinstance(arguments[name], torch.Tensor)
-            else arguments[name]
-            for name in given
-        ]
-        run_compiled(compiled, values, x.shape[0], seen)
-    return NormQuantOutputs(buffers.codes, buffers.scale, None if residual is None else buffers.residual_out)
+        compiled = compiled_for(target, signature, triton_own.WARPS)
+        given = {name: arguments[name] for name, kind, _, _ in signature if kind != "constexpr"}
+        run_compiled(
+            compiled, [as_value(name, value, name in outputs) for name, value in given.items()], programs, seen
+        )
+    return NormQuantOutputs(buffers.codes, buffers.scale, None if inputs.residual is None else buffers.residual_out)
+
+
+def as_value(name: str, value: Any, writable: bool) -> Value:
+    """An argument for the interpreter: tensors by the memory behind them."""
+    if isinstance(value, torch.Tensor):
+        return _storage(name.removesuffix("_ptr"), value, writable=writable)
+    found: Value = value
+    return found
 
 
 def _chosen(target: str, seen: _Seen, case: Case) -> Mapping[str, str]:
@@ -180,7 +206,7 @@ def _checks(seen: _Seen) -> tuple[Check, ...]:
     """What the machine code did that no value shows."""
     if seen.last is None:
         return ()
-    found = seen.last.findings
+    found = seen.findings
     words = "; ".join(f"{kind}: {sentence}" for kind, sentence in found.items())
     looked = "no race, no read of unwritten local memory, no byte written by two workgroups, every wait in place"
     return (Check("machine code", not found, words or looked),)
@@ -214,21 +240,25 @@ def _no_target(inputs: object, buffers: object) -> Any:
     raise KernelError(f"a device is needed: {' or '.join(arch.INTERPRETED_DEVICES)}")
 
 
+def own_kernel(compiled_for: Compile = _own, unavailable: Callable[[str], str | None] = _unavailable) -> Kernel:
+    """This project's Triton kernel; ``compiled_for`` gives its machine code for a target and a signature."""
+    call = functools.partial(_add_rmsnorm_quant, compiled_for)
+    return Kernel(
+        name="amdgcn/triton/add_rmsnorm_quant",
+        op="add_rmsnorm_quant",
+        contract="aiter-triton",
+        call=_no_target,
+        in_place=True,
+        emulated=True,
+        unavailable=unavailable,
+        unsupported=triton_own.unsupported,
+        versions=functools.partial(arch.versions, "triton"),
+        options={"num_warps": triton_own.WARPS},
+        notes="machine code, interpreted on a CPU; no hardware has run it",
+        for_device=lambda device: _on_target(device, triton_own.unsupported, call),
+    )
+
+
 def kernels() -> list[Kernel]:
     """This project's Triton kernel, compiled for gfx942 or gfx950."""
-    return [
-        Kernel(
-            name="amdgcn/triton/add_rmsnorm_quant",
-            op="add_rmsnorm_quant",
-            contract="aiter-triton",
-            call=_no_target,
-            in_place=True,
-            emulated=True,
-            unavailable=_unavailable,
-            unsupported=triton_own._unsupported,
-            versions=functools.partial(arch.versions, "triton"),
-            options={"num_warps": triton_own.WARPS},
-            notes="machine code, interpreted on a CPU; no hardware has run it",
-            for_device=lambda device: _on_target(device, triton_own._unsupported, _add_rmsnorm_quant),
-        )
-    ]
+    return [own_kernel()]

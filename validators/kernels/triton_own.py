@@ -31,7 +31,8 @@ tl: Any = None
 
 
 @functools.lru_cache(maxsize=1)
-def _kernel() -> Any:
+def kernel_function() -> Any:
+    """The ``@triton.jit`` function; Triton is imported when it is first asked for."""
     global tl
     import triton
     import triton.language
@@ -92,7 +93,7 @@ def _add_rmsnorm_quant(inputs: NormQuantInputs, buffers: NormQuantOutputs) -> No
     n = inputs.x.shape[-1]
     x = inputs.x.view(-1, n)
     residual = None if inputs.residual is None else inputs.residual.view(-1, n)
-    _kernel()[(x.shape[0],)](
+    kernel_function()[(x.shape[0],)](
         x,
         residual,
         inputs.weight,
@@ -119,7 +120,8 @@ def _interpreted_unavailable(device: str) -> str | None:
     return arch.no_triton(interpreted=True)
 
 
-def _unsupported(case: Case) -> str | None:
+def unsupported(case: Case) -> str | None:
+    """Why the kernel does not take this case, or None."""
     if case.n > _WIDEST:
         return f"this kernel holds a row in one block of at most {_WIDEST} elements, not {case.n}"
     if case.layout == "3dstrided":
@@ -130,7 +132,7 @@ def _unsupported(case: Case) -> str | None:
 def _compiled_unsupported(case: Case) -> str | None:
     if case.fp8 == "e4m3fnuz" and torch.cuda.is_available() and not arch.is_rocm():
         return "Triton has no e4m3fnuz on NVIDIA"
-    return _unsupported(case)
+    return unsupported(case)
 
 
 def kernels() -> list[Kernel]:
@@ -147,7 +149,7 @@ def kernels() -> list[Kernel]:
         adapter(
             name="triton/interpreted",
             unavailable=_interpreted_unavailable,
-            unsupported=_unsupported,
+            unsupported=unsupported,
             notes="a planted, real violation: triton 3.9's interpreter truncates to bf16 and drops FP8 carries",
         ),
     ]

@@ -66,7 +66,7 @@ USES: dict[str, tuple[str, ...]] = {
         "reference", "validators.words", "validators.arch", "validators.records", "validators.cases",
     ),
     "validators.calls": (
-        "validators.words", "validators.records", "validators.process", "validators.cases",
+        "validators.words", "validators.arch", "validators.records", "validators.process", "validators.cases",
         "validators.kernels.kernel", "validators.judge.where",
     ),
     "validators.explain": (
