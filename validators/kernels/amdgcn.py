@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from validators import arch
+from validators import arch, words
 from validators.amdgcn.launch import Machine, Tensor, Trace, Value
 from validators.amdgcn.policies import NEAREST
 from validators.amdgcn.text import parse_program
@@ -221,7 +221,7 @@ def _unavailable(device: str) -> str | None:
 def _on_target(device: str, unsupported: Callable[[Case], str | None], call: Any) -> dict[str, Any]:
     """What of a kernel depends on the device ``amdgcn:TARGET``."""
     target, seen = arch.architecture(device), _Seen()
-    native = arch.native_fp8(target)
+    native = words.native_fp8(target)
 
     def limits(case: Case) -> str | None:
         if case.fp8 != native:
