@@ -125,6 +125,7 @@ def command(parsed: argparse.Namespace) -> Exit:
             _collect(result)
     if sink is None:
         return Exit.YES
+    about = _about(parsed.tokens, source.quant_format, group, result)
     made = records(
         result,
         kernels,
@@ -136,9 +137,14 @@ def command(parsed: argparse.Namespace) -> Exit:
         origin=origin,
         peak_bytes=peak_bytes(device),
         of=source.config.layers,
-        about=_about(parsed.tokens, source.quant_format, group, result),
+        about=about,
     )
     _write(sink, made)
+    return _told(made, result, parsed, directory, device)
+
+
+def _told(made: list[Record], result: Result, parsed: argparse.Namespace, directory: Path, device: str) -> Exit:
+    """The picture and what is printed of a walk that has been recorded."""
     picture = _picture(result, parsed, directory)
     if parsed.verbose:
         for record in made:
