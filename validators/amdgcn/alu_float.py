@@ -74,8 +74,9 @@ def _denormal(x: Array) -> Array:
 def division_scale(source: Array, denominator: Array, numerator: Array) -> tuple[Array, Array]:
     """v_div_scale_f32: (source scaled so that the division's steps cannot leave the range, lanes to scale back).
 
-    The rules in the order of AMD's pseudo-code. "1/d is denormal" is meant for float64 there and can never hold for
-    a float32 d; hardware means float32, and the steps only work so.
+    The rules in the order of AMD's pseudo-code, which cannot be meant as it is written in two places: it asks whether
+    1/d is a float64 denormal, which no float32 d gives, and where 1/d and n/d both are denormals it multiplies a
+    denominator near the largest number by 2**64, which overflows. Read so, quotients are those of IEEE (a test).
     """
     n, d = numerator, denominator
     with np.errstate(all="ignore"):
@@ -86,7 +87,7 @@ def division_scale(source: Array, denominator: Array, numerator: Array) -> tuple
         ((n == 0) | (d == 0), "nan", False),
         (exponent(n) - exponent(d) >= 96, np.where(is_d, 64, 0), True),
         (_denormal(d), 64, False),
-        (inverse & quotient, np.where(is_d, 64, 0), True),
+        (inverse & quotient, np.where(is_d, -64, 0), True),
         (inverse, -64, False),
         (quotient, np.where(is_n, 64, 0), True),
         (exponent(n) <= 23, 64, False),
@@ -120,13 +121,18 @@ def division_fma(a: Array, b: Array, c: Array, vcc: Array) -> Array:
 
 
 def division_fixup(quotient: Array, denominator: Array, numerator: Array) -> Array:
-    """v_div_fixup_f32: the special cases of a division; else the quotient with the right sign."""
+    """v_div_fixup_f32: the special cases of a division; else the quotient with the right sign.
+
+    AMD's pseudo-code asks here for a denominator whose exponent is 255, which an earlier line has dealt with; a
+    quotient is meant, whose steps have overflowed. What it calls underflow and overflow is 0 and Inf when rounding to
+    nearest.
+    """
     q, d, n = (bits(x) for x in np.broadcast_arrays(quotient, denominator, numerator))
     fd, fn = _float(d), _float(n)
     sign = (d ^ n) & _SIGN
     result = sign | (q & ~_SIGN)
-    result = np.where(exponent(fd) == 255, sign | np.uint32(0x7F7FFFFF), result)
-    result = np.where(exponent(fn) - exponent(fd) < -150, sign | np.uint32(1), result)
+    result = np.where(exponent(_float(q)) == 255, sign | _INF, result)
+    result = np.where(exponent(fn) - exponent(fd) < -150, sign, result)
     result = np.where(np.isinf(fd) | (fn == 0), sign, result)
     result = np.where((fd == 0) | np.isinf(fn), sign | _INF, result)
     both = ((fd == 0) & (fn == 0)) | (np.isinf(fd) & np.isinf(fn))

@@ -19,7 +19,7 @@ from validators.amdgcn.operands import EXEC, VCC
 from validators.amdgcn.state import Group, State
 from validators.amdgcn.text import Instruction, Program
 
-BUDGET = 2_000_000
+BUDGET = 300_000
 """Instructions that the waves of a chunk may execute: a kernel that never ends is a sentence, not a hang."""
 
 Registers = frozenset[tuple[str, int]]
