@@ -23,6 +23,7 @@ import sys
 import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -145,7 +146,7 @@ def _processors(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
-def _launch_values(inputs: NormQuantInputs, outputs: NormQuantOutputs) -> dict[str, object]:
+def launch_values(inputs: NormQuantInputs, outputs: NormQuantOutputs, processors: int) -> dict[str, object]:
     """Every launch parameter of the two kernels, by the name that the kernel gives it."""
     n = inputs.x.shape[-1]
     x = inputs.x.view(-1, n)
@@ -177,25 +178,41 @@ def _launch_values(inputs: NormQuantInputs, outputs: NormQuantOutputs) -> dict[s
         "DUMP_INTERMEDIATE": False,
         "BLOCK_SIZE": block,
         "USE_BLOCKED": blocked,
-        "NUM_PRGMS": min(m, _processors(x.device)),
+        "NUM_PRGMS": min(m, processors),
     }
 
 
-def _add_rmsnorm_quant(inputs: NormQuantInputs, buffers: NormQuantOutputs) -> NormQuantOutputs:
-    name = _WITHOUT_RESIDUAL if inputs.residual is None else _WITH_RESIDUAL
-    path = find_file()
+def _name_for(inputs: NormQuantInputs) -> str:
+    return _WITHOUT_RESIDUAL if inputs.residual is None else _WITH_RESIDUAL
+
+
+def kernel_for(inputs: NormQuantInputs) -> Any:
+    """aiter's ``@triton.jit`` function with or without residual; raises KernelError where its file has none."""
+    name, path = _name_for(inputs), find_file()
     kernel = getattr(load(path), name, None)
     if kernel is None:
         raise KernelError(f"{path} has no {name}")
-    values = _launch_values(inputs, buffers)
+    return kernel
+
+
+def values_of(kernel: Any, inputs: NormQuantInputs, outputs: NormQuantOutputs, processors: int) -> dict[str, object]:
+    """The values of the kernel's own parameters; raises KernelError for one that this adapter does not know."""
+    values = launch_values(inputs, outputs, processors)
     unknown = [parameter for parameter in kernel.arg_names if parameter not in values]
     if unknown:
-        raise KernelError(f"{name} in {path} has parameters that this adapter does not know: {', '.join(unknown)}")
-    kernel[(values["NUM_PRGMS"],)](**{parameter: values[parameter] for parameter in kernel.arg_names})
+        said = f"has parameters that this adapter does not know: {', '.join(unknown)}"
+        raise KernelError(f"{_name_for(inputs)} in {find_file()} {said}")
+    return {parameter: values[parameter] for parameter in kernel.arg_names}
+
+
+def _add_rmsnorm_quant(inputs: NormQuantInputs, buffers: NormQuantOutputs) -> NormQuantOutputs:
+    kernel, processors = kernel_for(inputs), _processors(inputs.device)
+    kernel[(min(inputs.row_count, processors),)](**values_of(kernel, inputs, buffers, processors))
     return NormQuantOutputs(buffers.codes, buffers.scale, None if inputs.residual is None else buffers.residual_out)
 
 
-def _missing_file() -> str | None:
+def missing_file() -> str | None:
+    """One sentence why aiter's file is not found, or None."""
     try:
         find_file()
     except KernelError as error:
@@ -216,16 +233,17 @@ def _unavailable(device: str) -> str | None:
     reason = arch.no_gpu(device)
     if reason is not None and device.partition(":")[0] == "cpu":
         reason = "needs a GPU; with TRITON_INTERPRET=1, aiter_triton/interpreted runs on a CPU"
-    return reason or arch.no_triton(interpreted=False) or _missing_file()
+    return reason or arch.no_triton(interpreted=False) or missing_file()
 
 
 def _interpreted_unavailable(device: str) -> str | None:
     if device.partition(":")[0] != "cpu":
         return "runs in Triton's interpreter on a CPU only"
-    return arch.no_triton(interpreted=True) or _missing_file()
+    return arch.no_triton(interpreted=True) or missing_file()
 
 
-def _unsupported(case: Case) -> str | None:
+def unsupported(case: Case) -> str | None:
+    """Why aiter's kernel does not take this case, or None."""
     if case.gemma:
         return "aiter's Triton kernel has no 1 + weight"
     if "strided" in case.layout:
@@ -234,13 +252,14 @@ def _unsupported(case: Case) -> str | None:
 
 
 def _compiled_unsupported(case: Case) -> str | None:
-    reason = _unsupported(case)
+    reason = unsupported(case)
     if reason is None and case.fp8 == "e4m3fnuz" and torch.cuda.is_available() and not arch.is_rocm():
         return "Triton has no e4m3fnuz on NVIDIA"
     return reason
 
 
-def _versions() -> Mapping[str, str]:
+def versions() -> Mapping[str, str]:
+    """Of Triton, of aiter, and the digest of the file that ran."""
     found = dict(arch.versions("triton", "amd-aiter"))
     with contextlib.suppress(KernelError):
         file = find_file()
@@ -257,7 +276,7 @@ def _versions() -> Mapping[str, str]:
 def kernels() -> list[Kernel]:
     """The fused kernel compiled for a GPU, and in Triton's interpreter; contract ``aiter-triton`` both times."""
     same = functools.partial(Kernel, op="add_rmsnorm_quant", contract="aiter-triton", call=_add_rmsnorm_quant)
-    adapter = functools.partial(same, in_place=True, versions=_versions, fake=_is_fake())
+    adapter = functools.partial(same, in_place=True, versions=versions, fake=_is_fake())
     return [
         adapter(
             name="aiter_triton/add_rmsnorm_quant",
@@ -268,7 +287,7 @@ def kernels() -> list[Kernel]:
         adapter(
             name="aiter_triton/interpreted",
             unavailable=_interpreted_unavailable,
-            unsupported=_unsupported,
+            unsupported=unsupported,
             notes="a planted, real violation: triton 3.9's interpreter adds bf16 as integers and drops FP8 carries",
         ),
     ]

@@ -22,7 +22,7 @@ from validators.amdgcn.policies import NEAREST
 from validators.amdgcn.text import parse_program
 from validators.cases.case import Case
 from validators.cases.tensors import NormQuantInputs, NormQuantOutputs
-from validators.kernels import triton_own
+from validators.kernels import aiter_triton, triton_own
 from validators.kernels.kernel import Kernel, KernelError
 from validators.records.record import Check
 
@@ -180,6 +180,37 @@ def _add_rmsnorm_quant(
     return NormQuantOutputs(buffers.codes, buffers.scale, None if inputs.residual is None else buffers.residual_out)
 
 
+_PROCESSORS = {"gfx942": 304, "gfx950": 256}
+"""Compute units of an MI300X and an MI355X: aiter starts at most so many programs."""
+_AITER_WARPS = 4
+"""Triton's own default, which aiter's launches leave as it is."""
+
+
+@functools.lru_cache(maxsize=512)
+def _aiter(function: Any, target: str, signature: tuple[Any, ...]) -> Compiled:
+    return compile_triton(function, target, signature, _AITER_WARPS)
+
+
+def _aiter_add_rmsnorm_quant(
+    target: str, seen: _Seen, inputs: NormQuantInputs, buffers: NormQuantOutputs
+) -> NormQuantOutputs:
+    if inputs.row_count:
+        function = aiter_triton.kernel_for(inputs)
+        values = aiter_triton.values_of(function, inputs, buffers, _PROCESSORS[target])
+        fixed = [p.name for p in function.params if p.is_constexpr]
+        signature = signature_of(
+            {name: value for name, value in values.items() if name not in fixed}, {name: values[name] for name in fixed}
+        )
+        outputs = ("output_ptr", "res_out_ptr", "y_scale_ptr", "aux_ptr")
+        by_name = {name: kind for name, kind, _, _ in signature}
+        given = [
+            as_value(name, values[name], name in outputs) for name in function.arg_names if by_name[name] != "constexpr"
+        ]
+        programs = min(inputs.row_count, _PROCESSORS[target])
+        run_compiled(_aiter(function, target, signature), given, programs, seen)
+    return NormQuantOutputs(buffers.codes, buffers.scale, None if inputs.residual is None else buffers.residual_out)
+
+
 def as_value(name: str, value: Any, writable: bool) -> Value:
     """An argument for the interpreter: tensors by the memory behind them."""
     if isinstance(value, torch.Tensor):
@@ -259,6 +290,27 @@ def own_kernel(compiled_for: Compile = _own, unavailable: Callable[[str], str | 
     )
 
 
+def _aiter_unavailable(device: str) -> str | None:
+    return _unavailable(device) or aiter_triton.missing_file()
+
+
+def _aiter_kernel() -> Kernel:
+    return Kernel(
+        name="amdgcn/aiter_triton/add_rmsnorm_quant",
+        op="add_rmsnorm_quant",
+        contract="aiter-triton",
+        call=_no_target,
+        in_place=True,
+        emulated=True,
+        unavailable=_aiter_unavailable,
+        unsupported=aiter_triton.unsupported,
+        versions=aiter_triton.versions,
+        options={"num_warps": _AITER_WARPS},
+        notes="aiter's own kernels as machine code, interpreted on a CPU; no hardware has run it",
+        for_device=lambda device: _on_target(device, aiter_triton.unsupported, _aiter_add_rmsnorm_quant),
+    )
+
+
 def kernels() -> list[Kernel]:
-    """This project's Triton kernel, compiled for gfx942 or gfx950."""
-    return [own_kernel()]
+    """This project's Triton kernel and aiter's, compiled for gfx942 or gfx950."""
+    return [own_kernel(), _aiter_kernel()]

@@ -51,6 +51,11 @@ def _field(a: int, b: int, is_signed: bool) -> int:
 Two = Callable[[int, int, int], tuple[int, int | None]]
 """(result, SCC or None where it is kept) of two 32-bit sources and SCC."""
 
+
+def _shifted_add(by: int) -> Two:
+    return lambda a, b, scc: _with_carry((a << by) + b)
+
+
 SCALAR: dict[str, Two] = {
     **{f"s_{name}_b32": _bits(fn, 32) for name, fn in _LOGIC.items()},
     "s_add_u32": lambda a, b, c: _with_carry(a + b),
@@ -73,7 +78,7 @@ SCALAR: dict[str, Two] = {
     "s_bfm_b32": lambda a, b, c: ((((1 << (a & 31)) - 1) << (b & 31)) & M32, None),
     "s_bfe_u32": lambda a, b, c: _bits(lambda x, y: _field(x, y, False), 32)(a, b, c),
     "s_bfe_i32": lambda a, b, c: _bits(lambda x, y: _field(x, y, True), 32)(a, b, c),
-    **{f"s_lshl{k}_add_u32": lambda a, b, c, k=k: _with_carry((a << k) + b) for k in (1, 2, 3, 4)},
+    **{f"s_lshl{k}_add_u32": _shifted_add(k) for k in (1, 2, 3, 4)},
     "s_pack_ll_b32_b16": lambda a, b, c: ((a & 0xFFFF) | (b & 0xFFFF) << 16, None),
     "s_pack_lh_b32_b16": lambda a, b, c: ((a & 0xFFFF) | (b & 0xFFFF0000), None),
     "s_pack_hh_b32_b16": lambda a, b, c: ((a >> 16) | (b & 0xFFFF0000), None),

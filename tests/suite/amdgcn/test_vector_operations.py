@@ -419,7 +419,12 @@ def test_pairs_of_float32(name: str) -> None:
     low, high = operands(name, count), operands(name + "high", count)
     sources = {2 * k + h: (low, high)[h][k] for k in range(count) for h in (0, 1)}
     registers = ", ".join(f"v[{2 * k}:{2 * k + 1}]" for k in range(count))
-    fn = {"v_pk_add_f32": exact.add, "v_pk_mul_f32": exact.multiply, "v_pk_fma_f32": exact.fma}[name]
+    statements: dict[str, Statement] = {
+        "v_pk_add_f32": exact.add,
+        "v_pk_mul_f32": exact.multiply,
+        "v_pk_fma_f32": exact.fma,
+    }
+    fn = statements[name]
     assert execute(f"\t{name} v[10:11], {registers}", sources, 11) == [fn(*x) for x in zip(*high, strict=True)]
     # op_sel: the low result takes the upper word of the first source; op_sel_hi: the upper one its lower word.
     select = f"op_sel:[1{',0' * (count - 1)}] op_sel_hi:[0{',1' * (count - 1)}]"
@@ -472,5 +477,5 @@ def test_fractions_and_classes() -> None:
     code = "\tv_cmp_class_f32_e64 s[4:5], v0, 3\n\tv_cndmask_b32_e64 v10, 0, 1, s[4:5]"
     assert execute(code, {0: a}, 10) == [int(F32.is_nan(x)) for x in a]
     # Bits 5, 6 and 9: -0, +0 and +Inf.
-    wanted = [int(x in (0, 0x80000000, F32.infinity)) for x in a]
-    assert execute(code.replace(", 3", ", 0x260"), {0: a}, 10) == wanted
+    of_class = [int(x in (0, 0x80000000, F32.infinity)) for x in a]
+    assert execute(code.replace(", 3", ", 0x260"), {0: a}, 10) == of_class
