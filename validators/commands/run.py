@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from validators.commands import cli, options
 from validators.commands.plan import Planned, make_plan
-from validators.errors import NoDecision, UserError
+from validators.errors import NoDecision, RunFault, UserError
 from validators.isolate import run_isolated
 from validators.process.guard import Exit, status_of
 from validators.process.progress import Progress
@@ -16,7 +16,7 @@ from validators.records import store, text
 from validators.records.command_line import command_line, name_of
 from validators.records.files import new_folder
 from validators.records.record import Record, Status
-from validators.signoff import judged, limits, strength
+from validators.signoff import judged, limits, reach, strength
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -75,19 +75,22 @@ def _print_end(records: Sequence[Record], directory: str, quiet: bool) -> None:
     if quiet:
         return
     print(text.strength_sentence(records))
-    sentences = [*judged.identified_sentences(records), *_defects_covered(records)]
+    sentences = [*judged.identified_sentences(records), *_worth(records)]
     sentences += judged.never_judged_sentences(records)
     for sentence in (*sentences, *limits.sentences(records), *limits.hints(records)):
         print(sentence)
     print(f"records in {directory}; next: {command_line('validators', 'signoff', directory)}")
 
 
-def _defects_covered(records: Sequence[Record]) -> list[str]:
-    try:
-        return strength.sentences(records)
-    except strength.StrengthError as error:
-        # The verdicts hold without it.
-        return [f"known defects: {error}"]
+def _worth(records: Sequence[Record]) -> list[str]:
+    """What was run and passed, and which defects that would have shown. The verdicts hold without it."""
+    found = []
+    for name, sentences in (("what was run", reach.sentences), ("known defects", strength.sentences)):
+        try:
+            found += sentences(records)
+        except RunFault as error:
+            found.append(f"{name}: {error}")
+    return found
 
 
 def _validate(parsed: argparse.Namespace, planned: Planned) -> Iterator[Record]:

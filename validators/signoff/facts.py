@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from validators.cases.case import CaseError
 from validators.records.record import Record, Status
 from validators.records.text import strength_sentence
-from validators.signoff import judged, limits, strength
+from validators.signoff import depths, judged, limits, reach, strength
 from validators.signoff.claims import source_of
 from validators.signoff.limits import Limits
 from validators.words import LANES, OPS
@@ -40,8 +40,9 @@ class Facts:
     contracts: ``add_rmsnorm_quant: aiter-hip-gfx950 (given)``. commits: of this suite, ten characters, with
     ``(dirty)``. torch, devices: as recorded. sources: ``FILE:fn 1a2b3c4d5e6f``, of kernels whose source has a digest.
     strength: a sentence about the cases of the suite. caveats: sentences that change no decision. qualifiers: phrases
-    that belong to it. defects: which known ones the cases that passed would have caught. limits: sentences about what
-    the kernels declare not to offer.
+    that belong to it. run: what was run and passed, largest sizes and pairs of features; left_out: what was not, with
+    the cause. defects: known ones that fail on cases like those that passed. limits: sentences about what the kernels
+    declare not to offer.
     """
 
     contracts: tuple[str, ...] = ()
@@ -54,6 +55,8 @@ class Facts:
     qualifiers: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
     defects: tuple[str, ...] = ()
+    run: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     def rows(self) -> list[tuple[str, str]]:
         """(label, text) for people; what is empty is left out."""
@@ -64,7 +67,9 @@ class Facts:
             ("commit", ", ".join(self.commits)),
             ("kernel source", ", ".join(self.sources)),
             ("strength", self.strength),
-            ("known defects that these cases would have caught", "; ".join(self.defects)),
+            ("run and passed", "; ".join(self.run)),
+            ("left out", "; ".join(self.left_out)),
+            ("known defects that fail on such cases", "; ".join(self.defects)),
             ("limits", "; ".join(self.limits)),
         ]
         return [(name, text) for name, text in pairs if text]
@@ -74,6 +79,7 @@ def of(records: Sequence[Record], more: Iterable[str] = ()) -> Facts:
     """The facts of ``records`` of one claim. more: further caveats."""
     ran = [r for r in records if r.op in OPS and r.status is not Status.UNTESTED]
     own = [r for r in ran if r.lane in LANES]
+    reached = _reached(own)
     return Facts(
         contracts=tuple(_contracts(own or ran)),
         commits=tuple(dict.fromkeys(map(_commit, ran))),
@@ -82,6 +88,8 @@ def of(records: Sequence[Record], more: Iterable[str] = ()) -> Facts:
         sources=tuple(dict.fromkeys(f"{r.kernel} {source_of(r)[:12]}" for r in ran if source_of(r))),
         strength=strength_sentence(own) if own else "",
         defects=tuple(_defects(own)),
+        run=tuple(_first([one.short() for one in reached])),
+        left_out=tuple(_first([f"{one.op}, {left.sentence()}" for one in reached for left in one.left])),
         caveats=(*_caveats(records), *more),
         qualifiers=tuple(_qualifiers(own)),
         limits=tuple(limits.sentences(own)),
@@ -93,8 +101,19 @@ def _defects(own: Sequence[Record]) -> list[str]:
         found = [one.short() for one in strength.measure(own) if one.passed]
     except (strength.StrengthError, CaseError):
         return []  # the decision holds without it
+    return _first(found)
+
+
+def _reached(own: Sequence[Record]) -> list[reach.Reach]:
+    try:
+        return [one for one in reach.of_records(own) if one.passed]
+    except depths.DepthError:
+        return []
+
+
+def _first(found: list[str]) -> list[str]:
     more = len(found) - _MOST_LIMITS
-    return found[:_MOST_LIMITS] + ([f"and {more} more kernels, on the page"] if more > 0 else [])
+    return found[:_MOST_LIMITS] + ([f"and {more} more, on the page"] if more > 0 else [])
 
 
 def signed_words(words: Sequence[str], qualifiers: Sequence[str]) -> str:

@@ -351,7 +351,7 @@ def _explain(record: Record, output: str, e: Element) -> str:
 
 @dataclass(frozen=True)
 class Zoo:
-    """Which known defects the passing cases would have caught: (id, name, caught)."""
+    """Which known defects fail on cases like those that passed: (id, name, caught)."""
 
     sentence: str
     defects: tuple[tuple[str, str, bool], ...]

@@ -80,8 +80,10 @@ def test_every_claim_has_the_kept_numbers(decided: Signoff, kept: Json) -> None:
     assert (len(claim.records), len(claim.failing)) == (kept["records"], 0)
     wanted = kept["facts"]
     assert claim.facts.strength == wanted["strength"]
-    for name in ("contracts", "commits", "torch", "devices", "sources", "limits", "qualifiers", "defects"):
+    for name in ("contracts", "commits", "torch", "devices", "sources", "limits", "qualifiers"):
         assert list(getattr(claim.facts, name)) == wanted[name], name
+    # Version 1 named the shapes of the cases that passed, which promised too much.
+    assert [text.split(" (")[0] for text in claim.facts.defects] == [text.split(" (")[0] for text in wanted["defects"]]
 
 
 def test_the_finding_of_padded_rows_is_not_signed() -> None:
