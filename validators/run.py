@@ -11,8 +11,8 @@ import torch
 
 from reference.contract import Contract, get_contract
 from validators.arch import architecture, tensor_device
-from validators.calls import invariance
-from validators.calls.call import Claim, KernelFault, run_kernel
+from validators.calls import buffers, integrity, invariance
+from validators.calls.call import Claim, KernelFault, call, run_kernel
 from validators.cases.case import Case
 from validators.cases.memory import beyond_memory
 from validators.cases.recipes import lane_of, reasons_impossible
@@ -58,6 +58,7 @@ def validate(kernel: Kernel, case: Case, *, contract: str | None = None, device:
     claim, comparisons, statistical, which = _judge_runs(claim, judged_by)
     judged = judged_by.batch_invariant and deterministic
     checks = [*claim.checks, *statistical, *_invariances(kernel, case, claim, judged_by, judged)]
+    checks += _other_readings(kernel, claim, judged_by, decide(comparisons, statistical)[0])
     status, reasons = decide(comparisons, checks)
     reasons += which
     if chosen is None:
@@ -126,6 +127,28 @@ def judge(claim: Claim, contract: Contract) -> tuple[list[Comparison], list[Chec
     if whole := op_judged(inputs.op).whole:
         return whole(inputs, outputs, contract)
     return compare(inputs, outputs, contract, survey=survey_on(inputs.device.type)), []
+
+
+def _other_readings(kernel: Kernel, claim: Claim, contract: Contract, under_first: Status) -> list[Check]:
+    """Check "open points": the verdict is the same under every other reading of what the kernel's documents leave
+    open. Outputs of the same bits need no second judgement."""
+    differing, told = [], []
+    readings = kernel.readings()
+    for name, call_so in readings.items():
+        outputs, _, _ = call(dataclasses.replace(kernel, call=call_so), claim.inputs, buffers.POISONS[0])
+        if not integrity.describe_differences(integrity.same_bits(claim.outputs, outputs)):
+            continue
+        differing.append(name)
+        status = decide(*judge(dataclasses.replace(claim, outputs=outputs), contract))[0]
+        if status is not under_first:
+            told.append(f"{status.value} under {name}")
+    if not readings:
+        return []
+    if told:
+        words = f"undetermined by the instruction set: {under_first.value} as read first, {', '.join(told)}"
+        return [Check("open points", False, words)]
+    words = f"the same verdict under {', '.join(readings)}"
+    return [Check("open points", True, words + (f"; other bits under {', '.join(differing)}" if differing else ""))]
 
 
 def _invariances(kernel: Kernel, case: Case, claim: Claim, contract: Contract, judged: bool) -> list[Check]:

@@ -40,6 +40,8 @@ def pair_of_bf16(a: Array, b: Array) -> Array:
 def pair_of_fp8(state: State, a: Array, b: Array) -> Array:
     """Two codes in 16 bits, the first one low; MODE.FP16_OVFL saturates."""
     inf_is_max = state.policy.fp8_inf == "max"
+    if state.clamp16 and any(np.isinf(x).any() for x in (a, b)):
+        state.touched.add("fp8-inf")
     first, second = (floats.to_fp8(x, state.fnuz, state.clamp16, inf_is_max) for x in (a, b))
     found: Array = first | (second << _U(8))
     return found

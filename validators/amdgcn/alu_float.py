@@ -29,6 +29,9 @@ def median(a: Array, b: Array, c: Array) -> Array:
 def _special(state: State, x: Array, exact: Array) -> Array:
     """float64 ``exact`` as a transcendental unit returns it: rounded, then moved by the policy's ulps."""
     result = exact.astype(_F)
+    state.touched.add("ulp")
+    if _denormal(result).any() or _denormal(x).any():
+        state.touched.add("special-denormals")
     if state.policy.ulp:
         moves = np.isfinite(result) & (result != 0) & (result.astype(np.float64) != exact)
         result = _float(np.where(moves, bits(result) + np.int32(state.policy.ulp).view(np.uint32), bits(result)))

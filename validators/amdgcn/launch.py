@@ -40,12 +40,16 @@ Value = Tensor | int | float | None
 
 @dataclass
 class Trace:
-    """What a launch showed besides its outputs. executed: bool for each instruction. findings: kind -> sentence."""
+    """What a launch showed besides its outputs.
+
+    executed: bool for each instruction. findings: kind -> sentence. touched: items that the documents leave open.
+    """
 
     program: Program
     policy: Policy
     executed: Array
     findings: dict[str, str] = field(default_factory=dict)
+    touched: set[str] = field(default_factory=set)
 
     @property
     def coverage(self) -> tuple[int, int]:
@@ -106,7 +110,7 @@ class Machine:
             state = State(program, count * waves, self.vgprs, self.agprs, policy, poison)
             unit = self.lds_unit if checked and first == 0 else 0
             state.memory, state.lds = memory, Lds(size, count, waves, poison, unit)
-            state.executed, state.findings = trace.executed, trace.findings
+            state.executed, state.findings, state.touched = trace.executed, trace.findings, trace.touched
             self._begin(state, first, count, waves, grid, block, kernarg)
             Scheduler(state, self.steps, self.mode, budget).run()
         for number, tensor in written:

@@ -61,6 +61,7 @@ class State:
         self.first_workgroup = 0
         self.executed = np.zeros(len(program.instructions), dtype=bool)
         self.findings: dict[str, str] = {}
+        self.touched: set[str] = set()
         self.memory: Memory
         self.lds: Lds
         self.group = Group(np.arange(waves), 0, 0)

@@ -18,7 +18,7 @@ import torch
 
 from validators import arch, words
 from validators.amdgcn.launch import Machine, Tensor, Trace, Value
-from validators.amdgcn.policies import NEAREST
+from validators.amdgcn.policies import NEAREST, Policy, readings
 from validators.amdgcn.text import parse_program
 from validators.cases.case import Case
 from validators.cases.tensors import NormQuantInputs, NormQuantOutputs
@@ -49,11 +49,16 @@ class Compiled:
 
 @dataclasses.dataclass
 class _Seen:
-    """What the launches of one validation showed. last: of the newest call. findings: of all."""
+    """What the launches of one validation showed. last: of the newest call. findings, touched: of all.
 
+    policy: how what the documents leave open is read.
+    """
+
+    policy: Policy = NEAREST
     calls: int = 0
     last: Trace | None = None
     findings: dict[str, str] = dataclasses.field(default_factory=dict)
+    touched: set[str] = dataclasses.field(default_factory=set)
 
 
 def _storage(name: str, tensor: torch.Tensor, *, writable: bool) -> Tensor:
@@ -132,11 +137,12 @@ def run_compiled(compiled: Compiled, arguments: list[Value], programs: int, seen
         (programs, 1, 1),
         (64 * compiled.warps, 1, 1),
         lds=compiled.lds,
-        policy=NEAREST,
+        policy=seen.policy,
         poison=_POISONS[seen.calls % 2],
         checked=seen.calls % 2 == 0,
     )
     seen.calls += 1
+    seen.touched |= seen.last.touched
     for kind, sentence in seen.last.findings.items():
         seen.findings.setdefault(kind, sentence)
 
@@ -228,6 +234,7 @@ def _chosen(target: str, seen: _Seen, case: Case) -> Mapping[str, str]:
         "interpreter": "amdgcn, on a CPU",
         "target": target,
         "policy": seen.last.policy.name,
+        "other policies": " ".join(policy.name for policy in readings(seen.touched)),
         "instructions executed": f"{ran} of {count}",
         "operations": " ".join(seen.last.operations),
     }
@@ -264,6 +271,7 @@ def _on_target(device: str, unsupported: Callable[[Case], str | None], call: Any
         "unsupported": limits,
         "chosen": functools.partial(_chosen, target, seen),
         "observed": lambda: _checks(seen),
+        "readings": lambda: {p.name: functools.partial(call, target, _Seen(p)) for p in readings(seen.touched)},
     }
 
 

@@ -45,6 +45,10 @@ def _saw_nothing() -> tuple[Check, ...]:
     return ()
 
 
+def _one_reading() -> Mapping[str, Callable[[Any, Any], Outputs]]:
+    return {}
+
+
 def _same_everywhere(device: str) -> Mapping[str, Any]:
     return {}
 
@@ -73,6 +77,7 @@ class Kernel:
     (split-K with atomics); then every run is judged value by value. chosen(case) -> what the library picks for this
     case (a GEMM library, a kernel's name), for the record. for_device(device) -> the fields that are others on that
     device; see ``on``. observed() -> checks that the kernel made itself while it ran, such as those of an interpreter.
+    readings() -> after a run, ``call`` under each other reading of what its documents leave open, by name.
     """
 
     name: str
@@ -94,6 +99,7 @@ class Kernel:
     lacks: Callable[[Case], str] = _lacks_nothing
     for_device: Callable[[str], Mapping[str, Any]] = _same_everywhere
     observed: Callable[[], tuple[Check, ...]] = _saw_nothing
+    readings: Callable[[], Mapping[str, Callable[[Any, Any], Outputs]]] = _one_reading
     answers: dict[tuple[str, ...], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
     """What was found out by running this kernel, kept for the next call. A changed copy starts without it."""
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from typing import Any
 
 import pytest
 
@@ -52,6 +54,36 @@ def test_the_record_says_what_was_interpreted(target: str) -> None:
     assert 0.9 * count < ran <= count
     assert "v_cvt" in chosen["operations"]
     assert f"--device amdgcn:{target}" in record.reproduce
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_verdict_is_given_under_every_policy_that_the_run_touches(target: str) -> None:
+    record = judged(text_of(target, "any"), target)
+    (check,) = (check for check in record.checks if check.name == "open points")
+    assert check.ok
+    assert check.detail.startswith("the same verdict under ulp-up, ulp-down; other bits under")
+    assert record.provenance.chosen["other policies"] == "ulp-up ulp-down"
+    record = judged(text_of(target, "any"), target, "m9-n1002-bf16-{fp8}-nonfinite-s0")
+    assert record.status is Status.PASSED
+
+
+def test_a_verdict_that_hangs_on_a_policy_is_undetermined() -> None:
+    kernel = kernel_of(text_of("gfx942", "any"))
+
+    def for_device(device: str) -> dict[str, Any]:
+        here = dict(kernel.for_device(device))
+
+        def with_another_scale(inputs: Any, buffers: Any) -> Any:
+            outputs = here["call"](inputs, buffers)
+            outputs.scale.mul_(2)
+            return outputs
+
+        return {**here, "readings": lambda: {"ulp-up": here["call"], "scale-doubled": with_another_scale}}
+
+    case = Case.parse("add_rmsnorm_quant-m3-n1002-bf16-e4m3fnuz-gaussian-s0")
+    record = validate(dataclasses.replace(kernel, for_device=for_device), case, device="amdgcn:gfx942")
+    assert record.status is Status.FAILED
+    assert "undetermined by the instruction set: PASSED as read first, FAILED under scale-doubled" in _failed(record)
 
 
 @pytest.mark.parametrize("target", TARGETS)
