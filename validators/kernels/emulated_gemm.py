@@ -191,7 +191,7 @@ def execute(
         out = buffers.out
     fp8 = (FP8_NAMES[inputs.a.dtype], FP8_NAMES[inputs.b.dtype])
     a, b = inputs.a.view(torch.uint8), inputs.b.view(torch.uint8)
-    rows, columns = (m, n) if stages else (_TILE_ROWS, _TILE_COLUMNS)
+    rows, columns = (max(1, m), max(1, n)) if stages else (_TILE_ROWS, _TILE_COLUMNS)
     for i in range(0, m, rows):
         for j in range(0, n, columns):
             r, c = slice(i, i + rows), slice(j, j + columns)

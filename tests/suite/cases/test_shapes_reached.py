@@ -287,5 +287,5 @@ def test_adapters_of_one_row_stride_say_so(kernel: Kernel) -> None:
     reason = kernel.unsupported(case)
     if reason and "Inductor of torch 2.9" in reason:
         pytest.skip(reason)
-    one_stride = kernel.name.split("/")[0] in ("aiter_hip", "aiter_triton", "triton", "vllm", "sgl_kernel")
+    one_stride = kernel.name.split("/")[0] in ("aiter_hip", "amdgcn", "aiter_triton", "triton", "vllm", "sgl_kernel")
     assert (reason is not None) == one_stride, reason
