@@ -15,6 +15,7 @@ from validators.commands.cli import Command, main_of, run_group
 COMMANDS = {
     "list": Command("validators.commands.list", "what there is: kernels, cases or contracts"),
     "run": Command("validators.commands.run", "validate kernels and record the verdicts"),
+    "search": Command("validators.commands.search", "draw cases at random for as long as you say, and reduce failures"),
     "identify": Command("validators.commands.identify", "which contract do a kernel's outputs follow?", True),
     "probe": Command("validators.commands.probe", "directed GEMMs that reveal a matrix unit", True),
     "explain": Command("validators.commands.explain", "the whole arithmetic of one output element", True),

@@ -154,6 +154,12 @@ class Worker:
             raise
         return None
 
+    def kill(self) -> None:
+        """End the worker process from another thread; a ``validate`` that waits for it returns a record of ERROR."""
+        process = self._process
+        if process is not None:
+            process.kill()
+
     def close(self) -> None:
         """Kill the worker and everything it started."""
         process, self._process = self._process, None

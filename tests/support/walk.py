@@ -62,6 +62,7 @@ COMMANDS = list(all_commands())
 VALID = {
     "validators list": "kernels",
     "validators run": f"--kernel add_rmsnorm_quant={NORM} --case {CASE} --device cpu --records {{new}}",
+    "validators search": f"--kernel {GEMM} --device cpu --minutes 0.01 --records {{new}}",
     "validators identify": f"--kernel add_rmsnorm_quant={NORM} --device cpu --rows 2",
     "validators probe": f"--kernel {GEMM} --device cpu",
     "validators explain": f"{CASE} --kernel {NORM} --row 0 --col 0 --device cpu",
@@ -97,6 +98,7 @@ BAD = {
     "case": "nonsense",
     "device": "tpu",
     "time_limit": "soon",
+    "minutes": "soon",
     "claim": "absent.toml",
     "policy": "absent.toml",
     "criterion": "nobody",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,6 +42,17 @@ def seconds(text: str) -> float:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds") from None
     if not found > 0:
         raise argparse.ArgumentTypeError(f"{text} is not a positive number of seconds")
+    return found
+
+
+def minutes(text: str) -> float:
+    """A ``type`` for argparse: a positive number of minutes."""
+    try:
+        found = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of minutes") from None
+    if not 0 < found < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number of minutes")
     return found
 
 

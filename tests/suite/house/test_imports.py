@@ -89,6 +89,7 @@ USES: dict[str, tuple[str, ...]] = {
         "validators.kernels", "validators.calls",
         "validators.run",
     ),
+    "validators.search": ("validators.words", "validators.records", "validators.cases"),
     "validators.commands": ("reference", "validators"),
     "validators.__main__": ("validators",),
     "golden": (

@@ -1,0 +1,328 @@
+"""A case that fails, reduced to the smallest shape and the fewest features that still fail, and what it needs.
+
+First features go to their usual values one at a time, then the recipe to the first of the op's that still fails, then
+sizes shrink by halving and by steps that keep what they are a multiple of. Values around the result say what is
+needed: ``n = 6145 fails, n = 6144 passes; bf16 passes``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from validators.cases.case import Case
+from validators.cases.recipes import reasons_impossible
+from validators.records.record import Record, Status
+from validators.search.conditions import Condition, Size, Value, fit, words_of
+from validators.search.draw import Space, cost
+
+FAILURES = (Status.FAILED, Status.NONDETERMINISTIC, Status.ERROR)
+"""What a search looks for. A case that was too weak (MISTRUSTED) is one of the draw's, and no failure of the kernel."""
+
+CALLS = 400
+"""Cases at most that one reduction runs."""
+SEEDS = 3
+"""A case passes where it passes with its own seed and these many: whether a row shows a defect may be chance."""
+ROWS = 16
+"""Rows that stay while columns and products shrink, so that a defect of few rows is not lost by chance."""
+PROBED = 1 << 20
+"""Elements at most of a case around the result, unless the result has more."""
+_SMALL = (1, 2, 3, 8, 16, 64, 128)
+_BACK = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """record: of the reduced case. first: the id of the case that was drawn. facts: what fails and passes next to it.
+
+    finished: False where calls or time ran out, so that a smaller case may fail too.
+    """
+
+    record: Record
+    first: str
+    conditions: tuple[Condition, ...]
+    facts: tuple[str, ...]
+    calls: int
+    finished: bool
+
+    @property
+    def case(self) -> str:
+        """The id of the reduced case."""
+        return self.record.case
+
+    @property
+    def key(self) -> tuple[Status, tuple[Condition, ...]]:
+        """Equal for findings that say the same."""
+        return self.record.status, self.conditions
+
+    def covers(self, case: Case) -> bool:
+        """Whether this finding explains that ``case`` fails."""
+        return all(condition.holds(case) for condition in self.conditions)
+
+    @property
+    def sentence(self) -> str:
+        """What is needed, in one sentence."""
+        verb = _VERBS[self.record.status]
+        needed = [condition.words for condition in self.conditions if condition.words]
+        facts = f": {'; '.join(self.facts)}" if self.facts else ""
+        if needed:
+            found = f"{verb} only with {' and '.join(needed)}{facts}"
+        else:
+            found = f"{verb} without any condition that was found"
+        return found if self.finished else f"{found} (the reduction ended early; a smaller case may fail too)"
+
+    def asdict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            "case": self.case,
+            "status": self.record.status.value,
+            "sentence": self.sentence,
+            "first": self.first,
+            "calls": self.calls,
+            "finished": self.finished,
+            "reproduce": self.record.reproduce,
+        }
+
+
+_VERBS = {
+    Status.FAILED: "fails",
+    Status.ERROR: "ends in ERROR",
+    Status.NONDETERMINISTIC: "gives other bits in a second run",
+}
+
+
+class _Ended(Exception):
+    """Calls or time ran out."""
+
+
+@dataclass
+class Reduction:
+    """judge(case) -> its record. failed: the record to reduce. more(): False where time is up."""
+
+    space: Space
+    judge: Callable[[Case], Record]
+    failed: Record
+    more: Callable[[], bool] = lambda: True
+    calls: int = 0
+    _records: dict[str, Record] = field(default_factory=dict)
+    _seen: dict[Case, bool | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.best = Case.parse(self.failed.case)
+        self._records[self.best.id] = self.failed
+
+    def run(self) -> Finding:
+        """The finding; never raises for what a kernel does."""
+        finished = True
+        try:
+            self._options()
+            self._recipe()
+            self._rows_to(ROWS)
+            for name in reversed(self.space.sizes):
+                self._smallest(name)
+            self._options()
+            self._recipe()
+            for name in reversed(self.space.sizes):
+                self._around(name)
+        except _Ended:
+            finished = False
+        conditions, facts = self._said(finished)
+        record = self._records[self.best.id]
+        return Finding(record, self.failed.case, conditions, facts, self.calls, finished)
+
+    # ---- one case
+
+    def _fails(self, case: Case) -> bool | None:
+        """Whether ``case`` fails with some seed, as the one that was drawn does; None where it cannot be said."""
+        plain = dataclasses.replace(case, seed=0)
+        if plain not in self._seen:
+            self._seen[plain] = self._asked(case)
+        return self._seen[plain]
+
+    def _asked(self, case: Case) -> bool | None:
+        if reasons_impossible(case) is not None:
+            return None
+        found: bool | None = None
+        for seed in dict.fromkeys((case.seed, *range(SEEDS))):
+            again = dataclasses.replace(case, seed=seed)
+            if again.id not in self._records:
+                if self.calls >= CALLS or not self.more():
+                    raise _Ended
+                self.calls += 1
+                self._records[again.id] = self.judge(again)
+            status = self._records[again.id].status
+            if status is self.failed.status:
+                return True
+            if status is not Status.PASSED:
+                return found
+            found = False
+        return found
+
+    def _take(self, **fields: Any) -> bool:
+        """Whether the best case fails with these fields too; then it is the best one."""
+        case = dataclasses.replace(self.best, **fields)
+        if case == self.best or not self._fails(case):
+            return False
+        seeds = dict.fromkeys((case.seed, *range(SEEDS)))
+        each = (dataclasses.replace(case, seed=seed) for seed in seeds)
+        known = [one for one in each if one.id in self._records]
+        failing = [one for one in known if self._records[one.id].status is self.failed.status]
+        self.best = failing[0] if failing else self.best
+        return bool(failing)
+
+    # ---- smaller
+
+    def _options(self) -> None:
+        for name, values in self.space.options.items():
+            for value in values[: values.index(getattr(self.best, name))]:
+                if self._take(**{name: value}):
+                    break
+
+    def _recipe(self) -> None:
+        for name in self.space.recipes:
+            if name == self.best.recipe or self._take(recipe=name):
+                return
+
+    def _rows_to(self, least: int) -> None:
+        while self.best.m >= 2 * least and self._take(m=self.best.m // 2):
+            pass
+
+    def _smallest(self, name: str) -> None:
+        """Make the size as small as it fails, if what fails is above a bound, or in steps of a power of two."""
+        low = 0
+        for small in _SMALL:
+            if small < getattr(self.best, name):
+                if self._take(**{name: small}):
+                    break
+                low = small
+        while (high := getattr(self.best, name)) - low > 1:
+            middle = (low + high) // 2
+            if not any(self._take(**{name: size}) for size in _snapped(low, middle, high)):
+                low = middle
+        while any(
+            self._take(**{name: getattr(self.best, name) - step}) for step in _BACK if self._at_least(name, step)
+        ):
+            pass
+
+    def _at_least(self, name: str, step: int) -> bool:
+        return bool(getattr(self.best, name) > step)
+
+    # ---- what is needed
+
+    def _around(self, name: str) -> None:
+        """Ask about sizes around the best one, and where the failing ones end."""
+        for size in _probes(getattr(self.best, name)):
+            self._probe(name, size)
+        while (between := self._between(name)) is not None:
+            if self._probe(name, between) is None:
+                return
+
+    def _probe(self, name: str, size: int) -> bool | None:
+        changed: dict[str, Any] = {name: size}
+        case = dataclasses.replace(self.best, **changed)
+        return self._fails(case) if cost(case) <= max(PROBED, 2 * cost(self.best)) else None
+
+    def _between(self, name: str) -> int | None:
+        """A size between the largest that fails and the next that passes, or None."""
+        seen = self._sizes(name)
+        found = fit(name, seen)
+        if found.partial or found.most is None:
+            return None
+        low = found.most
+        high = min(size for size, fails in seen.items() if not fails and size > low and found.fits(size))
+        inside = [size for size in _near((low + high) // 2, low, high) if found.fits(size) and size not in seen]
+        return inside[0] if inside else None
+
+    def _sizes(self, name: str) -> dict[int, bool]:
+        """Sizes of cases that are the best one otherwise, and whether they fail."""
+        other = dataclasses.replace(self.best, seed=0)
+        return {
+            getattr(case, name): fails
+            for case, fails in self._seen.items()
+            if fails is not None and dataclasses.replace(case, **{name: getattr(other, name)}) == other
+        } | {getattr(other, name): True}
+
+    def _said(self, ask: bool) -> tuple[tuple[Condition, ...], tuple[str, ...]]:
+        """Conditions and facts: of the sizes, then of the options, then of the recipe."""
+        conditions: list[Condition] = []
+        facts: list[str] = []
+        for name in reversed(self.space.sizes):
+            seen = self._sizes(name)
+            found = fit(name, seen)
+            if found.parts:
+                conditions.append(found)
+                facts.append(_size_facts(found, seen, getattr(self.best, name)))
+        for name, values in self.space.options.items():
+            own = getattr(self.best, name)
+            passing = [value for value in values if value != own and self._answer(ask, name, value) is False]
+            if passing:
+                conditions.append(Value(name, own))
+                facts.append(f"{_together([words_of(name, value) for value in passing])} {_pass(passing)}")
+        if passing := [name for name in self.space.recipes if self._answer(False, "recipe", name) is False]:
+            conditions.append(Value("recipe", self.best.recipe))
+            facts.append(f"recipe {passing[0]} passes")
+        return tuple(conditions), tuple(facts)
+
+    def _answer(self, ask: bool, name: str, value: Any) -> bool | None:
+        case = dataclasses.replace(self.best, **{name: value})
+        if not ask:
+            return self._seen.get(dataclasses.replace(case, seed=0))
+        try:
+            return self._fails(case)
+        except _Ended:
+            return None
+
+
+def _snapped(low: int, middle: int, high: int) -> Iterator[int]:
+    """``middle``, then sizes between low and high that differ from ``high`` by a multiple of 8, of 128, of 1024."""
+    yield middle
+    for period in (8, 128, 1024):
+        size = high - (high - middle + period - 1) // period * period
+        size = size if size > low else size + period
+        if low < size < high and size != middle:
+            yield size
+
+
+def _probes(size: int) -> list[int]:
+    """Sizes around ``size``: steps of one to 16, the next multiples of powers of two, and far larger ones."""
+    octave = 1 << size.bit_length()
+    found = [size - 1, size - 8, *(size + step for step in (1, 2, 4, 8, 16))]
+    found += [(size // period + 1) * period for period in (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)]
+    found += [(size // period + 1) * period + 1 for period in (64, 256, 1024)]
+    found += [2 * size, 3 * size, 2 * octave, 16 * octave]
+    return [each for each in dict.fromkeys(found) if each > 0]
+
+
+def _near(middle: int, low: int, high: int) -> Iterator[int]:
+    """Sizes from the middle outwards, between low and high."""
+    for step in range(0, 1025):
+        for size in (middle - step, middle + step):
+            if low < size < high:
+                yield size
+
+
+def _together(words: Sequence[str]) -> str:
+    return " and ".join(words) if len(words) < 3 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def _pass(each: Sequence[Any]) -> str:
+    return "passes" if len(each) == 1 else "pass"
+
+
+def _size_facts(found: Size, seen: dict[int, bool], own: int) -> str:
+    """``n = 6145 fails, n = 6144 passes``: next to each bound, and next to the size where multiples matter."""
+    name = found.field
+    passing = [size for size, fails in seen.items() if not fails]
+    named: list[int] = []
+    if found.above in passing:
+        named.append(found.above)
+    if found.most is not None:
+        named.append(min(size for size in passing if size > found.most and found.fits(size)))
+    if found.period > 1:
+        named.append(min((size for size in passing if not found.fits(size)), key=lambda size: (abs(size - own), size)))
+    failing = list(dict.fromkeys((own, found.most or own)))
+    named = list(dict.fromkeys(named))
+    fails, passes = (_together([f"{name} = {size}" for size in sizes]) for sizes in (failing, named))
+    return f"{fails} {'fails' if len(failing) == 1 else 'fail'}, {passes} {_pass(named)}"
