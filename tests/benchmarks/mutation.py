@@ -5,6 +5,7 @@ of the op and a seeded sample of guarded ones (``tests.mutants``) over the suite
 kills it. What survives is run on a large sample that meets its guard: with the clean kernel's bits everywhere it is
 equivalent, with admissible bits it is within the contract, and with a violation it is a survivor. The score is killed /
 (killed + survivors). ``DIR/OP-DEPTH.jsonl`` holds one line per mutant; a run that was stopped goes on from there.
+With ``--matrix`` each mutant is run on all cases, and ``--out`` is a file: see ``tests.benchmarks.mutation_matrix``.
 """
 
 from __future__ import annotations
@@ -17,17 +18,19 @@ import multiprocessing
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
 
 from tests import mutants
+from tests.benchmarks import mutation_matrix
 from tests.mutants import campaign
 from tests.mutants.guards import Guard
 from tests.mutants.operator import KINDS, OPS
 from validators.cases.suite import cases_for
+from validators.signoff.mutation import suite_digest
 from validators.words import DEPTHS, FP8_FORMATS
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -50,8 +53,7 @@ def source_digest() -> str:
 
 def header(op: str, depth: str, fp8: str, seed: int) -> dict[str, Any]:
     """What results must have in common to be counted together."""
-    ids = "\n".join(case.id for case in cases_for(op, depth=depth, fp8=fp8))
-    cases = hashlib.sha256(ids.encode()).hexdigest()[:16]
+    cases = suite_digest(case.id for case in cases_for(op, depth=depth, fp8=fp8))
     return {"schema": 1, "op": op, "depth": depth, "fp8": fp8, "seed": seed, "cases": cases, "source": source_digest()}
 
 
@@ -83,13 +85,20 @@ def _work(job: tuple[str, str, str]) -> dict[str, Any]:
     return campaign.judge_by_id(*job).asdict()
 
 
-def _findings(jobs: Sequence[tuple[str, str, str]], workers: int) -> Iterator[dict[str, Any]]:
+def _row(job: tuple[str, str, str]) -> dict[str, Any]:
+    return mutation_matrix.row_by_id(*job)
+
+
+_Work = Callable[[tuple[str, str, str]], dict[str, Any]]
+
+
+def _findings(jobs: Sequence[tuple[str, str, str]], workers: int, work: _Work) -> Iterator[dict[str, Any]]:
     if workers <= 1:
-        yield from map(_work, jobs)
+        yield from map(work, jobs)
         return
     # Processes that are started afresh have no threads of the parent's torch.
     with multiprocessing.get_context("spawn").Pool(workers, _quiet) as pool:
-        yield from pool.imap_unordered(_work, jobs, chunksize=4)
+        yield from pool.imap_unordered(work, jobs, chunksize=4)
 
 
 def chosen(op: str, seed: int, kind: str | None, limit: int | None, guarded: int) -> list[str]:
@@ -110,9 +119,11 @@ def measure(
     workers: int = 1,
     path: Path | None = None,
     say: TextIO | None = None,
+    matrix: bool = False,
 ) -> list[dict[str, Any]]:
-    """The findings of the mutants, in the order of ``ids``. path: file that holds them, read first and added to."""
-    head = header(op, depth, fp8, seed)
+    """The findings of the mutants, in the order of ``ids``. path: file that holds them, read first and added to.
+    matrix: on all cases, not only to the first that kills."""
+    head = {**header(op, depth, fp8, seed), **({"matrix": True} if matrix else {})}
     known = {} if path is None else read(path, head)
     jobs = [(text, depth, fp8) for text in ids if text not in known]
     # A seeded order mixes what is quick and slow, so that the time that is left can be told.
@@ -125,7 +136,7 @@ def measure(
         if not known and path.stat().st_size == 0:
             print(json.dumps(head), file=sink, flush=True)
     try:
-        for count, found in enumerate(_findings(jobs, workers), start=1):
+        for count, found in enumerate(_findings(jobs, workers, _row if matrix else _work), start=1):
             known[found["id"]] = found
             if sink is not None:
                 print(json.dumps(found), file=sink, flush=True)
@@ -189,45 +200,73 @@ def _kind_of_guard(finding: Mapping[str, Any]) -> str:
     return f"{names or 'always'} ({'no case meets it' if not finding['met'] else 'cases meet it'})"
 
 
+def _measured(options: argparse.Namespace, op: str, fp8: str, path: Path | None) -> list[dict[str, Any]] | int:
+    """The findings of an op, or the exit status of a run that did not come to its end, which is said."""
+    ids = chosen(op, options.seed, options.kind, options.limit, options.guarded)
+    try:
+        return measure(op, ids, depth=options.depth, fp8=fp8, seed=options.seed, workers=options.workers, path=path,
+                       say=sys.stderr, matrix=options.matrix)  # fmt: skip
+    except MutationError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        words = f"; the findings are in {path}, and the same command goes on from there" if path else ""
+        print(f"stopped{words}", file=sys.stderr)
+        return 130
+
+
+def _matrix(options: argparse.Namespace) -> int:
+    """Every op and format that was asked for, each written as soon as it is whole."""
+    for op in options.op or OPS:
+        for fp8 in [options.fp8] if options.fp8 else FP8_FORMATS:
+            found = _measured(options, op, fp8, mutation_matrix.rows_path(options.out, op, fp8))
+            if isinstance(found, int):
+                return found
+            head, ids = header(op, options.depth, fp8, options.seed), cases_for(op, depth=options.depth, fp8=fp8)
+            part = mutation_matrix.part(op, head["cases"], head["source"], [case.id for case in ids], found)
+            mutation_matrix.write_matrix({(op, fp8): part}, options.out)
+            print("\n".join([fp8, *table(op, found), "", *survivors(found), ""]), flush=True)
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; 0 where it ran to its end, 2 for a file of another run, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.mutation", description=__doc__)
     parser.add_argument("--op", choices=OPS, action="append", help="default: all three")
     parser.add_argument("--class", dest="kind", choices=KINDS)
     parser.add_argument("--depth", choices=[d for d in DEPTHS if d != "deep"], default="default")
-    parser.add_argument("--fp8", choices=FP8_FORMATS, default="e4m3fn", help="format of the suite")
+    parser.add_argument("--fp8", choices=FP8_FORMATS, help="format of the suite (e4m3fn; of --matrix: both)")
     parser.add_argument("--limit", type=int, help="at most so many mutants of each op, a seeded part")
     parser.add_argument("--guarded", type=int, default=mutants.GUARDED, help="guarded mutants that are drawn per op")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="folder of the results; a later run goes on from them")
+    parser.add_argument(
+        "--out", type=Path, help="folder of the results (of --matrix: file); a later run goes on from it"
+    )
+    parser.add_argument("--matrix", action="store_true", help="which case kills which mutant, for a sign-off's score")
     parser.add_argument("--write", type=Path, help="also write all findings to this file, sorted by id")
     parser.add_argument("--id", help="judge one mutant and say what became of it")
     options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    if options.matrix:
+        if options.out is None or options.kind or options.id:
+            parser.error("--matrix needs --out FILE, and takes mutants of every class")
+        return _matrix(options)
+    fp8 = options.fp8 or FP8_FORMATS[0]
     if options.id:
-        torch.set_num_threads(1)
         print(mutants.find(options.id).sentence)
-        print(json.dumps(campaign.judge_by_id(options.id, options.depth, options.fp8).asdict(), indent=1))
+        print(json.dumps(campaign.judge_by_id(options.id, options.depth, fp8).asdict(), indent=1))
         return 0
     everything: list[dict[str, Any]] = []
     heads: list[dict[str, Any]] = []
-    torch.set_num_threads(1)
     for op in options.op or OPS:
-        ids = chosen(op, options.seed, options.kind, options.limit, options.guarded)
         path = options.out / f"{op}-{options.depth}.jsonl" if options.out else None
-        try:
-            found = measure(op, ids, depth=options.depth, fp8=options.fp8, seed=options.seed, workers=options.workers,
-                            path=path, say=sys.stderr)  # fmt: skip
-        except MutationError as error:
-            print(error, file=sys.stderr)
-            return 2
-        except KeyboardInterrupt:
-            words = f"; the findings are in {path}, and the same command goes on from there" if path else ""
-            print(f"stopped{words}", file=sys.stderr)
-            return 130
+        found = _measured(options, op, fp8, path)
+        if isinstance(found, int):
+            return found
         print("\n".join([*table(op, found), "", *survivors(found), ""]), flush=True)
         everything += found
-        heads.append(header(op, options.depth, options.fp8, options.seed))
+        heads.append(header(op, options.depth, fp8, options.seed))
     if options.write:
         lines = [*heads, *sorted(everything, key=lambda f: f["id"])]
         options.write.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")

@@ -73,9 +73,10 @@ class Suite:
             if found.killed:
                 seconds = time.perf_counter() - start
                 return Finding(mutant.id, mutant.kind, KILLED, found.killed, case.id, met=met, seconds=seconds)
-        return self._survived(mutant, changed, met, start)
+        return self.survived(mutant, changed, met, start)
 
-    def _survived(self, mutant: Mutant, changed: bool, met: int, start: float) -> Finding:
+    def survived(self, mutant: Mutant, changed: bool, met: int, start: float) -> Finding:
+        """What a mutant is that no case kills. changed: whether some case showed other bits; start: of the clock."""
         elements, classes = 0, tuple(c.text for c in mutant.guard.conditions if c.sort == "row-class")
         for case in witness_cases(self.op, mutant.guard, self.sample):
             small = work(self.op, case.m, case.n, case.k) <= self.sample
@@ -96,11 +97,12 @@ def _witness(case: Case, classes: Sequence[str]) -> Ready:
 
 
 @functools.lru_cache(maxsize=2)
-def _suite(op: str, depth: str, fp8: str) -> Suite:
+def suite_of(op: str, depth: str, fp8: str) -> Suite:
+    """The suite of one process."""
     return Suite.of(op, depth, fp8)
 
 
 def judge_by_id(identity: str, depth: str, fp8: str) -> Finding:
     """What a worker process does for one mutant."""
     mutant = find(identity)
-    return _suite(mutant.op, depth, fp8).judge(mutant)
+    return suite_of(mutant.op, depth, fp8).judge(mutant)

@@ -16,7 +16,7 @@ from validators.records import store, text
 from validators.records.command_line import command_line, name_of
 from validators.records.files import new_folder
 from validators.records.record import Record, Status
-from validators.signoff import judged, limits, reach, strength
+from validators.signoff import judged, limits, mutation, reach, strength
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -85,9 +85,10 @@ def _print_end(records: Sequence[Record], directory: str, quiet: bool) -> None:
 def _worth(records: Sequence[Record]) -> list[str]:
     """What was run and passed, and which defects that would have shown. The verdicts hold without it."""
     found = []
-    for name, sentences in (("what was run", reach.sentences), ("known defects", strength.sentences)):
+    asked = {"what was run": reach, "mutation score": mutation, "known defects": strength}
+    for name, about in asked.items():
         try:
-            found += sentences(records)
+            found += about.sentences(records)
         except RunFault as error:
             found.append(f"{name}: {error}")
     return found

@@ -10,9 +10,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from validators.cases.case import CaseError
+from validators.errors import RunFault
 from validators.records.record import Record, Status
 from validators.records.text import strength_sentence
-from validators.signoff import depths, judged, limits, reach, strength
+from validators.signoff import judged, limits, mutation, reach, strength
 from validators.signoff.claims import source_of
 from validators.signoff.limits import Limits
 from validators.words import LANES, OPS
@@ -41,8 +42,8 @@ class Facts:
     ``(dirty)``. torch, devices: as recorded. sources: ``FILE:fn 1a2b3c4d5e6f``, of kernels whose source has a digest.
     strength: a sentence about the cases of the suite. caveats: sentences that change no decision. qualifiers: phrases
     that belong to it. run: what was run and passed, largest sizes and pairs of features; left_out: what was not, with
-    the cause. defects: known ones that fail on cases like those that passed. limits: sentences about what the kernels
-    declare not to offer.
+    the cause. mutation: which share of generated wrong kernels fails on these cases, by class. defects: known ones that
+    fail on cases like those that passed. limits: sentences about what the kernels declare not to offer.
     """
 
     contracts: tuple[str, ...] = ()
@@ -57,6 +58,7 @@ class Facts:
     defects: tuple[str, ...] = ()
     run: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    mutation: tuple[str, ...] = ()
 
     def rows(self) -> list[tuple[str, str]]:
         """(label, text) for people; what is empty is left out."""
@@ -69,6 +71,7 @@ class Facts:
             ("strength", self.strength),
             ("run and passed", "; ".join(self.run)),
             ("left out", "; ".join(self.left_out)),
+            ("mutation score", "; ".join(self.mutation)),
             ("known defects that fail on such cases", "; ".join(self.defects)),
             ("limits", "; ".join(self.limits)),
         ]
@@ -89,6 +92,7 @@ def of(records: Sequence[Record], more: Iterable[str] = ()) -> Facts:
         strength=strength_sentence(own) if own else "",
         defects=tuple(_defects(own)),
         run=tuple(_first([one.short() for one in reached])),
+        mutation=tuple(_mutation(own)),
         left_out=tuple(_first([f"{one.op}, {left.sentence()}" for one in reached for left in one.left])),
         caveats=(*_caveats(records), *more),
         qualifiers=tuple(_qualifiers(own)),
@@ -107,8 +111,18 @@ def _defects(own: Sequence[Record]) -> list[str]:
 def _reached(own: Sequence[Record]) -> list[reach.Reach]:
     try:
         return [one for one in reach.of_records(own) if one.passed]
-    except depths.DepthError:
-        return []
+    except RunFault:
+        return []  # the decision holds without it
+
+
+def _mutation(own: Sequence[Record]) -> list[str]:
+    try:
+        found = mutation.measure(own)
+    except RunFault:
+        return []  # the decision holds without it
+    measured = _first([one.short() for one in found if one.classes])
+    none = list(dict.fromkeys(one.op for one in found if not one.classes))
+    return measured + ([f"not measured for these cases of {' and '.join(none)}"] if none else [])
 
 
 def _first(found: list[str]) -> list[str]:

@@ -123,12 +123,8 @@ def grouped(pairs: Iterable[Pair]) -> list[tuple[str, tuple[str, ...]]]:
 def of_records(records: Iterable[Record]) -> list[Reach]:
     """One for each op and set of kernels whose cases reach the same, in the records' order. Other stages are passed
     over."""
-    groups: dict[tuple[str, str], list[Record]] = {}
-    for record in records:
-        if record.op in OPS and record.stage == "ops":
-            groups.setdefault((record.op, record.kernel), []).append(record)
     found: dict[Reach, list[str]] = {}
-    for (op, kernel), group in groups.items():
+    for (op, kernel), group in by_kernel(records).items():
         found.setdefault(of_kernel(op, group), []).append(kernel)
     return [replace(one, kernels=tuple(kernels)) for one, kernels in found.items()]
 
@@ -142,6 +138,15 @@ def sentences(records: Iterable[Record]) -> list[str]:
         for one in found
         for text in one.sentences()
     ]  # fmt: skip
+
+
+def by_kernel(records: Iterable[Record]) -> dict[tuple[str, str], list[Record]]:
+    """(op, kernel) -> its records of the suite's cases."""
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        if record.op in OPS and record.stage == "ops":
+            groups.setdefault((record.op, record.kernel), []).append(record)
+    return groups
 
 
 def by_case(records: Iterable[Record]) -> dict[Case, list[Record]]:
@@ -185,12 +190,17 @@ def cause(records: Collection[Record]) -> str:
 
 def asked(op: str, known: Collection[Case], arch: str) -> tuple[str, list[Case]]:
     """(depth, its cases with the types of ``known``): default depth, or deep where that was run."""
-    fp8 = native_fp8(arch)
-    if arch == "cpu":
-        fp8 = max(FP8_FORMATS, key=lambda name: sum(c.fp8 == name for c in known))
+    fp8 = format_of(known, arch)
     dtype = max(DTYPES, key=lambda name: sum(c.dtype == name for c in known))
     depth = DEPTHS[-1] if depths.reached(op, arch, {c.id for c in known}) == DEPTHS[-1] else "default"
     return depth, list(_cases(op, depth, fp8, dtype))
+
+
+def format_of(known: Collection[Case], arch: str) -> str:
+    """The FP8 format of the suite that the cases are of: the machine's, on a CPU that of most cases."""
+    if arch != "cpu":
+        return native_fp8(arch)
+    return max(FP8_FORMATS, key=lambda name: sum(c.fp8 == name for c in known))
 
 
 @functools.lru_cache(maxsize=32)
