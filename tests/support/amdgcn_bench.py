@@ -33,7 +33,7 @@ amdhsa.kernels:
     .kernarg_segment_size: 0
     .max_flat_workgroup_size: 1024
     .name: k
-    .private_segment_fixed_size: 0
+    .private_segment_fixed_size: 64
 	.end_amdgpu_metadata
 """
 

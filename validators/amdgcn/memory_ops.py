@@ -35,6 +35,7 @@ _SIZES |= {"dwordx3": 12, "dwordx4": 16}
 _CACHE = {"sc0", "sc1", "nt", "glc", "slc"}
 _SMEM = re.compile(r"s_(?:load|buffer_load)_dword(x\d+)?")
 _VMEM = re.compile(r"(buffer|global)_(load|store)_(\w+?)(_d16)?(_hi)?")
+_SCRATCH = re.compile(r"scratch_(load|store)_(dword(?:x[234])?)")
 _DS = re.compile(r"ds_(read|write)(2?)(st64)?_([bui])(\d+)(_d16(?:_hi)?)?")
 
 
@@ -46,6 +47,8 @@ def build(found: Instruction, place: str) -> Access | None:
     if (matched := _VMEM.fullmatch(name)) and matched[3] in _SIZES:
         maker = _buffer if matched[1] == "buffer" else _global
         return maker(found, matched[2] == "store", matched[3], bool(matched[4]), bool(matched[5]), place)
+    if matched := _SCRATCH.fullmatch(name):
+        return _scratch(found, matched[1] == "store", _SIZES[matched[2]] // 4, place)
     if matched := _DS.fullmatch(name):
         return _local(found, matched, place)
     if name == "ds_bpermute_b32":
@@ -71,7 +74,7 @@ def _registers(operand: Operand) -> Registers:
 
 
 def _count(operand: Operand, words: int, place: str) -> None:
-    if operand.kind not in ("v", "s") or operand.count != words:
+    if operand.kind not in ("v", "a") or operand.count != words:
         raise TextError(f"{place}: {words} registers are needed for the data")
 
 
@@ -110,16 +113,28 @@ def _deliver(state: State, operand: Operand, kind: str, loaded: list[Array], d16
         value = (value ^ sign) - sign
     if not d16:
         for k, dword in enumerate([value, *loaded[1:]]):
-            state.set_v(operand.index + k, dword)
+            _set(state, operand, k, dword)
         return
-    old = state.v(operand.index)
+    old = _get(state, operand, 0)
     half = value & np.uint32(0xFFFF)
     keep = np.uint32(0xFFFF if high else 0xFFFF0000)
-    state.set_v(operand.index, (old & keep) | (half << np.uint32(16) if high else half))
+    _set(state, operand, 0, (old & keep) | (half << np.uint32(16) if high else half))
+
+
+def _set(state: State, operand: Operand, k: int, value: Array) -> None:
+    """Write register ``k`` of a tuple of vector or accumulation registers."""
+    file = state.vector if operand.kind == "v" else state.accumulators
+    state.write(file[operand.index + k], value, state.mask)
+
+
+def _get(state: State, operand: Operand, k: int) -> Array:
+    file = state.vector if operand.kind == "v" else state.accumulators
+    found: Array = file[operand.index + k][state.sel]
+    return found
 
 
 def _stored(state: State, operand: Operand, words: int, high: bool) -> list[Array]:
-    values = [state.v(operand.index + k) for k in range(words)]
+    values = [_get(state, operand, k) for k in range(words)]
     return [values[0] >> np.uint32(16)] if high else values
 
 
@@ -189,6 +204,37 @@ def _global(found: Instruction, store: bool, kind: str, d16: bool, high: bool, p
     return Access(run, "vmcnt", frozenset() if store else _registers(data))
 
 
+def _scratch(found: Instruction, store: bool, words: int, place: str) -> Access:
+    """Private memory of a lane, which compilers spill registers to; its address is a constant and a scalar at most."""
+    _allowed(found, {"offset"} | _CACHE, place)
+    if len(found.operands) != 3:
+        raise TextError(f"{place}: operands of {found.mnemonic} are not understood")
+    address, data = found.operands[:2] if store else (found.operands[1], found.operands[0])
+    base = found.operands[2]
+    _count(data, words, place)
+    if address.kind != "off" or base.kind not in ("off", "s"):
+        raise TextError(f"{place}: an address of scratch that differs between lanes is not implemented")
+    offset = _offset(found, place)
+
+    def run(state: State) -> None:
+        start = offset
+        if base.kind == "s":
+            given = state.s(base.index)
+            if (given != given[0]).any():
+                raise state.fault("an address of scratch that differs between waves is not implemented")
+            start += int(given[0])
+        if start % 4 or start < 0 or start // 4 + words > len(state.scratch):
+            raise state.fault(f"accesses byte {start} of scratch, of which a lane has {4 * len(state.scratch)}")
+        for k in range(words):
+            slot = state.scratch[start // 4 + k]
+            if store:
+                state.write(slot, _get(state, data, k), state.mask)
+            else:
+                _set(state, data, k, slot[state.sel])
+
+    return Access(run, "vmcnt", frozenset() if store else _registers(data))
+
+
 # ---- local memory
 
 
@@ -205,7 +251,11 @@ def _local(found: Instruction, matched: re.Match[str], place: str) -> Access:
     if action == "read":
         return _local_read(found, offsets, size, words, sign, d16 or "", place)
     address, *data = found.operands
-    if address.kind != "v" or len(data) != len(offsets) or any(d.kind != "v" or d.count != words for d in data):
+    if (
+        address.kind != "v"
+        or len(data) != len(offsets)
+        or any(d.kind not in ("v", "a") or d.count != words for d in data)
+    ):
         raise TextError(f"{place}: operands of {found.mnemonic} are not understood")
     high = (d16 or "").endswith("hi")
 
@@ -221,10 +271,10 @@ def _local_read(
     found: Instruction, offsets: list[int], size: int, words: int, sign: str, d16: str, place: str
 ) -> Access:
     destination, address = found.operands
-    if address.kind != "v" or destination.kind != "v" or destination.count != words * len(offsets):
+    if address.kind != "v" or destination.kind not in ("v", "a") or destination.count != words * len(offsets):
         raise TextError(f"{place}: operands of {found.mnemonic} are not understood")
     kind = {("i", 1): "sbyte", ("i", 2): "sshort"}.get((sign, size), "dword")
-    single = [Operand("v", destination.index + k * words, words) for k in range(len(offsets))]
+    single = [Operand(destination.kind, destination.index + k * words, words) for k in range(len(offsets))]
 
     def read(state: State) -> None:
         at = state.v(address.index)

@@ -25,7 +25,7 @@ IEEE, FP16_OVFL = 1 << 9, 1 << 23
 """Bits of MODE."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Group:
     """Waves that run together. waves: their numbers, ascending. pending: loads on their way, oldest first, each
     (counter, registers); registers are ("v", 4) or ("s", 6)."""
@@ -53,6 +53,7 @@ class State:
         self.fnuz = program.target == "gfx942"
         self.vector = np.full((vgprs, waves, LANES), self.poison, dtype=np.uint32)
         self.accumulators = np.full((agprs, waves, LANES), self.poison, dtype=np.uint32)
+        self.scratch = np.full((-(-program.meta.scratch // 4), waves, LANES), self.poison, dtype=np.uint32)
         self.scalar = np.full((SGPRS, waves), self.poison, dtype=np.uint32)
         self.scc_bits = np.zeros(waves, dtype=bool)
         self.exec_bits = np.ones((waves, LANES), dtype=bool)

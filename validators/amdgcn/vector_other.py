@@ -250,6 +250,7 @@ _MAKERS = {
     "v_bitop3_b16": _bit_operation,
     "v_accvgpr_read_b32": _accumulator,
     "v_accvgpr_write_b32": _accumulator,
+    "v_accvgpr_mov_b32": _accumulator,
     "v_permlane32_swap_b32": _swap_rows,
     "v_permlane16_swap_b32": _swap_rows,
     "v_nop": _nothing,

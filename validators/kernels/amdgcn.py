@@ -39,16 +39,16 @@ _POISONS = (0xA5, 0x5A)
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """A kernel for one set of types and hints. lds: bytes of a workgroup."""
+    """A kernel for one set of types and hints. block: threads of a workgroup; lds: its bytes of local memory."""
 
     machine: Machine
-    warps: int
+    block: tuple[int, int, int]
     lds: int
     sha256: str
 
 
 @dataclasses.dataclass
-class _Seen:
+class Seen:
     """What the launches of one validation showed. last: of the newest call. findings, touched: of all.
 
     policy: how what the documents leave open is read.
@@ -59,6 +59,10 @@ class _Seen:
     last: Trace | None = None
     findings: dict[str, str] = dataclasses.field(default_factory=dict)
     touched: set[str] = dataclasses.field(default_factory=set)
+
+    def open_readings(self) -> tuple[Policy, ...]:
+        """The other policies that these launches touched."""
+        return readings(self.touched)
 
 
 def _storage(name: str, tensor: torch.Tensor, *, writable: bool) -> Tensor:
@@ -114,7 +118,7 @@ def triton_text(function: Any, target: str, signature: tuple[Any, ...], warps: i
 def from_text(text: str, name: str, warps: int, lds: int, where: str) -> Compiled:
     """A kernel of an assembly text."""
     digest = hashlib.sha256(text.encode("utf-8", errors="replace")).hexdigest()
-    return Compiled(Machine(parse_program(text, name, where=where)), warps, lds, digest[:16])
+    return Compiled(Machine(parse_program(text, name, where=where)), (64 * warps, 1, 1), lds, digest[:16])
 
 
 def compile_triton(function: Any, target: str, signature: tuple[Any, ...], warps: int) -> Compiled:
@@ -128,14 +132,14 @@ def _own(target: str, signature: tuple[Any, ...], warps: int) -> Compiled:
     return compile_triton(triton_own.kernel_function(), target, signature, warps)
 
 
-def run_compiled(compiled: Compiled, arguments: list[Value], programs: int, seen: _Seen) -> None:
-    """Launch on a grid of ``programs`` workgroups; what showed is kept in ``seen``."""
+def run_grid(compiled: Compiled, arguments: list[Value], grid: tuple[int, int, int], seen: Seen) -> None:
+    """Launch on a grid of workgroups; what showed is kept in ``seen``."""
     # The two pointers at the end are Triton's own: scratch memory that these kernels do not use.
     missing = len(compiled.machine.program.meta.explicit) - len(arguments)
     seen.last = compiled.machine.launch(
         [*arguments, *[None] * missing],
-        (programs, 1, 1),
-        (64 * compiled.warps, 1, 1),
+        grid,
+        compiled.block,
         lds=compiled.lds,
         policy=seen.policy,
         poison=_POISONS[seen.calls % 2],
@@ -172,7 +176,7 @@ Compile = Callable[[str, tuple[Any, ...], int], Compiled]
 
 
 def _add_rmsnorm_quant(
-    compiled_for: Compile, target: str, seen: _Seen, inputs: NormQuantInputs, buffers: NormQuantOutputs
+    compiled_for: Compile, target: str, seen: Seen, inputs: NormQuantInputs, buffers: NormQuantOutputs
 ) -> NormQuantOutputs:
     arguments, constants, outputs = launch_values(inputs, buffers)
     programs = inputs.row_count
@@ -180,9 +184,8 @@ def _add_rmsnorm_quant(
         signature = signature_of(arguments, constants)
         compiled = compiled_for(target, signature, triton_own.WARPS)
         given = {name: arguments[name] for name, kind, _, _ in signature if kind != "constexpr"}
-        run_compiled(
-            compiled, [as_value(name, value, name in outputs) for name, value in given.items()], programs, seen
-        )
+        values = [as_value(name, value, name in outputs) for name, value in given.items()]
+        run_grid(compiled, values, (programs, 1, 1), seen)
     return NormQuantOutputs(buffers.codes, buffers.scale, None if inputs.residual is None else buffers.residual_out)
 
 
@@ -198,7 +201,7 @@ def _aiter(function: Any, target: str, signature: tuple[Any, ...]) -> Compiled:
 
 
 def _aiter_add_rmsnorm_quant(
-    target: str, seen: _Seen, inputs: NormQuantInputs, buffers: NormQuantOutputs
+    target: str, seen: Seen, inputs: NormQuantInputs, buffers: NormQuantOutputs
 ) -> NormQuantOutputs:
     if inputs.row_count:
         function = aiter_triton.kernel_for(inputs)
@@ -213,7 +216,7 @@ def _aiter_add_rmsnorm_quant(
             as_value(name, values[name], name in outputs) for name in function.arg_names if by_name[name] != "constexpr"
         ]
         programs = min(inputs.row_count, _PROCESSORS[target])
-        run_compiled(_aiter(function, target, signature), given, programs, seen)
+        run_grid(_aiter(function, target, signature), given, (programs, 1, 1), seen)
     return NormQuantOutputs(buffers.codes, buffers.scale, None if inputs.residual is None else buffers.residual_out)
 
 
@@ -225,7 +228,7 @@ def as_value(name: str, value: Any, writable: bool) -> Value:
     return found
 
 
-def _chosen(target: str, seen: _Seen, case: Case) -> Mapping[str, str]:
+def chosen_of(target: str, seen: Seen, case: Case) -> Mapping[str, str]:
     """For the record: how the case was interpreted."""
     if seen.last is None:
         return {}
@@ -234,13 +237,13 @@ def _chosen(target: str, seen: _Seen, case: Case) -> Mapping[str, str]:
         "interpreter": "amdgcn, on a CPU",
         "target": target,
         "policy": seen.last.policy.name,
-        "other policies": " ".join(policy.name for policy in readings(seen.touched)),
+        "other policies": " ".join(policy.name for policy in seen.open_readings()),
         "instructions executed": f"{ran} of {count}",
         "operations": " ".join(seen.last.operations),
     }
 
 
-def _checks(seen: _Seen) -> tuple[Check, ...]:
+def checks_of(seen: Seen) -> tuple[Check, ...]:
     """What the machine code did that no value shows."""
     if seen.last is None:
         return ()
@@ -258,7 +261,7 @@ def _unavailable(device: str) -> str | None:
 
 def _on_target(device: str, unsupported: Callable[[Case], str | None], call: Any) -> dict[str, Any]:
     """What of a kernel depends on the device ``amdgcn:TARGET``."""
-    target, seen = arch.architecture(device), _Seen()
+    target, seen = arch.architecture(device), Seen()
     native = words.native_fp8(target)
 
     def limits(case: Case) -> str | None:
@@ -269,13 +272,14 @@ def _on_target(device: str, unsupported: Callable[[Case], str | None], call: Any
     return {
         "call": functools.partial(call, target, seen),
         "unsupported": limits,
-        "chosen": functools.partial(_chosen, target, seen),
-        "observed": lambda: _checks(seen),
-        "readings": lambda: {p.name: functools.partial(call, target, _Seen(p)) for p in readings(seen.touched)},
+        "chosen": functools.partial(chosen_of, target, seen),
+        "observed": lambda: checks_of(seen),
+        "readings": lambda: {p.name: functools.partial(call, target, Seen(p)) for p in seen.open_readings()},
     }
 
 
-def _no_target(inputs: object, buffers: object) -> Any:
+def needs_a_target(inputs: object, buffers: object) -> Any:
+    """The call of a kernel that has not been placed on a device."""
     raise KernelError(f"a device is needed: {' or '.join(arch.INTERPRETED_DEVICES)}")
 
 
@@ -286,7 +290,7 @@ def own_kernel(compiled_for: Compile = _own, unavailable: Callable[[str], str | 
         name="amdgcn/triton/add_rmsnorm_quant",
         op="add_rmsnorm_quant",
         contract="aiter-triton",
-        call=_no_target,
+        call=needs_a_target,
         in_place=True,
         emulated=True,
         unavailable=unavailable,
@@ -307,7 +311,7 @@ def _aiter_kernel() -> Kernel:
         name="amdgcn/aiter_triton/add_rmsnorm_quant",
         op="add_rmsnorm_quant",
         contract="aiter-triton",
-        call=_no_target,
+        call=needs_a_target,
         in_place=True,
         emulated=True,
         unavailable=_aiter_unavailable,

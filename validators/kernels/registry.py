@@ -7,7 +7,7 @@ import pkgutil
 from collections.abc import Sequence
 
 from validators import kernels
-from validators.kernels import plugin
+from validators.kernels import amdgcn_file, plugin
 from validators.kernels.kernel import Kernel, KernelError
 from validators.process.supervise import watched
 from validators.records.command_line import split_op
@@ -26,13 +26,16 @@ def all_kernels() -> list[Kernel]:
 
 
 def find_kernel(name: str, op: str | None = None) -> Kernel:
-    """The kernel ``name``; a path ``file.py:function`` or ``module:function`` loads the user's own.
+    """The kernel ``name``; ``file.py:function`` or ``module:function`` is the user's own, ``file.toml`` machine code.
 
     Raises KernelError with one sentence that lists the known names.
     """
     if ":" in name:
         own: Kernel = watched(plugin.load(name, op))
         return own
+    if name.endswith(".toml"):
+        launched: Kernel = watched(amdgcn_file.load(name, op))
+        return launched
     if name.endswith(".py"):
         raise KernelError(f"{name!r} is a file; name the function in it: {name}:FUNCTION")
     brought = all_kernels()

@@ -380,6 +380,23 @@ def test_mixed_precision() -> None:
         assert got == exact.fma(half(x & 0xFFFF), half((y & 0xFFFF) ^ 0x8000), z)
 
 
+def test_accumulation_registers_hold_what_is_moved_there() -> None:
+    code = "\tv_accvgpr_write_b32 a3, v0\n\tv_accvgpr_mov_b32 a5, a3\n\tv_accvgpr_read_b32 v10, a5"
+    assert execute(code, {0: list(range(LANES))}, 10) == list(range(LANES))
+
+
+def test_groups_that_end_apart_are_told_apart() -> None:
+    # Three groups of other sizes at the same time, each of which ends on its own.
+    bench = Bench(8)
+    bench.v, bench.s = {0: np.zeros((8, LANES))}, {4: np.array([0, 1, 1, 2, 2, 2, 2, 0])}
+    state = bench.run(
+        "\ts_cmp_eq_u32 s4, 0\n\ts_cbranch_scc1 .Lzero\n\ts_cmp_eq_u32 s4, 1\n\ts_cbranch_scc1 .Lone\n"
+        "\tv_add_u32_e32 v0, 5, v0\n\ts_barrier\n\ts_endpgm\n.Lzero:\n\ts_endpgm\n.Lone:\n"
+        "\tv_add_u32_e32 v0, 7, v0\n\ts_barrier"
+    )
+    assert [int(x) for x in state.vector[0][:, 0]] == [0, 7, 7, 5, 5, 5, 5, 0]
+
+
 def test_words_of_pairs_are_moved() -> None:
     sources = {k: [k + 1] * LANES for k in range(4)}
     code = "\tv_pk_mov_b32 v[10:11], v[0:1], v[2:3] op_sel:[1,0]"
@@ -398,7 +415,34 @@ def test_rows_are_swapped(width: int) -> None:
     assert execute(code, {10: first, 11: second}, 11, target="gfx950") == [x for row in b for x in row]
 
 
-# ---- local memory, waits, branches
+# ---- scratch, local memory, waits, branches
+
+
+def test_registers_are_spilled_and_come_back() -> None:
+    code = (
+        "\tscratch_store_dwordx2 off, v[0:1], off offset:8\n\tscratch_store_dword off, v0, s4 offset:4\n"
+        "\ts_waitcnt vmcnt(0)\n\tscratch_load_dwordx3 v[10:12], off, off offset:8\n\ts_waitcnt vmcnt(0)"
+    )
+    first, second = list(range(LANES)), list(range(100, 164))
+    bench = Bench(1)
+    bench.v, bench.s = {0: np.array(first), 1: np.array(second)}, {4: np.array([12])}
+    state = bench.run(code)
+    assert [list(map(int, state.vector[k][0])) for k in (10, 11, 12)] == [first, second, first]
+
+
+def test_accumulation_registers_are_loaded_and_stored() -> None:
+    code = (
+        "\tv_accvgpr_write_b32 a3, v1\n\tds_write_b32 v0, a3\n\ts_waitcnt lgkmcnt(0)\n\tds_read_b32 a4, v0\n"
+        "\ts_waitcnt lgkmcnt(0)\n\tv_accvgpr_read_b32 v10, a4"
+    )
+    values = list(range(500, 564))
+    assert execute(code, {0: [4 * lane for lane in range(LANES)], 1: values}, 10) == values
+
+
+@pytest.mark.parametrize("line", ["load_dword v0, off, off offset:64", "store_dword off, v0, off offset:62"])
+def test_scratch_has_an_end(line: str) -> None:
+    with pytest.raises(MachineFault, match="of scratch, of which a lane has 64"):
+        Bench(1).run("\tscratch_" + line)
 
 
 def test_local_memory_of_every_width() -> None:
