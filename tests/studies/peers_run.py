@@ -267,7 +267,9 @@ def measure(
     Raises BenchError for a name that is none.
     """
     chosen = [c for c in peers.criteria() if names is None or c.name in names]
-    subjects = [Subject(d.id, d.kernel) for d in zoo.all_defects() if defects is None or d.id in defects]
+    # No published criterion is about the other ops.
+    zoo_defects = [d for d in zoo.all_defects() if d.op in LEGITIMATE]
+    subjects = [Subject(d.id, d.kernel) for d in zoo_defects if defects is None or d.id in defects]
     for asked, known in ((names, chosen), (defects, subjects)):
         missing = set(asked or ()) - {entry.name for entry in known}
         if missing:

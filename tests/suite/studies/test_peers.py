@@ -14,7 +14,7 @@ import torch
 from tests import zoo
 from tests.studies import peers
 from tests.studies.peers_pages import Row, markdown, picture
-from tests.studies.peers_run import SETS, WHOLE, BenchError, measure
+from tests.studies.peers_run import LEGITIMATE, SETS, WHOLE, BenchError, measure
 from validators.kernels import registry
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -122,6 +122,15 @@ def test_the_results_say_what_the_page_says() -> None:
         row = re.search(rf"^\| `{op}` \| (\d+) of (\d+)\b.*\| (\d+) of ", results, re.MULTILINE)
         assert row
         assert row.groups() == found.groups()
+
+
+def test_an_op_without_a_published_criterion_is_not_on_the_bench() -> None:
+    """A run without names takes every defect of the zoo that the bench can compare; the other ops have no criterion."""
+    compared = {op for c in peers.criteria() for op in c.ops}
+    assert set(LEGITIMATE) == compared
+    other = next(d for d in zoo.all_defects() if d.op not in compared)
+    with pytest.raises(BenchError, match=other.id):
+        measure((), (other.id,))
 
 
 def test_an_unknown_name_is_refused() -> None:
