@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from validators.errors import RunFault
 from validators.records import text as report
 from validators.records.record import Comparison, Record, Status
-from validators.signoff import judged, pictures, stages
+from validators.signoff import grid, judged, pictures, stages
 from validators.signoff.decision import STAGE_OPS, Claim, Signoff, SignoffError
 from validators.signoff.judged import BAD, DRIFTED, UNCHANGED
 from validators.signoff.ruling import FAILED, NO_EVIDENCE, PASSED, SIGNED, UNTESTED, WAIVED, Ruling
@@ -211,6 +212,7 @@ def _claim(c: Claim, number: int, under_policy: bool) -> dict[str, Any]:
         "single_text": report.share(single, judged) if judged else "-",
         "closest": report.use_text(max(worst)) if worst else "-",
         "zoo": zoo,
+        "reached": _reached(c.records),
         "sets": pictures.admissible_sets(comparisons),
         "cells": {lane: _cell(c, lane) for lane in c.cells},
         "strength": report.strength_sentence(c.records),
@@ -232,6 +234,14 @@ def _claim(c: Claim, number: int, under_policy: bool) -> dict[str, Any]:
         "failing_more": max(0, len(failing) - MOST_FAILING),
         "provenance": provenance_groups(c.records),
     }
+
+
+def _reached(records: Sequence[Record]) -> list[grid.Reached]:
+    """What was run, drawn; nothing where the table of depths cannot be read, without which the decision holds."""
+    try:
+        return grid.reached(r for r in records if r.lane in LANES)
+    except RunFault:
+        return []
 
 
 def _cell(c: Claim, lane: str) -> dict[str, str]:
