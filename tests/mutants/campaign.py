@@ -25,8 +25,10 @@ _KEPT = 24
 
 @dataclass(frozen=True)
 class Finding:
-    """What became of a mutant. by: the check that killed it. case: where. elements: size of the sample that it was run
-    on after the suite; met: cases of the suite whose calls can meet the guard. seconds: of one core."""
+    """What became of a mutant. by: the check that killed it. case: where. elements: those that meet the guard in the
+    sample that it was run on after the suite. met: cases of the suite of which some call, rows and columns can meet it.
+    seconds: of one core.
+    """
 
     id: str
     kind: str
@@ -67,7 +69,7 @@ class Suite:
         start, changed, met = time.perf_counter(), False, 0
         for case in self.cases:
             ready = self.ready(case)
-            met += ready.may_meet(mutant)
+            met += ready.may_show(mutant)
             found = try_case(mutant, ready)
             changed |= found.changed
             if found.killed:
@@ -82,7 +84,7 @@ class Suite:
             small = work(self.op, case.m, case.n, case.k) <= self.sample
             ready = (self.witness if small and not mutant.operator.overwrites else _witness)(case, classes)
             found = try_case(mutant, ready)
-            elements += ready.elements
+            elements += ready.elements_met(mutant)
             changed |= found.changed
             if found.killed:
                 seconds = time.perf_counter() - start

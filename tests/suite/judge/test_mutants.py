@@ -153,6 +153,26 @@ def test_a_resumed_run_equals_an_unbroken_one(tmp_path: Path) -> None:
         mutation.measure("per_token_quant", ids, depth="smoke", seed=1, path=path)
 
 
+def test_ctrl_c_keeps_what_was_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judged: list[str] = []
+
+    def judge(identity: str, depth: str, fp8: str) -> campaign.Finding:
+        judged.append(identity)
+        if len(judged) == 4:
+            raise KeyboardInterrupt
+        return campaign.Finding(identity, "state", campaign.KILLED)
+
+    monkeypatch.setattr(campaign, "judge_by_id", judge)
+    arguments = ["--op", "ptpc_gemm", "--class", "state", "--guarded", "0", "--limit", "9", "--out", str(tmp_path)]
+    assert mutation.main(arguments) == 130
+    assert "the same command goes on from there" in capsys.readouterr().err
+    assert mutation.main(arguments) == 0
+    assert len(judged) == 10
+    assert len(set(judged)) == 9
+
+
 def test_the_command_prints_a_table(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     kept = tmp_path / "findings.jsonl"
     arguments = ["--op", "per_token_quant", "--depth", "smoke", "--class", "state", "--guarded", "0", "--limit", "6"]
