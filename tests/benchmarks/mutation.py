@@ -27,7 +27,7 @@ import torch
 from tests import mutants
 from tests.benchmarks import mutation_matrix
 from tests.mutants import campaign
-from tests.mutants.guards import Guard
+from tests.mutants.guards import Facts, Guard
 from tests.mutants.operator import KINDS, OPS
 from validators.cases.suite import cases_for
 from validators.signoff.mutation import suite_digest
@@ -168,7 +168,8 @@ def table(op: str, findings: Sequence[Mapping[str, Any]]) -> list[str]:
         if part:
             counts = collections.Counter(f["result"] for f in part)
             cells = " | ".join(f"{counts[column]:,}" for column in COLUMNS)
-            lines.append(f"| {name} | {len(part):,} | {cells} | {100 * score(part):.2f} % |")
+            share = f"{100 * score(part):.2f} %" if counts[campaign.KILLED] + counts[campaign.SURVIVOR] else "-"
+            lines.append(f"| {name} | {len(part):,} | {cells} | {share} |")
     return lines
 
 
@@ -178,8 +179,8 @@ def reason(finding: Mapping[str, Any]) -> str:
     if not guard.conditions:
         return "no case is sensitive to it"
     if not finding["met"]:
-        return f"no case meets {guard.text}"
-    return f"{finding['met']} cases can meet {guard.text}, and none shows it there"
+        return f"no case has a call, rows or columns that meet {guard.text}"
+    return f"{finding['met']} cases meet {guard.text}, and none is sensitive there"
 
 
 def survivors(findings: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -229,6 +230,24 @@ def _matrix(options: argparse.Namespace) -> int:
     return 0
 
 
+def unmet(op: str, depth: str, fp8: str, seed: int, guarded: int) -> list[str]:
+    """Guards of the drawn mutants that no case of the suite meets, by kind, most first; nothing is run. Conditions on
+    calls and on rows' inputs are not looked at."""
+    facts = [Facts.of_case(case) for case in cases_for(op, depth=depth, fp8=fp8)]
+    drawn = [m.guard for m in mutants.generate(op, seed, guarded=guarded) if m.guard.conditions]
+    missed: dict[str, list[str]] = collections.defaultdict(list)
+    for guard in drawn:
+        if not any(guard.meets(known) for known in facts):
+            missed[" x ".join(sorted(c.text if c.sort == "option" else c.about for c in guard.conditions))].append(
+                guard.text
+            )
+    count = sum(map(len, missed.values()))
+    lines = [f"{op} {depth}: {count:,} of {len(drawn):,} drawn guards are met by no case"]
+    for name in sorted(missed, key=lambda key: (-len(missed[key]), key)):
+        lines.append(f"  {name}: {len(missed[name])}; {', '.join(sorted(set(missed[name]))[:4])}")
+    return lines
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; 0 where it ran to its end, 2 for a file of another run, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.mutation", description=__doc__)
@@ -245,6 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--matrix", action="store_true", help="which case kills which mutant, for a sign-off's score")
     parser.add_argument("--write", type=Path, help="also write all findings to this file, sorted by id")
+    parser.add_argument("--guards", action="store_true", help="only list the drawn guards that no case meets")
     parser.add_argument("--id", help="judge one mutant and say what became of it")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -260,6 +280,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     everything: list[dict[str, Any]] = []
     heads: list[dict[str, Any]] = []
     for op in options.op or OPS:
+        if options.guards:
+            print("\n".join(unmet(op, options.depth, fp8, options.seed, options.guarded)))
+            continue
         path = options.out / f"{op}-{options.depth}.jsonl" if options.out else None
         found = _measured(options, op, fp8, path)
         if isinstance(found, int):

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from validators.cases.case import Case
 from validators.cases.tensors import Inputs
 from validators.kernels import emulated_gemm
 from validators.kernels.emulated_variant import FP8_NAMES
@@ -56,6 +57,14 @@ class Facts:
         gamma = "fp32" if given.weight.dtype == torch.float32 else "T"
         return Facts(m, n, 0, dtype, fp8, given.residual is not None, given.gemma, gamma, f"{given.eps:g}",
                      layout=layout)  # fmt: skip
+
+    @staticmethod
+    def of_case(case: Case) -> Facts:
+        """The facts of a case's inputs, which are not built."""
+        norm = case.op == "add_rmsnorm_quant"
+        eps = f"{float(case.eps):g}" if norm else ""
+        return Facts(case.m, case.n, case.k, case.dtype, case.fp8, case.residual and norm, case.gemma, case.gamma, eps,
+                     case.bias, case.layout)  # fmt: skip
 
     def alone(self) -> list[Facts]:
         """The facts of the calls that the checks of invariance make: single rows, half of the rows, another layout."""

@@ -11,7 +11,7 @@ import pytest
 from tests import mutants
 from tests.benchmarks import mutation
 from tests.mutants import Mutant, campaign, find, generate, operators
-from tests.mutants.guards import Guard
+from tests.mutants.guards import Facts, Guard
 from tests.mutants.operator import KINDS, OPS, drawn
 from tests.mutants.trial import Ready, try_case
 from validators.cases.case import Case
@@ -122,7 +122,7 @@ def test_a_planted_survivor_and_a_planted_equivalent_are_told() -> None:
     assert (killed.result, killed.by) == (campaign.KILLED, "values")
     lost = _judged("per_token_quant|qmax:224|n>300")
     assert (lost.result, lost.met) == (campaign.SURVIVOR, 0)
-    assert mutation.reason(lost.asdict()) == "no case meets n>300"
+    assert mutation.reason(lost.asdict()) == "no case has a call, rows or columns that meet n>300"
     same = _judged("per_token_quant|clamp:x(1+2^-8)|always")
     assert same.result == campaign.EQUIVALENT
     assert same.elements >= 2**17
@@ -181,6 +181,13 @@ def test_the_command_prints_a_table(capsys: pytest.CaptureFixture[str], tmp_path
     assert "| per_token_quant | mutants | killed | equivalent | within | survivor | score |" in said
     assert "| all | 6 |" in said
     assert len(kept.read_text().splitlines()) == 7
+
+
+def test_guards_that_no_case_meets_are_listed_without_running(capsys: pytest.CaptureFixture[str]) -> None:
+    assert mutation.main(["--op", "per_token_quant", "--depth", "smoke", "--guards", "--guarded", "200"]) == 0
+    assert "of 200 drawn guards are met by no case" in capsys.readouterr().out
+    for case in SHOWS["add_rmsnorm_quant"][:1] + SHOWS["ptpc_gemm"][:1]:
+        assert Facts.of_case(case) == Facts.of(build(case))
 
 
 def test_guards_hold_where_they_say() -> None:
