@@ -24,6 +24,7 @@ COMMANDS = {
     "report": Command("validators.commands.report", "summary and failure reports of recorded verdicts"),
     "signoff": Command("validators.commands.signoff", "SIGNED, NOT SIGNED or UNTESTED, from records alone"),
     "machine": Command("validators.commands.machine", "run every stage that this machine can run, then sign off"),
+    "amdgcn inspect": Command("validators.commands.amdgcn_inspect", "what AMD machine code says of its arithmetic"),
     "wheel show": Command("validators.commands.wheel_show", "the GPU code in another project's wheel"),
     "wheel slim": Command("validators.commands.wheel_slim", "what of that wheel one GPU needs"),
 }

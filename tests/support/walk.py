@@ -81,6 +81,7 @@ VALID = {
     "evals import": "lm-eval {samples} --out {new}",
     "evals parity": "--questions 2 --token-questions 2",
     "evals tokens": "--questions 2",
+    "validators amdgcn inspect": str(Path(__file__).parents[1] / "fixtures/amdgcn/add_rmsnorm_quant.any.gfx942.s"),
     "validators wheel show": "{binary}",
     "validators wheel slim": "{binary} --arch sm_90 --zip {new}",
 }
@@ -106,6 +107,7 @@ BAD = {
     "version": "torch",
     "source": "",
     "why": "",
+    "symbol": "nobody",
     "only": "nobody",
     "id": "nobody",
     "records": BELOW_A_FILE,

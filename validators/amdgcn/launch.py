@@ -69,7 +69,7 @@ class Machine:
     def __init__(self, program: Program) -> None:
         self.program = program
         self.steps: tuple[Step, ...] = assemble(program)
-        self.mode = _mode(program.descriptor)
+        self.mode = initial_mode(program.descriptor)
         units = [step.access.unit for step in self.steps if step.access and step.access.unit]
         self.lds_unit = min(units, default=0)
         self.vgprs = _registers(program, "v")
@@ -209,7 +209,7 @@ def _registers(program: Program, kind: str) -> int:
     return max(last, default=0) + (1 if kind == "v" else 0)
 
 
-def _mode(descriptor: Mapping[str, int]) -> int:
+def initial_mode(descriptor: Mapping[str, int]) -> int:
     """MODE at the start, from the kernel descriptor."""
     if not descriptor.get("ieee_mode", 1):
         raise TextError("a kernel with ieee_mode 0 is not implemented")

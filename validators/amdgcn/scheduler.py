@@ -40,10 +40,11 @@ class Step:
 
 def assemble(program: Program) -> tuple[Step, ...]:
     """Every instruction as a step; TextError for the first that is not implemented."""
-    return tuple(_step(program, index) for index in range(len(program.instructions)))
+    return tuple(step_of(program, index) for index in range(len(program.instructions)))
 
 
-def _step(program: Program, index: int) -> Step:
+def step_of(program: Program, index: int) -> Step:
+    """The instruction ``index`` as a step; TextError where it is not implemented."""
     found, place = program.instructions[index], f"{program.where}:{program.instructions[index].line}"
     uses = _uses(found)
     if found.mnemonic == "s_endpgm":

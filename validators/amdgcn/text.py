@@ -68,11 +68,22 @@ class _File:
 
 def read_program(path: str | Path, kernel: str | None = None) -> Program:
     """The kernel of the file ``path``; raises TextError where it cannot be read."""
+    return parse_program(_content(path), kernel, where=str(path))
+
+
+def kernel_names(path: str | Path) -> list[str]:
+    """Every kernel of the file ``path``; TextError where there is none."""
+    names = list(_collect(_content(path), str(path)).descriptors)
+    if not names:
+        raise TextError(f"{path} has no kernel: no .amdhsa_kernel is in it")
+    return names
+
+
+def _content(path: str | Path) -> str:
     try:
-        content = Path(path).read_bytes().decode("utf-8", errors="replace")
+        return Path(path).read_bytes().decode("utf-8", errors="replace")
     except OSError as error:
         raise TextError(f"{path} cannot be read: {error.strerror}") from error
-    return parse_program(content, kernel, where=str(path))
 
 
 def parse_program(content: str, kernel: str | None = None, *, where: str = "text") -> Program:
