@@ -35,7 +35,8 @@ def operators(op: str) -> Iterator[Operator]:
             if place.sort == "stored" and abs(factor - 1.0) < 2.0**-12:
                 continue
             yield on_place(op, place, slug, "arithmetic", f"is multiplied by {slug[1:]}", in_float(_times(factor)))
-        for slug, words, change in _UNARY:
+        # Of a number of T the neighbour in fp32 is the number itself.
+        for slug, words, change in _UNARY[: -3 if place.sort == "stored" else None]:
             yield on_place(op, place, slug, "arithmetic", words, in_float(change))
     for name, words, stages in _SWAPPED[op](stages_of(op)):
         yield replacing(op, name, "arithmetic", words, stages)

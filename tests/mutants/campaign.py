@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -45,18 +45,24 @@ class Finding:
 
 
 class Suite:
-    """The cases of one op, cheapest first, built when they are first asked for. sample: elements of the witnesses."""
+    """The cases of one op, cheapest first, built when they are first asked for.
 
-    def __init__(self, op: str, cases: Iterable[Case], *, sample: int = SAMPLE) -> None:
+    sample: elements of the witnesses. more: cases of a deeper suite, which are witnesses too: what they kill is no
+    equivalent, though a random sample may miss it.
+    """
+
+    def __init__(self, op: str, cases: Iterable[Case], *, sample: int = SAMPLE, more: Iterable[Case] = ()) -> None:
         self.op, self.sample = op, sample
         self.cases = sorted(cases, key=lambda c: (work(op, c.m, c.n, c.k), c.id))
+        self.more = sorted(set(more) - set(self.cases), key=lambda c: (work(op, c.m, c.n, c.k), c.id))
         self._ready: dict[str, Ready] = {}
         self.witness = functools.lru_cache(maxsize=_KEPT)(_witness)
 
     @staticmethod
     def of(op: str, depth: str, fp8: str) -> Suite:
         """The cases that ``python -m validators run`` runs."""
-        return Suite(op, cases_for(op, depth=depth, fp8=fp8))
+        more = cases_for(op, fp8=fp8) if depth == "smoke" else ()
+        return Suite(op, cases_for(op, depth=depth, fp8=fp8), more=more)
 
     def ready(self, case: Case) -> Ready:
         """The case with its inputs and clean outputs."""
@@ -80,18 +86,24 @@ class Suite:
     def survived(self, mutant: Mutant, changed: bool, met: int, start: float) -> Finding:
         """What a mutant is that no case kills. changed: whether some case showed other bits; start: of the clock."""
         elements, classes = 0, tuple(c.text for c in mutant.guard.conditions if c.sort == "row-class")
-        for case in witness_cases(self.op, mutant.guard, self.sample):
-            small = work(self.op, case.m, case.n, case.k) <= self.sample
-            ready = (self.witness if small and not mutant.operator.overwrites else _witness)(case, classes)
+        for ready in self._witnesses(mutant, classes):
             found = try_case(mutant, ready)
             elements += ready.elements_met(mutant)
             changed |= found.changed
             if found.killed:
                 seconds = time.perf_counter() - start
-                words = (found.killed, case.id, elements, met, seconds)
+                words = (found.killed, ready.name, elements, met, seconds)
                 return Finding(mutant.id, mutant.kind, SURVIVOR, *words)
         result = WITHIN if changed else EQUIVALENT
         return Finding(mutant.id, mutant.kind, result, "", "", elements, met, time.perf_counter() - start)
+
+    def _witnesses(self, mutant: Mutant, classes: Sequence[str]) -> Iterator[Ready]:
+        for case in witness_cases(self.op, mutant.guard, self.sample):
+            small = work(self.op, case.m, case.n, case.k) <= self.sample
+            yield (self.witness if small and not mutant.operator.overwrites else _witness)(case, tuple(classes))
+        for case in self.more:
+            if (ready := self.ready(case)).may_show(mutant):
+                yield ready
 
 
 def _witness(case: Case, classes: Sequence[str]) -> Ready:
