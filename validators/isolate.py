@@ -107,8 +107,8 @@ class Worker:
         """Process id of the live worker, or None."""
         return self._process.pid if self._process else None
 
-    def validate(self, case: Case) -> Record:
-        """The record of ``case``; raises KernelError if the kernel cannot be loaded."""
+    def validate(self, case: Case, *, explain: bool = True) -> Record:
+        """The record of ``case``; raises KernelError if the kernel cannot be loaded. explain: as for ``validate``."""
         if self._process is None:
             self._start()
         if self._about["compiles"] and not self._warm and (record := self._warm_up(case)):
@@ -116,7 +116,7 @@ class Worker:
         assert self._pipe is not None
         started = time.monotonic()
         try:
-            self._pipe.send(("validate", case))
+            self._pipe.send(("validate" if explain else "judge", case))
             if not self._pipe.poll(self.time_limit_s):
                 reason = f"kernel did not return within {self.time_limit_s:g} s{self._while()}"
                 return self._lost(case, reason, time.monotonic() - started, dump=True)
@@ -321,7 +321,8 @@ def serve(starter: int, descriptor: int, words: int) -> None:
                 called = warm_up(kernel, case, device, lambda: pipe.send(("warming", None)))
                 answer: tuple[str, Any] = ("warm" if called else "cold", None)
             else:
-                answer = ("record", validate(kernel, case, contract=contract, device=device))
+                explain = wanted != "judge"
+                answer = ("record", validate(kernel, case, contract=contract, device=device, explain=explain))
         except Exception as error:
             # Whatever it is, the case gets its record of status ERROR, and the worker takes the next one.
             answer = ("raised", f"validation raised {type(error).__name__}: {error}")

@@ -96,6 +96,8 @@ class _Search:
         self.failed: list[Record] = []
         self.findings: list[Finding] = []
         self.waiting: dict[str, Record] = {}
+        self.seen: dict[str, float] = {}
+        self.reduced: dict[str, float] = {}
         self.began = self.shown = time.monotonic()
 
     def run(self) -> None:
@@ -121,11 +123,14 @@ class _Search:
 
     def _take(self, event: Judged | Finding, sink: store.Sink) -> None:
         if isinstance(event, Judged):
+            if not self.tally.cases:
+                self.began = time.monotonic() - event.record.seconds  # what came before was loading
             self.tally.add(event.case, event.record)
             if event.record.status in FAILURES:
                 self._record(event.record, sink)
                 if not event.explained:
                     self.waiting[event.case.id] = event.record
+                    self.seen.setdefault(event.case.id, self._seconds())
             if self.parsed.verbose:
                 print(text.one_line(event.record), flush=True)
             return
@@ -133,10 +138,15 @@ class _Search:
         if any(event.key == other.key for other in self.findings):
             return
         self.findings.append(event)
+        self.reduced[event.first] = self._seconds()
         if event.case != event.first:
             self._record(event.record, sink)
         if not self.parsed.quiet:
             print(self._found(event), flush=True)
+
+    def _seconds(self) -> float:
+        """Since the first case began."""
+        return round(time.monotonic() - self.began, 2)
 
     def _record(self, record: Record, sink: store.Sink) -> None:
         provenance = dataclasses.replace(record.provenance, arguments=tuple(self.parsed.argv))
@@ -173,8 +183,7 @@ class _Search:
             return
         for line in lines[1:]:
             print(line)
-        seconds = time.monotonic() - self.began
-        print(f"seed {self.parsed.seed}, {seconds:.0f} s; another seed draws other cases")
+        print(f"seed {self.parsed.seed}, {self._seconds():.0f} s; another seed draws other cases")
         if self.failed:
             print(f"records in {self.directory}; next: {command_line('validators', 'report', self.directory)}")
 
@@ -189,9 +198,12 @@ class _Search:
             "seed": parsed.seed,
             "workers": parsed.workers,
             "minutes": parsed.minutes,
-            "seconds": round(time.monotonic() - self.began, 1),
+            "seconds": self._seconds(),
             **self.tally.asdict(),
-            "findings": [finding.asdict() for finding in self.findings],
+            "findings": [
+                {**each.asdict(), "seen_seconds": self.seen[each.first], "reduced_seconds": self.reduced[each.first]}
+                for each in self.findings
+            ],
             "not_reduced": sorted(self.waiting),
         }
         write_whole(path, json.dumps(summary, indent=1) + "\n")

@@ -6,6 +6,7 @@ cases; findings are shared, so that what one has explained no other one reduces 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import queue
@@ -29,7 +30,7 @@ GRACE_S = 5.0
 class Judge(Protocol):
     """What a stream asks, as ``validators.isolate.Worker``; ``kill`` may come from another thread."""
 
-    def validate(self, case: Case) -> Record: ...
+    def validate(self, case: Case, *, explain: bool = True) -> Record: ...
 
     def close(self) -> None: ...
 
@@ -146,7 +147,10 @@ class Hunt:
             return any(each.covers(case) and status in (None, each.record.status) for each in self.findings)
 
     def _reduce(self, judge: Judge, record: Record) -> None:
-        finding = Reduction(self.space, judge.validate, record, self._more).run()
+        """The smaller cases are judged without explanations; the last one is asked again, with them."""
+        finding = Reduction(self.space, functools.partial(judge.validate, explain=False), record, self._more).run()
+        if finding.case != record.case and not self._stop.is_set():
+            finding = finding.confirmed(judge.validate(Case.parse(finding.case)))
         with self._lock:
             if self._stop.is_set():
                 return

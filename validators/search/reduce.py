@@ -8,6 +8,7 @@ needed: ``n = 6145 fails, n = 6144 passes; bf16 passes``.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,12 +22,17 @@ from validators.search.draw import Space, cost
 FAILURES = (Status.FAILED, Status.NONDETERMINISTIC, Status.ERROR)
 """What a search looks for. A case that was too weak (MISTRUSTED) is one of the draw's, and no failure of the kernel."""
 
-CALLS = 400
+CALLS = 600
 """Cases at most that one reduction runs."""
 SEEDS = 3
-"""A case passes where it passes with its own seed and these many: whether a row shows a defect may be chance."""
+"""Seeds with which a case is tried before it counts as one that passes, until it is known how often a seed fails."""
+MOST_SEEDS = 12
+"""The same where few seeds fail: a row of ordinary values shows some defects by chance alone."""
+MISSED = 0.02
+"""How often a case may count as passing because none of its seeds happened to fail."""
+_SHARE_OF = 6
 ROWS = 16
-"""Rows that stay while columns and products shrink, so that a defect of few rows is not lost by chance."""
+"""Rows that stay while columns and products shrink: the more rows, the less does it depend on chance what fails."""
 PROBED = 1 << 20
 """Elements at most of a case around the result, unless the result has more."""
 _SMALL = (1, 2, 3, 8, 16, 64, 128)
@@ -61,6 +67,13 @@ class Finding:
         """Whether this finding explains that ``case`` fails."""
         return all(condition.holds(case) for condition in self.conditions)
 
+    def confirmed(self, again: Record) -> Finding:
+        """With the record of the reduced case once more, which has explanations."""
+        if again.status is self.record.status:
+            return dataclasses.replace(self, record=again)
+        unsteady = f"asked once more it is {again.status.value}"
+        return dataclasses.replace(self, facts=(*self.facts, unsteady))
+
     @property
     def sentence(self) -> str:
         """What is needed, in one sentence."""
@@ -70,7 +83,7 @@ class Finding:
         if needed:
             found = f"{verb} only with {' and '.join(needed)}{facts}"
         else:
-            found = f"{verb} without any condition that was found"
+            found = f"{verb} without any condition that was found{facts}"
         return found if self.finished else f"{found} (the reduction ended early; a smaller case may fail too)"
 
     def asdict(self) -> dict[str, Any]:
@@ -106,8 +119,10 @@ class Reduction:
     failed: Record
     more: Callable[[], bool] = lambda: True
     calls: int = 0
+    seeds: int = SEEDS
     _records: dict[str, Record] = field(default_factory=dict)
     _seen: dict[Case, bool | None] = field(default_factory=dict)
+    _said: list[tuple[Condition, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.best = Case.parse(self.failed.case)
@@ -119,17 +134,24 @@ class Reduction:
         try:
             self._options()
             self._recipe()
-            self._rows_to(ROWS)
-            for name in reversed(self.space.sizes):
+            self._fewer_rows()
+            self._weigh()
+            inner = [name for name in reversed(self.space.sizes) if name != "m"]
+            for name in inner:
                 self._smallest(name)
+            self._weigh()
+            for name in inner:
+                self._around(name)
+                self._say_size(name, self._sizes(name))
             self._options()
             self._recipe()
-            for name in reversed(self.space.sizes):
-                self._around(name)
+            self._say_options()
+            self._rows()
         except _Ended:
             finished = False
-        conditions, facts = self._said(finished)
         record = self._records[self.best.id]
+        said = sorted(self._said, key=lambda pair: isinstance(pair[0], Value))
+        conditions, facts = tuple(condition for condition, _ in said), tuple(fact for _, fact in said)
         return Finding(record, self.failed.case, conditions, facts, self.calls, finished)
 
     # ---- one case
@@ -145,14 +167,8 @@ class Reduction:
         if reasons_impossible(case) is not None:
             return None
         found: bool | None = None
-        for seed in dict.fromkeys((case.seed, *range(SEEDS))):
-            again = dataclasses.replace(case, seed=seed)
-            if again.id not in self._records:
-                if self.calls >= CALLS or not self.more():
-                    raise _Ended
-                self.calls += 1
-                self._records[again.id] = self.judge(again)
-            status = self._records[again.id].status
+        for again in self._seeded(case, self.seeds):
+            status = self._status(again)
             if status is self.failed.status:
                 return True
             if status is not Status.PASSED:
@@ -160,14 +176,30 @@ class Reduction:
             found = False
         return found
 
+    def _seeded(self, case: Case, count: int) -> list[Case]:
+        """The case with its own seed, then with others: ``count`` in all."""
+        seeds = list(dict.fromkeys((case.seed, *range(count))))[:count]
+        return [dataclasses.replace(case, seed=seed) for seed in seeds]
+
+    def _status(self, case: Case) -> Status:
+        if case.id not in self._records:
+            if self.calls >= CALLS or not self.more():
+                raise _Ended
+            self.calls += 1
+            self._records[case.id] = self.judge(case)
+        return self._records[case.id].status
+
+    def _share(self, case: Case, count: int) -> float:
+        """The share of ``count`` seeds with which the case fails."""
+        each = [self._status(one) is self.failed.status for one in self._seeded(case, count)]
+        return sum(each) / len(each)
+
     def _take(self, **fields: Any) -> bool:
         """Whether the best case fails with these fields too; then it is the best one."""
         case = dataclasses.replace(self.best, **fields)
         if case == self.best or not self._fails(case):
             return False
-        seeds = dict.fromkeys((case.seed, *range(SEEDS)))
-        each = (dataclasses.replace(case, seed=seed) for seed in seeds)
-        known = [one for one in each if one.id in self._records]
+        known = [one for one in self._seeded(case, self.seeds) if one.id in self._records]
         failing = [one for one in known if self._records[one.id].status is self.failed.status]
         self.best = failing[0] if failing else self.best
         return bool(failing)
@@ -185,9 +217,19 @@ class Reduction:
             if name == self.best.recipe or self._take(recipe=name):
                 return
 
-    def _rows_to(self, least: int) -> None:
-        while self.best.m >= 2 * least and self._take(m=self.best.m // 2):
-            pass
+    def _fewer_rows(self) -> None:
+        """Halve the rows as long as every seed fails."""
+        while self.best.m >= 2 * ROWS:
+            case = dataclasses.replace(self.best, m=self.best.m // 2)
+            if reasons_impossible(case) is not None or self._share(case, SEEDS) < 1:
+                return
+            self.best = case
+
+    def _weigh(self) -> None:
+        """How many seeds it takes to say that a case passes, from how many of the best one's fail."""
+        share = self._share(self.best, _SHARE_OF)
+        wanted = {0.0: MOST_SEEDS, 1.0: 2}.get(share) or math.ceil(math.log(MISSED) / math.log(1 - share))
+        self.seeds = max(2, min(MOST_SEEDS, wanted))
 
     def _smallest(self, name: str) -> None:
         """Make the size as small as it fails, if what fails is above a bound, or in steps of a power of two."""
@@ -217,7 +259,12 @@ class Reduction:
             self._probe(name, size)
         while (between := self._between(name)) is not None:
             if self._probe(name, between) is None:
-                return
+                break
+        if fit(name, self._sizes(name)).partial and self.seeds < MOST_SEEDS:
+            # Some of the sizes that pass may do so by chance: they are asked again, with more seeds.
+            self.seeds = MOST_SEEDS
+            self._seen = {case: fails for case, fails in self._seen.items() if fails is not False}
+            self._around(name)
 
     def _probe(self, name: str, size: int) -> bool | None:
         changed: dict[str, Any] = {name: size}
@@ -244,35 +291,40 @@ class Reduction:
             if fails is not None and dataclasses.replace(case, **{name: getattr(other, name)}) == other
         } | {getattr(other, name): True}
 
-    def _said(self, ask: bool) -> tuple[tuple[Condition, ...], tuple[str, ...]]:
-        """Conditions and facts: of the sizes, then of the options, then of the recipe."""
-        conditions: list[Condition] = []
-        facts: list[str] = []
-        for name in reversed(self.space.sizes):
-            seen = self._sizes(name)
-            found = fit(name, seen)
-            if found.parts:
-                conditions.append(found)
-                facts.append(_size_facts(found, seen, getattr(self.best, name)))
-        for name, values in self.space.options.items():
-            own = getattr(self.best, name)
-            passing = [value for value in values if value != own and self._answer(ask, name, value) is False]
-            if passing:
-                conditions.append(Value(name, own))
-                facts.append(f"{_together([words_of(name, value) for value in passing])} {_pass(passing)}")
-        if passing := [name for name in self.space.recipes if self._answer(False, "recipe", name) is False]:
-            conditions.append(Value("recipe", self.best.recipe))
-            facts.append(f"recipe {passing[0]} passes")
-        return tuple(conditions), tuple(facts)
+    def _rows(self) -> None:
+        """The fewest rows, and what is needed of them.
 
-    def _answer(self, ask: bool, name: str, value: Any) -> bool | None:
-        case = dataclasses.replace(self.best, **{name: value})
-        if not ask:
-            return self._seen.get(dataclasses.replace(case, seed=0))
-        try:
-            return self._fails(case)
-        except _Ended:
-            return None
+        With fewer rows fewer seeds fail, which is no bound of the kernel: a lower bound is said where every seed fails.
+        """
+        self._smallest("m")
+        self._around("m")
+        seen = self._sizes("m")
+        if self._share(self.best, SEEDS) < 1:
+            least = min(size for size, fails in seen.items() if fails)
+            seen = {size: fails for size, fails in seen.items() if size >= least}
+        self._say_size("m", seen)
+
+    def _say_size(self, name: str, seen: dict[int, bool]) -> None:
+        found = fit(name, seen)
+        if found.parts and not (found.partial and not found.above):
+            self._said.append((found, _size_facts(found, seen, getattr(self.best, name))))
+
+    def _say_options(self) -> None:
+        """Which options are needed: those without which it passes. And the recipe, where simpler ones pass."""
+        changed: dict[str, Any]
+        for name, values in self.space.options.items():
+            own, passing = getattr(self.best, name), []
+            for value in values:
+                changed = {name: value}
+                if value != own and self._fails(dataclasses.replace(self.best, **changed)) is False:
+                    passing.append(value)
+            if passing:
+                words = _together([words_of(name, value) for value in passing])
+                self._said.append((Value(name, own), f"{words} {_pass(passing)}"))
+        simpler = self.space.recipes[: self.space.recipes.index(self.best.recipe)]
+        passing = [name for name in simpler if self._fails(dataclasses.replace(self.best, recipe=name)) is False]
+        if passing:
+            self._said.append((Value("recipe", self.best.recipe), f"recipe {passing[0]} passes"))
 
 
 def _snapped(low: int, middle: int, high: int) -> Iterator[int]:

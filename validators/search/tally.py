@@ -1,4 +1,7 @@
-"""What a search has looked at: cases by status, elements, the largest sizes, and which pairs of features met."""
+"""What a search has looked at: cases by status, elements, the largest sizes, and which pairs of levels met.
+
+The levels are those in which a sign-off counts what was run (``validators.signoff.factors``).
+"""
 
 from __future__ import annotations
 
@@ -9,41 +12,22 @@ from dataclasses import dataclass, field
 
 from validators.cases.case import Case
 from validators.records.record import Record, Status
-from validators.search.conditions import words_of
 from validators.search.draw import Space
+from validators.signoff import factors
 
 _JUDGED = (Status.PASSED, Status.FAILED, Status.NONDETERMINISTIC, Status.MISTRUSTED)
-_ROWS = (("no row", 0), ("one row", 1), ("2 to 16 rows", 16), ("17 to 256 rows", 256), ("up to 65,535 rows", 65_535))
-_WIDTHS = (("columns up to 512", 512), ("columns up to 2,048", 2048), ("columns up to 6,144", 6144))
-_INNER = (("products up to 256", 256), ("products up to 4,096", 4096))
-_CLASSES = {
-    "m": (*_ROWS, ("more rows", None)),
-    "n": (*_WIDTHS, ("wider", None)),
-    "k": (*_INNER, ("more products", None)),
-}
-"""Classes of each size: name, and the largest that belongs to it."""
-
-
-def levels(space: Space, case: Case) -> tuple[str, ...]:
-    """The class of each size and the value of each option of ``case``, in words."""
-    sizes = [_class(name, getattr(case, name)) for name in space.sizes]
-    ends = ["whole vectors of 8" if case.n % 8 == 0 else "columns that are no multiple of 8"]
-    return (*sizes, *ends, *(words_of(name, getattr(case, name)) for name in space.options))
-
-
-def _class(name: str, size: int) -> str:
-    return next(words for words, most in _CLASSES[name] if most is None or size <= most)
 
 
 @dataclass
 class Tally:
-    """Counts of one search. pairs: of levels that a judged case had together."""
+    """Counts of one search. levels: of each factor, those that a judged case had. pairs: two that one case had."""
 
     space: Space
     statuses: Counter[str] = field(default_factory=Counter)
     elements: int = 0
     largest: dict[str, int] = field(default_factory=dict)
-    pairs: set[tuple[str, str]] = field(default_factory=set)
+    levels: dict[str, set[str]] = field(default_factory=dict)
+    pairs: set[factors.Pair] = field(default_factory=set)
 
     def add(self, case: Case, record: Record) -> None:
         """Count a case that was drawn."""
@@ -53,7 +37,19 @@ class Tally:
         self.elements += sum(comparison.elements for comparison in record.comparisons)
         for name in self.space.sizes:
             self.largest[name] = max(self.largest.get(name, 0), getattr(case, name))
-        self.pairs.update(itertools.combinations(levels(self.space, case), 2))
+        own = [each for each in factors.FACTORS if self._varies(each)]
+        for factor, level in zip(own, factors.levels(case, own), strict=False):
+            if case.m:
+                self.levels.setdefault(factor.name, set()).add(level)
+        self.pairs |= factors.pairs(case, own)
+
+    def _varies(self, factor: factors.Factor) -> bool:
+        """Whether the op has cases of more than one level; judged by what is drawn."""
+        facts = self.space.options
+        fields = {"type": "dtype", "format": "fp8", "weight": "gamma", "gain": "gemma"}
+        if factor.option:
+            return fields.get(factor.name, factor.name) in facts
+        return "k" in self.space.sizes or factor.name not in ("products", "end of k")
 
     @property
     def cases(self) -> int:
@@ -62,9 +58,8 @@ class Tally:
 
     @property
     def possible(self) -> int:
-        """Pairs of levels that there are."""
-        counts = [len(_CLASSES[name]) for name in self.space.sizes]
-        counts += [2, *(len(values) for values in self.space.options.values())]
+        """Pairs that the levels make."""
+        counts = [len(names) for names in self.levels.values()]
         return sum(one * other for one, other in itertools.combinations(counts, 2))
 
     def words(self) -> list[str]:
@@ -75,7 +70,7 @@ class Tally:
         if self.largest:
             lines.append(
                 f"{self.elements:,} elements of outputs; largest {largest}; "
-                f"{len(self.pairs):,} of {self.possible:,} pairs of features met in a case that was judged"
+                f"{len(self.pairs):,} of the {self.possible:,} pairs that their size classes and features make"
             )
         return lines
 

@@ -44,7 +44,7 @@ class Stand:
         self.judge, self.killed = judge, False
         self.asked: list[Case] = []
 
-    def validate(self, case: Case) -> Record:
+    def validate(self, case: Case, *, explain: bool = True) -> Record:
         self.asked.append(case)
         return self.judge(case)
 
@@ -124,7 +124,7 @@ def test_a_search_without_a_failure_says_what_it_looked_at(
     assert run(tmp_path) == Exit.YES
     out = capfd.readouterr().out
     assert "no failure was found" in out
-    assert "pairs of features met" in out
+    assert "pairs that their size classes and features make" in out
     assert "largest m = " in out
     assert not list(tmp_path.glob("*.jsonl"))
     summary = json.loads((tmp_path / "search.json").read_text())
@@ -242,7 +242,7 @@ def test_a_kernel_that_cannot_be_loaded_ends_the_search(tmp_path: Path, capfd: p
     """It can be here and not in a worker: the file is gone when the worker wants it."""
 
     class Gone(Stand):
-        def validate(self, case: Case) -> Record:
+        def validate(self, case: Case, *, explain: bool = True) -> Record:
             raise UsageError("the kernel is gone")
 
     hunt = Hunt(search._space(_options(), "per_token_quant", "cpu"), lambda: Gone(judge_of(bool)), 60.0)
@@ -257,6 +257,35 @@ def _options():
 def test_the_device_has_the_usual_format(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "native_fp8", lambda device: "e4m3fnuz")
     assert search._space(_options(), "per_token_quant", "cuda").fp8s == ("e4m3fnuz", "e4m3fn")
+
+
+def test_the_reduced_case_has_its_explanation_and_smaller_ones_need_none() -> None:
+    asked: list[bool] = []
+
+    class Asked(Stand):
+        def validate(self, case: Case, *, explain: bool = True) -> Record:
+            asked.append(explain)
+            return self.judge(case)
+
+    space = search._space(_options(), "per_token_quant", "cpu")
+    hunt = Hunt(space, lambda: Asked(judge_of(lambda case: case.n > 64)), 60.0, first=True)
+    [found] = [event for event in hunt.run() if isinstance(event, Finding)]
+    assert found.sentence == "fails only with n > 64: n = 65 fails, n = 64 passes"
+    assert asked.count(False) == found.calls
+    assert asked[-1]
+
+
+def test_a_case_that_does_not_fail_again_says_so() -> None:
+    class Once(Stand):
+        def validate(self, case: Case, *, explain: bool = True) -> Record:
+            again = explain and case in self.asked
+            self.asked.append(case)
+            return judge_of(lambda case: not again)(case)
+
+    space = search._space(_options(), "per_token_quant", "cpu")
+    hunt = Hunt(space, lambda: Once(judge_of(bool)), 60.0, first=True)
+    [found] = [event for event in hunt.run() if isinstance(event, Finding)]
+    assert "asked once more it is PASSED" in found.sentence
 
 
 def test_two_streams_may_find_the_same(tmp_path: Path) -> None:

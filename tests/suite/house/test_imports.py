@@ -89,7 +89,7 @@ USES: dict[str, tuple[str, ...]] = {
         "validators.kernels", "validators.calls",
         "validators.run",
     ),
-    "validators.search": ("validators.words", "validators.records", "validators.cases"),
+    "validators.search": ("validators.words", "validators.records", "validators.cases", "validators.signoff.factors"),
     "validators.commands": ("reference", "validators"),
     "validators.__main__": ("validators",),
     "golden": (
