@@ -67,12 +67,12 @@ def fma(a: Array, b: Array, c: Array) -> Array:
     if doubtful.any():
         at = np.nonzero(doubtful)
         addend = np.broadcast_to(c, total.shape)[at].astype(np.float64)
-        total[at] = _to_odd(np.broadcast_to(product, total.shape)[at], addend, total[at])
+        total[at] = to_odd(np.broadcast_to(product, total.shape)[at], addend, total[at])
     result: Array = total.astype(np.float32)
     return result
 
 
-def _to_odd(x: Array, y: Array, total: Array) -> Array:
+def to_odd(x: Array, y: Array, total: Array) -> Array:
     """float64 sum x + y rounded to odd; ``total`` is the sum rounded to nearest."""
     back = total - x
     error = (x - (total - back)) + (y - back)

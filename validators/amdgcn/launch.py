@@ -71,7 +71,7 @@ class Machine:
         self.steps: tuple[Step, ...] = assemble(program)
         self.mode = initial_mode(program.descriptor)
         units = [step.access.unit for step in self.steps if step.access and step.access.unit]
-        self.lds_unit = min(units, default=0)
+        self.lds_unit = min([4, *units]) if units else 0
         self.vgprs = _registers(program, "v")
         self.agprs = _registers(program, "a")
 

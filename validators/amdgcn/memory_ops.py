@@ -10,7 +10,7 @@ import numpy as np
 
 from validators.amdgcn.errors import TextError
 from validators.amdgcn.floats import Array
-from validators.amdgcn.operands import Operand
+from validators.amdgcn.operands import M0, Operand
 from validators.amdgcn.sources import raw32
 from validators.amdgcn.state import LANES, State
 from validators.amdgcn.text import Instruction
@@ -139,43 +139,55 @@ def _stored(state: State, operand: Operand, words: int, high: bool) -> list[Arra
 
 
 def _buffer(found: Instruction, store: bool, kind: str, d16: bool, high: bool, place: str) -> Access:
-    """MUBUF with a raw descriptor: stride 0, no swizzle; each dword is checked against num_records."""
-    _allowed(found, {"offen", "offset"} | _CACHE, place)
-    if len(found.operands) != 4 or found.operands[2].count != 4 or found.operands[2].kind != "s":
+    """MUBUF with a raw descriptor: stride 0, no swizzle. With ``lds`` what is loaded goes to local memory at M0."""
+    _allowed(found, {"offen", "offset"} | _CACHE | (set() if store else {"lds"}), place)
+    into_lds = "lds" in found.mods
+    operands = found.operands if not into_lds else (Operand("off"), *found.operands)
+    if len(operands) != 4 or operands[2].count != 4 or operands[2].kind != "s":
         raise TextError(f"{place}: operands of {found.mnemonic} are not understood")
-    data, voffset, descriptor, soffset = found.operands
+    data, voffset, descriptor, soffset = operands
     size, words = _SIZES[kind], max(1, _SIZES[kind] // 4)
-    _count(data, words, place)
+    if not into_lds:
+        _count(data, words, place)
     offset, offen = _offset(found, place), "offen" in found.mods
     base_offset = raw32(soffset, place)
     lane_offset = raw32(voffset, place) if offen else None
 
     def run(state: State) -> None:
-        low, high_word, records, format_word = (state.s(descriptor.index + k) for k in range(4))
-        if (high_word >> np.uint32(16)).any():
-            raise state.fault("a buffer with a stride or a swizzle is not implemented")
-        if (format_word != np.uint32(0x27000)).any():
-            raise state.fault(f"buffer format {int(format_word[0]):#x} is not implemented")
-        base = (low.astype(np.int64) | (high_word.astype(np.int64) << np.int64(32)))[:, None]
         inner = base_offset(state).astype(np.int64) + offset
         if lane_offset is not None:
             inner = inner + lane_offset(state).astype(np.int64)
         inner = np.broadcast_to(inner, (state.n, LANES))
-        limit = records.astype(np.int64)[:, None]
-        inside = inner + size <= limit
+        base, inside = _described(state, descriptor.index, inner, size)
         lanes = inside if state.mask is None else inside & state.mask
         every = None if lanes.all() else lanes
-        if size > 4 and (~inside & (inner + 4 <= limit)).any():
-            raise state.fault("a range check that cuts an access in two is not implemented")
         if store:
             state.memory.store(state, base + inner, _stored(state, data, words, high), size, every)
             return
         loaded = state.memory.load(state, base + inner, size, every)
         if every is not None:
             loaded = [np.where(lanes, value, np.uint32(0)) for value in loaded]
-        _deliver(state, data, kind, loaded, d16, high)
+        if into_lds:
+            start = (state.s(M0) + np.uint32(offset))[:, None] + np.arange(LANES, dtype=np.uint32) * np.uint32(size)
+            state.lds.store(state, start, loaded, size, state.mask)
+        else:
+            _deliver(state, data, kind, loaded, d16, high)
 
-    return Access(run, "vmcnt", frozenset() if store else _registers(data))
+    return Access(run, "vmcnt", frozenset() if store or into_lds else _registers(data), size if into_lds else 0)
+
+
+def _described(state: State, index: int, inner: Array, size: int) -> tuple[Array, Array]:
+    """(base address [waves, 1], lanes that are inside [waves, 64]) of a raw buffer; each dword is checked alone."""
+    low, high, records, form = (state.s(index + k) for k in range(4))
+    if (high >> np.uint32(16)).any():
+        raise state.fault("a buffer with a stride or a swizzle is not implemented")
+    if (form != np.uint32(0x27000)).any():
+        raise state.fault(f"buffer format {int(form[0]):#x} is not implemented")
+    limit = records.astype(np.int64)[:, None]
+    inside = inner + size <= limit
+    if size > 4 and (~inside & (inner + 4 <= limit)).any():
+        raise state.fault("a range check that cuts an access in two is not implemented")
+    return (low.astype(np.int64) | (high.astype(np.int64) << np.int64(32)))[:, None], inside
 
 
 def _global(found: Instruction, store: bool, kind: str, d16: bool, high: bool, place: str) -> Access:

@@ -11,6 +11,7 @@ class Policy:
 
     ulp: added to the correctly rounded result of v_rcp, v_rsq, v_sqrt, v_exp and v_log (they are documented to 1 ulp).
     flush_special: whether those flush denormals in and out, whatever MODE says (the documents say so).
+    mfma: how matrix units accumulate, "cdna3" or "once" (``matrix``); "" is the target's own as far as it is known.
     fp8_inf: code of an infinite operand where MODE.FP16_OVFL is 1: "max" or "nan". item: what is open, in the words by
     which a run says that it touched it; a run that did not touch it needs no other reading.
     """
@@ -20,6 +21,7 @@ class Policy:
     ulp: int = 0
     flush_special: bool = True
     fp8_inf: str = "max"
+    mfma: str = ""
 
 
 NEAREST = Policy("nearest")
