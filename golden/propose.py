@@ -160,7 +160,8 @@ def _commit() -> str | None:
 
 
 def accept(root: str | Path, proposal: str | Path, *, why: str, only: Sequence[str] = ()) -> Accepted:
-    """Move a proposal's goldens into the store at ``root``. only: ids or kernel names; all without.
+    """Move a proposal's goldens into the store at ``root``. only: ids, kernel names, or the kinds
+    "inputs" and "reference"; all without.
 
     Each is judged first: what the contract does not allow, what a test double computed, and what nobody marked as
     golden is refused with a sentence; the others go in together. Raises GoldenError where there is nothing to accept.
@@ -173,8 +174,9 @@ def accept(root: str | Path, proposal: str | Path, *, why: str, only: Sequence[s
         raise GoldenError(f"{proposal} holds no proposal: there is no {MANIFEST} in it")
     store = read(proposal)
     store.require_intact()
-    rows = [row for row in store.rows.values() if not only or row.id in only or row.kernel in only]
-    unknown = [name for name in only if not any(name in (row.id, row.kernel) for row in rows)]
+    names = {row.id: (row.id, row.kernel or row.kind) for row in store.rows.values()}
+    rows = [row for row in store.rows.values() if not only or set(names[row.id]) & set(only)]
+    unknown = [name for name in only if not any(name in names[row.id] for row in rows)]
     if unknown or not rows:
         raise GoldenError(f"{proposal} proposes no golden {unknown[0] if unknown else ''}".rstrip())
     present = read(root).rows if (Path(root) / MANIFEST).exists() else {}

@@ -16,7 +16,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     parser.add_argument("proposal", metavar="DIR", help="what propose wrote")
     parser.add_argument("--why", required=True, help="the reason, kept with every golden")
-    parser.add_argument("--only", action="append", default=[], help="only this golden or kernel (may be repeated)")
+    what = "only this golden, this kernel, or the kind inputs or reference (may be repeated)"
+    parser.add_argument("--only", action="append", default=[], help=what)
     add_store(parser)
 
 

@@ -35,6 +35,7 @@ def main() -> None:
     text = json.dumps(table(), separators=(",", ":")) + "\n"
     if parser.parse_args().write:
         TABLE.write_text(text, encoding="utf-8")
+        print(f"written: {TABLE}")
     print(f"{len(text):,} bytes")
 
 

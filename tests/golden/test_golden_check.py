@@ -15,7 +15,7 @@ from golden import sets
 from golden.check import check, select
 from golden.commit import Entry, commit
 from golden.outcome import Outcome, State, exit_code
-from golden.propose import accept, propose
+from golden.propose import accept, propose, truth_entry
 from golden.store import GoldenError, Row, Store, read
 from reference.contract import NORM_QUANT_CONTRACTS
 from tests.support.variants import legitimate_variants
@@ -376,6 +376,18 @@ def test_an_unstable_kernel_is_not_proposed(tmp_path: Path, replace_kernel: Call
     ids = propose(tmp_path / "p", device="cpu", kernels=[NAME], say=said.append)
     assert GAUSSIAN not in ids
     assert any(GAUSSIAN in s and "run to run" in s for s in said)
+
+
+@pytest.mark.parametrize("kind", ["inputs", "reference"])
+def test_a_kind_is_accepted_without_the_kernels_of_the_same_proposal(proposal: Path, tmp_path: Path, kind: str) -> None:
+    """New inputs are recorded without the bits that a library gives on this CPU and gave otherwise on another one."""
+    given = read(proposal)
+    entries = [truth_entry(next(m for m in sets.marked_truth() if m.kind == k)) for k in ("inputs", "reference")]
+    rows = {GAUSSIAN: given.rows[GAUSSIAN], **{e.row.id: e.row for e in entries}}
+    tensors: dict[str, dict[str, object]] = {GAUSSIAN: dict(given.tensors[GAUSSIAN])}
+    tensors |= {e.row.id: dict(e.tensors) for e in entries}
+    result = accept(tmp_path / "store", _proposed(tmp_path / "p", rows, tensors), why="a new op", only=[kind])
+    assert result.changed == [e.row.id for e in entries if e.row.kind == kind]
 
 
 @pytest.mark.parametrize(

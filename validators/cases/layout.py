@@ -14,7 +14,7 @@ from validators.cases.generator import CHUNK, Block
 GPU_CHUNK = 1 << 23
 
 # Elements between the end of a row and the next one in a strided case; x and residual (a and b) differ, and every
-# row starts at a multiple of 16 bytes, which vectorised kernels may demand.
+# row starts at a multiple of 16 bytes, which vectorised kernels may demand. A tensor of another name has the gap of x.
 _GAPS = {"x": 64, "residual": 136, "a": 48, "b": 112}
 
 
@@ -38,7 +38,7 @@ def matrix(case: Case, name: str, rows: int, width: int, dtype: torch.dtype, dev
     if case.layout == "3d":
         return torch.empty(batch, rows // batch, width, dtype=dtype, device=device)
     vector = 16 // dtype.itemsize
-    stride = -(-width // vector) * vector + _GAPS[name]
+    stride = -(-width // vector) * vector + _GAPS.get(name, _GAPS["x"])
     poison = NAN_CODE[case.fp8] if dtype == torch.uint8 else float("nan")
     if case.layout == "3dstrided":
         # One row more in each batch, so that the batch stride is not rows times the row stride.

@@ -26,7 +26,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=COUNT",
-        help="launches a step of kernels whose name contains NAME (re:PATTERN: a regex)",
+        help="launches per step of kernels whose name contains NAME (re:PATTERN: a regex)",
     )
     parser.add_argument("--forbid", action="append", default=[], metavar="NAME", help="no launch of such a kernel")
     options.add(parser, "--layers", "each with a fused norm; 92 for GLM-4.7")

@@ -10,7 +10,7 @@ from validators.cases import inputs
 from validators.cases.case import Case, CaseError
 from validators.cases.generator import GAUSSIAN_MAX
 from validators.cases.inputs import build, describe, digest
-from validators.cases.layout import batch_of
+from validators.cases.layout import batch_of, matrix
 from validators.cases.recipes import lane_of, reasons_impossible, recipe_names
 from validators.cases.tensors import GemmInputs, Inputs, NormQuantInputs, QuantInputs
 from validators.words import DTYPES, FP8_FORMATS, OPS
@@ -128,6 +128,12 @@ def test_devices_agree(op: str) -> None:
     for name in recipe_names(op):
         case = case_of(op, name)
         assert digest(build(case, "cuda")) == digest(build(case)), name
+
+
+def test_a_tensor_of_a_new_name_has_a_gap_between_rows_too() -> None:
+    case = case_of(QUANT, "gaussian", layout="strided")
+    named, other = (matrix(case, name, 4, 40, torch.bfloat16, "cpu") for name in ("x", "codes"))
+    assert named.stride() == other.stride() == (40 + 64, 1)
 
 
 def test_seed_and_fields_change_the_bits() -> None:
