@@ -44,8 +44,8 @@ REPLACED = {
 SKIPPED = {
     "pytest -m golden": "CI runs it as well",
     "python -m golden check": "tests/golden/test_goldens.py checks each of them; with --device cuda it needs a GPU",
-    "python -m golden propose --device cuda": "needs a GPU",
-    "python -m golden accept": "follows a proposal of a GPU, and needs a person",
+    "python -m golden propose": "tests/golden/test_golden_check.py proposes; with --device cuda it needs a GPU",
+    "python -m golden accept": "follows a proposal, and needs a person",
     "make test": "runs this very test; CI runs it as .ci/run",
     "make signoff": f"{NEW_ENVIRONMENT} and takes minutes; CI runs it",
     "make lint": f"{NEW_ENVIRONMENT}; CI runs it as .ci/run",
