@@ -18,7 +18,7 @@ import torch
 
 from reference.contract import GEMM_CONTRACTS, NORM_QUANT_CONTRACTS
 from tests.mutants import arithmetic, movement, rounding, special, state
-from tests.mutants.guards import Facts, Guard, draw
+from tests.mutants.guards import Facts, Guard, draw, parse
 from tests.mutants.operator import KINDS, OPS, Operator, Stage, stages_of
 from tests.mutants.witness import feasible
 from validators.cases.tensors import Inputs, Outputs, as_ints, named_tensors
@@ -49,6 +49,12 @@ class Mutant:
     def kind(self) -> str:
         """arithmetic, rounding, movement, state or special."""
         return self.operator.kind
+
+    @property
+    def shows(self) -> Guard:
+        """The guard, and what the operator needs to change anything: what a witness must meet."""
+        needs = self.operator.needs
+        return Guard((*self.guard.conditions, parse(needs))) if needs else self.guard
 
     @property
     def sentence(self) -> str:
@@ -160,7 +166,7 @@ def _drawn(rng: random.Random, operator: Operator, op: str) -> Guard:
         # What remembers calls would see only those that the guard names.
         if operator.kind == "state" and "call" in about:
             continue
-        if len(set(about)) == len(about) and feasible(op, guard):
+        if len(set(about)) == len(about) and feasible(op, Mutant(op, operator, guard).shows):
             return guard
 
 

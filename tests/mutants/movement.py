@@ -46,6 +46,11 @@ def chosen(index: Tensor, block: int, size: int, place: str) -> Tensor:
     return number == {"first": 0, "last": blocks - 1, "middle": blocks * 3 // 8}[place]
 
 
+def least(block: int, place: str) -> int:
+    """The largest size of which all chosen blocks are one block or none, so that nothing moves."""
+    return block * {"seventh": 3, "upper-half": 4}.get(place, 1)
+
+
 def moved(value: Tensor, dim: int, block: int, place: str, how: str) -> Tensor:
     """``value`` with chosen blocks along ``dim`` taken from elsewhere, or zero."""
     size = value.shape[dim]
@@ -103,11 +108,13 @@ def operators(op: str) -> Iterator[Operator]:
 
 
 def _columns(op: str, place: Place) -> Iterator[Operator]:
+    size = place.sizes(op)[1]
+
     def where(block: int, how: str) -> str:
         return PLACES_OF_BLOCKS[drawn(f"{op} {place.name} {block} {how}", len(PLACES_OF_BLOCKS))]
 
-    def made(slug: str, words: str, make: Callable[[Tensor], Tensor], pure: bool = True) -> Operator:
-        return on_place(op, place, slug, "movement", words, _change(make), pure=pure)
+    def made(slug: str, words: str, make: Callable[[Tensor], Tensor], past: int, pure: bool = True) -> Operator:
+        return on_place(op, place, slug, "movement", words, _change(make), pure=pure, needs=f"{size}>{past}")
 
     matrix = place.sort != "column" and place.field != "bias"
     for block in COLUMN_BLOCKS:
@@ -115,29 +122,35 @@ def _columns(op: str, place: Place) -> Iterator[Operator]:
             if block == 1 and how in ("reversed", "first-of-block"):
                 continue
             at, make = where(block, how), partial(moved, dim=-1, block=block, place=where(block, how), how=how)
-            yield made(f"columns{block}-{at}-{how}", f"in the {at} blocks of {block} columns {words}", make)
+            sentence = f"in the {at} blocks of {block} columns {words}"
+            yield made(f"columns{block}-{at}-{how}", sentence, make, least(block, at))
         if matrix:
             at = where(block, "stale")
             words = f"in the {at} blocks of {block} columns is that of the row before"
-            yield made(f"columns{block}-{at}-stale", words, partial(stale, block=block, place=at), False)
+            make = partial(stale, block=block, place=at)
+            yield made(f"columns{block}-{at}-stale", words, make, least(block, at), False)
     for power in COLUMN_WRAPS:
         make = partial(wrapped, dim=-1, power=power)
-        yield made(f"column-wraps-2^{power}", f"is read with the column modulo 2**{power}", make)
+        yield made(f"column-wraps-2^{power}", f"is read with the column modulo 2**{power}", make, 1 << power)
     for tile in (16, 32) if matrix else ():
         at = where(tile, "transposed")
         words = f"in the {at} tiles of {tile} x {tile} is transposed"
-        yield made(f"tile{tile}-{at}-transposed", words, partial(transposed, tile=tile, place=at), False)
+        make = partial(transposed, tile=tile, place=at)
+        yield made(f"tile{tile}-{at}-transposed", words, make, least(tile, at) + tile, False)
 
 
 def _rows(op: str, place: Place) -> Iterator[Operator]:
-    def made(slug: str, words: str, make: Callable[[Tensor], Tensor]) -> Operator:
-        return on_place(op, place, slug, "movement", words, _change(make), pure=False)
+    size = place.sizes(op)[0]
+
+    def made(slug: str, words: str, make: Callable[[Tensor], Tensor], past: int) -> Operator:
+        return on_place(op, place, slug, "movement", words, _change(make), pure=False, needs=f"{size}>{past}")
 
     for block in ROW_BLOCKS:
         for how in ("dropped", "repeated", "neighbour", "swapped"):
             at = PLACES_OF_BLOCKS[drawn(f"{op} {place.name} rows {block} {how}", len(PLACES_OF_BLOCKS))]
             make = partial(moved, dim=0, block=block, place=at, how=how)
-            yield made(f"rows{block}-{at}-{how}", f"in the {at} blocks of {block} rows {_SOURCES[how][0]}", make)
+            words = f"in the {at} blocks of {block} rows {_SOURCES[how][0]}"
+            yield made(f"rows{block}-{at}-{how}", words, make, least(block, at))
     for power in ROW_WRAPS:
         make = partial(wrapped, dim=0, power=power)
-        yield made(f"row-wraps-2^{power}", f"is read with the row modulo 2**{power}", make)
+        yield made(f"row-wraps-2^{power}", f"is read with the row modulo 2**{power}", make, 1 << power)

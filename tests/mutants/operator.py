@@ -42,6 +42,7 @@ class Operator:
     install: Callable[[], Mapping[str, Stage]]
     pure: bool = True
     overwrites: bool = False
+    needs: str = ""
 
 
 class Place(NamedTuple):
@@ -57,6 +58,13 @@ class Place(NamedTuple):
     def name(self) -> str:
         """``y`` after the stage that sets it last, else ``y.amax`` (what the stage amax sees) or ``total.of-add``."""
         return f"{self.field}.{self.stage}" if self.seen else f"{self.field}.of-{self.stage}"
+
+    def sizes(self, op: str) -> tuple[str, str]:
+        """Names of the sizes that its rows and its columns have."""
+        if op != "ptpc_gemm":
+            return "m", "n"
+        rows = "n" if self.field in ("b", "b_value", "b_scale", "bias") else "m"
+        return rows, "k" if self.field in ("a", "b", "a_value", "b_value") else "n"
 
     @property
     def words(self) -> str:
@@ -152,11 +160,16 @@ def at(op: str, place: Place, change: Change) -> Mapping[str, Stage]:
 
 
 def on_place(
-    op: str, place: Place, slug: str, kind: str, sentence: str, change: Change, *, pure: bool = True
+    op: str, place: Place, slug: str, kind: str, sentence: str, change: Change, *, pure: bool = True, needs: str = ""
 ) -> Operator:
     """An operator that makes one stateless change at a place."""
     return Operator(
-        f"{place.name}:{slug}", kind, f"{place.words} {sentence}.", lambda: at(op, place, change), pure=pure
+        f"{place.name}:{slug}",
+        kind,
+        f"{place.words} {sentence}.",
+        lambda: at(op, place, change),
+        pure=pure,
+        needs=needs,
     )
 
 

@@ -121,7 +121,16 @@ def _between_rows(op: str, place: Place) -> Iterator[Operator]:
     def by_rows(w: Any, v: Tensor) -> Tensor:
         return v * (1.0 + 2.0**-7) if len(v) > 16 else v
 
-    yield on_place(op, place, "by-row-count", "state", "is off by 2**-7 for more than 16 rows", by_rows, pure=False)
+    yield on_place(
+        op,
+        place,
+        "by-row-count",
+        "state",
+        "is off by 2**-7 for more than 16 rows",
+        by_rows,
+        pure=False,
+        needs=f"{place.sizes(op)[0]}>16",
+    )
 
 
 def _outputs(w: Any) -> dict[str, Tensor]:
@@ -130,7 +139,7 @@ def _outputs(w: Any) -> dict[str, Tensor]:
 
 
 def _write_around(
-    op: str, slug: str, words: str, before: Callable[[Any], Any], later: Callable[[Any, Any], None], **flags: bool
+    op: str, slug: str, words: str, before: Callable[[Any], Any], later: Callable[[Any, Any], None], **flags: Any
 ) -> Operator:
     clean = stages_of(op)["write"]
 
@@ -169,7 +178,8 @@ def _writes(op: str) -> Iterator[Operator]:
                     pick(_outputs(w)[name]).copy_(kept)
 
             words = f"Of {name} the {part.replace('-', ' ')} is not written."
-            yield _write_around(op, f"{name}-without-{part}", words, before, later)
+            needs = {"rows-past-64": "m>64", "columns-past-512": "n>512", "odd-rows": "m>1"}.get(part, "")
+            yield _write_around(op, f"{name}-without-{part}", words, before, later, needs=needs)
         for bytes_past in (1, 4, 16, 64, 256, 1024):
             for side in ("after", "before"):
 

@@ -25,6 +25,8 @@ from validators.cases.tensors import Inputs
 MOST = {"add_rmsnorm_quant": 2**22 + 2**19, "per_token_quant": 2**22 + 2**19, "ptpc_gemm": 2**30}
 """Elements of a call (products of a GEMM) up to which a guard is drawn: one case of such a size is what a suite of
 seconds can hold. Guards beyond it are for a search of hours."""
+PRODUCTS = 64
+"""Products of a GEMM that are run where another op would run one element."""
 SEEDS = (1009, 2003, 3001, 4001, 5003, 6007, 7001, 8009)
 _START = {"m": (64, 33, 300, 17, 18, 1), "n": (1024, 520, 1002, 5120, 6136), "k": (512, 176, 1056)}
 _GEMM_N = (128, 144, 48, 384)
@@ -104,9 +106,9 @@ def _spread(op: str, found: list[tuple[int, Case]]) -> list[Case]:
 
 
 def cases(op: str, guard: Guard, elements: int) -> Iterator[Case]:
-    """Cases that meet the guard's conditions on calls, until they have ``elements`` together (a GEMM's products 64
-    times as many)."""
-    total, wanted = 0, elements * (64 if op == "ptpc_gemm" else 1)
+    """Cases that meet the guard's conditions on calls, until they have ``elements`` together (a GEMM's products
+    ``PRODUCTS`` times as many)."""
+    total, wanted = 0, elements * (PRODUCTS if op == "ptpc_gemm" else 1)
     chosen = shapes(op, guard)
     for seed in SEEDS:
         for shape in chosen:

@@ -131,6 +131,8 @@ def test_a_planted_survivor_and_a_planted_equivalent_are_told() -> None:
     assert free.result == campaign.WITHIN
     unlikely = _judged("per_token_quant|scaled.of-divide:negated|n<=300&row:one-nonzero")
     assert unlikely.result == campaign.SURVIVOR
+    # Rows past 1,024 alone are wrong: the sample has some, though the guard does not ask for them.
+    assert _judged("per_token_quant|y.divide:row-wraps-2^10|n%8=0").result == campaign.SURVIVOR
     # A rare violation, which the sample of this size has not: a deeper suite is asked as well.
     deeper = campaign.Suite("per_token_quant", [], sample=1, more=[Case("per_token_quant", 24, 264, "zero_rows")])
     assert deeper.judge(find("per_token_quant|scale:zero-rows-1|always")).case.endswith("zero_rows-s0")
