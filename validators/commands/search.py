@@ -113,8 +113,9 @@ class _Search:
                     if isinstance(event, Finding):
                         self._write(path)
             finally:
-                self._write(path)
-                self._print_end()
+                if self.tally.cases or hunt.unfinished:
+                    self._write(path)
+                    self._print_end([case.id for case in hunt.unfinished])
 
     def _worker(self) -> Worker:
         parsed, kernel = self.parsed, self.kernel
@@ -171,7 +172,7 @@ class _Search:
             flush=True,
         )
 
-    def _print_end(self) -> None:
+    def _print_end(self, unfinished: list[str]) -> None:
         lines = self.tally.words()
         count = len(self.findings) + len(self.waiting)
         found = f"{count} different failure{'s' * (count != 1)}" if count else "no failure was found"
@@ -179,6 +180,8 @@ class _Search:
             for record in self.waiting.values():
                 print(f"{text.headline(record)}\n  not reduced: the search ended\n  reproduce: {record.reproduce}")
         print(f"{lines[0]}; {found}")
+        for case in unfinished:
+            print(f"still running when the time was up, so not judged: {case}")
         if self.parsed.quiet:
             return
         for line in lines[1:]:

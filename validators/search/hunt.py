@@ -25,6 +25,10 @@ AGAIN = 8
 """Of the draws that a finding explains already one of so many is run: the others look for something else."""
 GRACE_S = 5.0
 """A case that runs when the time is up may end by itself for so long; then its worker is killed."""
+REDUCTION_S = 60.0
+REDUCTION_SHARE = 0.25
+"""A reduction ends after so many seconds, or after that share of the search where it is more: a kernel that hangs costs
+the time limit of a case each time, and the search has others to find."""
 
 
 class Judge(Protocol):
@@ -51,7 +55,10 @@ Event = Judged | Finding
 
 @dataclass
 class Hunt:
-    """open() -> the judge of a stream. seconds: from the first case on. first: end at the first finding."""
+    """open() -> the judge of a stream. seconds: from the first case on. first: end at the first finding.
+
+    unfinished: cases that still ran when the time was up, and were killed.
+    """
 
     space: Space
     open: Callable[[], Judge]
@@ -60,8 +67,10 @@ class Hunt:
     streams: int = 1
     first: bool = False
     findings: list[Finding] = field(default_factory=list)
+    unfinished: list[Case] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self._asked: dict[int, Case] = {}
         self._events: queue.Queue[Event | BaseException | None] = queue.Queue()
         self._stop = threading.Event()
         self._lock = threading.Lock()
@@ -94,6 +103,7 @@ class Hunt:
         while running:
             left = self._end + GRACE_S - time.monotonic()
             if left <= 0:
+                self.unfinished = list(self._asked.values())
                 return
             try:
                 event = self._events.get(timeout=min(left, 1.0))
@@ -125,7 +135,7 @@ class Hunt:
                 case = draw(self.space, self.seed, number, count)
                 if count % AGAIN and self._explained(case):
                     continue
-                record = judge.validate(case)
+                record = self._ask(number, judge, case)
                 if self._stop.is_set():
                     return  # the worker was killed, which says nothing about the kernel
                 self._begin()
@@ -133,7 +143,7 @@ class Hunt:
                 explained = failed and self._explained(case, record.status)
                 self._events.put(Judged(case, record, explained))
                 if failed and not explained:
-                    self._reduce(judge, record)
+                    self._reduce(number, judge, record)
         except BaseException as error:
             # The thread that reads the events raises it.
             if not self._stop.is_set():
@@ -146,11 +156,23 @@ class Hunt:
         with self._lock:
             return any(each.covers(case) and status in (None, each.record.status) for each in self.findings)
 
-    def _reduce(self, judge: Judge, record: Record) -> None:
+    def _ask(self, number: int, judge: Judge, case: Case, explain: bool = True) -> Record:
+        self._asked[number] = case
+        record = judge.validate(case, explain=explain)
+        del self._asked[number]
+        return record
+
+    def _reduce(self, number: int, judge: Judge, record: Record) -> None:
         """The smaller cases are judged without explanations; the last one is asked again, with them."""
-        finding = Reduction(self.space, functools.partial(judge.validate, explain=False), record, self._more).run()
+        end = time.monotonic() + max(REDUCTION_S, REDUCTION_SHARE * self.seconds)
+
+        def more() -> bool:
+            return self._more() and time.monotonic() < end
+
+        ask = functools.partial(self._ask, number, judge)
+        finding = Reduction(self.space, functools.partial(ask, explain=False), record, more).run()
         if finding.case != record.case and not self._stop.is_set():
-            finding = finding.confirmed(judge.validate(Case.parse(finding.case)))
+            finding = finding.confirmed(ask(Case.parse(finding.case)))
         with self._lock:
             if self._stop.is_set():
                 return

@@ -66,7 +66,7 @@ class Tally:
         """Two sentences for the end of a search."""
         by_status = ", ".join(f"{count:,} {name}" for name, count in _ordered(self.statuses))
         largest = ", ".join(f"{name} = {size:,}" for name, size in self.largest.items())
-        lines = [f"{self.cases:,} cases: {by_status or 'none'}"]
+        lines = [f"{self.cases:,} case{'s' * (self.cases != 1)}: {by_status or 'none'}"]
         if self.largest:
             lines.append(
                 f"{self.elements:,} elements of outputs; largest {largest}; "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from validators.errors import UsageError
 from validators.process.guard import Exit
 from validators.records.record import Record, Status
 from validators.records.store import load
+from validators.search import hunt as hunt_module
 from validators.search.hunt import Hunt
 from validators.search.reduce import Finding
 
@@ -210,9 +213,9 @@ def test_streams_draw_different_cases(stand: Callable[..., list[Stand]], tmp_pat
 
 
 def test_two_searches_in_one_folder_keep_both_summaries(stand: Callable[..., list[Stand]], tmp_path: Path) -> None:
-    stand(lambda case: False)
-    run(tmp_path)
-    run(tmp_path, "--seed", "1")
+    for seed in ("0", "1"):
+        stand(lambda case: False)
+        run(tmp_path, "--seed", seed)
     seeds = [json.loads((tmp_path / name).read_text())["seed"] for name in ("search.json", "search-2.json")]
     assert seeds == [0, 1]
 
@@ -248,6 +251,19 @@ def test_a_kernel_that_cannot_be_loaded_ends_the_search(tmp_path: Path, capfd: p
     hunt = Hunt(search._space(_options(), "per_token_quant", "cpu"), lambda: Gone(judge_of(bool)), 60.0)
     with pytest.raises(UsageError, match="the kernel is gone"):
         list(hunt.run())
+
+
+def test_nothing_is_said_of_a_search_that_never_began(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: object, **__: object) -> Stand:
+        raise UsageError("the kernel is gone")
+
+    monkeypatch.setattr(search, "Worker", gone)
+    assert run(tmp_path) == Exit.USAGE
+    out, err = capfd.readouterr()
+    assert (out, err) == ("", "validators: the kernel is gone\n")
+    assert not list(tmp_path.glob("search*.json"))
 
 
 def _options():
@@ -286,6 +302,43 @@ def test_a_case_that_does_not_fail_again_says_so() -> None:
     hunt = Hunt(space, lambda: Once(judge_of(bool)), 60.0, first=True)
     [found] = [event for event in hunt.run() if isinstance(event, Finding)]
     assert "asked once more it is PASSED" in found.sentence
+
+
+def test_a_case_that_hangs_is_named_when_the_time_is_up(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Hangs(Stand):
+        def __init__(self, judge: Callable[[Case], Record]) -> None:
+            super().__init__(judge)
+            self.released = threading.Event()
+
+        def validate(self, case: Case, *, explain: bool = True) -> Record:
+            if self.asked:
+                self.released.wait()
+            return super().validate(case)
+
+        def kill(self) -> None:
+            self.released.set()
+
+    monkeypatch.setattr(search, "Worker", lambda *_, **__: Hangs(judge_of(lambda case: False)))
+    monkeypatch.setattr(hunt_module, "GRACE_S", 0.1)
+    words = ["--device", "cpu", "--minutes", "0.001", "--records", str(tmp_path)]
+    assert main(["search", "--kernel", NORM, *words]) == Exit.YES
+    out = capfd.readouterr().out
+    assert "1 case: 1 PASSED" in out
+    assert f"still running when the time was up, so not judged: {NORM.split('=')[0]}-m" in out
+
+
+def test_a_long_search_says_how_far_it_is(
+    stand: Callable[..., list[Stand]],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stand(lambda case: False, cases=20)
+    monkeypatch.setattr(search, "EVERY_S", 0.0)
+    run(tmp_path)
+    assert re.search(r"^search: 20 cases in \d+ s of 3600 s, 0 failures$", capfd.readouterr().err, re.MULTILINE)
 
 
 def test_two_streams_may_find_the_same(tmp_path: Path) -> None:
