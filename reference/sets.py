@@ -20,13 +20,15 @@ class Sets:
     """Admissible values of some rows of one output, float64 [m, n] each.
 
     exact: before the last rounding; NaN where the output has to be NaN. low, high: the ends, values of the output's
-    format. open: bool [m, n], elements that the contract leaves open; they are counted and not judged.
+    format. open: bool [m, n], elements that the contract leaves open; they are counted and not judged. why: what leaves
+    them open, in a few words.
     """
 
     exact: torch.Tensor
     low: torch.Tensor
     high: torch.Tensor
     open: torch.Tensor
+    why: str = "what the contract leaves open"
 
     def admits(self, got: torch.Tensor) -> torch.Tensor:
         """Which values, float64 [m, n], are in their sets, bool; of an open element as of the others."""

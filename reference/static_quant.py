@@ -17,6 +17,7 @@ from reference.sets import Sets
 SCALES = (2.0**-100, 2.0**100)
 """Scales outside leave every code open: a reciprocal may overflow or be flushed there. Within them an x below 2**-126,
 which may be flushed, has t < 2**-26 and the code 0 either way."""
+OPEN = "a scale whose reciprocal may overflow or be flushed"
 
 
 class Given(Protocol):
@@ -124,4 +125,4 @@ def sets(inputs: Given, contract: StaticQuantContract, rows: slice) -> dict[str,
     if contract.nan == "largest":
         exact, *ends = [torch.where(x.isnan(), torch.full_like(x, q), values) for values in (exact, *ends)]
     unknown = torch.full_like(x, not SCALES[0] <= scale <= SCALES[1], dtype=torch.bool)
-    return {"codes": Sets(exact, ends[0], ends[1], unknown)}
+    return {"codes": Sets(exact, ends[0], ends[1], unknown, OPEN)}

@@ -63,7 +63,7 @@ def _judge(tally: Tally, first: int, got: torch.Tensor, raw: torch.Tensor, sets:
     tally.judged += int(judged.sum())
     tally.unspecified += int(sets.open.sum())
     if bool(sets.open.any()):
-        tally.note("a scale whose reciprocal may overflow or be flushed", int(sets.open.any(dim=1).sum()))
+        tally.note(sets.why, int(sets.open.any(dim=1).sum()))
     finite, bad = judged & ~due, judged & ~sets.admits(got)
     tally.ambiguous += int((finite & (sets.low < sets.high)).sum())
     steps = (key_of(got, fmt) - key_of(round_to(sets.exact, fmt), fmt)).round()
@@ -80,7 +80,7 @@ def _judge(tally: Tally, first: int, got: torch.Tensor, raw: torch.Tensor, sets:
 
     def make(i: int) -> Element:
         r, c = int(row[i]), int(col[i])
-        at = {name: float(values[r, c]) for name, values in vars(sets).items()}
+        at = {name: float(getattr(sets, name)[r, c]) for name in ("exact", "low", "high")}
         size = raw.element_size()
         bits = int(raw[r, c].reshape(1).view({1: torch.uint8, 2: torch.int16, 4: torch.int32}[size])) % 256**size
         half = float(0.5 * ulp(sets.exact[r, c], fmt))
