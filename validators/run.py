@@ -17,7 +17,7 @@ from validators.cases.case import Case
 from validators.cases.memory import beyond_memory
 from validators.cases.recipes import lane_of, reasons_impossible
 from validators.explain.explanation import diagnose
-from validators.explain.identify import choose_contract, identification
+from validators.explain.identify import choose_contract, identification, stricter
 from validators.judge.compare import compare, open_rows
 from validators.judge.gpu.survey import survey_on
 from validators.judge.op import op_judged
@@ -25,7 +25,7 @@ from validators.kernels.kernel import Kernel, KernelError
 from validators.records.command_line import command_line, of_op
 from validators.records.evidence import BY_CONTRACT, DECLARED, IMPOSSIBLE, MACHINE, Limit
 from validators.records.record import Check, Comparison, Explanation, Record, Status
-from validators.records.verdict import decide, strength
+from validators.records.verdict import decide, left_open, strength
 
 INVARIANCE_ELEMENTS = 2**22
 """Batch invariance calls the kernel six more times; on larger cases the smaller ones of the same lane speak for it."""
@@ -80,6 +80,7 @@ def validate(
         origin,
         start,
         identified=identified,
+        follows=_follows(frame, name, origin) if status is Status.PASSED and left_open(comparisons) else "",
         comparisons=tuple(comparisons),
         checks=tuple(checks),
         explanations=explanations,
@@ -87,6 +88,16 @@ def validate(
         strength=strength(comparisons),
         kernel_seconds=claim.kernel_seconds,
     )
+
+
+def _follows(frame: _Frame, contract: str | None, origin: str) -> str:
+    """The stricter contract that the outputs of a kernel with a stated one follow, or ""."""
+    if origin == "identified" or contract is None:
+        return ""
+    try:
+        return stricter(frame.kernel, frame.case, contract, frame.device)
+    except KernelFault:
+        return ""  # the verdict holds without it
 
 
 def _not_run(frame: _Frame, start: float) -> Record | None:

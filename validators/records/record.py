@@ -138,7 +138,9 @@ class Record:
     reference or the inputs are held to what was accepted.
     fault: of an ERROR, "raised" where the kernel raised. limit: of UNSUPPORTED. golden, walk, evaluation, launches: of
     their stages. contract: None where none was declared, given or identified.
-    contract_from: "declared" by the kernel, "given" on the command line, "identified" from outputs.
+    contract_from: "declared" by the kernel, "given" on the command line, "identified" from outputs. follows: a stricter
+    contract than the stated one that the outputs follow too; looked for where the stated one left most elements of a
+    case several values, "" where none was found or none was looked for.
     explanations: most convincing first. strength: {"single_share": .., "judged": ..}.
     arch: "cpu", "sm_90", "gfx942". emulated, fake: see ``validators.kernels.kernel.Kernel``.
     """
@@ -163,6 +165,7 @@ class Record:
     checks: tuple[Check, ...] = ()
     explanations: tuple[Explanation, ...] = ()
     identified: tuple[str, ...] = ()
+    follows: str = ""
     strength: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     kernel_seconds: float = 0.0

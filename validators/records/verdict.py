@@ -69,6 +69,11 @@ def mistrust(c: Comparison) -> str | None:
     return None
 
 
+def left_open(comparisons: Sequence[Comparison]) -> bool:
+    """Whether most judged elements had several admissible values: the contract said little about this case."""
+    return 2 * sum(c.single for c in comparisons) < sum(c.judged for c in comparisons)
+
+
 def strength(comparisons: Sequence[Comparison]) -> dict[str, float]:
     """How strong a pass is: judged elements, and the share of them with exactly one admissible value, by output."""
     found: dict[str, float] = {"judged": float(sum(c.judged for c in comparisons))}

@@ -13,6 +13,7 @@ from validators.cases.case import CaseError
 from validators.errors import RunFault
 from validators.records.record import Record, Status
 from validators.records.text import strength_sentence
+from validators.records.verdict import left_open
 from validators.signoff import judged, limits, mutation, reach, strength
 from validators.signoff.claims import source_of
 from validators.signoff.limits import Limits
@@ -174,7 +175,24 @@ def _qualifiers(own: Sequence[Record]) -> list[str]:
         several = _torch([r for r in own if r.kernel == kernel])
         if len(several) > 1:
             found.append(f"on torch {' and '.join(several)} together")
-    return [*dict.fromkeys(found), *limit_words(limits.declared_limits(own))]
+    return [*dict.fromkeys(found), *_looseness(own), *limit_words(limits.declared_limits(own))]
+
+
+def _looseness(own: Sequence[Record]) -> list[str]:
+    """Where a contract left most elements of a lane several values, and which stricter one the outputs follow."""
+    found: dict[str, None] = {}
+    passed = [r for r in own if r.status is Status.PASSED]
+    for op, kernel in dict.fromkeys((r.op, r.kernel) for r in passed):
+        here = [r for r in passed if (r.op, r.kernel) == (op, kernel)]
+        lanes = [x for x in LANES if left_open([c for r in here if r.lane == x for c in r.comparisons])]
+        if lanes:
+            names = " and ".join(filter(None, [", ".join(lanes[:-1]), lanes[-1]]))
+            noun = "lanes" if len(lanes) > 1 else "lane"
+            found[f"where contract {here[0].contract} admits several values for most elements of {noun} {names}"] = None
+        for r in here:
+            if r.follows:
+                found[f"{r.contract_from} {r.contract}, its outputs follow {r.follows}"] = None
+    return list(found)
 
 
 def limit_words(found: Sequence[Limits]) -> list[str]:

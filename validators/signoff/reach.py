@@ -21,8 +21,8 @@ from validators.signoff.factors import Factor, Pair
 from validators.words import DEPTHS, DTYPES, FP8_FORMATS, OPS, native_fp8
 
 MOST_NAMED = 3
-"""Levels or groups of pairs that a sentence names; the rest is counted."""
-_MOST_PARTNERS = 3
+"""Levels that a sentence names; the rest is counted."""
+_MOST_GROUPS = _MOST_PARTNERS = 2
 
 FAILED, DECLARED, HELD, OPEN, NOT_RUN = (
     "did not pass", "not offered", "too large for this machine", "left open by the contract", "not run",
@@ -46,13 +46,13 @@ class Left:
         more = len(self.levels) - len(parts)
         parts += [_more(more, "class", "classes")] if more > 0 else []
         groups = grouped(self.pairs)
-        for anchor, partners in groups[:MOST_NAMED]:
+        for anchor, partners in groups[:_MOST_GROUPS]:
             shown = partners[:_MOST_PARTNERS]
             rest = len(partners) - len(shown)
             parts.append(
                 f"{anchor} with {' or '.join(shown)}" + (f" or {_more(rest, 'class', 'classes')}" if rest else "")
             )
-        rest = sum(len(partners) for _, partners in groups[MOST_NAMED:])
+        rest = sum(len(partners) for _, partners in groups[_MOST_GROUPS:])
         parts += [_more(rest, "pair", "pairs")] if rest else []
         return f"{self.cause}: {'; '.join(parts)}"
 
@@ -166,8 +166,8 @@ def of_kernel(op: str, records: Sequence[Record]) -> Reach:
     passed = [case for case, own in known.items() if passes(own)]
     depth, wanted = asked(op, known, records[0].arch if records else "cpu")
     own = factors.of_op([*wanted, *known])
-    seen = frozenset().union(*(factors.pairs(case, own) for case in passed))
-    every = frozenset().union(*(factors.pairs(case, own) for case in wanted))
+    seen = frozenset().union(*(_pairs(case, own) for case in passed))
+    every = frozenset().union(*(_pairs(case, own) for case in wanted))
     left = _left(passed, [*wanted, *known], {case: cause(own) for case, own in known.items()}, own)
     return Reach(op, (), sizes_text(passed), len(passed), len(seen & every), len(every), depth, left)
 
@@ -214,11 +214,11 @@ def _cases(op: str, depth: str, fp8: str, dtype: str) -> tuple[Case, ...]:
 
 
 def _left(
-    passed: Sequence[Case], cases: Sequence[Case], why: Mapping[Case, str], own: Sequence[Factor]
+    passed: Sequence[Case], cases: Sequence[Case], why: Mapping[Case, str], own: tuple[Factor, ...]
 ) -> tuple[Left, ...]:
     """Levels, and pairs of levels that are no such level, which ``cases`` have and none that passed."""
     levels = set(itertools.chain.from_iterable(factors.levels(case, own) for case in passed))
-    pairs = set(itertools.chain.from_iterable(factors.pairs(case, own) for case in passed))
+    pairs = set(itertools.chain.from_iterable(_pairs(case, own) for case in passed))
     lost_levels: dict[str, str] = {}
     lost_pairs: dict[Pair, str] = {}
     for case in cases:
@@ -226,7 +226,7 @@ def _left(
         for level in factors.levels(case, own):
             if level not in levels:
                 lost_levels[level] = _first(lost_levels.get(level), reason)
-        for pair in factors.pairs(case, own) - pairs:
+        for pair in _pairs(case, own) - pairs:
             if levels.issuperset(pair):
                 lost_pairs[pair] = _first(lost_pairs.get(pair), reason)
     order = {name: i for i, name in enumerate(level for f in (*factors.OPTIONS, *own) for level in f.levels)}
@@ -239,6 +239,12 @@ def _left(
         for reason in CAUSES
         if reason in (*lost_levels.values(), *lost_pairs.values())
     )
+
+
+@functools.lru_cache(maxsize=1 << 13)
+def _pairs(case: Case, own: tuple[Factor, ...]) -> frozenset[Pair]:
+    # A sign-off of many claims asks for the same cases again and again.
+    return factors.pairs(case, own)
 
 
 def _first(known: str | None, reason: str) -> str:

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from typing import Any
 from validators.cases.case import Case, CaseError
 from validators.errors import RunFault
 from validators.records.record import Record, Status
+from validators.records.verdict import left_open
 
 TABLE = Path(__file__).resolve().parent / "data" / "strength.json"
 SCHEMA = 1
@@ -181,17 +183,19 @@ class Strength:
     """caught, missed: ids of the defects of ``op``. names: id -> name. passed: cases; unmeasured: resembling no row.
 
     shapes: of the measured cases that count, ``18 to 24 rows, n 264 to 769``: a defect that shows at other shapes alone
-    is none of these.
+    is none of these. weak: cases that passed under another contract than that of the table, which left most of their
+    elements several values: the defects failed under a sharper one.
     """
 
     op: str
     kernels: tuple[str, ...]
     caught: tuple[str, ...]
     missed: tuple[str, ...]
-    names: Mapping[str, str]
+    names: Mapping[str, str] = field(hash=False)
     passed: int
     unmeasured: int
     shapes: str = ""
+    weak: int = 0
 
     def short(self) -> str:
         """``34 of 36 of add_rmsnorm_quant (measured at 18 to 24 rows, n 264 to 769)``."""
@@ -216,6 +220,10 @@ class Strength:
                 f"; {self.unmeasured} of the {self.passed} cases add nothing to this, because no defect was "
                 "measured at a shape like theirs"
             )
+        if self.weak:
+            cases, its, count = ("case", "its", "counts") if self.weak == 1 else ("cases", "their", "count")
+            text += f"; {self.weak} more {cases} passed under a contract that admits several values for most of {its} "
+            text += f"elements, and {count} for nothing"
         return text
 
 
@@ -236,13 +244,18 @@ def measure(records: Iterable[Record], table: Table | None = None) -> list[Stren
     """One Strength for each op and set of kernels whose passing cases are worth the same, in the records' order."""
     table = load() if table is None else table
     passed: dict[tuple[str, str, str | None], list[Case]] = {}
+    weak: Counter[tuple[str, str]] = Counter()
     for record in records:
         cases = passed.setdefault((record.op, record.kernel, record.contract or None), [])
-        if record.status is Status.PASSED:
+        if record.status is not Status.PASSED:
+            continue
+        if record.contract != table.contracts.get(record.op) and left_open(record.comparisons):
+            weak[record.op, record.kernel] += 1
+        else:
             cases.append(Case.parse(record.case))
     # A kernel may have records without a contract (UNSUPPORTED); they make no second kernel of it.
     judged = {(op, kernel) for (op, kernel, _), cases in passed.items() if cases}
-    groups: dict[tuple[str, tuple[str, ...], tuple[str, ...], int, int, str], list[str]] = {}
+    groups: dict[Strength, list[str]] = {}
     for (op, kernel, contract), cases in passed.items():
         if op not in table.defects or (not cases and (op, kernel) in judged):
             continue
@@ -251,13 +264,11 @@ def measure(records: Iterable[Record], table: Table | None = None) -> list[Stren
         used = {case: [row.case for row in table.rows.get(op, ()) if stands_for(case, row)] for case in set(cases)}
         left = sum(not used[case] for case in cases)
         shapes = shapes_text([case for found in used.values() for case in found])
-        key = (op, tuple(sorted(caught)), tuple(sorted(known - caught)), len(cases), left, shapes)
+        ids = tuple(sorted(caught)), tuple(sorted(known - caught))
+        key = Strength(op, (), *ids, table.defects[op], len(cases), left, shapes, weak[op, kernel])
         if kernel not in groups.setdefault(key, []):
             groups[key].append(kernel)
-    return [
-        Strength(op, tuple(kernels), caught, missed, table.defects[op], count, unmeasured, shapes)
-        for (op, caught, missed, count, unmeasured, shapes), kernels in groups.items()
-    ]
+    return [replace(one, kernels=tuple(kernels)) for one, kernels in groups.items()]
 
 
 def sentences(records: Iterable[Record], table: Table | None = None) -> list[str]:

@@ -153,7 +153,7 @@ def test_many_pairs_are_few_words() -> None:
     pairs = [("a", "x"), ("b", "x"), ("a", "y"), ("c", "x"), ("d", "x"), ("e", "z")]
     assert reach.grouped(pairs) == [("x", ("a", "b", "c", "d")), ("a", ("y",)), ("e", ("z",))]
     assert reach.Left(reach.NOT_RUN, ("1", "2", "3", "4"), tuple(pairs)).sentence() == (
-        "not run: 1; 2; 3; 1 more class; x with a or b or c or 1 more class; a with y; e with z"
+        "not run: 1; 2; 3; 1 more class; x with a or b or 2 more classes; a with y; 1 more pair"
     )
 
 
