@@ -31,6 +31,13 @@ def to_half(state: State, x: Array) -> Array:
     return floats.to_f16(x, state.clamp16)
 
 
+def pair_of_half(state: State, a: Array, b: Array) -> Array:
+    """v_cvt_pk_f16_f32, to nearest."""
+    first, second = (floats.to_f16(x, state.clamp16).astype(np.uint32) for x in (a, b))
+    found: Array = first | (second << _U(16))
+    return found
+
+
 def pair_of_bf16(a: Array, b: Array) -> Array:
     """v_cvt_pk_bf16_f32."""
     found: Array = floats.to_bf16(a) | (floats.to_bf16(b) << _U(16))
@@ -144,6 +151,7 @@ _CONVERT = {
     "v_cvt_f16_f32": Op(to_half, "u16", ("f32",), context=True),
     "v_cvt_f32_f16": Op(floats.from_f16, "f32", ("u16",)),
     "v_cvt_f32_bf16": Op(lambda a: (a.astype(np.uint32) << _U(16)).view(np.float32), "f32", ("u16",)),
+    "v_cvt_pk_f16_f32": Op(pair_of_half, "u32", ("f32", "f32"), context=True),
     "v_cvt_pk_bf16_f32": Op(pair_of_bf16, "u32", ("f32", "f32")),
     "v_pack_b32_f16": Op(lambda a, b: a.astype(np.uint32) | (b.astype(np.uint32) << _U(16)), "u32", _H),
     "v_cvt_f32_fp8": Op(lambda state, a: floats.from_fp8(a & _U(0xFF), state.fnuz), "f32", ("u32",), context=True),

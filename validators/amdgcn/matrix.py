@@ -28,7 +28,7 @@ _NAME = re.compile(r"v_mfma_f32_(16x16x32|32x32x16)_fp8_fp8|v_mfma_f32_(16x16x12
 _TARGETS = {"16x16x128": ("gfx950",), "32x32x64": ("gfx950",)}
 _SLICE = 64
 """Waves whose products are held at once."""
-_NO_PRODUCT, _LOWEST = -400, -126
+_NO_PRODUCT, _LOWEST, _ZERO = -400, -126, 60
 
 
 def build(found: Instruction, place: str) -> Callable[[State], None] | None:
@@ -55,7 +55,8 @@ def build(found: Instruction, place: str) -> Callable[[State], None] | None:
         added = np.zeros((state.n, rows, rows), dtype=np.float64)
         if c.kind != "const":
             added = _tile(np.stack([_file(state, c)[c.index + r][state.sel] for r in range(results)]), rows)
-        state.touched.add("mfma")
+        if state.program.target != "gfx942":
+            state.touched.add("mfma")
         multiply = _cdna3 if _reading(state) == "cdna3" else _once
         parts = [
             multiply(codes[0][at : at + _SLICE], codes[1][at : at + _SLICE], added[at : at + _SLICE], state.fnuz)
@@ -118,11 +119,11 @@ def _once(a: Array, b: Array, c: Array, fnuz: bool) -> Array:
 # ---- the model of gfx942
 
 
-def _exponents(codes: Array, fnuz: bool) -> Array:
-    """Exponent of each code, that of the smallest normal number for denormals; a mark for zeros."""
-    field = ((codes >> 3) & 15).astype(np.int32)
-    exponent = np.maximum(field, 1) - (8 if fnuz else 7)
-    return np.where(codes & 0x7F == 0, _NO_PRODUCT, exponent)
+def _exponents(codes: Array, fnuz: bool, mark: int) -> Array:
+    """int8 exponent of each code, that of the smallest normal number for denormals; ``mark`` for zeros."""
+    exponent = np.maximum((codes >> 3) & 15, 1).astype(np.int8) - np.int8(8 if fnuz else 7)
+    found: Array = np.where(codes & 0x7F == 0, np.int8(mark), exponent)
+    return found
 
 
 def _exponent_of(x: Array) -> Array:
@@ -139,19 +140,30 @@ def _cdna3(a: Array, b: Array, c: Array, fnuz: bool) -> Array:
     return found
 
 
+def _half(a: Array, b: Array, fnuz: bool) -> tuple[Array, Array]:
+    """(largest exponent, sum of the products cut 24 bits below it) of 8 products, [waves, rows, columns].
+
+    A product has 8 bits from 2**(e - 6) on, so it is cut only where e lies more than 18 below the largest exponent: the
+    exact sum is right everywhere else.
+    """
+    x, y = (floats.from_fp8(codes, fnuz).astype(np.float64) for codes in (a, b))
+    top = (_exponents(a, fnuz, -_ZERO)[:, :, None] + _exponents(b, fnuz, -_ZERO)[:, None]).max(axis=-1)
+    least = (_exponents(a, fnuz, _ZERO)[:, :, None] + _exponents(b, fnuz, _ZERO)[:, None]).min(axis=-1)
+    top = np.where(top < -_ZERO // 2, _NO_PRODUCT, top.astype(np.int32))
+    total = x @ y.transpose(0, 2, 1)
+    at = np.nonzero((top - least > 18) & (least < _ZERO // 2) & (top != _NO_PRODUCT))
+    if at[0].size:
+        cut = np.trunc(np.ldexp(x[at[0], at[1]] * y[at[0], at[2]], 24 - top[at][:, None]))
+        total[at] = np.ldexp(cut.sum(axis=-1), top[at] - 24)
+    return top, total
+
+
 def _sixteen(a: Array, b: Array, c: Array, fnuz: bool) -> Array:
     tops, sums = [], []
     for half in (0, 1):
-        codes = (a[:, :, half::2], b[:, :, half::2])
-        x, y = (floats.from_fp8(part, fnuz).astype(np.float64) for part in codes)
-        ex, ey = (_exponents(part, fnuz) for part in codes)
-        exponent = np.where(
-            (ex[:, :, None] == _NO_PRODUCT) | (ey[:, None] == _NO_PRODUCT), _NO_PRODUCT, ex[:, :, None] + ey[:, None]
-        )
-        top = exponent.max(axis=-1)
-        cut = np.trunc(np.ldexp(x[:, :, None] * y[:, None], 24 - top[..., None]))
+        top, part = _half(a[:, :, half::2], b[:, :, half::2], fnuz)
         tops.append(top)
-        sums.append(np.ldexp(cut.sum(axis=-1), top - 24))
+        sums.append(part)
     largest = np.maximum(*tops)
     dot = sum(np.ldexp(np.floor(np.ldexp(part, 24 - largest)), largest - 24) for part in sums)
     of_c = _exponent_of(c)

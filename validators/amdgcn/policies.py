@@ -33,6 +33,7 @@ POLICIES = {
         Policy("ulp-down", "ulp", ulp=-1),
         Policy("special-denormals-kept", "special-denormals", flush_special=False),
         Policy("fp8-inf-is-nan", "fp8-inf", fp8_inf="nan"),
+        Policy("mfma-as-gfx942", "mfma", mfma="cdna3"),
     )
 }
 

@@ -253,13 +253,14 @@ def checks_of(seen: Seen) -> tuple[Check, ...]:
     return (Check("machine code", not found, words or looked),)
 
 
-def _unavailable(device: str) -> str | None:
+def interpreted_only(device: str) -> str | None:
+    """One sentence why an interpreted Triton kernel cannot run on ``device``, or None."""
     if device.partition(":")[0] != arch.INTERPRETED:
         return f"is interpreted: --device {' or '.join(arch.INTERPRETED_DEVICES)}"
     return arch.no_triton(interpreted=False)
 
 
-def _on_target(device: str, unsupported: Callable[[Case], str | None], call: Any) -> dict[str, Any]:
+def on_target(device: str, unsupported: Callable[[Case], str | None], call: Any) -> dict[str, Any]:
     """What of a kernel depends on the device ``amdgcn:TARGET``."""
     target, seen = arch.architecture(device), Seen()
     native = words.native_fp8(target)
@@ -283,7 +284,7 @@ def needs_a_target(inputs: object, buffers: object) -> Any:
     raise KernelError(f"a device is needed: {' or '.join(arch.INTERPRETED_DEVICES)}")
 
 
-def own_kernel(compiled_for: Compile = _own, unavailable: Callable[[str], str | None] = _unavailable) -> Kernel:
+def own_kernel(compiled_for: Compile = _own, unavailable: Callable[[str], str | None] = interpreted_only) -> Kernel:
     """This project's Triton kernel; ``compiled_for`` gives its machine code for a target and a signature."""
     call = functools.partial(_add_rmsnorm_quant, compiled_for)
     return Kernel(
@@ -298,12 +299,12 @@ def own_kernel(compiled_for: Compile = _own, unavailable: Callable[[str], str | 
         versions=functools.partial(arch.versions, "triton"),
         options={"num_warps": triton_own.WARPS},
         notes="machine code, interpreted on a CPU; no hardware has run it",
-        for_device=lambda device: _on_target(device, triton_own.unsupported, call),
+        for_device=lambda device: on_target(device, triton_own.unsupported, call),
     )
 
 
 def _aiter_unavailable(device: str) -> str | None:
-    return _unavailable(device) or aiter_triton.missing_file()
+    return interpreted_only(device) or aiter_triton.missing_file()
 
 
 def _aiter_kernel() -> Kernel:
@@ -319,7 +320,7 @@ def _aiter_kernel() -> Kernel:
         versions=aiter_triton.versions,
         options={"num_warps": _AITER_WARPS},
         notes="aiter's own kernels as machine code, interpreted on a CPU; no hardware has run it",
-        for_device=lambda device: _on_target(device, aiter_triton.unsupported, _aiter_add_rmsnorm_quant),
+        for_device=lambda device: on_target(device, aiter_triton.unsupported, _aiter_add_rmsnorm_quant),
     )
 
 

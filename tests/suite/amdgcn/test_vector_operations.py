@@ -206,6 +206,7 @@ CONVERT: dict[str, Statement] = {
     "v_cvt_f32_f16": _f16_to,
     "v_cvt_f32_bf16": lambda a: (a & 0xFFFF) << 16,
     "v_cvt_pk_bf16_f32": lambda a, b: _bf16_from(a) | _bf16_from(b) << 16,
+    "v_cvt_pk_f16_f32": lambda a, b: _f16_from(a) | _f16_from(b) << 16,
     "v_pack_b32_f16": lambda a, b: (a & 0xFFFF) | (b & 0xFFFF) << 16,
     "v_add_f16": _half(exact.add),
     "v_sub_f16": lambda a, b: exact.add(a & 0xFFFF, (b & 0xFFFF) ^ 0x8000, F16),
