@@ -31,7 +31,6 @@ from validators.run import INVARIANCE_ELEMENTS, judge
 
 _FIRST_ROWS, _FIRST_COLUMNS = 16, 256
 _CHUNK_ELEMENTS = 1 << 17
-_BOUND_GUARDS = {"call", "row-number"}
 
 
 class Outcome(NamedTuple):
@@ -52,6 +51,8 @@ class Ready:
         self.products: Tensor | None = None
         self.clean = run(inputs, inputs.empty(), {"accumulate": self._accumulate} if inputs.op == "ptpc_gemm" else None)
         self.buffers = inputs.empty()
+        # Where a contract does not promise that a row has the same bits in every batch, those checks fail nothing.
+        self.promised = self.contract.batch_invariant
         self.memo: dict[str, Tensor] = {}
         m, n, k = self.facts.m, self.facts.n, self.facts.k
         self.elements = m * n
@@ -93,11 +94,8 @@ class Ready:
 
     def may_meet(self, mutant: Mutant) -> bool:
         """Whether any call of this case's validation can meet the guard."""
-        others = (
-            self.facts.alone()
-            if (self.invariances and self.contract.batch_invariant) or self.facts.layout != "contiguous"
-            else []
-        )
+        again = self.promised and (self.invariances or self.facts.layout != "contiguous")
+        others = self.facts.alone() if again else []
         return any(mutant.guard.meets(facts) for facts in (self.facts, *others))
 
     def may_show(self, mutant: Mutant) -> bool:
@@ -138,15 +136,17 @@ def try_case(mutant: Mutant, ready: Ready) -> Outcome:
         if found.killed:
             return found
         changed = found.changed
-    if mutant.operator.pure and not _depends(mutant):
+    if mutant.operator.pure and not _depends(mutant, ready.promised):
         return Outcome("", changed)
     return _more(mutant, ready, ready.inputs, changed)
 
 
-def _depends(mutant: Mutant) -> bool:
-    """Whether the guard holds in some calls of a case and not in others, or for a row in some batches only."""
+def _depends(mutant: Mutant, promised: bool) -> bool:
+    """Whether the guard holds in some calls of a case that are compared and not in others, or for a row in some batches
+    only. promised: whether other batches and layouts are compared."""
     return any(
-        c.sort in _BOUND_GUARDS or c.about == "m" or c.text.startswith("layout=") for c in mutant.guard.conditions
+        c.sort == "call" or (promised and (c.sort == "row-number" or c.about in ("m", "layout")))
+        for c in mutant.guard.conditions
     )
 
 
@@ -271,11 +271,9 @@ def _more(mutant: Mutant, ready: Ready, inputs: Inputs, changed: bool) -> Outcom
         "judged": ready.contract.batch_invariant,
         "open_rows": functools.partial(open_rows, inputs, ready.contract),
     }
-    # Where a contract does not promise it, the check fails nothing.
-    promised = ready.contract.batch_invariant
-    if promised and ready.invariances and invariance.batch_invariance(kernel, inputs, first, **asked).ok is False:
+    if ready.promised and ready.invariances and invariance.batch_invariance(kernel, inputs, first, **asked).ok is False:
         return Outcome("batch invariance", True)
-    if ready.facts.layout != "contiguous":
+    if ready.promised and ready.facts.layout != "contiguous":
         check = invariance.layout_equals_contiguous(kernel, inputs, first, **asked)
         if check.ok is False:
             return Outcome("strided equals contiguous", True)
