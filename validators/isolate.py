@@ -35,7 +35,7 @@ from validators.process.guard import say
 from validators.process.nursery import Child, nursery
 from validators.records.command_line import command_line, of_op
 from validators.records.record import Record, Status
-from validators.run import validate
+from validators.run import validate, with_stricter
 
 LOAD_LIMIT_S = 1800.0
 """Time for a worker to import torch and load its kernel; a library may compile when it is imported."""
@@ -322,7 +322,8 @@ def serve(starter: int, descriptor: int, words: int) -> None:
                 answer: tuple[str, Any] = ("warm" if called else "cold", None)
             else:
                 explain = wanted != "judge"
-                answer = ("record", validate(kernel, case, contract=contract, device=device, explain=explain))
+                record = validate(kernel, case, contract=contract, device=device, explain=explain)
+                answer = ("record", with_stricter(kernel, case, record) if explain else record)
         except Exception as error:
             # Whatever it is, the case gets its record of status ERROR, and the worker takes the next one.
             answer = ("raised", f"validation raised {type(error).__name__}: {error}")

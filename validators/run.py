@@ -80,7 +80,6 @@ def validate(
         origin,
         start,
         identified=identified,
-        follows=_follows(frame, name, origin) if status is Status.PASSED and left_open(comparisons) else "",
         comparisons=tuple(comparisons),
         checks=tuple(checks),
         explanations=explanations,
@@ -90,14 +89,16 @@ def validate(
     )
 
 
-def _follows(frame: _Frame, contract: str | None, origin: str) -> str:
-    """The stricter contract that the outputs of a kernel with a stated one follow, or ""."""
-    if origin == "identified" or contract is None:
-        return ""
+def with_stricter(kernel: Kernel, case: Case, record: Record) -> Record:
+    """``record`` with the stricter contract that the outputs follow where the stated one left most elements of a case
+    that PASSED several values: see ``Record.follows``. Identification runs once for a kernel."""
+    stated = record.contract_from in ("declared", "given") and record.contract
+    if not stated or record.status is not Status.PASSED or not left_open(record.comparisons):
+        return record
     try:
-        return stricter(frame.kernel, frame.case, contract, frame.device)
+        return dataclasses.replace(record, follows=stricter(kernel, case, stated, record.device))
     except KernelFault:
-        return ""  # the verdict holds without it
+        return record  # the verdict holds without it
 
 
 def _not_run(frame: _Frame, start: float) -> Record | None:

@@ -95,7 +95,7 @@ def of(records: Sequence[Record], more: Iterable[str] = ()) -> Facts:
         run=tuple(_first([one.short() for one in reached])),
         mutation=tuple(_mutation(own)),
         left_out=tuple(_first([f"{one.op}, {left.sentence()}" for one in reached for left in one.left])),
-        caveats=(*_caveats(records), *more),
+        caveats=(*_caveats(records), *_left_open(own), *more),
         qualifiers=tuple(_qualifiers(own)),
         limits=tuple(limits.sentences(own)),
     )
@@ -179,20 +179,23 @@ def _qualifiers(own: Sequence[Record]) -> list[str]:
 
 
 def _looseness(own: Sequence[Record]) -> list[str]:
-    """Where a contract left most elements of a lane several values, and which stricter one the outputs follow."""
-    found: dict[str, None] = {}
+    """``declared unknown, its outputs follow cdna3-mfma``: a stated contract is looser than what the kernel does."""
+    passed = [r for r in own if r.status is Status.PASSED and r.follows]
+    return list(dict.fromkeys(f"{r.contract_from} {r.contract}, its outputs follow {r.follows}" for r in passed))
+
+
+def _left_open(own: Sequence[Record]) -> list[str]:
+    """The lanes in which a contract left most elements several values, so that a pass says less."""
     passed = [r for r in own if r.status is Status.PASSED]
-    for op, kernel in dict.fromkeys((r.op, r.kernel) for r in passed):
-        here = [r for r in passed if (r.op, r.kernel) == (op, kernel)]
+    found = []
+    for op, contract in dict.fromkeys((r.op, r.contract) for r in passed):
+        here = [r for r in passed if (r.op, r.contract) == (op, contract)]
         lanes = [x for x in LANES if left_open([c for r in here if r.lane == x for c in r.comparisons])]
         if lanes:
             names = " and ".join(filter(None, [", ".join(lanes[:-1]), lanes[-1]]))
             noun = "lanes" if len(lanes) > 1 else "lane"
-            found[f"where contract {here[0].contract} admits several values for most elements of {noun} {names}"] = None
-        for r in here:
-            if r.follows:
-                found[f"{r.contract_from} {r.contract}, its outputs follow {r.follows}"] = None
-    return list(found)
+            found.append(f"Contract {contract} admits several values for most elements of {op} in {noun} {names}.")
+    return found
 
 
 def limit_words(found: Sequence[Limits]) -> list[str]:
