@@ -16,6 +16,7 @@ OURS = (
     "docs/derivations.md",
     "docs/your-kernel.md",
     "docs/rocm.md",
+    "docs/amdgcn.md",
     "docs/parity.md",
     "docs/sign-off.md",
     "docs/layers.md",

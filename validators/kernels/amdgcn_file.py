@@ -14,7 +14,8 @@ beside it ``NAME.json``) leaves. The launch file is TOML::
 
 ``kernel`` names one of several kernels of the text. An argument, and a number of ``grid``, is a tensor of the op, a
 number, "null", or an expression of m, n, k, eps, NAME_stride, numbers and ``+ - * // ( )``. ``block`` and ``lds`` are
-taken from the JSON where there is one. ``takes`` limits the fields of a case; what it does not name is not limited.
+taken from the JSON where there is one. ``takes`` limits the fields of a case to a list of values, or a number to
+``{ max = 1024, multiple_of = 16 }``; what it does not name is not limited.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import hashlib
 import importlib
 import json
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from validators.kernels.kernel import Kernel, KernelError
 from validators.records.provenance import Source
 
 _KEYS = ("text", "kernel", "op", "contract", "arguments", "grid", "block", "lds", "takes")
+_RANGE = {"max", "multiple_of"}
 _NEEDED = ("text", "op", "arguments", "grid")
 _LIMITS = tuple(
     field.name for field in dataclasses.fields(Case) if field.name not in ("op", "recipe", "seed", "layout")
@@ -56,7 +58,7 @@ class Launch:
     compiled: Compiled
     arguments: tuple[object, ...]
     grid: tuple[object, ...]
-    takes: Mapping[str, Sequence[object]]
+    takes: Mapping[str, Any]
 
 
 def load(name: str, op: str | None = None) -> Kernel:
@@ -107,6 +109,9 @@ def read(path: Path) -> Launch:
     if found > wanted or (found < wanted and not beside):
         raise KernelError(f"{path} maps {found} arguments, and {program.name} takes {wanted}")
     takes = given.get("takes", {})
+    shapes = [v for v in takes.values() if not isinstance(v, list) and (not isinstance(v, dict) or set(v) - _RANGE)]
+    if shapes:
+        raise KernelError(f"{path}: takes {shapes[0]!r} is no list and no range of max and multiple_of")
     if wrong := sorted(set(takes) - set(_LIMITS)):
         raise KernelError(f"{path}: takes {wrong[0]!r} is no field of a case; known: {', '.join(_LIMITS)}")
     return Launch(
@@ -145,8 +150,8 @@ def _for_device(launch: Launch, device: str) -> dict[str, Any]:
         if own != target:
             return f"the text is for {own}, and the device is {device}"
         for name, values in launch.takes.items():
-            if getattr(case, name) not in values:
-                return f"{launch.path} takes {name} {' or '.join(map(str, values))} only"
+            if words_of_limit := _beyond(getattr(case, name), values):
+                return f"{launch.path} takes {name} {words_of_limit} only"
         return None
 
     return {
@@ -156,6 +161,14 @@ def _for_device(launch: Launch, device: str) -> dict[str, Any]:
         "observed": lambda: checks_of(seen),
         "readings": lambda: {p.name: functools.partial(_call, launch, Seen(p)) for p in seen.open_readings()},
     }
+
+
+def _beyond(value: Any, allowed: Any) -> str:
+    """The limit in words where ``value`` is beyond it; else empty."""
+    if isinstance(allowed, dict):
+        top, unit = int(allowed.get("max", value)), int(allowed.get("multiple_of", 1))
+        return "" if value <= top and value % unit == 0 else f"up to {top}, multiples of {unit}"
+    return "" if value in allowed else " or ".join(map(str, allowed))
 
 
 def _call(launch: Launch, seen: Seen, inputs: Inputs, buffers: Outputs) -> Outputs:

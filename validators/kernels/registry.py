@@ -56,7 +56,7 @@ def find_kernels(text: str, ops: Sequence[str] = OPS) -> list[Kernel]:
         raise KernelError(f"{text!r} is a kernel of {op}, and here it is one of {' or '.join(ops)}")
     known = op or (ops[0] if len(ops) == 1 else None)
     first = find_kernel(name, known)
-    if known is None and ":" not in name:
+    if known is None and ":" not in name and not name.endswith(".toml"):
         found = [kernel for kernel in all_kernels() if kernel.name == name and kernel.op in ops]
     else:
         found = [kernel for kernel in [first] if kernel.op in ops]

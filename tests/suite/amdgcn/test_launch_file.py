@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from tests.support.amdgcn_edit import text_of
+from validators.__main__ import main
 from validators.amdgcn.errors import TextError
 from validators.cases.case import Case
 from validators.kernels.kernel import KernelError
 from validators.kernels.registry import find_kernel
+from validators.process.guard import Exit
 from validators.records.record import Record, Status
 from validators.run import validate
 
@@ -52,6 +54,8 @@ def test_what_the_launch_file_does_not_take_is_unsupported(tmp_path: Path) -> No
     record = _judged(name, "m9-n1002-bf16-e4m3fnuz-gaussian-nores-s0")
     assert record.status is Status.UNSUPPORTED
     assert "takes residual True only" in record.reasons[0]
+    other = _written(tmp_path, LAUNCH.replace("takes = { ", "takes = { n = { max = 1000, multiple_of = 2 }, "))
+    assert "takes n up to 1000, multiples of 2 only" in _judged(other).reasons[0]
     record = _judged(name, device="amdgcn:gfx950")
     assert record.reasons == ("the text is for gfx942, and the device is amdgcn:gfx950",)
 
@@ -73,6 +77,7 @@ WRONG = {
     "another kernel": ("contract = ", 'kernel = "other"\ncontract = ', "has no kernel other"),
     "no file": ("kernel.s", "nowhere.s", "cannot be read"),
     "no TOML": ("[512", "(512", "cannot be read"),
+    "a range": ('["bf16"]', "{ min = 3 }", "is no list and no range"),
     "a case's field": ("dtype = ", "type = ", "takes 'type' is no field of a case"),
 }
 
@@ -101,3 +106,9 @@ def test_arguments_in_the_wrong_order_are_found(tmp_path: Path) -> None:
 def test_another_op_than_the_file_s(tmp_path: Path) -> None:
     with pytest.raises(KernelError, match="is a kernel of add_rmsnorm_quant, not of ptpc_gemm"):
         find_kernel(_written(tmp_path), "ptpc_gemm")
+
+
+def test_the_example_of_the_documentation_is_judged(tmp_path: Path) -> None:
+    example = Path(__file__).resolve().parents[3] / "docs" / "examples" / "amdgcn" / "add_rmsnorm_quant.toml"
+    words = ["run", "--device", "amdgcn:gfx942", "--kernel", str(example), "--lane", "shapes", "--depth", "smoke"]
+    assert main([*words, "--records", str(tmp_path / "records")]) == Exit.YES
