@@ -1,7 +1,7 @@
 """Cases drawn at random, by counter: the same seed, stream and number give the same case on every machine.
 
 Most draws are small, since a kernel's mistakes depend on conditions more often than on size; some are large, since
-some conditions are sizes. A draw departs from what every kernel offers in few options, mostly none to two, so that
+some conditions are sizes. A draw departs from what every kernel offers in few options, mostly one to three, so that
 a kernel that lacks some is still asked about the others.
 
 Why not ``hypothesis``: it stops at a failure instead of going on to the next, has no limit by the clock, reduces inside
@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -25,18 +26,22 @@ from validators.words import DTYPES, FP8_FORMATS
 
 T = TypeVar("T")
 
-SIZES = ((68, 1 << 15), (22, 1 << 18), (8, 1 << 20), (2, 1 << 23))
-"""(weight, elements at most) of a draw. On one core of a CPU a case of an emulated norm kernel takes about 10, 60 and
-250 ms and 2 s at these sizes, so that a minute has about a thousand draws."""
+SIZES = ((66, 1 << 15), (22, 1 << 18), (8, 1 << 20), (4, 1 << 23))
+"""(weight, elements at most) of a draw. On one core of a CPU a case of an emulated norm kernel takes about 10, 50, 60
+and 500 ms at these sizes, 30 ms in the mean, so that a minute has more than a thousand draws."""
+_LARGE = 1 << 18
+"""Draws that may have more elements than that mostly do: neither of their sizes is small."""
 GPU_FACTOR = 8
 """A GPU takes as long for so many times as many elements."""
 PRODUCTS = 32
 """Products of a GEMM that cost as much as one element."""
+OUTPUTS = 4
+"""Elements that one output of a GEMM costs, whose bounds are sums of their own."""
 WIDEST = {"m": 1 << 17, "n": 1 << 15, "k": 1 << 15}
 """The largest sizes: rows past 65,535, and columns and products past twice the widest of the model."""
 
-_DEPARTURES = ((30, 0), (30, 1), (25, 2), (10, 3), (5, 99))
-"""(weight, options in which a draw departs at most)."""
+_DEPARTURES = ((15, 0), (25, 1), (30, 2), (20, 3), (10, None))
+"""(weight, options in which a draw departs); None for any number of them."""
 _SIDES = (0, 0, 0, 0, 1, -1, 2, -2, 4, -4, 8, -8)
 _STEPS = (2, 4, 8, 16, 32, 64, 128, 256)
 _PACKED = "every_situation"
@@ -86,6 +91,13 @@ class Space:
         n = {*shapes.BOUNDARY_N, *shapes.WIDE_N, *shapes.model_widths(self.op), *shapes.model_widths("per_token_quant")}
         return {"m": _marks({*shapes.BOUNDARY_M, shapes.MANY_ROWS}), "n": _marks(n)}
 
+    @functools.cached_property
+    def model(self) -> dict[str, tuple[int, ...]]:
+        """Sizes that the model's layers have on any number of ranks."""
+        found = shapes.model_shapes(self.op)
+        sizes = {"n": _marks({n for n, _ in found}), "k": _marks({k for _, k in found})}
+        return {field: each for field, each in sizes.items() if field in self.sizes}
+
 
 def _marks(found: set[int]) -> tuple[int, ...]:
     return tuple(sorted(found))
@@ -132,12 +144,16 @@ def _drawn(space: Space, dice: Dice) -> Case:
     # The size that is drawn first has the widest choice; that of the rows is mostly the last.
     order = sorted(space.sizes, key=lambda name: (dice.below(3) if name == "m" else dice.below(2), name))
     for field in order:
-        most = min(WIDEST[field], _most(chosen, limit))
-        full = field == order[-1] and limit > SIZES[1][1] and dice.below(2) == 0
-        chosen[field] = _size(dice, most, space.marks[field], least=most // 2 if full else 1)
+        most = _most(chosen, field, "k" in space.sizes, limit)
+        least = 1
+        if limit > _LARGE and field != "k" and dice.below(4):
+            least = most // 2 if field == order[-1] else min(most, 256)
+        model = space.model.get(field, ())
+        chosen[field] = _size(dice, most, space.marks[field], model, least)
     if dice.below(100) == 0:
         chosen["m"] = 0
-    departures = min(dice.weighted(_DEPARTURES), len(space.options))
+    wanted = dice.weighted(_DEPARTURES)
+    departures = dice.below(len(space.options) + 1) if wanted is None else wanted
     fields = sorted(space.options, key=lambda name: (dice.below(1 << 30), name))[:departures]
     options = {field: dice.pick(space.options[field][1:]) for field in fields}
     packed = [name for name in space.recipes if name.startswith(_PACKED)]
@@ -148,31 +164,35 @@ def _drawn(space: Space, dice: Dice) -> Case:
 
 def cost(case: Case) -> int:
     """What a case costs, in elements."""
-    return max(case.m * case.n, case.m * case.k, case.n * case.k, case.m * case.n * case.k // PRODUCTS)
+    outputs = case.m * case.n * (OUTPUTS if case.k else 1)
+    return max(outputs, case.m * case.k, case.n * case.k, case.m * case.n * case.k // PRODUCTS)
 
 
-def _most(chosen: dict[str, int], limit: int) -> int:
-    """The largest size that keeps the cost of the draw within ``limit`` elements."""
-    values = list(chosen.values())
-    most = limit // max(values, default=1)
-    if len(values) == 2:
-        most = min(most, PRODUCTS * limit // (values[0] * values[1]))
+def _most(chosen: dict[str, int], field: str, inner: bool, limit: int) -> int:
+    """The largest size of ``field`` that keeps the cost of the draw within ``limit`` elements."""
+    most = WIDEST[field]
+    for other, size in chosen.items():
+        most = min(most, limit // size // (OUTPUTS if inner and "k" not in (field, other) else 1))
+    if len(chosen) == 2:
+        most = min(most, PRODUCTS * limit // math.prod(chosen.values()))
     return max(1, most)
 
 
-def _size(dice: Dice, most: int, marks: Sequence[int], least: int) -> int:
-    """A size of ``least`` to ``most``: next to a power of two, next to a mark, any, prime, or a multiple."""
+def _size(dice: Dice, most: int, marks: Sequence[int], model: Sequence[int], least: int) -> int:
+    """A size of ``least`` to ``most``: the model's, next to a power of two or a mark, any, prime, or a multiple."""
     octave = max(least.bit_length() - 1, dice.below(most.bit_length()))
     anywhere = min(most, (1 << octave) + dice.below(1 << octave))
-    known = [mark for mark in marks if least <= mark <= most]
+    known, used = ([size for size in sizes if least <= size <= most] for sizes in (marks, model))
     kind = dice.below(100)
-    if kind < 30:
+    if kind < 15 and used:
+        found = dice.pick(used)
+    elif kind < 40:
         found = (1 << octave) + dice.pick(_SIDES)
-    elif kind < 60 and known:
+    elif kind < 65 and known:
         found = dice.pick(known) + dice.pick(_SIDES)
-    elif kind < 75:
+    elif kind < 80:
         found = anywhere
-    elif kind < 85:
+    elif kind < 88:
         found = next(value for value in range(anywhere, 0, -1) if _is_prime(value))
     else:
         step = dice.pick(_STEPS)
