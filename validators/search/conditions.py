@@ -70,6 +70,8 @@ class Size:
     def parts(self) -> tuple[str, ...]:
         """Each part in words; none where every size fails."""
         name = self.field
+        if self.most == 0:
+            return (f"{name} = 0",)
         if self.most is not None:
             inside = [size for size in range(self.above + 1, min(self.most, self.above + 2048) + 1) if self.fits(size)]
             if len(inside) == 1:

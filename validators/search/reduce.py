@@ -28,6 +28,8 @@ SEEDS = 3
 """Seeds with which a case is tried before it counts as one that passes, until it is known how often a seed fails."""
 MOST_SEEDS = 12
 """The same where few seeds fail: a row of ordinary values shows some defects by chance alone."""
+CLAIMED = 0.5
+"""The share of seeds that must fail before one that passes counts for a condition: below it 12 may pass by chance."""
 MISSED = 0.02
 """How often a case may count as passing because none of its seeds happened to fail."""
 _SHARE_OF = 6
@@ -43,7 +45,9 @@ _BACK = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 class Finding:
     """record: of the reduced case. first: the id of the case that was drawn. facts: what fails and passes next to it.
 
-    finished: False where calls or time ran out, so that a smaller case may fail too.
+    finished: False where calls or time ran out, so that a smaller case may fail too. known: False where what is needed
+    could not be found out, because few seeds fail or because it ended before; then the condition is the recipe of the
+    case that was drawn, which says what else this finding explains.
     """
 
     record: Record
@@ -52,6 +56,7 @@ class Finding:
     facts: tuple[str, ...]
     calls: int
     finished: bool
+    known: bool = True
 
     @property
     def case(self) -> str:
@@ -80,7 +85,10 @@ class Finding:
         verb = _VERBS[self.record.status]
         needed = [condition.words for condition in self.conditions if condition.words]
         facts = f": {'; '.join(self.facts)}" if self.facts else ""
-        if needed:
+        if not self.known:
+            why = "few seeds show it" if self.finished else "there was no time for it"
+            found = f"{verb}, and what it needs is not known, because {why}; seen with {needed[0]}"
+        elif needed:
             found = f"{verb} only with {' and '.join(needed)}{facts}"
         else:
             found = f"{verb} without any condition that was found{facts}"
@@ -125,6 +133,9 @@ class Reduction:
     _said: list[tuple[Condition, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self._claimed = False
+        self.steady = False
+        """Whether a smaller case is taken only where every seed fails, so that its neighbours say what is needed."""
         self.best = Case.parse(self.failed.case)
         self._records[self.best.id] = self.failed
 
@@ -132,24 +143,31 @@ class Reduction:
         """The finding; never raises for what a kernel does."""
         finished = True
         try:
+            self.steady = self._share(self.best, SEEDS) == 1
             self._options()
             self._recipe()
             self._fewer_rows()
-            self._weigh()
             inner = [name for name in reversed(self.space.sizes) if name != "m"]
             for name in inner:
                 self._smallest(name)
-            self._weigh()
-            for name in inner:
-                self._around(name)
-                self._say_size(name, self._sizes(name))
             self._options()
             self._recipe()
-            self._say_options()
+            if self._weigh() >= CLAIMED:
+                for name in inner:
+                    self._around(name)
+                    self._say_size(name, self._sizes(name))
+                self._say_options()
+                self._claimed = True
+            self.steady = False
+            for name in inner:
+                self._smallest(name)
             self._rows()
         except _Ended:
             finished = False
         record = self._records[self.best.id]
+        if not self._claimed:
+            recipe = Value("recipe", Case.parse(self.failed.case).recipe)
+            return Finding(record, self.failed.case, (recipe,), (), self.calls, finished, known=False)
         said = sorted(self._said, key=lambda pair: isinstance(pair[0], Value))
         conditions, facts = tuple(condition for condition, _ in said), tuple(fact for _, fact in said)
         return Finding(record, self.failed.case, conditions, facts, self.calls, finished)
@@ -176,6 +194,13 @@ class Reduction:
             found = False
         return found
 
+    def _passes(self, case: Case) -> bool:
+        """Whether it passes with every one of more seeds than usual: each option is asked about only once."""
+        if reasons_impossible(case) is not None:
+            return False
+        seeds = max(self.seeds, _SHARE_OF)
+        return all(self._status(one) is Status.PASSED for one in self._seeded(case, seeds))
+
     def _seeded(self, case: Case, count: int) -> list[Case]:
         """The case with its own seed, then with others: ``count`` in all."""
         seeds = list(dict.fromkeys((case.seed, *range(count))))[:count]
@@ -190,14 +215,23 @@ class Reduction:
         return self._records[case.id].status
 
     def _share(self, case: Case, count: int) -> float:
-        """The share of ``count`` seeds with which the case fails."""
-        each = [self._status(one) is self.failed.status for one in self._seeded(case, count)]
-        return sum(each) / len(each)
+        """The share of ``count`` seeds with which the case fails; 0 where the first one does not."""
+        each = self._seeded(case, count)
+        if self._status(each[0]) is not self.failed.status:
+            return 0.0
+        return sum(self._status(one) is self.failed.status for one in each) / len(each)
 
     def _take(self, **fields: Any) -> bool:
         """Whether the best case fails with these fields too; then it is the best one."""
         case = dataclasses.replace(self.best, **fields)
-        if case == self.best or not self._fails(case):
+        if case == self.best:
+            return False
+        if self.steady:
+            if reasons_impossible(case) is not None or self._share(case, SEEDS) < 1:
+                return False
+            self.best = case
+            return True
+        if not self._fails(case):
             return False
         known = [one for one in self._seeded(case, self.seeds) if one.id in self._records]
         failing = [one for one in known if self._records[one.id].status is self.failed.status]
@@ -218,18 +252,15 @@ class Reduction:
                 return
 
     def _fewer_rows(self) -> None:
-        """Halve the rows as long as every seed fails."""
-        while self.best.m >= 2 * ROWS:
-            case = dataclasses.replace(self.best, m=self.best.m // 2)
-            if reasons_impossible(case) is not None or self._share(case, SEEDS) < 1:
-                return
-            self.best = case
+        """Halve the rows as long as it fails."""
+        while self.best.m >= 2 * ROWS and self._take(m=self.best.m // 2):
+            pass
 
-    def _weigh(self) -> None:
-        """How many seeds it takes to say that a case passes, from how many of the best one's fail."""
+    def _weigh(self) -> float:
+        """The share of seeds with which the best case fails, which says how many it takes to say that one passes."""
         share = self._share(self.best, _SHARE_OF)
-        wanted = {0.0: MOST_SEEDS, 1.0: 2}.get(share) or math.ceil(math.log(MISSED) / math.log(1 - share))
-        self.seeds = max(2, min(MOST_SEEDS, wanted))
+        self.seeds = SEEDS if share == 1 else min(MOST_SEEDS, math.ceil(math.log(MISSED) / math.log(1 - share)))
+        return share
 
     def _smallest(self, name: str) -> None:
         """Make the size as small as it fails, if what fails is above a bound, or in steps of a power of two."""
@@ -260,9 +291,9 @@ class Reduction:
         while (between := self._between(name)) is not None:
             if self._probe(name, between) is None:
                 break
-        if fit(name, self._sizes(name)).partial and self.seeds < MOST_SEEDS:
+        if fit(name, self._sizes(name)).partial and self.seeds < _SHARE_OF:
             # Some of the sizes that pass may do so by chance: they are asked again, with more seeds.
-            self.seeds = MOST_SEEDS
+            self.seeds = _SHARE_OF
             self._seen = {case: fails for case, fails in self._seen.items() if fails is not False}
             self._around(name)
 
@@ -292,9 +323,9 @@ class Reduction:
         } | {getattr(other, name): True}
 
     def _rows(self) -> None:
-        """The fewest rows, and what is needed of them.
+        """The fewest rows, and what is needed of them, said where every seed fails.
 
-        With fewer rows fewer seeds fail, which is no bound of the kernel: a lower bound is said where every seed fails.
+        Fewer rows show a defect of few rows less often, which is no bound of the kernel.
         """
         self._smallest("m")
         self._around("m")
@@ -316,13 +347,13 @@ class Reduction:
             own, passing = getattr(self.best, name), []
             for value in values:
                 changed = {name: value}
-                if value != own and self._fails(dataclasses.replace(self.best, **changed)) is False:
+                if value != own and self._passes(dataclasses.replace(self.best, **changed)):
                     passing.append(value)
             if passing:
                 words = _together([words_of(name, value) for value in passing])
                 self._said.append((Value(name, own), f"{words} {_pass(passing)}"))
         simpler = self.space.recipes[: self.space.recipes.index(self.best.recipe)]
-        passing = [name for name in simpler if self._fails(dataclasses.replace(self.best, recipe=name)) is False]
+        passing = [name for name in simpler if self._passes(dataclasses.replace(self.best, recipe=name))]
         if passing:
             self._said.append((Value("recipe", self.best.recipe), f"recipe {passing[0]} passes"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -150,6 +151,23 @@ def test_a_failure_by_chance_is_not_taken_for_a_bound() -> None:
     found = reduced(NORM, lambda c: c.n > 1024 and (c.seed % 2 == 0 or c.n == 77))
     assert found.sentence == "fails only with n > 1024: n = 1025 fails, n = 1024 passes"
     assert Case.parse(found.case).seed % 2 == 0
+
+
+def test_what_few_seeds_show_has_no_conditions() -> None:
+    """One seed of 50 fails: whatever passes may do so by chance, so nothing is said to be needed."""
+    found = reduced(NORM, lambda c: c.n > 1024 and c.seed % 50 == 7)
+    assert not found.known
+    assert "what it needs is not known, because few seeds show it; seen with recipe " in found.sentence
+    first = Case.parse(found.first)
+    assert found.covers(first)
+    others = [name for name in Space(NORM).recipes if name != first.recipe]
+    assert not found.covers(dataclasses.replace(first, recipe=others[0]))
+
+
+def test_no_row_is_a_condition() -> None:
+    judge = judge_of(lambda case: case.m == 0 and case.dtype == "fp16")
+    found = Reduction(Space(NORM), judge, judge(Case(NORM, 0, 5120, "shape_walk", dtype="fp16"))).run()
+    assert found.sentence == "fails only with m = 0 and fp16: m = 0 fails, m = 1 passes; bf16 passes"
 
 
 def test_a_reduction_that_has_no_time_says_that_it_ended_early() -> None:
