@@ -79,7 +79,7 @@ class Call:
     def __call__(self, inputs: Inputs, buffers: Outputs) -> Outputs:
         self.calls += 1
         guard = self.mutant.guard
-        if not guard.meets(Facts.of(inputs)) or not guard.called(self.calls):
+        if not inputs.row_count or not guard.meets(Facts.of(inputs)) or not guard.called(self.calls):
             return run(inputs, buffers, None)
         if not guard.of_elements:
             return run(inputs, buffers, self.stages)

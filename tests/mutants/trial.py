@@ -126,7 +126,7 @@ def poisoned(outputs: Outputs, poison: int) -> Outputs:
 
 def try_case(mutant: Mutant, ready: Ready) -> Outcome:
     """The outcome of one case."""
-    if not ready.may_meet(mutant):
+    if not ready.facts.m or not ready.may_meet(mutant):
         return Outcome("", False)
     if mutant.operator.overwrites:
         return _more(mutant, ready, copied(ready.inputs), False)
@@ -250,8 +250,9 @@ def _more(mutant: Mutant, ready: Ready, inputs: Inputs, changed: bool) -> Outcom
     try:
         first, guards1, _ = call(kernel, inputs, POISONS[0])
         second, guards2, _ = call(kernel, inputs, POISONS[1])
-    except KernelFault:
-        return Outcome("raised", True)
+    except KernelFault as fault:
+        # No operator is meant to raise: that is a fault of the harness, and no kill.
+        raise RuntimeError(f"{mutant.id} raised on {ready.name}: {fault}") from fault
     if before is not None and not integrity.check_unchanged(inputs, before).ok:
         return Outcome("inputs unchanged", True)
     if not (guards1.ok and guards2.ok):

@@ -195,6 +195,17 @@ def test_guards_that_no_case_meets_are_listed_without_running(capsys: pytest.Cap
         assert Facts.of_case(case) == Facts.of(build(case))
 
 
+@pytest.mark.parametrize("op", OPS)
+def test_no_rows_kill_nothing(op: str) -> None:
+    case = Case(op, 0, 384, "shape_walk", k=64 if op == "ptpc_gemm" else 0)
+    none = Ready(build(case), case.id)
+    for name in list(operators(op))[::400]:
+        for guard in ("always", "m<=9&row:equal", "call%2=0&col%2=1"):
+            mutant = Mutant(op, operators(op)[name], Guard.parse(guard))
+            assert not try_case(mutant, none).killed
+            assert validate(mutant.kernel, case).status is Status.PASSED
+
+
 def test_guards_hold_where_they_say() -> None:
     ready = Ready(build(Case("per_token_quant", 24, 264, "spike_walk")), "")
     inputs = ready.inputs
