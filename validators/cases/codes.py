@@ -55,14 +55,30 @@ def integer_codes(fp8: str, limit: float) -> tuple[int, ...]:
     return tuple(c for c, v in enumerate(positive_values(fp8)) if 1 <= v <= limit and v == int(v))
 
 
+# A midpoint has at most 4 fraction bits, so between two multiples of 2^19 in the bits of fp32 there is none.
+_MIDPOINT_BITS = 19
+
+
+@lru_cache
+def _code_table(fp8: str) -> torch.Tensor:
+    """uint8 [4096] on the CPU: the code of the nearest value by ``(bits of |t| - 1) >> 19`` of fp32 t: the interval is
+    open below and closed above, as a tie goes down."""
+    top = (torch.arange(1 << (31 - _MIDPOINT_BITS), dtype=torch.int64, device="cpu") + 1) << _MIDPOINT_BITS
+    infinity = 0x7F800000
+    values = top.clamp(max=infinity).to(torch.int32).view(torch.float32)
+    edges = torch.tensor(midpoints(fp8), dtype=torch.float32, device="cpu")
+    return torch.bucketize(values, edges, out_int32=True).to(torch.uint8)
+
+
 def nearest_codes(t: torch.Tensor, fp8: str) -> torch.Tensor:
     """uint8 codes of the values nearest to fp32 ``t`` (same shape), saturating; a tie goes down in magnitude.
 
-    Negative values that round to zero become +0, since 0x80 is NaN in e4m3fnuz.
+    Negative values that round to zero become +0, since 0x80 is NaN in e4m3fnuz. By a table: a search among the midpoints
+    took 28 ns a value, half the time of a GEMM's case at the model's shapes; the table takes 6.
     """
-    edges = torch.tensor(midpoints(fp8), dtype=torch.float32, device=t.device)
-    code = torch.bucketize(t.abs(), edges, out_int32=True)
-    return (code + ((t < 0) & (code > 0)).int() * 0x80).to(torch.uint8)
+    place = (t.contiguous().view(torch.int32) & 0x7FFFFFFF).sub_(1).clamp_(min=0).bitwise_right_shift_(_MIDPOINT_BITS)
+    code = torch.index_select(_code_table(fp8).to(t.device), 0, place.flatten()).view(t.shape)
+    return torch.where((t < 0) & (code > 0), code | 0x80, code)
 
 
 def finite_codes(draw: torch.Tensor, fp8: str) -> torch.Tensor:

@@ -24,7 +24,7 @@ def _residual(block: Block, amplitude: float) -> torch.Tensor | None:
     return block.gaussian("residual").mul_(amplitude)
 
 
-def _signed_gain(block: Block) -> torch.Tensor:
+def signed_gain(block: Block) -> torch.Tensor:
     """Random signs and octaves 2^0 .. 2^-12; about one column in 64 is exactly zero."""
     octave = block.col_integers("weight.octave", 13)
     sign = 1 - 2 * block.col_integers("weight.sign", 2)
@@ -34,7 +34,7 @@ def _signed_gain(block: Block) -> torch.Tensor:
 
 def _gaussian_gain(block: Block) -> Pair:
     x, residual = gaussian_pair(block)
-    return (x if normed(block.case) else x * _signed_gain(block)), residual
+    return (x if normed(block.case) else x * signed_gain(block)), residual
 
 
 def _outlier_channels(block: Block) -> Pair:
@@ -140,7 +140,7 @@ RECIPES = (
         _BOTH,
         "amax taken before the gain, a mishandled gain sign or dtype, 0x80 written for small negative values",
         values=_gaussian_gain,
-        gain=_signed_gain,
+        gain=signed_gain,
     ),
     NormRecipe(
         "uniform_bytes",

@@ -111,7 +111,7 @@ def _residual_ties(block: Block) -> Pair:
 _OFFSETS = (2.0**-10, 2.0**-12, 2.0**-14, 2.0**-16)
 
 
-def _step_gain(block: Block) -> torch.Tensor:
+def step_gain(block: Block) -> torch.Tensor:
     """Gains 1, 1/2, 1/4 by column: powers of two, so that a product with them rounds nothing."""
     return power_of_two(-(block.cols % 3))
 
@@ -189,7 +189,7 @@ RECIPES = (
         (ADD, QUANT),
         "codes encoded through bf16 or fp16, a scale rounded to 16 bits",
         values=_double_rounding,
-        gain=_step_gain,
+        gain=step_gain,
     ),
     NormRecipe(
         "subnormal_codes",

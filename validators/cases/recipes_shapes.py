@@ -41,7 +41,7 @@ def _vector_peaks(block: Block) -> Pair:
     return x, block.gaussian("residual").mul_(2.0**-8) if adds_residual(block.case) else None
 
 
-def _checkpoint_gain(block: Block) -> torch.Tensor:
+def checkpoint_gain(block: Block) -> torch.Tensor:
     """Ordinary gains, but 15.8125, 31.625, 47.4375 or 63.25 in about one column of 32, and 63.25 in the middle."""
     step = block.col_integers("weight.step", 4) + 1
     loud = (LOUD_GAIN / 4) * step.float()
@@ -58,7 +58,7 @@ def _massive_activations(block: Block) -> Pair:
     return torch.where(here, 1024.0 * sign, x), residual
 
 
-def _unit_gain(block: Block) -> torch.Tensor:
+def unit_gain(block: Block) -> torch.Tensor:
     return torch.ones((1, block.width), dtype=torch.float32, device=block.device)
 
 
@@ -87,7 +87,7 @@ RECIPES = (
         (ADD,),
         "an upper bound on the scale that the op does not have, gains clamped or kept in too narrow a type",
         values=_massive_activations,
-        gain=_checkpoint_gain,
+        gain=checkpoint_gain,
     ),
     NormRecipe(
         "degenerate_rows",
@@ -95,6 +95,6 @@ RECIPES = (
         _BOTH,
         "rows with one element that is not zero, and rows of equal magnitudes",
         values=_degenerate_rows,
-        gain=_unit_gain,
+        gain=unit_gain,
     ),
 )

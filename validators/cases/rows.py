@@ -12,11 +12,12 @@ from validators.cases.recipes_norm import RECIPES as _NORM
 from validators.cases.recipes_rounding import RECIPES as _ROUNDING
 from validators.cases.recipes_shapes import RECIPES as _SHAPES
 from validators.cases.recipes_special import RECIPES as _SPECIAL
+from validators.cases.recipes_together import RECIPES as _TOGETHER
 
 
 def recipes_of(op: str) -> tuple[NormRecipe, ...]:
     """The recipes that make inputs of ``op``, in the order of the suites."""
-    return tuple(recipe for recipe in (*_NORM, *_ROUNDING, *_SPECIAL, *_SHAPES) if op in recipe.ops)
+    return tuple(recipe for recipe in (*_NORM, *_ROUNDING, *_SPECIAL, *_SHAPES, *_TOGETHER) if op in recipe.ops)
 
 
 def filled(case: Case, recipe: NormRecipe, device: str, *, residual: bool) -> tuple[torch.Tensor, torch.Tensor | None]:

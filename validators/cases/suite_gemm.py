@@ -7,8 +7,10 @@ from typing import Any
 
 from validators.cases import shapes
 from validators.cases.case import Case
+from validators.cases.covered import covered
 from validators.cases.recipe import GEMM as _OP
 from validators.cases.recipes_gemm import RECIPES
+from validators.cases.situations import EVERY
 from validators.cases.suite_types import ORDINARY, OTHER, other, typed
 from validators.words import DTYPES, FP8_FORMATS
 
@@ -28,10 +30,11 @@ def smoke(dtype: str, fp8: str) -> Iterator[Case]:
     yield Case(_OP, 32, 64, "random_bytes", k=512, dtype=other(dtype, DTYPES), fp8=fp8)
     yield Case(_OP, 37, 136, "shape_walk", k=144, dtype=dtype, fp8=fp8)
     yield from (Case(_OP, m, 384, "model", k=shapes.HIDDEN, dtype=dtype, fp8=fp8) for m in (4, 1))
+    yield from covered(_OP, "smoke", dtype, fp8)
 
 
 def default(dtype: str, fp8: str) -> Iterator[Case]:
-    """Every recipe at two shapes, every option, every boundary, the layers at tensor parallel 8."""
+    """Every recipe at two shapes, every option, every boundary, the layers at tensor parallel 8, every pair."""
 
     def case(name: str, m: int, n: int, k: int, **options: Any) -> Case:
         return Case(_OP, m, n, name, k=k, **{"dtype": dtype, "fp8": fp8, **options})
@@ -59,11 +62,8 @@ def default(dtype: str, fp8: str) -> Iterator[Case]:
         # The step is coprime to the list's length, so that every k appears, and with an n other than its own.
         k = shapes.GEMM_BOUNDARY_K[index * 7 % len(shapes.GEMM_BOUNDARY_K)]
         yield case("shape_walk", m, n, k, bias=index % 3 == 2)
-    for layer in shapes.glm_gemm_shapes(8):
-        # gate_up alone has as many weights as the others together: the deep suite's.
-        if layer.layer != "gate_up":
-            yield case("model", 16, layer.n, layer.k, bias=layer.layer == "qkv")
     yield from _reached(dtype, fp8)
+    yield from covered(_OP, "default", dtype, fp8)
 
 
 def _reached(dtype: str, fp8: str) -> Iterator[Case]:
@@ -82,6 +82,8 @@ def _reached(dtype: str, fp8: str) -> Iterator[Case]:
     # Decode and prefill of every layer at tensor parallel 8, but for gate_up: its weights are as many as all others'.
     for index, (n, k) in enumerate(shapes.MODEL_GEMMS):
         yield case("model", 1, n, k, bias=k == shapes.HIDDEN)
+        # The row's first turn is of integers: half of its outputs have one admissible value under every contract.
+        yield case(EVERY, 1, n, k)
         yield case(("cancelling_integers", "model")[index % 2], (64, 129, 128, 65)[index % 4], n, k)
     # What is on by default, at an inner size of the model.
     for options in ({"dtype": OTHER}, {"fp8": OTHER}, {"dtype": OTHER, "fp8": OTHER, "bias": True}):
@@ -106,5 +108,6 @@ def deep(dtype: str, fp8: str) -> Iterator[Case]:
             yield Case(_OP, 128, layer.n, "model", k=layer.k, dtype=dtype, fp8=fp8, bias=bias)
             if tp == 8:
                 yield Case(_OP, 4096, layer.n, "model", k=layer.k, dtype=dtype, fp8=fp8, bias=bias)
+    yield from covered(_OP, "deep", dtype, fp8)
     # More than 2^31 outputs; a GPU's.
     yield Case(_OP, *shapes.PAST_INT32_GEMM, "shape_walk", k=64, dtype=dtype, fp8=fp8)

@@ -13,9 +13,11 @@ from typing import Any
 
 from validators.cases import shapes
 from validators.cases.case import Case
+from validators.cases.covered import covered
 from validators.cases.op import Suite
 from validators.cases.recipe import RecipeInfo
 from validators.cases.recipes_shapes import VECTOR
+from validators.cases.situations import EVERY
 from validators.cases.suite_types import ORDINARY, OTHER, other, typed
 from validators.words import DTYPES, FP8_FORMATS
 
@@ -56,7 +58,8 @@ PAIRS: Pairs = (
     ("shape_walk", 9, 10251, {}),
     ("shape_walk", 1, 1002, {}),
 )
-_WIDE_ROWS = 32
+_EVERY_ROWS = 80
+"""Rows of a case of every situation: two of each turn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +94,7 @@ class RowSuites:
         # An odd width: rows whose last bytes share a word with the next row.
         yield Case(op, 9, 769, "shape_walk", dtype=dtype, fp8=fp8)
         yield from (Case(op, m, shapes.HIDDEN, "model", dtype=dtype, fp8=fp8) for m in (4, 1))
+        yield from covered(op, "smoke", dtype, fp8)
 
     def default(self, dtype: str, fp8: str) -> Iterator[Case]:
         """Every recipe at two shapes, every option, every boundary, every width of the model."""
@@ -117,6 +121,7 @@ class RowSuites:
             yield case("shape_walk", m, n, residual=residual)
         yield from (case("model", m, shapes.HIDDEN) for m in (1, 16, 128))
         yield from self._reached(names, dtype, fp8)
+        yield from covered(op, "default", dtype, fp8)
 
     def _reached(self, recipes: Sequence[str], dtype: str, fp8: str) -> Iterator[Case]:
         """Shapes that deployments reach. recipes: those of the lanes exact to special."""
@@ -126,15 +131,15 @@ class RowSuites:
             return Case(op, m, n, name, **typed(options, dtype, fp8))
 
         yield case("shape_walk", 0, shapes.HIDDEN)
-        for name in recipes:
-            yield case(name, 1, shapes.HIDDEN)
-            yield case(name, _WIDE_ROWS, shapes.WIDE_N[-2])
+        yield from (case(name, 1, shapes.HIDDEN) for name in recipes)
         # Every vector of every width that the model has holds a row's maximum once.
         for n in shapes.model_widths(op):
             yield case("vector_peaks", -(-n // VECTOR), n)
             yield case("model", 1, n)
+            yield case(EVERY, _EVERY_ROWS, n)
         yield from (case("vector_peaks", 64, n) for n in shapes.WIDE_N if n not in shapes.model_widths(op))
         yield from (case(name, shapes.MANY_ROWS, 64) for name in ("shape_walk", "zero_rows"))
+        yield case("edge_peaks", 64, shapes.HIDDEN)
         for name, m, n, options in (*PAIRS, *self.pairs):
             yield case(name, m, n, **options)
 
@@ -155,5 +160,6 @@ class RowSuites:
             yield Case(op, m, shapes.HIDDEN, "model", dtype=dtype, fp8=fp8)
         if self.norm:
             yield Case(op, 512, shapes.HIDDEN, "model", dtype=dtype, fp8=fp8, residual=False)
+        yield from covered(op, "deep", dtype, fp8)
         # More than 2^31 elements, where signed 32-bit offsets wrap; a GPU's.
         yield Case(op, shapes.PAST_INT32_ROWS, shapes.HIDDEN, "shape_walk", dtype=dtype, fp8=fp8)

@@ -11,8 +11,12 @@ from validators.cases.generator import Block
 from validators.cases.layout import blocks, matrix
 from validators.cases.op import CaseOp
 from validators.cases.recipe import GEMM, GemmRecipe
-from validators.cases.recipes_gemm import RECIPES
+from validators.cases.recipes_gemm import RECIPES as _SINGLE
+from validators.cases.recipes_gemm_together import EVERY_SITUATION
 from validators.cases.tensors import GemmInputs
+
+
+_RECIPES = (*_SINGLE, EVERY_SITUATION)
 
 
 def _operand(case: Case, recipe: GemmRecipe, side: str, rows: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -26,7 +30,7 @@ def _operand(case: Case, recipe: GemmRecipe, side: str, rows: int, device: str) 
 
 def build(case: Case, device: str) -> GemmInputs:
     """Inputs of a case that is possible."""
-    recipe = next(recipe for recipe in RECIPES if recipe.name == case.recipe)
+    recipe = next(recipe for recipe in _RECIPES if recipe.name == case.recipe)
     dtype = STORAGE[case.dtype].dtype
     a, a_scale = _operand(case, recipe, "a", case.m, device)
     b, b_scale = _operand(case, recipe, "b", case.n, device)
@@ -37,7 +41,7 @@ def build(case: Case, device: str) -> GemmInputs:
 OP = CaseOp(
     name=GEMM,
     inputs=GemmInputs,
-    recipes=RECIPES,
+    recipes=_RECIPES,
     build=build,
     suites={"smoke": suite_gemm.smoke, "default": suite_gemm.default, "deep": suite_gemm.deep},
     # The output 2 for each of two calls and one copy, a mask, and its blocks in float64.

@@ -14,6 +14,8 @@ from validators.cases.codes import FP8_DTYPE, midpoints, odd_scale, positive_val
 from validators.cases.generator import Block
 from validators.cases.op import CaseOp
 from validators.cases.recipe import QUANT, NormRecipe, Pair
+from validators.cases.recipes_together import every_situation
+from validators.cases.situations import EVERY
 from validators.cases.suite_rows import Options, RowSuites
 from validators.cases.tensors import Inputs, Outputs
 
@@ -87,14 +89,16 @@ _TAKEN: tuple[tuple[str, str, Scale], ...] = (
     ("shape_walk", "tails, block-size boundaries and row blocks that are handled wrongly at one shape", _odd(-8)),
     ("vector_peaks", "one vector of 8 columns, or a part of a wide row, that is left out", _odd(-4)),
     ("model", "mistakes at the model's own shapes", _odd(-6)),
+    ("edge_peaks", "a column next to a boundary of vectors, waves or blocks that is left out", _odd(-4)),
     ("double_rounding", "a product with a reciprocal for a quotient or the reverse, codes through bf16", _fixed(BELOW)),
 )
 _QUANTIZER = {recipe.name: recipe for recipe in rows.recipes_of(QUANT)}
 _VALUES = {**{name: recipe.values for name, recipe in _QUANTIZER.items()}, "double_rounding": _beside_midpoints}
-_RECIPES = tuple(
+_SINGLE = tuple(
     NormRecipe(name, _QUANTIZER[name].lane, (NAME,), reveals, values=_VALUES[name]) for name, reveals, _ in _TAKEN
 )
-_SCALES = {name: scale for name, _, scale in _TAKEN}
+_RECIPES = (*_SINGLE, every_situation(NAME, _SINGLE))
+_SCALES = {EVERY: _odd(-8), **{name: scale for name, _, scale in _TAKEN}}
 _OPTIONS: Options = (
     ("gaussian", {"layout": "strided"}),
     ("gaussian", {"layout": "3d"}),
