@@ -3,10 +3,11 @@
 ``python -m tests.benchmarks.covering --write`` chooses them and writes the file, so that a case's id depends on no
 library and no version; ``tests/suite/cases/test_covering.py`` counts from the file.
 
-A greedy choice: of all cases that the model can make, the one with the most combinations that no chosen case holds, less
-what it costs, until nothing is left. Libraries of covering arrays fill what a combination leaves free with any level
-that is possible. Here it matters which: a case of 16,384 columns and one row costs as much as a hundred narrow ones and
-shows one class of input, so the choice weighs cost and rows, and cases without options hold what needs none.
+A greedy choice: of all cases that the model can make, the one with the most combinations that no chosen case holds,
+less what it costs, until nothing is left. Libraries of covering arrays fill what a combination leaves free with any
+level that is possible. Here it matters which: a case of one row and 16,384 columns shows one class of input, and
+another costs as much as a hundred narrow ones. So the choice weighs cost and rows, and cases without options hold
+what needs none.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from reference.contract import get_contract
+from reference.contract import NORM_QUANT_CONTRACTS
 from validators.cases.case import Case
 from validators.cases.covered import SCHEMA, TABLE, TEMPLATES
 from validators.cases.inputs import build
 from validators.cases.model import LIMITS, Model, model_of, size
+from validators.cases.tensors import NormQuantInputs, QuantInputs
 from validators.judge.norm import open_rows
 
 OPS = ("add_rmsnorm_quant", "per_token_quant", "ptpc_gemm")
@@ -54,16 +57,16 @@ class Choice:
     def __init__(self, model: Model, candidates: Sequence[Case], strength: int) -> None:
         self.candidates = candidates
         names = [[level.name for level in factor.levels] for factor in model.shape]
-        columns = []
+        levels = []
         for factor, own in zip(model.shape, names, strict=True):
             # The level of a shape factor follows from its field alone.
             known = {getattr(case, factor.field): case for case in candidates}
             index = {value: own.index(factor.level(case)) for value, case in known.items()}
-            columns.append([index[getattr(case, factor.field)] for case in candidates])
-        self.levels = np.array(columns, dtype=np.int64).T
+            levels.append([index[getattr(case, factor.field)] for case in candidates])
+        self.levels = np.array(levels, dtype=np.int64).T
         sizes = [len(found) for found in names]
-        self.left: list[np.ndarray] = []
-        self.keys: list[np.ndarray] = []
+        self.left: list[npt.NDArray[np.bool_]] = []
+        self.keys: list[npt.NDArray[np.int64]] = []
         for columns in itertools.combinations(range(len(sizes)), min(strength, len(sizes))):
             key = np.zeros(len(candidates), dtype=np.int64)
             for column in columns:
@@ -118,8 +121,8 @@ def _seeded(cases: Sequence[Case]) -> list[Case]:
 
 
 def _open(case: Case) -> bool:
-    inputs: Any = build(case)
-    return case.k == 0 and bool(open_rows(inputs, get_contract(case.op, CONTRACT)).all())
+    inputs, contract = build(case), NORM_QUANT_CONTRACTS[CONTRACT]
+    return isinstance(inputs, NormQuantInputs | QuantInputs) and bool(open_rows(inputs, contract).all())
 
 
 def smoke(op: str, cases: Sequence[Case]) -> list[Case]:

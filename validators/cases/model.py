@@ -4,9 +4,9 @@ A *level* is a class of values that kernels may treat alike: rows that fit one b
 width that ends in part of a vector. The suites hold every pair of levels at default depth and every triple at deep
 (``covered``); what a case varies row by row, the class of input, is inside the cases (``situations``).
 
-Shape factors always have some level. Options depart from what every kernel of the op offers (bf16, contiguous rows, ..):
-a combination of levels is held by a case with the options of the combination and no other one, so that an
-option that a kernel lacks takes nothing away but what it belongs to.
+Every case has a level of each shape factor. Options depart from what every kernel of the op offers (bf16, contiguous
+rows, ..): a combination of levels is held by a case with the options of the combination and no other one, so that
+an option that a kernel lacks takes nothing away but what it belongs to.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from validators.cases.recipes_together import GAINS
 from validators.cases.situations import EVERY
 from validators.words import DTYPES, FP8_FORMATS
 
-LIMITS = {"smoke": 1 << 19, "default": 1 << 22, "deep": 1 << 23}
-"""Elements of the largest tensor (of a GEMM: of a and b together; and 64 times as many products) of a case that stands
-for a combination of levels. Combinations that only larger cases have are not run at that depth: more than 1,024 rows of
-more than 4,096 columns at default depth. The model's own shapes have their cases whatever their size is."""
+LIMITS = {"smoke": 1 << 19, "default": 5 << 20, "deep": 10 << 20}
+"""Elements of the largest tensor (of a GEMM also a part of its products, see ``size``) of a case that stands for a
+combination of levels. Combinations that only larger cases have are not run at that depth: more than 1,024 rows of
+more than 6,144 columns at default depth. The model's own shapes have their cases whatever their size is."""
 PRODUCTS = 1 << 5
 """Products of a GEMM per element of ``LIMITS``."""
 
@@ -43,7 +43,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Factor:
-    """field: of the case, whose value the level's ``values`` are. option: whether a kernel may lack all but the first."""
+    """field: of the case; the levels' ``values`` are its. option: whether a kernel may lack all but the first."""
 
     name: str
     field: str
@@ -54,9 +54,17 @@ class Factor:
         """Name of the level that the case has."""
         return next(level.name for level in self.levels if level.has(case))
 
+    def values(self, name: str) -> tuple[Any, ...]:
+        """The values of the level of that name."""
+        return next(level.values for level in self.levels if level.name == name)
+
 
 def _range(name: str, low: int, high: int, field: str, *values: int) -> Level:
     return Level(name, lambda case: low <= getattr(case, field) <= high, values)
+
+
+def _is(field: str, value: Any, name: str) -> Level:
+    return Level(name, lambda case: getattr(case, field) == value, (value,))
 
 
 def _remainder(name: str, field: str, of: int, *remainders: int) -> Level:
@@ -64,18 +72,18 @@ def _remainder(name: str, field: str, of: int, *remainders: int) -> Level:
 
 
 _MANY = 65_536
+# No row at all is a case of its own: nothing varies in it.
 ROWS = Factor(
     "rows",
     "m",
     (
-        _range("none", 0, 0, "m", 0),
         _range("one", 1, 1, "m", 1),
         _range("2 to 16", 2, 16, "m", 16, 15, 2, 3, 8, 7),
         _range("17 to 64", 17, 64, "m", 40, 64, 63, 33, 17, 48, 41),
-        _range("65 to 256", 65, 256, "m", 80, 65, 81, 128, 129, 127, 256, 255),
+        _range("65 to 256", 65, 256, "m", 80, 65, 81, 128, 129, 127, 130, 256, 255),
         _range("257 to 1,024", 257, 1024, "m", 257, 300, 258, 512, 513, 1024),
         _range("1,025 to 65,535", 1025, _MANY - 1, "m", 1026, 1025, 2048, 2049),
-        _range("65,536 and more", _MANY, 1 << 40, "m", shapes.MANY_ROWS, shapes.MANY_ROWS + 1),
+        _range("65,536 and more", _MANY, 1 << 40, "m", shapes.MANY_ROWS, shapes.MANY_ROWS + 1, shapes.MANY_ROWS + 2),
     ),
 )
 _ODD_ROWS = Factor("odd rows", "m", (_remainder("even", "m", 2, 0), _remainder("odd", "m", 2, 1)))
@@ -118,19 +126,12 @@ def _width_end(op: str) -> Factor:
 
 
 WIDTH = Factor("width", "n", tuple(_width(low, high) for low, high in itertools.pairwise(_WIDTHS)))
-GAIN = Factor(
-    "gain",
-    "recipe",
-    tuple(Level(name.strip("_") or "ordinary", lambda c, r=EVERY + name: c.recipe == r, (EVERY + name,)) for name in GAINS),  # type: ignore[misc]
-)
+GAIN = Factor("gain", "recipe", tuple(_is("recipe", EVERY + n, n.strip("_") or "ordinary") for n in GAINS))
 
 
 def _option(name: str, field: str, *values: Any, words: Sequence[str] = ()) -> Factor:
     names = words or [str(value) for value in values]
-    levels = tuple(
-        Level(text, lambda case, v=value: getattr(case, field) == v, (value,))  # type: ignore[misc]
-        for text, value in zip(names, values, strict=True)
-    )
+    levels = tuple(_is(field, value, text) for text, value in zip(names, values, strict=True))
     return Factor(name, field, levels, option=True)
 
 
@@ -159,11 +160,11 @@ _INNER = Factor(
     "k",
     (
         _range("1 to 31", 1, 31, "k", 16, 1, 31, 8, 2),
-        _range("32 to 127", 32, 127, "k", 64, 32, 33, 48, 96, 100, 112, 127),
-        _range("128 to 256", 128, 256, "k", 144, 128, 129, 176, 250, 256, 160),
+        _range("32 to 127", 32, 127, "k", 64, 32, 33, 40, 48, 72, 96, 100, 112, 127),
+        _range("128 to 256", 128, 256, "k", 144, 128, 129, 136, 176, 200, 250, 256, 160),
         _range("257 to 1,024", 257, 1024, "k", 384, 512, 528, 513, 544, 520, 768, 1024),
         _range("1,025 to 4,096", 1025, 4096, "k", 1056, 1536, 2048, 2049, 1040, 2056, 3072, 2064, 1088),
-        _range("4,097 to 8,192", 4097, 8192, "k", 5120, 4112, 4128, 4097, 5128, 6144),
+        _range("4,097 to 8,192", 4097, 8192, "k", 5120, 4112, 4128, 4097, 4224, 5128, 6144, 8192),
         _range("8,193 and more", 8193, 1 << 20, "k", 12288, 8208, 8224, 8193, 8200, 16384),
     ),
 )
@@ -173,10 +174,7 @@ def _tile_end(name: str, field: str, *tiles: int, model: Iterable[int] = ()) -> 
     """What a size is a multiple of: the largest of ``tiles`` that divides it."""
     own = frozenset(model)
     levels = [Level("a size of the model", lambda case: getattr(case, field) in own)] if own else []
-    levels += [
-        Level(f"multiple of {tile}", lambda case, tile=tile: getattr(case, field) % tile == 0)  # type: ignore[misc]
-        for tile in sorted(tiles, reverse=True)
-    ]
+    levels += [_remainder(f"multiple of {tile}", field, tile, 0) for tile in sorted(tiles, reverse=True)]
     return Factor(name, field, tuple(levels))
 
 
@@ -226,21 +224,55 @@ class Model:
     def candidates(self, options: Mapping[str, Any], limit: int) -> list[Case]:
         """Every case within ``limit`` that is made of the levels' values, with these options (by the case's fields) and
         no other one: what can stand for a combination of shape factors."""
-        fields = dict.fromkeys(factor.field for factor in self.shape)
-        values = [
-            dict.fromkeys(v for f in self.shape if f.field == name for level in f.levels for v in level.values)
-            for name in fields
+        return self._made({name: list(values) for name, values in self._values().items()}, options, limit)
+
+    def smallest(self, options: Mapping[str, Any], limit: int) -> list[Case]:
+        """Of ``candidates`` one for each combination of the shape factors' levels, the smallest: which are possible."""
+        return self._made(
+            {
+                name: list({level: value for value, level in reversed(values.items())}.values())
+                for name, values in self._values().items()
+            },
+            options,
+            limit,
+        )
+
+    def impossible(self, levels: Mapping[str, str], limit: int) -> str | None:
+        """One sentence why no case within ``limit`` has this combination of levels, or None."""
+        departs = self.options_of(levels)
+        options = {f.field: v for f in self.options if f.name in departs for v in f.values(levels[f.name])}
+        found = [
+            size(case)
+            for case in self.smallest(options, 1 << 62)
+            if all(self.by_name[name].level(case) == level for name, level in levels.items())
         ]
+        what = " and ".join(f"{name} {level}" for name, level in levels.items())
+        if not found:
+            return f"no case has {what}"
+        return f"the smallest case of {what} has {min(found):,} elements" if min(found) > limit else None
+
+    def _values(self) -> dict[str, dict[Any, tuple[str, ...]]]:
+        """For each field of a shape factor its values in rising order, and the levels that a case has by each."""
+        sizes = {"recipe": EVERY, "m": 1, "n": 1, "k": 1 if op_named(self.op).inner else 0}
+        found: dict[str, dict[Any, tuple[str, ...]]] = {}
+        for name in dict.fromkeys(factor.field for factor in self.shape):
+            own = [factor for factor in self.shape if factor.field == name]
+            values = dict.fromkeys(v for factor in own for level in factor.levels for v in level.values)
+            ordered = values if name == "recipe" else sorted(values)
+            found[name] = {v: tuple(f.level(Case(self.op, **{**sizes, name: v})) for f in own) for v in ordered}
+        return found
+
+    def _made(self, values: Mapping[str, Sequence[Any]], options: Mapping[str, Any], limit: int) -> list[Case]:
         found = []
-        for combination in itertools.product(*values):
-            chosen = {"recipe": EVERY, **dict(zip(fields, combination, strict=True)), **options}
+        for combination in itertools.product(*values.values()):
+            chosen = {"recipe": EVERY, **dict(zip(values, combination, strict=True)), **options}
             case = Case(self.op, **chosen)
             if size(case) <= limit and reasons_impossible(case) is None:
                 found.append(case)
         return found
 
     def departures(self, most: int) -> list[dict[str, Any]]:
-        """Options by the case's fields: none, then each one alone, then every ``most`` of different factors together."""
+        """Options by the case's fields: none, then each alone, and so on to every ``most`` of different factors."""
         found: list[dict[str, Any]] = []
         for count in range(most + 1):
             for factors in itertools.combinations(self.options, count):

@@ -13,7 +13,7 @@ from validators.cases.recipe import GEMM, GemmRecipe
 from validators.cases.recipes_gemm import RECIPES as _RECIPES
 from validators.cases.situations import EVERY, Turn, Turns, mixed
 
-_TURNS: Turns[GemmRecipe] = Turns(
+TURNS: Turns[GemmRecipe] = Turns(
     (
         Turn("cancelling_integers"),
         Turn("gaussian"),
@@ -44,21 +44,21 @@ def _rows(block: Block, side: str) -> int:
 
 
 def _codes(block: Block, side: str) -> torch.Tensor:
-    parts = _TURNS.parts(block, _rows(block, side), side)
+    parts = TURNS.parts(block, _rows(block, side), side)
     (found,) = mixed(parts, lambda recipe, source: (recipe.codes(source, side),), block)
     assert found is not None
     return found
 
 
 def _scales(block: Block, side: str) -> torch.Tensor:
-    parts = _TURNS.parts(block, _rows(block, side), side)
+    parts = TURNS.parts(block, _rows(block, side), side)
     (found,) = mixed(parts, lambda recipe, source: (recipe.scales(source, side),), block)
     assert found is not None
     return found
 
 
 def _bias(block: Block) -> torch.Tensor:
-    parts = _TURNS.parts(block, block.case.n, "b")
+    parts = TURNS.parts(block, block.case.n, "b")
     (found,) = mixed(parts, lambda recipe, source: (recipe.bias(source),), block)
     assert found is not None
     return found

@@ -133,10 +133,15 @@ GAINS = tuple(_GAINS)
 """What follows ``every_situation`` in a recipe's name: the class of the norm's gains."""
 
 
-def every_situation(op: str, recipes: tuple[NormRecipe, ...], turns: tuple[Turn, ...] = _TURNS) -> NormRecipe:
-    """The recipe of ``op`` whose rows are those of ``recipes``, as far as they have a turn."""
+def turns_among(recipes: tuple[NormRecipe, ...]) -> Turns[NormRecipe]:
+    """The turns of those of the recipes that have one."""
     known = {recipe.name for recipe in recipes}
-    own: Turns[NormRecipe] = Turns(tuple(turn for turn in turns if turn.recipe in known), recipes)
+    return Turns(tuple(turn for turn in _TURNS if turn.recipe in known), recipes)
+
+
+def every_situation(op: str, recipes: tuple[NormRecipe, ...]) -> NormRecipe:
+    """The recipe of ``op`` whose rows are those of ``recipes``."""
+    turns = turns_among(recipes)
 
     def values(block: Block) -> Pair:
         dtype = STORAGE[block.case.dtype].dtype
@@ -144,7 +149,7 @@ def every_situation(op: str, recipes: tuple[NormRecipe, ...], turns: tuple[Turn,
         def stored(recipe: NormRecipe, source: Block) -> tuple[torch.Tensor | None, ...]:
             return tuple(None if value is None else value.to(dtype) for value in recipe.values(source))
 
-        x, residual = mixed(own.parts(block, block.case.m), stored, block)
+        x, residual = mixed(turns.parts(block, block.case.m), stored, block)
         assert x is not None
         return x, residual
 

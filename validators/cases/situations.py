@@ -2,7 +2,7 @@
 
 Rows are independent of each other in every op, so what a case varies row by row (the class of input) need not be varied
 case by case. Row i of a case takes its turn in a list of recipes, and its values are those of a row that the recipe at
-that turn would make for a case of its own: ``Turns.origins`` says which. Neighbours are of different recipes, and the
+that turn would make for a case of its own: ``Turns.parts`` says which. Neighbours are of different recipes, and the
 lists keep ordinary rows around special ones (NaN, zeros).
 
 Seeds go on where the seed before ended: seed s of a case of m rows begins at turn s * m. So fewer rows than turns
@@ -48,9 +48,10 @@ class Turn(NamedTuple):
     step: int = 1
 
 
-class Part(NamedTuple, Generic[R]):
-    """rows: of a block, int64, from 0. recipe: whose values they have. source: rows of its case, of which they are those
-    at ``places`` (int64, from 0)."""
+@dataclass(frozen=True)
+class Part(Generic[R]):
+    """Rows of one recipe. rows: of a block, int64, from 0. source: rows of the recipe's own case, of which they are
+    those at ``places`` (int64, from 0)."""
 
     rows: torch.Tensor
     recipe: R
@@ -70,7 +71,7 @@ class Turns(Generic[R]):
 
         count: rows of the whole tensor. tensor: its name where the op has several with rows of their own.
         """
-        turns = self._possible(dataclasses.replace(block.case, seed=0))
+        turns = _possible(self, dataclasses.replace(block.case, m=0, seed=0))
         ordinal = torch.arange(block.start, block.stop, dtype=torch.int64) + block.case.seed * count
         place = ordinal % len(turns)
         for turn in dict.fromkeys(turns):
@@ -95,11 +96,12 @@ class Turns(Generic[R]):
             source = Block(origin_case(block.case, turn, cycle), first, last + 1, block.width, block.device)
             yield Part(rows[here].to(block.device), recipe, source, (places - first).to(block.device))
 
-    @functools.lru_cache(maxsize=256)  # noqa: B019 - a few lists, made once
-    def _possible(self, case: Case) -> tuple[Turn, ...]:
-        """The turns whose recipe can be made for the types and options of ``case``."""
-        known = {recipe.name: recipe for recipe in self.recipes}
-        return tuple(t for t in self.turns if known[t.recipe].impossible(origin_case(case, t, 0)) is None)
+
+@functools.lru_cache(maxsize=256)
+def _possible(turns: Turns[R], case: Case) -> tuple[Turn, ...]:
+    """The turns whose recipe can be made for the types and options of ``case``."""
+    known = {recipe.name: recipe for recipe in turns.recipes}
+    return tuple(t for t in turns.turns if known[t.recipe].impossible(origin_case(case, t, 0)) is None)
 
 
 def origin_case(case: Case, turn: Turn, cycle: int) -> Case:
@@ -115,11 +117,11 @@ def _start(case: Case, turn: Turn, tensor: str) -> int:
 def mixed(
     parts: Iterator[Part[R]], make: Callable[[R, Block], Sequence[torch.Tensor | None]], block: Block
 ) -> list[torch.Tensor | None]:
-    """What ``make`` gives for each part, its rows put where they belong: tensors [rows of the block, ...], or None where
-    it gives None for each."""
+    """What ``make`` gives for each part, its rows put where they belong: tensors [rows of the block, ...], or None
+    where it gives None for each."""
     found: list[torch.Tensor | None] = []
-    for rows, recipe, source, places in parts:
-        values = make(recipe, source)
+    for part in parts:
+        values = make(part.recipe, part.source)
         found = found or [None] * len(values)
         for index, value in enumerate(values):
             if value is None:
@@ -129,5 +131,5 @@ def mixed(
                 found[index] = torch.empty(shape, dtype=value.dtype, device=block.device)
             whole = found[index]
             assert whole is not None
-            whole[rows] = value.expand(source.stop - source.start, -1)[places]
+            whole[part.rows] = value.expand(part.source.stop - part.source.start, -1)[part.places]
     return found

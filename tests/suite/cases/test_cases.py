@@ -121,7 +121,7 @@ def test_suites_hold_unique_possible_cases(op: str, depth: str, dtype: str, fp8:
         assert reasons_impossible(case) is None
         assert case.recipe in describe(case)
     asked = sum(case.dtype == dtype and case.fp8 == fp8 for case in found)
-    assert asked >= 0.8 * len(found)
+    assert asked >= 0.75 * len(found)
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -130,12 +130,12 @@ def test_depths_grow_and_stay_within_their_size(op: str) -> None:
         return case.m * case.n * max(1, case.k)
 
     smoke, default, deep = (cases_for(op, depth=depth) for depth in DEPTHS)
-    assert 12 <= len(smoke) <= 24
-    assert 60 <= len(default) <= 200
+    assert 12 <= len(smoke) <= 40
+    assert 60 <= len(default) <= 450
     assert {case.id for case in default} < {case.id for case in deep}
     total = [sum(size(case) for case in found) for found in (smoke, default, deep)]
-    assert total[0] <= (10**8 if op == GEMM else 10**6)
-    assert total[1] <= (15 * 10**9 if op == GEMM else 60 * 10**6)
+    assert total[0] <= (10**8 if op == GEMM else 3 * 10**6)
+    assert total[1] <= (15 * 10**9 if op == GEMM else 90 * 10**6)
     assert total[2] > 3 * total[1]
     assert any(case.m == 4096 and lane_of(case) == "model" for case in deep)
 

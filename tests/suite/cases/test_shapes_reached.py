@@ -87,7 +87,8 @@ def test_the_widest_rows_peak_in_every_vector_too() -> None:
 def test_rows_past_the_limit_of_a_grid_are_judged() -> None:
     def rows_of_a_grid(y: torch.Tensor) -> torch.Tensor:
         amax = whole(y)
-        amax[65535:] = amax[65534]
+        rows = amax.view(-1, 1)
+        rows[65535:] = rows[65534].clone()
         return amax
 
     cases = default(QUANT, lambda c: c.m > 65535)
@@ -104,7 +105,7 @@ def test_one_row_is_a_case_of_every_depth(op: str) -> None:
     def call(inputs: Inputs, buffers: Outputs) -> Outputs:
         raise ValueError("num_tokens must be a multiple of 4, got 1")
 
-    (case,) = default(op, lambda c: c.m == 1, "smoke")
+    case = default(op, lambda c: c.m == 1 and c.recipe == "model", "smoke")[0]
     record = validate(Kernel("mine.py:f", op, "fp32" if op == GEMM else CONTRACT, call), case)
     assert record.status is Status.ERROR
     assert "if that is a limit, declare it: f.unsupported" in record.reasons[1]
@@ -166,7 +167,7 @@ def test_a_batch_stride_that_is_assumed_fails() -> None:
     def packed(x: torch.Tensor) -> torch.Tensor:
         return x if x.dim() == 2 else x.as_strided(x.shape, (x.shape[1] * x.shape[2], x.shape[2], 1))
 
-    slices = default(QUANT, lambda c: c.layout == "3dstrided")
+    slices = default(QUANT, lambda c: c.layout == "3dstrided" and 1 < batch_of(c.m) < c.m)
     assert len(failing(quantizer(whole, packed), slices)) == len(slices)
     assert not failing(quantizer(whole, packed), default(QUANT, lambda c: c.layout == "3d" and c.n <= 1024))
     assert not failing(quantizer(whole), slices)
@@ -204,7 +205,7 @@ def test_products_lost_at_the_models_own_shapes_fail() -> None:
 
     shape = (shapes.HIDDEN, 1536)
     cases = default(GEMM, lambda c: (c.n, c.k) == shape)
-    assert {c.m for c in cases} >= {1, 16, 129}
+    assert {c.m for c in cases} >= {1, 129}
     assert failing(losing(lambda m: m == 1), [c for c in cases if c.m == 1])
     assert failing(losing(lambda m: m > 16), [c for c in cases if c.m > 16])
     pairs = {(c.n, c.k) for c in cases_for(GEMM) if c.m == 1} & {(c.n, c.k) for c in cases_for(GEMM) if c.m > 16}

@@ -15,7 +15,6 @@ from validators.cases.recipes_gemm import RECIPES as _SINGLE
 from validators.cases.recipes_gemm_together import EVERY_SITUATION
 from validators.cases.tensors import GemmInputs
 
-
 _RECIPES = (*_SINGLE, EVERY_SITUATION)
 
 
