@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import heapq
 import itertools
 import json
 import time
@@ -43,12 +44,12 @@ WIDE = 512
 
 
 def price(case: Case) -> float:
-    """What a case costs, in tenths of the second that it takes on a core, and more where it has too few rows for its
-    width."""
+    """What a case costs, in combinations that it must hold to be worth it: one for 33 ms on a core, and more where it
+    has too few rows for its width."""
     outputs, operands = case.m * case.n, (case.m + case.n) * case.k
     # Measured: an output of a GEMM 3e-7 s, a code of an operand 4e-8 s, a product 1e-9 s; an element of a row 6e-8 s.
     seconds = 3e-7 * outputs + 4e-8 * operands + 1e-9 * outputs * case.k if case.k else 6e-8 * outputs
-    return 10 * seconds + (0.75 if 0 < case.m < TURNS and case.n > WIDE else 0.0)
+    return 30 * seconds + (0.75 if 0 < case.m < TURNS and case.n > WIDE else 0.0)
 
 
 class Choice:
@@ -78,19 +79,31 @@ class Choice:
         self.price = np.array([price(case) for case in candidates])
 
     def chosen(self) -> list[Case]:
-        """Cases that hold every combination that some candidate holds."""
+        """Cases that hold every combination that some candidate holds.
+
+        A candidate's score never rises while others are chosen: where the score of the first of the heap is still what
+        the heap says, it is the best of all.
+        """
         found: list[Case] = []
         used: Counter[tuple[str, int]] = Counter()
-        while any(left.any() for left in self.left):
-            new = np.sum([left[key] for left, key in zip(self.left, self.keys, strict=True)], axis=0)
-            again = np.array([used["m", c.m] + used["n", c.n] + used["k", c.k] for c in self.candidates])
-            score = np.where(new > 0, new - self.price - 0.05 * again, -np.inf)
-            best = int(score.argmax())
-            case = self.candidates[best]
+        keys = np.stack(self.keys, axis=1).tolist()
+        heap = [(float(price) - len(self.left), index) for index, price in enumerate(self.price)]
+        heapq.heapify(heap)
+        while heap:
+            said, index = heapq.heappop(heap)
+            new = sum(bool(left[key]) for left, key in zip(self.left, keys[index], strict=True))
+            if new == 0:
+                continue
+            case = self.candidates[index]
+            again = used["m", case.m] + used["n", case.n] + used["k", case.k]
+            score = float(self.price[index]) + 0.05 * again - new
+            if score > said:
+                heapq.heappush(heap, (score, index))
+                continue
             found.append(case)
             used.update([("m", case.m), ("n", case.n), ("k", case.k)])
-            for left, key in zip(self.left, self.keys, strict=True):
-                left[key[best]] = False
+            for left, key in zip(self.left, keys[index], strict=True):
+                left[key] = False
         return found
 
 

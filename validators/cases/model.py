@@ -264,10 +264,15 @@ class Model:
 
     def _made(self, values: Mapping[str, Sequence[Any]], options: Mapping[str, Any], limit: int) -> list[Case]:
         found = []
-        for combination in itertools.product(*values.values()):
-            chosen = {"recipe": EVERY, **dict(zip(values, combination, strict=True)), **options}
-            case = Case(self.op, **chosen)
-            if size(case) <= limit and reasons_impossible(case) is None:
+        small = {name: 1 for name in values if name != "recipe"}
+        # Whether a recipe goes with options does not depend on the shape.
+        recipes = values.get("recipe", [EVERY])
+        possible = [
+            r for r in recipes if reasons_impossible(Case(self.op, **{**small, **options, "recipe": r})) is None
+        ]
+        for combination in itertools.product(*({**values, "recipe": possible}).values()):
+            case = Case(self.op, **dict(zip({**values, "recipe": possible}, combination, strict=True)), **options)
+            if size(case) <= limit:
                 found.append(case)
         return found
 

@@ -81,8 +81,8 @@ def test_what_no_case_can_have_is_said(op: str) -> None:
                 reasons[pair] = model.impossible(dict(pair), LIMITS["default"])
     assert all(reasons.values())
     large = {pair for pair, reason in reasons.items() if reason and reason.startswith("the smallest case")}
-    # Too many rows for the width, or too many columns for the products; everything else is arithmetic: one row is odd, a
-    # row of less than a vector holds no switch.
+    # Too many rows for the width, or columns for the products; everything else is arithmetic: one row is odd, a row of
+    # less than a vector holds no switch.
     many, wide = {"1,025 to 65,535", "65,536 and more"}, {("columns", "1,025 and more"), ("products", "8,193 and more")}
     assert all(dict(pair).get("rows") in many or set(pair) == wide for pair in large), reasons
     rest = {frozenset(dict(pair)) for pair in reasons.keys() - large}
