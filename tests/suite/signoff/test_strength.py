@@ -151,10 +151,12 @@ def test_the_smoke_suite_is_worth_nearly_all_defects(op: str) -> None:
 
 
 def test_the_sentence_in_full() -> None:
-    (found,) = measure(passed(ADD))
+    # As on hardware of one FP8 format.
+    native = [r for r in passed(ADD) if Case.parse(r.case).fp8 == "e4m3fn"]
+    (found,) = measure(native)
     assert found.missed == ("Q02", "Q03")
     assert re.fullmatch(r"\d+ to \d+ rows, n \d+ to [\d,]+", found.shapes)
-    assert sentences(passed(ADD)) == [
+    assert sentences(native) == [
         f"{len(TABLE.defects[ADD]) - 2} of {len(TABLE.defects[ADD])} known defects of add_rmsnorm_quant fail on such "
         f"cases (measured at {found.shapes}, with the same features), which says nothing of defects elsewhere; "
         "not covered: Q02 qmax-of-fn-on-fnuz, Q03 qmax-of-fn-unclamped"
@@ -163,7 +165,7 @@ def test_the_sentence_in_full() -> None:
 
 def test_a_case_that_did_not_pass_is_worth_nothing() -> None:
     records = passed(ADD)
-    failed = [dataclasses.replace(r, status=Status.FAILED) if "769" in r.case else r for r in records]
+    failed = [dataclasses.replace(r, status=Status.FAILED) if Case.parse(r.case).n % 8 else r for r in records]
     assert "N08" in measure(failed)[0].missed
     assert "N08" not in measure(records)[0].missed
     nothing = [dataclasses.replace(r, status=Status.FAILED) for r in records]
