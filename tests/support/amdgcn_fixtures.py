@@ -64,7 +64,7 @@ def main() -> None:
     for target, fp8 in TARGETS.items():
         for name, n in WIDTHS.items():
             function, signature = triton_own.kernel_function(), _signature(fp8, n)
-            text, _, lds = triton_text(function, target, signature, triton_own.WARPS)
+            text, _, lds = triton_text(function, target, signature, {"num_warps": triton_own.WARPS})
             head = f"; triton {triton.__version__}, lds {lds}, {triton_own.WARPS} warps, bf16, with residual\n"
             path_of(target, name).write_text(head + stripped(text), encoding="utf-8")
 

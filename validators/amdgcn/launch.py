@@ -11,7 +11,7 @@ import numpy as np
 from validators.amdgcn.errors import MachineFault, TextError
 from validators.amdgcn.floats import Array
 from validators.amdgcn.lds import Lds
-from validators.amdgcn.memory import Memory
+from validators.amdgcn.memory import Memory, Tensor
 from validators.amdgcn.metadata import Argument
 from validators.amdgcn.policies import NEAREST, Policy
 from validators.amdgcn.scheduler import BUDGET, Scheduler, Step, assemble
@@ -21,18 +21,6 @@ from validators.amdgcn.text import Program
 CHUNK_WAVES = 1024
 """Waves that run together: registers of this many stay in a CPU's caches, and more cost memory without being faster."""
 LDS_LIMIT = {"gfx942": 65536, "gfx950": 163840}
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """An argument that is memory. data: its bytes, uint8; written in place where ``writable``. start: byte of
-    ``data`` that the pointer names. address: the real address of data[0], for its alignment."""
-
-    name: str
-    data: Array
-    start: int = 0
-    address: int = 0
-    writable: bool = False
 
 
 Value = Tensor | int | float | None
@@ -128,26 +116,25 @@ class Machine:
             raise TextError(f"{where}: {meta.name} takes {len(meta.explicit)} arguments, not {len(arguments)}")
         memory, written = Memory(), []
         segment = np.zeros(max(meta.kernarg_size, 8), dtype=np.uint8)
-        _refuse_aliases(arguments, where)
+        known: dict[tuple[int, int], int] = {}
         for argument, value in zip(meta.explicit, arguments, strict=True):
             packed = value
             if isinstance(value, Tensor):
-                packed = memory.add(
-                    value.name,
-                    value.data,
-                    address=value.address,
-                    start=value.start,
-                    writable=value.writable,
-                    owned=checked,
-                )
+                # Two arguments in one memory see each other's stores, so they share a buffer.
+                place = (value.address, value.data.size)
+                number = known.get(place) if value.address else None
+                if number is None:
+                    number = known[place] = memory.add(value.name, value, owned=checked)
+                packed = memory.address(number, value)
                 if value.writable:
-                    written.append((len(memory.buffers) - 1, value))
+                    written.append((number, value))
             _put(segment, argument, packed, where)  # type: ignore[arg-type]
         hidden = _hidden(grid, block)
         for argument in meta.args:
             if argument.kind.startswith("hidden_"):
                 _put(segment, argument, hidden.get(argument.kind, 0), where)
-        return memory, written, memory.add("kernarg", segment)
+        kernarg = Tensor("kernarg", segment)
+        return memory, written, memory.address(memory.add("kernarg", kernarg, owned=False), kernarg)
 
     def _begin(
         self, state: State, first: int, count: int, waves: int, grid: tuple[int, int, int],
@@ -217,15 +204,6 @@ def initial_mode(descriptor: Mapping[str, int]) -> int:
     mode |= descriptor.get("float_denorm_mode_32", 0) << 4 | descriptor.get("float_denorm_mode_16_64", 3) << 6
     mode |= descriptor.get("dx10_clamp", 1) << 8 | IEEE
     return mode | (FP16_OVFL if descriptor.get("fp16_overflow") else 0)
-
-
-def _refuse_aliases(arguments: Sequence[Value], where: str) -> None:
-    """Each tensor gets memory of its own, so two names of one memory that is written would not see each other."""
-    tensors = [value for value in arguments if isinstance(value, Tensor) and value.address]
-    for i, one in enumerate(tensors):
-        for other in tensors[i + 1 :]:
-            if one.address == other.address and (one.writable or other.writable):
-                raise MachineFault(f"{where}: {one.name} and {other.name} share memory, which is not implemented")
 
 
 def _hidden(grid: tuple[int, int, int], block: tuple[int, int, int]) -> dict[str, int]:

@@ -19,6 +19,18 @@ _OFFSET = np.int64((1 << _SHIFT) - 1)
 _WIDE = {4: np.uint32, 8: np.uint64, 16: np.complex128}
 
 
+@dataclass(frozen=True)
+class Tensor:
+    """An argument that is memory. data: its bytes, uint8; written in place where ``writable``. start: byte of
+    ``data`` that the pointer names. address: the real address of data[0], for its alignment."""
+
+    name: str
+    data: Array
+    start: int = 0
+    address: int = 0
+    writable: bool = False
+
+
 @dataclass
 class Buffer:
     """data: a copy of the bytes, preceded by some so that its start is aligned as the address is.
@@ -47,24 +59,22 @@ class Memory:
     def __init__(self) -> None:
         self.buffers: list[Buffer | None] = [None]
 
-    def add(
-        self,
-        name: str,
-        content: Array,
-        *,
-        address: int = 0,
-        start: int = 0,
-        writable: bool = False,
-        owned: bool = False,
-    ) -> int:
-        """Take a copy of the bytes; the address of byte ``start``. address: the real one, whose low byte is kept."""
-        lead = address & 0xFF
-        size = lead + content.size
+    def add(self, name: str, tensor: Tensor, *, owned: bool) -> int:
+        """Take a copy of a tensor's bytes; the buffer's number. The low byte of the real address is kept."""
+        lead = tensor.address & 0xFF
+        size = lead + tensor.data.size
         data = np.zeros((size + 31) // 16 * 2, dtype=np.uint64).view(np.uint8)
-        data[lead:size] = content
+        data[lead:size] = tensor.data
         owner = np.zeros(data.size, dtype=np.int32) if owned else None
-        self.buffers.append(Buffer(name, data, lead, size, writable, owner, lead + start))
-        return ((len(self.buffers) - 1) << _SHIFT) + lead + start
+        self.buffers.append(Buffer(name, data, lead, size, False, owner, lead + tensor.start))
+        return len(self.buffers) - 1
+
+    def address(self, number: int, tensor: Tensor) -> int:
+        """Where a tensor of buffer ``number`` begins; a tensor that is written makes it writable."""
+        buffer = self.buffers[number]
+        assert buffer is not None
+        buffer.writable = buffer.writable or tensor.writable
+        return (number << _SHIFT) + buffer.low + tensor.start
 
     def buffer_of(self, address: Array, lanes: Array | None, state: State) -> Buffer | None:
         """The one buffer that all active lanes address; None where no lane is active."""

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from validators import arch, words
-from validators.amdgcn.launch import Machine, Tensor, Trace, Value
+from validators.amdgcn.launch import Machine, Trace, Value
+from validators.amdgcn.memory import Tensor
 from validators.amdgcn.policies import NEAREST, Policy, readings
 from validators.amdgcn.text import parse_program
 from validators.cases.case import Case
@@ -32,6 +33,12 @@ _TYPES = {
     torch.float32: "*fp32",
     torch.float8_e4m3fnuz: "*fp8e4b8",
     torch.float8_e4m3fn: "*fp8e4nv",
+    torch.float64: "*fp64",
+    torch.uint8: "*u8",
+    torch.int8: "*i8",
+    torch.int16: "*i16",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
 }
 _POISONS = (0xA5, 0x5A)
 """Registers and LDS hold another byte in every other call, so that what depends on them differs from run to run."""
@@ -89,6 +96,8 @@ def signature_of(arguments: Mapping[str, object], constants: Mapping[str, object
             found.append((name, "constexpr", (), value))
             continue
         if isinstance(value, torch.Tensor):
+            if value.dtype not in _TYPES:
+                raise KernelError(f"a tensor of {value.dtype} is no argument of an interpreted launch")
             kind = _TYPES[value.dtype]
         else:
             kind = "fp32" if isinstance(value, float) else "i32" if -(2**31) <= int(value) < 2**31 else "i64"  # type: ignore[call-overload]
@@ -96,7 +105,9 @@ def signature_of(arguments: Mapping[str, object], constants: Mapping[str, object
     return tuple(found)
 
 
-def triton_text(function: Any, target: str, signature: tuple[Any, ...], warps: int) -> tuple[str, str, int]:
+def triton_text(
+    function: Any, target: str, signature: tuple[Any, ...], options: Mapping[str, object]
+) -> tuple[str, str, int]:
     """(assembly text, kernel's name, bytes of LDS) of a ``@triton.jit`` function, or KernelError."""
     import triton
     from triton.backends.compiler import GPUTarget
@@ -108,7 +119,7 @@ def triton_text(function: Any, target: str, signature: tuple[Any, ...], warps: i
     attributes = {(names.index(n),): [list(h) for h in entry[1]] for n, entry in by_name.items() if entry[1]}
     source = ASTSource(function, {name: by_name[name][0] for name in names}, constants, attributes)
     try:
-        compiled = triton.compile(source, target=GPUTarget("hip", target, 64), options={"num_warps": warps})
+        compiled = triton.compile(source, target=GPUTarget("hip", target, 64), options=dict(options))
     except Exception as error:
         said = " ".join(str(error).split())
         raise KernelError(f"Triton does not compile {function.__name__} for {target}: {said[:300]}") from error
@@ -123,7 +134,7 @@ def from_text(text: str, name: str, warps: int, lds: int, where: str) -> Compile
 
 def compile_triton(function: Any, target: str, signature: tuple[Any, ...], warps: int) -> Compiled:
     """Machine code of a ``@triton.jit`` function for ``target``."""
-    text, name, lds = triton_text(function, target, signature, warps)
+    text, name, lds = triton_text(function, target, signature, {"num_warps": warps})
     return from_text(text, name, warps, lds, f"{name}.{target}")
 
 
@@ -142,10 +153,9 @@ def run_grid(compiled: Compiled, arguments: list[Value], grid: tuple[int, int, i
         compiled.block,
         lds=compiled.lds,
         policy=seen.policy,
-        poison=_POISONS[seen.calls % 2],
-        checked=seen.calls % 2 == 0,
+        poison=_POISONS[(seen.calls - 1) % 2],
+        checked=seen.calls % 2 == 1,
     )
-    seen.calls += 1
     seen.touched |= seen.last.touched
     for kind, sentence in seen.last.findings.items():
         seen.findings.setdefault(kind, sentence)
@@ -271,12 +281,27 @@ def on_target(device: str, unsupported: Callable[[Case], str | None], call: Any)
         return unsupported(case)
 
     return {
-        "call": functools.partial(call, target, seen),
+        "call": counted(seen, functools.partial(call, target, seen)),
         "unsupported": limits,
         "chosen": functools.partial(chosen_of, target, seen),
         "observed": lambda: checks_of(seen),
-        "readings": lambda: {p.name: functools.partial(call, target, Seen(p)) for p in seen.open_readings()},
+        "readings": lambda: {p.name: _reading(p, call, target) for p in seen.open_readings()},
     }
+
+
+def counted(seen: Seen, call: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """``call``, each of whose calls is counted: registers hold another poison in every other one."""
+
+    def counting(inputs: Any, buffers: Any) -> Any:
+        seen.calls += 1
+        return call(inputs, buffers)
+
+    return counting
+
+
+def _reading(policy: Policy, call: Any, target: str) -> Callable[[Any, Any], Any]:
+    seen = Seen(policy)
+    return counted(seen, functools.partial(call, target, seen))
 
 
 def needs_a_target(inputs: object, buffers: object) -> Any:

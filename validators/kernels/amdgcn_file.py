@@ -27,16 +27,17 @@ import hashlib
 import importlib
 import json
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from validators import arch, words
 from validators.amdgcn.launch import Machine, Value
+from validators.amdgcn.policies import Policy
 from validators.amdgcn.text import read_program
 from validators.cases.case import Case
 from validators.cases.tensors import Inputs, Outputs, named_tensors
-from validators.kernels.amdgcn import Compiled, Seen, as_value, checks_of, chosen_of, needs_a_target, run_grid
+from validators.kernels.amdgcn import Compiled, Seen, as_value, checks_of, chosen_of, counted, needs_a_target, run_grid
 from validators.kernels.kernel import Kernel, KernelError
 from validators.records.provenance import Source
 
@@ -155,12 +156,17 @@ def _for_device(launch: Launch, device: str) -> dict[str, Any]:
         return None
 
     return {
-        "call": functools.partial(_call, launch, seen),
+        "call": counted(seen, functools.partial(_call, launch, seen)),
         "unsupported": unsupported,
         "chosen": functools.partial(chosen_of, target, seen),
         "observed": lambda: checks_of(seen),
-        "readings": lambda: {p.name: functools.partial(_call, launch, Seen(p)) for p in seen.open_readings()},
+        "readings": lambda: {p.name: _reading(launch, p) for p in seen.open_readings()},
     }
+
+
+def _reading(launch: Launch, policy: Policy) -> Callable[[Any, Any], Any]:
+    seen = Seen(policy)
+    return counted(seen, functools.partial(_call, launch, seen))
 
 
 def _beyond(value: Any, allowed: Any) -> str:

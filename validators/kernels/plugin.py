@@ -39,7 +39,7 @@ from validators import arch
 from validators.cases.case import Case
 from validators.cases.op import op_named
 from validators.cases.tensors import Inputs, NormQuantInputs, NormQuantOutputs, Outputs
-from validators.kernels import source
+from validators.kernels import amdgcn_launch, source
 from validators.kernels.kernel import Kernel, KernelError
 from validators.kernels.plugin_words import COPY_RESIDUAL, clipped, in_residual, result_words, what_to_wrap
 from validators.records.provenance import Source
@@ -112,6 +112,7 @@ def load(spec: str, op: str | None = None) -> Kernel:
     call: Callable[[Inputs, Outputs], Outputs] = functools.partial(
         _call_in_place if protocol.in_place else _call, function, gemma
     )
+    limits = functools.partial(_unsupported, supports, _own_limits(spec, function))
     return Kernel(
         name=spec,
         op=protocol.op,
@@ -119,7 +120,7 @@ def load(spec: str, op: str | None = None) -> Kernel:
         call=call,
         in_place=protocol.in_place,
         unavailable=functools.partial(_unavailable, spec, _devices(spec, function)),
-        unsupported=functools.partial(_unsupported, supports, _own_limits(spec, function)),
+        unsupported=limits,
         versions=functools.partial(arch.versions, "triton"),
         options={"supports": supports},
         # A file that imports aiter calls a library that compiles at the first call.
@@ -127,6 +128,7 @@ def load(spec: str, op: str | None = None) -> Kernel:
         deterministic=_flag(spec, function, "deterministic", True),
         source=functools.partial(_same, _source(where)),
         lacks=functools.partial(_missing, supports),
+        for_device=functools.partial(amdgcn_launch.on_device, call, limits),
     )
 
 
@@ -234,8 +236,8 @@ def _supports(spec: str, function: Callable[..., object], protocol: _Protocol, g
 
 def _devices(spec: str, function: Callable[..., object]) -> tuple[str, ...]:
     devices = getattr(function, "devices", ("cpu", "cuda"))
-    if isinstance(devices, str) or not set(devices) <= {"cpu", "cuda"} or not devices:
-        raise KernelError(f'{spec}.devices must be a tuple of "cpu" and "cuda", not {devices!r}')
+    if isinstance(devices, str) or not set(devices) <= {"cpu", "cuda", arch.INTERPRETED} or not devices:
+        raise KernelError(f'{spec}.devices must be a tuple of "cpu", "cuda" and "amdgcn", not {devices!r}')
     return tuple(devices)
 
 
@@ -250,6 +252,8 @@ def _unavailable(spec: str, devices: tuple[str, ...], device: str) -> str | None
     kind = device.partition(":")[0]
     if kind not in devices:
         return f"{spec} says that it runs on {', '.join(devices)}, not on {device}"
+    if kind == arch.INTERPRETED:
+        return arch.no_triton(interpreted=False)
     return None if kind == "cpu" else arch.no_gpu(device)
 
 

@@ -182,7 +182,10 @@ BROKEN = {
     "supports values": ("def f(x, fp8_dtype): ...\nf.supports = {'3d': 'yes'}", "must be a dict of True and False"),
     "supports type": ("def f(x, fp8_dtype): ...\nf.supports = ['3d']", "must be a dict of True and False"),
     "gemma": (FORMS["add_rmsnorm_quant"] + "...\nf.supports = {'gemma': True}", "but no parameter is named gemma or"),
-    "devices": ("def f(x, fp8_dtype): ...\nf.devices = 'cuda'", 'must be a tuple of "cpu" and "cuda", not \'cuda\''),
+    "devices": (
+        "def f(x, fp8_dtype): ...\nf.devices = 'cuda'",
+        'must be a tuple of "cpu", "cuda" and "amdgcn", not \'cuda\'',
+    ),
 }
 
 
