@@ -150,6 +150,8 @@ def _for_device(launch: Launch, device: str) -> dict[str, Any]:
     def unsupported(case: Case) -> str | None:
         if own != target:
             return f"the text is for {own}, and the device is {device}"
+        if case.fp8 != (native := words.native_fp8(target)):
+            return f"{target} converts to {native} only"
         for name, values in launch.takes.items():
             if words_of_limit := _beyond(getattr(case, name), values):
                 return f"{launch.path} takes {name} {words_of_limit} only"

@@ -54,6 +54,8 @@ def test_what_the_launch_file_does_not_take_is_unsupported(tmp_path: Path) -> No
     record = _judged(name, "m9-n1002-bf16-e4m3fnuz-gaussian-nores-s0")
     assert record.status is Status.UNSUPPORTED
     assert "takes residual True only" in record.reasons[0]
+    record = _judged(name, "m9-n1002-bf16-e4m3fn-gaussian-s0")
+    assert record.reasons == ("gfx942 converts to e4m3fnuz only",)
     other = _written(tmp_path, LAUNCH.replace("takes = { ", "takes = { n = { max = 1000, multiple_of = 2 }, "))
     assert "takes n up to 1000, multiples of 2 only" in _judged(other).reasons[0]
     record = _judged(name, device="amdgcn:gfx950")
