@@ -40,6 +40,18 @@ WIDE_N = (8192, 12288, 16384)
 """Rows wider than the limits that kernels are known to have: 6,144 and 8,192 elements per block, 10,240, and the 12,288
 floats of 48 KiB."""
 
+
+def _growing(low: int, high: int) -> tuple[int, ...]:
+    found = [low]
+    while found[-1] < high:
+        found.append(-(-found[-1] * 3 // 2))
+    return tuple(found)
+
+
+GROWING = _growing(9, 8192)
+"""Sizes that grow by a half: whatever range of sizes a mistake is limited to, if its end is a half above its begin or
+more, one of them is in it."""
+
 MANY_ROWS = 65_600
 """Rows past 65,535, the most blocks of a grid's second axis."""
 

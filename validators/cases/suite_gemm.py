@@ -63,6 +63,8 @@ def default(dtype: str, fp8: str) -> Iterator[Case]:
         k = shapes.GEMM_BOUNDARY_K[index * 7 % len(shapes.GEMM_BOUNDARY_K)]
         yield case("shape_walk", m, n, k, bias=index % 3 == 2)
     yield from _reached(dtype, fp8)
+    for size in shapes.GROWING:
+        yield from (case(EVERY, *shape) for shape in ((size, 48, 176), (24, size, 176), (24, 48, size)))
     yield from covered(_OP, "default", dtype, fp8)
 
 

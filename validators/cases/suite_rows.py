@@ -60,6 +60,7 @@ PAIRS: Pairs = (
 )
 _EVERY_ROWS = 80
 """Rows of a case of every situation: two of each turn."""
+_NARROW = 72
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +141,9 @@ class RowSuites:
         yield from (case("vector_peaks", 64, n) for n in shapes.WIDE_N if n not in shapes.model_widths(op))
         yield from (case(name, shapes.MANY_ROWS, 64) for name in ("shape_walk", "zero_rows"))
         yield case("edge_peaks", 64, shapes.HIDDEN)
+        for size in shapes.GROWING:
+            yield case(EVERY, _EVERY_ROWS, size)
+            yield case(EVERY, size, _NARROW)
         for name, m, n, options in (*PAIRS, *self.pairs):
             yield case(name, m, n, **options)
 

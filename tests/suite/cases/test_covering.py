@@ -137,6 +137,15 @@ def test_every_width_of_the_model_meets_every_class_of_input(op: str) -> None:
     assert {(80, n) for n in shapes.model_widths(op)} <= listed
 
 
+@pytest.mark.parametrize("op", [ADD, QUANT, GEMM])
+def test_every_range_of_sizes_that_is_a_half_long_has_a_case(op: str) -> None:
+    cases = [case for case in cases_for(op) if case.recipe.startswith(EVERY) or op == GEMM]
+    for field in ("m", "n", "k") if op == GEMM else ("m", "n"):
+        sizes = sorted({getattr(case, field) for case in cases if case.m and getattr(case, field) <= 8192} - {0})
+        for low, high in itertools.pairwise(value for value in sizes if value >= 9):
+            assert high <= -(-low * 3 // 2), (field, low, high)
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"schema": 9, "cases": {}}'])
 def test_a_file_that_cannot_be_read_is_one_sentence(
     tmp_path: Path, content: str, monkeypatch: pytest.MonkeyPatch
