@@ -138,7 +138,10 @@ class RowSuites:
             yield case("vector_peaks", -(-n // VECTOR), n)
             yield case("model", 1, n)
             yield case(EVERY, _EVERY_ROWS, n)
-        yield from (case("vector_peaks", 64, n) for n in shapes.WIDE_N if n not in shapes.model_widths(op))
+        for n in shapes.WIDE_N:
+            yield case(EVERY, _EVERY_ROWS, n)
+            if n not in shapes.model_widths(op):
+                yield case("vector_peaks", 64, n)
         yield from (case(name, shapes.MANY_ROWS, 64) for name in ("shape_walk", "zero_rows"))
         yield case("edge_peaks", 64, shapes.HIDDEN)
         for size in shapes.GROWING:

@@ -15,7 +15,7 @@ from validators.cases.tensors import Inputs, NormQuantInputs, NormQuantOutputs, 
 from validators.kernels.kernel import Kernel
 
 # Enough for several situations, few enough for a test.
-MOST_ELEMENTS = 1 << 20
+MOST_ELEMENTS = 3 << 19
 
 
 def suite(op: str, wanted: Callable[[Case], bool]) -> list[Case]:
