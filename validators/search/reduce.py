@@ -303,13 +303,17 @@ class Reduction:
         return self._fails(case) if cost(case) <= max(PROBED, 2 * cost(self.best)) else None
 
     def _between(self, name: str) -> int | None:
-        """A size between the largest that fails and the next that passes, or None."""
+        """A size between one that passes and the next that fails, below or above those that fail; or None."""
         seen = self._sizes(name)
         found = fit(name, seen)
-        if found.partial or found.most is None:
+        if found.partial:
             return None
-        low = found.most
-        high = min(size for size, fails in seen.items() if not fails and size > low and found.fits(size))
+        low, high = found.above, min(size for size, fails in seen.items() if fails)
+        if not (low and any(found.fits(size) and size not in seen for size in range(low + 1, high))):
+            if found.most is None:
+                return None
+            low = found.most
+            high = min(size for size, fails in seen.items() if not fails and size > low and found.fits(size))
         inside = [size for size in _near((low + high) // 2, low, high) if found.fits(size) and size not in seen]
         return inside[0] if inside else None
 
@@ -371,7 +375,7 @@ def _snapped(low: int, middle: int, high: int) -> Iterator[int]:
 def _probes(size: int) -> list[int]:
     """Sizes around ``size``: steps of one to 16, the next multiples of powers of two, and far larger ones."""
     octave = 1 << size.bit_length()
-    found = [size - 1, size - 8, *(size + step for step in (1, 2, 4, 8, 16))]
+    found = [size // 2, size // 8, 1, 64, size - 1, size - 8, *(size + step for step in (1, 2, 4, 8, 16))]
     found += [(size // period + 1) * period for period in (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)]
     found += [(size // period + 1) * period + 1 for period in (64, 256, 1024)]
     found += [2 * size, 3 * size, 2 * octave, 16 * octave]
