@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from reference.contract import Contract, get_contract
-from validators.arch import architecture, tensor_device
+from validators.arch import INTERPRETED_DEVICES, architecture, tensor_device
 from validators.calls import buffers, integrity, invariance
 from validators.calls.call import Claim, KernelFault, call, run_kernel
 from validators.cases.case import Case
@@ -105,6 +105,9 @@ def with_stricter(kernel: Kernel, case: Case, record: Record) -> Record:
 def _not_run(frame: _Frame, start: float) -> Record | None:
     """The record of a case that cannot be run, or None."""
     kernel, case = frame.kernel, frame.case
+    if frame.device in INTERPRETED_DEVICES and not kernel.interpreted:
+        words = f"is no machine code, and {frame.device} interprets machine code"
+        return frame.record(Status.UNTESTED, (words,), None, "declared", start)
     if reason := kernel.unavailable(frame.device.split(":")[0]):
         return frame.record(Status.UNTESTED, (reason,), None, "declared", start)
     if reason := reasons_impossible(case):

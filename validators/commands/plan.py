@@ -69,7 +69,7 @@ def _available(parsed: argparse.Namespace) -> list[tuple[Kernel, str]]:
     chosen = []
     for kernel in all_kernels():
         if parsed.op in (None, kernel.op):
-            device = next((d for d in devices(parsed.device) if kernel.unavailable(d) is None), None)
+            device = next((d for d in devices(parsed.device, interpreted=True) if kernel.refuses(d) is None), None)
             if device is not None:
                 chosen.append((kernel, device))
     if not chosen:
@@ -112,19 +112,22 @@ def contract_for(op: str, text: str | None) -> str | None:
 def _device_for(kernel: Kernel, wanted: str | None) -> str:
     """``wanted``, or the first device that the kernel can use; raises NoDecision with the kernel's reason."""
     reasons = []
-    for device in devices(wanted):
-        reason = kernel.unavailable(device)
+    tried = devices(wanted, interpreted=True)
+    for device in tried:
+        reason = kernel.refuses(device)
         if reason is None:
             return device
         reasons.append(reason)
-    raise NoDecision(f"kernel {kernel.name} cannot run on {devices(wanted)[0]} here: {reasons[0]}")
+    raise NoDecision(f"kernel {kernel.name} cannot run on {tried[0]} here: {reasons[0]}")
 
 
-def devices(wanted: str | None = None) -> list[str]:
-    """Devices to try, the preferred one first."""
+def devices(wanted: str | None = None, *, interpreted: bool = False) -> list[str]:
+    """Devices to try, the preferred one first. interpreted: one that interprets machine code will do."""
     if wanted is None:
         return ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
     if wanted in INTERPRETED_DEVICES:
+        if not interpreted:
+            raise UsageError(f"{wanted} interprets single kernels: run, identify and explain take it.")
         return [wanted]
     if not re.fullmatch(r"cpu|cuda(:\d+)?", wanted):
         raise UsageError(f"unknown device {wanted!r}; known: cpu, cuda, cuda:N")

@@ -6,7 +6,7 @@ import argparse
 import json
 
 from validators.commands import options
-from validators.commands.plan import native_fp8, one_kernel
+from validators.commands.plan import devices, native_fp8, one_kernel
 from validators.explain import probe
 from validators.process.guard import Exit
 from validators.records.codec import encode
@@ -26,6 +26,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def command(parsed: argparse.Namespace) -> Exit:
     """Probe, print and write what was seen."""
+    devices(parsed.device)
     kernel, device = one_kernel(parsed, ["ptpc_gemm"])
     if parsed.json:
         check_json(parsed.json)

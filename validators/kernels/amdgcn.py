@@ -284,6 +284,7 @@ def on_target(device: str, unsupported: Callable[[Case], str | None], call: Any)
         "call": counted(seen, functools.partial(call, target, seen)),
         "unsupported": limits,
         "chosen": functools.partial(chosen_of, target, seen),
+        "interpreted": True,
         "observed": lambda: checks_of(seen),
         "readings": lambda: {p.name: _reading(p, call, target) for p in seen.open_readings()},
     }

@@ -161,6 +161,7 @@ def _for_device(launch: Launch, device: str) -> dict[str, Any]:
         "call": counted(seen, functools.partial(_call, launch, seen)),
         "unsupported": unsupported,
         "chosen": functools.partial(chosen_of, target, seen),
+        "interpreted": True,
         "observed": lambda: checks_of(seen),
         "readings": lambda: {p.name: _reading(launch, p) for p in seen.open_readings()},
     }

@@ -77,6 +77,7 @@ class Kernel:
     (split-K with atomics); then every run is judged value by value. chosen(case) -> what the library picks for this
     case (a GEMM library, a kernel's name), for the record. for_device(device) -> the fields that are others on that
     device; see ``on``. observed() -> checks that the kernel made itself while it ran, such as those of an interpreter.
+    interpreted: True where machine code is interpreted.
     readings() -> after a run, ``call`` under each other reading of what its documents leave open, by name.
     """
 
@@ -100,8 +101,15 @@ class Kernel:
     for_device: Callable[[str], Mapping[str, Any]] = _same_everywhere
     observed: Callable[[], tuple[Check, ...]] = _saw_nothing
     readings: Callable[[], Mapping[str, Callable[[Any, Any], Outputs]]] = _one_reading
+    interpreted: bool = False
     answers: dict[tuple[str, ...], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
     """What was found out by running this kernel, kept for the next call. A changed copy starts without it."""
+
+    def refuses(self, device: str) -> str | None:
+        """``unavailable``, and the reason of a kernel that is no machine code on a device that interprets it."""
+        if device.startswith("amdgcn:") and not self.on(device).interpreted:
+            return f"is no machine code, and {device} interprets machine code"
+        return self.unavailable(device)
 
     def on(self, device: str) -> Kernel:
         """This kernel as it is on ``device``."""
