@@ -466,17 +466,3 @@ def test_operations_on_pairs(name: str) -> None:
     wanted = [statement(*x) & M64 for x in zip(*sources, strict=True)]
     assert execute(f"\t{name} {given}", dict(enumerate(sources)), 10) == [w & M32 for w in wanted]
     assert execute(f"\t{name} {given}", dict(enumerate(sources)), 11) == [w >> 32 for w in wanted]
-
-
-def test_fractions_and_classes() -> None:
-    (a,) = operands("fract", 1)
-    for x, got in zip(a, execute("\tv_fract_f32_e32 v10, v0", {0: a}, 10), strict=True):
-        if not F32.is_nan(x) and not F32.is_inf(x):
-            value = F32.value(x)
-            wanted = min(F32.round(value - value.numerator // value.denominator), 0x3F7FFFFF)
-            assert got == wanted
-    code = "\tv_cmp_class_f32_e64 s[4:5], v0, 3\n\tv_cndmask_b32_e64 v10, 0, 1, s[4:5]"
-    assert execute(code, {0: a}, 10) == [int(F32.is_nan(x)) for x in a]
-    # Bits 5, 6 and 9: -0, +0 and +Inf.
-    of_class = [int(x in (0, 0x80000000, F32.infinity)) for x in a]
-    assert execute(code.replace(", 3", ", 0x260"), {0: a}, 10) == of_class
