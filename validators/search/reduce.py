@@ -313,7 +313,10 @@ class Reduction:
             if found.most is None:
                 return None
             low = found.most
-            high = min(size for size, fails in seen.items() if not fails and size > low and found.fits(size))
+            passing = [size for size, fails in seen.items() if not fails and size > low and found.fits(size)]
+            if not passing:
+                return None
+            high = min(passing)
         inside = [size for size in _near((low + high) // 2, low, high) if found.fits(size) and size not in seen]
         return inside[0] if inside else None
 
