@@ -37,7 +37,7 @@ from validators.words import OPS
 _EXACT = """
     abs alias amax amin aminmax as_strided bucketize cat ceil clamp clamp_max_ clamp_min clamp_min_ clone
     constant_pad_nd contiguous copysign detach detach_ empty empty_like eq expand fill_ flatten floor frexp full
-    full_like ge gt index index_put index_put_ index_select isfinite isnan item le lift_fresh lt masked_fill
+    full_like gather ge gt index index_put index_put_ index_select isfinite isnan item le lift_fresh lt masked_fill
     masked_fill_ max maximum min minimum nan_to_num nan_to_num_ ne neg new_empty new_full new_zeros numpy_T ones
     ones_like permute repeat reshape resolve_conj resolve_neg round scalar_tensor scatter_ select sign signbit slice
     split split_with_sizes squeeze stack t to_dtype_layout transpose trunc unbind unsqueeze view where zeros
