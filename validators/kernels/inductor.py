@@ -70,6 +70,9 @@ def _per_token(x: Any, fp8_dtype: Any, qmax: float) -> Any:
     return _quantize(x.float(), fp8_dtype, qmax)
 
 
+_RECOMPILATIONS: dict[str, Any] = {"recompile_limit": 1024, "accumulated_recompile_limit": 1 << 16}
+
+
 @functools.cache
 def _compiled(
     function: Callable[..., Any], key: tuple[object, ...], dynamic: bool | None, strict_casts: bool
@@ -117,8 +120,10 @@ def _run(
     signature = tuple(None if a is None else (a.dtype, a.is_contiguous()) for a in (x, *args))
     key = (x.device.type, shape, signature, constants)
     compiled = _compiled(function, key, dynamic, strict_casts)
-    # Scalars stay constants of the graph; dynamic shapes would turn them into fp64 inputs otherwise.
-    with torch.no_grad(), dynamo.config.patch(specialize_float=True):
+    # Scalars stay constants of the graph; dynamic shapes would turn them into fp64 inputs otherwise. A suite meets more
+    # shapes than the 8 recompilations that dynamo allows by default: one row, and strides that are equal by chance,
+    # are compiled for themselves.
+    with torch.no_grad(), dynamo.config.patch(specialize_float=True, **_RECOMPILATIONS):
         return compiled(x, *args, *constants)
 
 
