@@ -150,7 +150,7 @@ def _kernel_cases(config: pytest.Config) -> list[KernelCase]:
         if reason:
             chosen.append(KernelCase(kernel, None, reason, bool(spec), spec))
             continue
-        cases = cases_for(kernel.op, depth=option.depth, lanes=option.lane, dtype=option.dtype, fp8=fp8)
+        cases = cases_for(kernel.op, depth=option.depth, lanes=option.lane or None, dtype=option.dtype, fp8=fp8)
         chosen.extend(KernelCase(kernel, case, None, bool(spec), spec) for case in cases)
     return chosen
 
