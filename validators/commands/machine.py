@@ -7,13 +7,16 @@ sentence, and the sign-off shows it as UNTESTED with the command that would test
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import importlib.util
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -154,7 +157,8 @@ def _run(stage: Stage, number: str, start: float, parsed: argparse.Namespace) ->
         # The cases are small: with one thread all kernels of a CPU took 2:19 on two idle cores, with two 2:54; and a
         # second thread that waits for a busy core costs many times that.
         environment.setdefault("OMP_NUM_THREADS", "1")
-    done = subprocess.run([sys.executable, *command], check=False, env=environment)
+    with _ended_with_us():
+        done = subprocess.run([sys.executable, *command], check=False, env=environment)
     states: dict[int, str] = {
         Exit.YES: "done",
         Exit.NO: "done, and something is wrong",
@@ -165,6 +169,20 @@ def _run(stage: Stage, number: str, start: float, parsed: argparse.Namespace) ->
         f"{number} {stage.title}: {state}, {_clock(time.monotonic() - begun)} of {_clock(time.monotonic() - start)}",
         flush=True,
     )
+
+
+@contextlib.contextmanager
+def _ended_with_us() -> Iterator[None]:
+    """SIGTERM ends the stage as well, which would go on for minutes: ``subprocess.run`` kills it as this raises."""
+
+    def end(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _clock(seconds: float) -> str:

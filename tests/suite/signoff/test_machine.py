@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,8 @@ from validators.records.store import Sink
 from validators.signoff import claims, policy, ruling
 from validators.signoff.claims import ClaimError
 from validators.words import OPS, PATH
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_every_stage_of_the_policy_is_planned_for_every_kernel() -> None:
@@ -92,6 +97,26 @@ def test_it_ends_with_a_decision_and_the_report_also_where_a_stage_dies(
     page = Path(last.split("the report is ")[1])
     assert decision in page.read_text()
     assert sorted(p.name for p in tmp_path.iterdir())[0] == "records"
+
+
+STAGE = """
+import argparse, time
+from validators.commands import machine
+sleeps = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+machine._run(machine.Stage("a long one", ("-c", sleeps)), "[1/1]", 0.0, argparse.Namespace(quiet=True, verbose=False))
+"""
+
+
+def test_a_stage_ends_with_the_command_that_started_it() -> None:
+    with subprocess.Popen([sys.executable, "-c", STAGE], cwd=ROOT, stdout=subprocess.PIPE, text=True) as command:
+        assert command.stdout is not None
+        command.stdout.readline()
+        stage = int(command.stdout.readline())
+        os.kill(stage, 0)
+        command.terminate()
+        assert command.wait(60) == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(stage, 0)
 
 
 def test_nothing_recorded_is_no_sign_off(
