@@ -21,16 +21,26 @@ from validators.run import validate
 
 CASES = {
     "any": (
-        "m17-n1002-bf16-{}-gaussian-s0", "m9-n1002-bf16-{}-nonfinite-s0", "m9-n1001-bf16-{}-midpoints-s0",
-        "m32-n1002-bf16-{}-zero_rows-s0", "m34-n1002-bf16-{}-subnormal_rows-s0", "m33-n1002-bf16-{}-crest_ladder-s0",
-        "m34-n1002-bf16-{}-gaussian-strided-s0", "m9-n520-bf16-{}-uniform_bytes-s0",
+        "m17-n1002-bf16-{}-gaussian-s0",
+        "m9-n1002-bf16-{}-nonfinite-s0",
+        "m9-n1001-bf16-{}-midpoints-s0",
+        "m32-n1002-bf16-{}-zero_rows-s0",
+        "m34-n1002-bf16-{}-subnormal_rows-s0",
+        "m33-n1002-bf16-{}-crest_ladder-s0",
+        "m34-n1002-bf16-{}-gaussian-strided-s0",
+        "m9-n520-bf16-{}-uniform_bytes-s0",
     ),
     "vector": (
-        "m17-n1024-bf16-{}-gaussian-s0", "m9-n1024-bf16-{}-nonfinite-s0", "m9-n1024-bf16-{}-midpoints-s0",
-        "m32-n1024-bf16-{}-zero_rows-s0", "m34-n1024-bf16-{}-subnormal_rows-s0", "m33-n1024-bf16-{}-crest_ladder-s0",
-        "m34-n1024-bf16-{}-gaussian-strided-s0", "m9-n528-bf16-{}-uniform_bytes-s0",
+        "m17-n1024-bf16-{}-gaussian-s0",
+        "m9-n1024-bf16-{}-nonfinite-s0",
+        "m9-n1024-bf16-{}-midpoints-s0",
+        "m32-n1024-bf16-{}-zero_rows-s0",
+        "m34-n1024-bf16-{}-subnormal_rows-s0",
+        "m33-n1024-bf16-{}-crest_ladder-s0",
+        "m34-n1024-bf16-{}-gaussian-strided-s0",
+        "m9-n528-bf16-{}-uniform_bytes-s0",
     ),
-}  # fmt: skip
+}
 _DELETED = re.compile(r"\s*(v_|ds_|buffer_|global_)\w+ ")
 
 

@@ -145,8 +145,12 @@ def measure(
                 last = now
                 left = now / count * (len(jobs) - count)
                 killed, lost = (sum(f["result"] == r for f in known.values()) for r in ("killed", "survivor"))
-                print(f"{op} {depth}: {count:,} of {len(jobs):,} in {now:.0f} s, about {left:.0f} s left; "
-                      f"{killed:,} killed, {lost:,} survivors", file=say, flush=True)  # fmt: skip
+                print(
+                    f"{op} {depth}: {count:,} of {len(jobs):,} in {now:.0f} s, about {left:.0f} s left; "
+                    f"{killed:,} killed, {lost:,} survivors",
+                    file=say,
+                    flush=True,
+                )
     finally:
         if sink is not None:
             sink.close()
@@ -162,8 +166,11 @@ def score(findings: Sequence[Mapping[str, Any]]) -> float:
 def table(op: str, findings: Sequence[Mapping[str, Any]]) -> list[str]:
     """Lines of Markdown: mutants by class and result."""
     lines = [f"| {op} | mutants | {' | '.join(COLUMNS)} | score |", "|---" * (len(COLUMNS) + 3) + "|"]
-    groups = [(f"{kind}, {what}", [f for f in findings if f["kind"] == kind and (f["id"].endswith("|always")) == plain])
-              for kind in KINDS for what, plain in (("always", True), ("guarded", False))]  # fmt: skip
+    groups = [
+        (f"{kind}, {what}", [f for f in findings if f["kind"] == kind and (f["id"].endswith("|always")) == plain])
+        for kind in KINDS
+        for what, plain in (("always", True), ("guarded", False))
+    ]
     for name, part in [*groups, ("all", list(findings))]:
         if part:
             counts = collections.Counter(f["result"] for f in part)
@@ -205,8 +212,17 @@ def _measured(options: argparse.Namespace, op: str, fp8: str, path: Path | None)
     """The findings of an op, or the exit status of a run that did not come to its end, which is said."""
     ids = chosen(op, options.seed, options.kind, options.limit, options.guarded)
     try:
-        return measure(op, ids, depth=options.depth, fp8=fp8, seed=options.seed, workers=options.workers, path=path,
-                       say=sys.stderr, matrix=options.matrix)  # fmt: skip
+        return measure(
+            op,
+            ids,
+            depth=options.depth,
+            fp8=fp8,
+            seed=options.seed,
+            workers=options.workers,
+            path=path,
+            say=sys.stderr,
+            matrix=options.matrix,
+        )
     except MutationError as error:
         print(error, file=sys.stderr)
         return 2

@@ -59,8 +59,14 @@ PLANTED = (
     Planted("large", NORM, "N07", "m > 1024 and n > 4096", lambda c: c.m > 1024 and c.n > 4096),
     Planted("one_row", NORM, "N15", "m = 1 and n > 8192", lambda c: c.m == 1 and c.n > 8192),
     Planted("strides", NORM, "N19", "strided and fp16", lambda c: c.layout == "strided" and c.dtype == "fp16"),
-    Planted("vector", NORM, "Q11", "n = 5120 and a row that peaks in one vector of columns",
-            lambda c: c.n == 5120, _in_vector),
+    Planted(
+        "vector",
+        NORM,
+        "Q11",
+        "n = 5120 and a row that peaks in one vector of columns",
+        lambda c: c.n == 5120,
+        _in_vector,
+    ),
     Planted("ulp", QUANT, "Q22", "n > 10240 and m > 16", lambda c: c.n > 10240 and c.m > 16),
     Planted("batches_fp16", QUANT, "Q14", "3d and fp16", lambda c: c.layout == "3d" and c.dtype == "fp16"),
     Planted("minus_zero", QUANT, "Q19", "e4m3fnuz and n % 4 > 0", lambda c: c.fp8 == "e4m3fnuz" and c.n % 4 > 0),
@@ -71,7 +77,7 @@ PLANTED = (
     Planted("tail", GEMM, "G06", "k % 128 > 0 and m > 64", lambda c: c.k % 128 > 0 and c.m > 64),
     Planted("columns", GEMM, "G04", "strided and n % 16 > 0", lambda c: c.layout == "strided" and c.n % 16 > 0),
     Planted("inner_fnuz", GEMM, "XG7", "k = 5120 and e4m3fnuz", lambda c: c.k == 5120 and c.fp8 == "e4m3fnuz"),
-)  # fmt: skip
+)
 
 
 def named(name: str) -> Planted:
@@ -88,8 +94,15 @@ def case_of(inputs: Inputs) -> Case:
         return Case(GEMM, m, n, "gaussian", k, dtype, fp8, layout=layout, bias=given.bias is not None)  # type: ignore[arg-type]
     x = given.x
     flat = {(2, True): "contiguous", (2, False): "strided", (3, True): "3d", (3, False): "3dstrided"}
-    case = Case(inputs.op, inputs.row_count, inputs.width, "gaussian", dtype=_DTYPES[x.dtype],
-                fp8=_FP8[given.fp8_dtype], layout=flat[x.dim(), x.is_contiguous()])  # type: ignore[arg-type]  # fmt: skip
+    case = Case(
+        inputs.op,
+        inputs.row_count,
+        inputs.width,
+        "gaussian",
+        dtype=_DTYPES[x.dtype],
+        fp8=_FP8[given.fp8_dtype],
+        layout=flat[x.dim(), x.is_contiguous()],  # type: ignore[arg-type]
+    )
     if inputs.op == QUANT:
         return case
     gamma = "fp32" if given.weight.dtype == torch.float32 else "T"

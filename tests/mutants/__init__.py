@@ -66,8 +66,15 @@ class Mutant:
     def kernel(self) -> Kernel:
         """A kernel that declares what the clean one computes."""
         call = Call(self)
-        return Kernel(f"mutant/{self.operator.name}", self.op, CONTRACTS[self.op], call, in_place=True, emulated=True,
-                      notes=self.sentence)  # fmt: skip
+        return Kernel(
+            f"mutant/{self.operator.name}",
+            self.op,
+            CONTRACTS[self.op],
+            call,
+            in_place=True,
+            emulated=True,
+            notes=self.sentence,
+        )
 
 
 class Call:
@@ -123,8 +130,14 @@ def mix(
 
 def clean_kernel(op: str) -> Kernel:
     """The kernel that the op's mutants depart from."""
-    return Kernel(f"mutant/clean-{op}", op, CONTRACTS[op], lambda inputs, buffers: run(inputs, buffers, None),
-                  in_place=True, emulated=True)  # fmt: skip
+    return Kernel(
+        f"mutant/clean-{op}",
+        op,
+        CONTRACTS[op],
+        lambda inputs, buffers: run(inputs, buffers, None),
+        in_place=True,
+        emulated=True,
+    )
 
 
 @functools.cache

@@ -141,30 +141,57 @@ def _quant(clean: Mapping[str, Stage]) -> Swapped:
     yield "divide:quotient", "Values are divided by the scale.", divided(lambda w: w.y / w.scale)
     yield "divide:product", "Values are multiplied by the scale.", divided(lambda w: w.y * w.scale)
     yield "divide:q-over-amax", "Values are multiplied by Q/amax.", divided(lambda w: w.y * (w.qmax / w.amax))
-    yield "divide:times-q-over", "Values are multiplied by Q, then divided by amax.", divided(
-        lambda w: w.y * w.qmax / w.amax)  # fmt: skip
-    yield "divide:reciprocal-bf16", "The reciprocal is a bf16.", divided(
-        lambda w: w.y * (1.0 / w.scale).bfloat16().float())  # fmt: skip
-    yield "divide:reciprocal-12bit", "The reciprocal has 12 bits.", divided(
-        lambda w: w.y * (((1.0 / w.scale).view(torch.int32) & ~0xFFF).view(torch.float32)))  # fmt: skip
+    yield (
+        "divide:times-q-over",
+        "Values are multiplied by Q, then divided by amax.",
+        divided(lambda w: w.y * w.qmax / w.amax),
+    )
+    yield (
+        "divide:reciprocal-bf16",
+        "The reciprocal is a bf16.",
+        divided(lambda w: w.y * (1.0 / w.scale).bfloat16().float()),
+    )
+    yield (
+        "divide:reciprocal-12bit",
+        "The reciprocal has 12 bits.",
+        divided(lambda w: w.y * (((1.0 / w.scale).view(torch.int32) & ~0xFFF).view(torch.float32))),
+    )
     yield "scale:reciprocal", "The scale is 1/(Q/amax).", {"scale": _set("scale", lambda w: 1.0 / (w.qmax / w.amax))}
     yield "scale:quotient", "The scale is amax/Q by a division.", {"scale": _set("scale", lambda w: w.amax / w.qmax)}
     yield "scale:inverse", "The scale is Q/amax.", {"scale": _set("scale", lambda w: w.qmax / w.amax)}
-    yield "scale:power-of-two", "The scale is a power of two.", {
-        "scale": _set("scale", lambda w: torch.exp2(torch.ceil(torch.log2(w.amax / w.qmax))))}  # fmt: skip
-    yield "scale:in-double", "The scale is formed in float64.", {
-        "scale": _set("scale", lambda w: (w.amax.double() / w.qmax).float())}  # fmt: skip
+    yield (
+        "scale:power-of-two",
+        "The scale is a power of two.",
+        {"scale": _set("scale", lambda w: torch.exp2(torch.ceil(torch.log2(w.amax / w.qmax))))},
+    )
+    yield (
+        "scale:in-double",
+        "The scale is formed in float64.",
+        {"scale": _set("scale", lambda w: (w.amax.double() / w.qmax).float())},
+    )
     signed = {"nan": 0.0, "posinf": float("inf")}
-    yield "amax:signed-max", "amax is the largest value, not magnitude.", row_max(
-        lambda w: w.y.nan_to_num(**signed).amax(-1, keepdim=True))  # fmt: skip
-    yield "amax:minus-min", "amax is minus the smallest value.", row_max(
-        lambda w: -w.y.nan_to_num(**signed).amin(-1, keepdim=True))  # fmt: skip
+    yield (
+        "amax:signed-max",
+        "amax is the largest value, not magnitude.",
+        row_max(lambda w: w.y.nan_to_num(**signed).amax(-1, keepdim=True)),
+    )
+    yield (
+        "amax:minus-min",
+        "amax is minus the smallest value.",
+        row_max(lambda w: -w.y.nan_to_num(**signed).amin(-1, keepdim=True)),
+    )
     yield "amax:mean", "amax is the mean magnitude.", row_max(lambda w: w.y.abs().mean(-1, keepdim=True))
-    yield "amax:second", "amax is the second largest magnitude.", row_max(
-        lambda w: w.y.abs().nan_to_num(0.0).topk(min(2, w.y.shape[-1]), -1)[0][:, -1:])  # fmt: skip
+    yield (
+        "amax:second",
+        "amax is the second largest magnitude.",
+        row_max(lambda w: w.y.abs().nan_to_num(0.0).topk(min(2, w.y.shape[-1]), -1)[0][:, -1:]),
+    )
     yield "amax:sum", "amax is the sum of magnitudes.", row_max(lambda w: w.y.abs().sum(-1, keepdim=True))
-    yield "amax:first-column-larger", "amax weighs the first column by 1 + 2**-10.", row_max(
-        lambda w: torch.maximum(w.y.abs().amax(-1, keepdim=True), w.y[:, :1].abs() * 1.0009765625))  # fmt: skip
+    yield (
+        "amax:first-column-larger",
+        "amax weighs the first column by 1 + 2**-10.",
+        row_max(lambda w: torch.maximum(w.y.abs().amax(-1, keepdim=True), w.y[:, :1].abs() * 1.0009765625)),
+    )
 
 
 def _norm(clean: Mapping[str, Stage]) -> Swapped:
@@ -184,12 +211,17 @@ def _norm(clean: Mapping[str, Stage]) -> Swapped:
     yield "add:larger", "The larger of input and residual is taken.", added(torch.maximum)
     yield "add:twice", "The residual is added twice.", added(lambda x, r: x + r + r)
     yield "add:half", "Half of the residual is added.", added(lambda x, r: x + 0.5 * r)
-    yield "norm_input:stored", "The norm reads the stored sum.", {
-        "norm_input": _set("z", lambda w: w.stored.float())}  # fmt: skip
-    yield "norm_input:without-residual", "The norm reads the input alone.", {
-        "norm_input": _set("z", lambda w: w.x.float())}  # fmt: skip
-    yield "store_residual:normed-input", "The residual that is stored is the input.", {
-        "store_residual": _set("stored", lambda w: w.x)}  # fmt: skip
+    yield "norm_input:stored", "The norm reads the stored sum.", {"norm_input": _set("z", lambda w: w.stored.float())}
+    yield (
+        "norm_input:without-residual",
+        "The norm reads the input alone.",
+        {"norm_input": _set("z", lambda w: w.x.float())},
+    )
+    yield (
+        "store_residual:normed-input",
+        "The residual that is stored is the input.",
+        {"store_residual": _set("stored", lambda w: w.x)},
+    )
     sums: tuple[tuple[str, str, Callable[[Tensor], Tensor]], ...] = (
         ("abs", "Magnitudes are added, not squares.", lambda z: z.abs().sum(-1, keepdim=True)),
         ("centred", "The mean is taken away first.", lambda z: (z - z.mean(-1, keepdim=True)).square().sum(-1, True)),
@@ -223,9 +255,11 @@ def _norm(clean: Mapping[str, Stage]) -> Swapped:
         ("squared", "eps is squared.", lambda w: w.mean + w.eps * w.eps),
         ("before-mean", "eps is added to the sum.", lambda w: (w.square_sum + w.eps) / w.z.shape[-1]),
         ("in-T", "eps is rounded to T.", lambda w: w.mean + torch.tensor(w.eps).to(w.x.dtype).float()),
-        *((f"fixed-{e:g}", f"eps is {e:g} whatever it should be.", lambda w, e=e: w.mean + e)
-          for e in (1e-12, 1e-8, 1e-6, 1e-5, 1e-3)),
-    )  # fmt: skip
+        *(
+            (f"fixed-{e:g}", f"eps is {e:g} whatever it should be.", lambda w, e=e: w.mean + e)
+            for e in (1e-12, 1e-8, 1e-6, 1e-5, 1e-3)
+        ),
+    )
     for name, words, variance in eps:
         yield f"variance:eps-{name}", words, {"variance": _set("variance", variance)}
 
@@ -240,26 +274,40 @@ def _norm(clean: Mapping[str, Stage]) -> Swapped:
         ("inverse", "There is no root.", lambda w: 1.0 / w.variance),
         ("eps-outside", "eps is added to the root.", lambda w: 1.0 / (w.mean.sqrt() + w.eps)),
         ("fp16", "The root is formed in fp16.", lambda w: w.variance.half().rsqrt().float()),
-        *((f"newton{k}", f"The root is an estimate with {k} Newton steps.", lambda w, k=k: newton(w.variance, k))
-          for k in range(4)),
-    )  # fmt: skip
+        *(
+            (f"newton{k}", f"The root is an estimate with {k} Newton steps.", lambda w, k=k: newton(w.variance, k))
+            for k in range(4)
+        ),
+    )
     for name, words, root in roots:
         yield f"rsqrt:{name}", words, {"rsqrt": _set("rms", root)}
     yield "gamma:plus-1", "1 is added to the weight always.", {"gamma": _set("gamma", lambda w: w.weight.float() + 1)}
     yield "gamma:never-plus-1", "1 is never added.", {"gamma": _set("gamma", lambda w: w.weight.float())}
-    yield "gamma:plus-1-in-T", "1 is added in T.", {
-        "gamma": _set("gamma", lambda w: (w.weight + 1).float() if w.gemma else w.weight.float())}  # fmt: skip
-    yield "gamma:in-bf16", "The weight passes through bf16.", {
-        "gamma": _set("gamma", lambda w: w.weight.bfloat16().float() + (1.0 if w.gemma else 0.0))}  # fmt: skip
+    yield (
+        "gamma:plus-1-in-T",
+        "1 is added in T.",
+        {"gamma": _set("gamma", lambda w: (w.weight + 1).float() if w.gemma else w.weight.float())},
+    )
+    yield (
+        "gamma:in-bf16",
+        "The weight passes through bf16.",
+        {"gamma": _set("gamma", lambda w: w.weight.bfloat16().float() + (1.0 if w.gemma else 0.0))},
+    )
     yield "normalise:no-weight", "The weight is left out.", product(lambda w: w.z * w.rms)
     yield "normalise:no-root", "The root is left out.", product(lambda w: w.z * w.gamma)
     yield "normalise:sum", "The weight is added.", product(lambda w: w.z * w.rms + w.gamma)
     yield "normalise:weight-first", "Root and weight are multiplied first.", product(lambda w: w.rms * w.gamma * w.z)
     yield "normalise:divided", "Values are divided by the root.", product(lambda w: w.z / (1.0 / w.rms) * w.gamma)
-    yield "normalise:T-then-weight", "Normalised values are rounded to T.", product(
-        lambda w: (w.z * w.rms).to(w.x.dtype).float() * w.gamma)  # fmt: skip
-    yield "normalise:clipped-gain", "Weights above 2 are held to 2.", product(
-        lambda w: w.z * w.rms * w.gamma.clamp(-2, 2))  # fmt: skip
+    yield (
+        "normalise:T-then-weight",
+        "Normalised values are rounded to T.",
+        product(lambda w: (w.z * w.rms).to(w.x.dtype).float() * w.gamma),
+    )
+    yield (
+        "normalise:clipped-gain",
+        "Weights above 2 are held to 2.",
+        product(lambda w: w.z * w.rms * w.gamma.clamp(-2, 2)),
+    )
     yield from _quant(clean)
 
 
@@ -280,30 +328,60 @@ def _gemm(clean: Mapping[str, Stage]) -> Swapped:
     yield "scale:first-token", "The first token's scale serves all.", scaled(lambda v, r, c: v * r[:1] * c)
     yield "scale:first-channel", "The first channel's scale serves all.", scaled(lambda v, r, c: v * r * c[:, :1])
     yield "scale:product-first", "The scales are multiplied first.", scaled(lambda v, r, c: v * (r * c))
-    yield "scale:product-bf16", "The product of the scales is a bf16.", scaled(
-        lambda v, r, c: v * (r * c).bfloat16().float())  # fmt: skip
-    yield "scale:product-fp16", "The product of the scales is an fp16.", scaled(
-        lambda v, r, c: v * (r * c).half().float())  # fmt: skip
-    yield "scale:powers", "Scales are rounded to powers of two.", scaled(
-        lambda v, r, c: v * torch.exp2(torch.log2(r).round()) * c)  # fmt: skip
+    yield (
+        "scale:product-bf16",
+        "The product of the scales is a bf16.",
+        scaled(lambda v, r, c: v * (r * c).bfloat16().float()),
+    )
+    yield (
+        "scale:product-fp16",
+        "The product of the scales is an fp16.",
+        scaled(lambda v, r, c: v * (r * c).half().float()),
+    )
+    yield (
+        "scale:powers",
+        "Scales are rounded to powers of two.",
+        scaled(lambda v, r, c: v * torch.exp2(torch.log2(r).round()) * c),
+    )
     yield "bias:left-out", "The bias is left out.", biased(lambda w, b: w.value)
     yield "bias:subtracted", "The bias is subtracted.", biased(lambda w, b: w.value - b)
     yield "bias:twice", "The bias is added twice.", biased(lambda w, b: w.value + b + b)
-    yield "bias:before-scales", "The bias is added before the scales.", biased(
-        lambda w, b: (w.accumulator + b) * w.a_scale.view(-1, 1) * w.b_scale.view(1, -1))  # fmt: skip
-    yield "bias:after-store", "The bias is added after the store.", biased(
-        lambda w, b: w.value.to(w.out.dtype).float() + b)  # fmt: skip
+    yield (
+        "bias:before-scales",
+        "The bias is added before the scales.",
+        biased(lambda w, b: (w.accumulator + b) * w.a_scale.view(-1, 1) * w.b_scale.view(1, -1)),
+    )
+    yield (
+        "bias:after-store",
+        "The bias is added after the store.",
+        biased(lambda w, b: w.value.to(w.out.dtype).float() + b),
+    )
     yield "bias:first-channel", "The first channel's bias serves all.", biased(lambda w, b: w.value + b[:1])
-    yield "accumulate:no-last-32", "The last 32 products are lost.", {
-        "accumulate": _set("accumulator", lambda w: w.a_value[:, :-32] @ w.b_value[:, :-32].t())}  # fmt: skip
-    yield "accumulate:whole", "One matrix multiplication adds everything.", {
-        "accumulate": _set("accumulator", lambda w: w.a_value @ w.b_value.t())}  # fmt: skip
-    yield "accumulate:in-double", "Products are added in float64.", {
-        "accumulate": _set("accumulator", lambda w: (w.a_value.double() @ w.b_value.double().t()).float())}  # fmt: skip
-    yield "accumulate:magnitudes", "Magnitudes are multiplied.", {
-        "accumulate": _set("accumulator", lambda w: w.a_value.abs() @ w.b_value.abs().t())}  # fmt: skip
-    yield "store:relu", "Negative outputs are zeros.", {
-        "store": _set("stored", lambda w: w.value.clamp_min(0).to(w.out.dtype))}  # fmt: skip
+    yield (
+        "accumulate:no-last-32",
+        "The last 32 products are lost.",
+        {"accumulate": _set("accumulator", lambda w: w.a_value[:, :-32] @ w.b_value[:, :-32].t())},
+    )
+    yield (
+        "accumulate:whole",
+        "One matrix multiplication adds everything.",
+        {"accumulate": _set("accumulator", lambda w: w.a_value @ w.b_value.t())},
+    )
+    yield (
+        "accumulate:in-double",
+        "Products are added in float64.",
+        {"accumulate": _set("accumulator", lambda w: (w.a_value.double() @ w.b_value.double().t()).float())},
+    )
+    yield (
+        "accumulate:magnitudes",
+        "Magnitudes are multiplied.",
+        {"accumulate": _set("accumulator", lambda w: w.a_value.abs() @ w.b_value.abs().t())},
+    )
+    yield (
+        "store:relu",
+        "Negative outputs are zeros.",
+        {"store": _set("stored", lambda w: w.value.clamp_min(0).to(w.out.dtype))},
+    )
 
 
 _SWAPPED: Mapping[str, Callable[[Mapping[str, Stage]], Swapped]] = {

@@ -49,22 +49,35 @@ class Facts:
         if inputs.op == "ptpc_gemm":
             m, n, k = given.shape
             layout = layout if given.b.is_contiguous() else "strided"
-            return Facts(m, n, k, DTYPES[given.out_dtype], FP8_NAMES[given.a.dtype], bias=given.bias is not None,
-                         layout=layout)  # fmt: skip
+            return Facts(
+                m, n, k, DTYPES[given.out_dtype], FP8_NAMES[given.a.dtype], bias=given.bias is not None, layout=layout
+            )
         m, n, dtype, fp8 = inputs.row_count, inputs.width, DTYPES[given.x.dtype], FP8_NAMES[given.fp8_dtype]
         if inputs.op != "add_rmsnorm_quant":
             return Facts(m, n, 0, dtype, fp8, layout=layout)
         gamma = "fp32" if given.weight.dtype == torch.float32 else "T"
-        return Facts(m, n, 0, dtype, fp8, given.residual is not None, given.gemma, gamma, f"{given.eps:g}",
-                     layout=layout)  # fmt: skip
+        return Facts(
+            m, n, 0, dtype, fp8, given.residual is not None, given.gemma, gamma, f"{given.eps:g}", layout=layout
+        )
 
     @staticmethod
     def of_case(case: Case) -> Facts:
         """The facts of a case's inputs, which are not built."""
         norm = case.op == "add_rmsnorm_quant"
         eps = f"{float(case.eps):g}" if norm else ""
-        return Facts(case.m, case.n, case.k, case.dtype, case.fp8, case.residual and norm, case.gemma, case.gamma, eps,
-                     case.bias, case.layout)  # fmt: skip
+        return Facts(
+            case.m,
+            case.n,
+            case.k,
+            case.dtype,
+            case.fp8,
+            case.residual and norm,
+            case.gemma,
+            case.gamma,
+            eps,
+            case.bias,
+            case.layout,
+        )
 
     def alone(self) -> list[Facts]:
         """The facts of the calls that the checks of invariance make: single rows, half of the rows, another layout."""
@@ -275,8 +288,11 @@ ROW_CLASSES: Mapping[str, Callable[[Tensor, Any], Tensor]] = {
 _WIDTHS = (1536, 2048, 3072, 4096, 5120, 6144, 7168, 8192, 12288)
 _INNER = (192, 768, 1536, 3072, 5120, 6144, 12288)
 _OUTPUTS = (384, 768, 1792, 3072, 3584, 5120)
-_EXACT = {"add_rmsnorm_quant": (5120, 5120, 5120, 1536, 12288, *_WIDTHS), "per_token_quant": (5120, 1536, 12288,
-          *_WIDTHS), "ptpc_gemm": _OUTPUTS}  # fmt: skip
+_EXACT = {
+    "add_rmsnorm_quant": (5120, 5120, 5120, 1536, 12288, *_WIDTHS),
+    "per_token_quant": (5120, 1536, 12288, *_WIDTHS),
+    "ptpc_gemm": _OUTPUTS,
+}
 _MODULI = (2, 3, 4, 8, 16, 24, 32, 64, 128, 256, 512)
 _LIMITS = {"m": (2, 3000), "n": (9, 12000), "k": (17, 11000)}
 

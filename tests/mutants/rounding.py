@@ -171,8 +171,13 @@ def _gemm_operators(op: str) -> Iterator[Operator]:
     for slices in (2, 3, 4, 8):
         for fmt in FORMATS:
             words = f"K is split in {slices} slices, whose sums are stored in {fmt.name}."
-            yield replacing(op, f"accumulate:split{slices}-{fmt.name}", "rounding", words,
-                            {"accumulate": _split(slices, fmt, "RNE")})  # fmt: skip
+            yield replacing(
+                op,
+                f"accumulate:split{slices}-{fmt.name}",
+                "rounding",
+                words,
+                {"accumulate": _split(slices, fmt, "RNE")},
+            )
     half = {"bf16": Format("bf16", 8), "fp16": FORMATS[2]}
     for mode in MODES[1:]:
 

@@ -26,14 +26,17 @@ _VALUES: tuple[tuple[str, str, Callable[[Tensor], Tensor]], ...] = (
     ("flushed-2^-24", "is flushed below 2**-24", lambda v: torch.where(v.abs() < 2.0**-24, 0.0, v)),
     ("flushed-2^-60", "is flushed below 2**-60", lambda v: torch.where(v.abs() < 2.0**-60, 0.0, v)),
     ("held-to-fp16", "is held to 65504", lambda v: v.clamp(-65504.0, 65504.0)),
-    ("overflows-fp16", "is Inf beyond 65504", lambda v: torch.where(v.abs() > 65504.0, torch.copysign(
-        torch.tensor(_INF), v), v)),
+    (
+        "overflows-fp16",
+        "is Inf beyond 65504",
+        lambda v: torch.where(v.abs() > 65504.0, torch.copysign(torch.tensor(_INF), v), v),
+    ),
     ("held-to-448", "is held to 448", lambda v: v.clamp(-448.0, 448.0)),
     ("held-to-1e4", "is held to 10,000", lambda v: v.clamp(-1e4, 1e4)),
     ("negative-to-zero", "is zero where it is negative", lambda v: v.clamp_min(0.0)),
     ("wraps-past-2^15", "wraps past 2**15", lambda v: torch.where(v.abs() > 32768.0, v - 65536.0 * v.sign(), v)),
     ("one-is-zero", "is zero where it is 1", lambda v: torch.where(v == 1.0, 0.0, v)),
-)  # fmt: skip
+)
 
 
 def _by_row(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -98,10 +101,12 @@ def _codes(op: str, place: Any) -> Iterator[Operator]:
         return lambda w, c: torch.where(hit(c), value(c), c)
 
     changes: tuple[tuple[str, str, Callable[[Any, Tensor], Tensor]], ...] = (
-        ("subnormal-flushed", "is zero where it is subnormal",
-         where(lambda c: (c & 0x7F) < 8, lambda c: c & 0x80)),
-        ("smallest-lost", "is zero where it is the smallest code",
-         where(lambda c: (c & 0x7F) == 1, lambda c: c & 0x80)),
+        ("subnormal-flushed", "is zero where it is subnormal", where(lambda c: (c & 0x7F) < 8, lambda c: c & 0x80)),
+        (
+            "smallest-lost",
+            "is zero where it is the smallest code",
+            where(lambda c: (c & 0x7F) == 1, lambda c: c & 0x80),
+        ),
         ("largest-lowered", "is one lower where it is 0x7E", where(lambda c: (c & 0x7F) == 0x7E, lambda c: c - 1)),
         ("7f-lowered", "is one lower where it is 0x7F", where(lambda c: (c & 0x7F) == 0x7F, lambda c: c - 1)),
         ("sign-lost", "loses its sign", lambda w, c: c & 0x7F),
@@ -110,11 +115,14 @@ def _codes(op: str, place: Any) -> Iterator[Operator]:
         ("low-bit-lost", "loses its lowest bit", lambda w, c: c & 0xFE),
         ("low-bit-set", "has its lowest bit set", lambda w, c: c | 1),
         ("one-up", "is one higher below 0x7E", where(lambda c: (c & 0x7F) < 0x7D, lambda c: c + 1)),
-        ("binade-2^7-lowered", "is one lower in the highest binade",
-         where(lambda c: (c & 0x7F) >= 0x78, lambda c: c - 1)),
+        (
+            "binade-2^7-lowered",
+            "is one lower in the highest binade",
+            where(lambda c: (c & 0x7F) >= 0x78, lambda c: c - 1),
+        ),
         ("half-is-zero", "is zero where it is 0x30", where(lambda c: c == 0x30, lambda c: c & 0)),
         ("negative-off", "is one lower where it is negative", where(lambda c: c > 0x81, lambda c: c - 1)),
-    )  # fmt: skip
+    )
     for slug, words, change in changes:
         yield on_place(op, place, slug, "special", words, change)
 

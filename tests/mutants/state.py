@@ -80,20 +80,39 @@ def operators(op: str) -> Iterator[Operator]:
     """Every operator of the kind."""
     for place in PLACES[op]:
         for slug, words, key in _KEYS:
-            yield Operator(f"{place.name}:{slug}", "state", f"{place.words} is that {words}.",
-                           _remembered(op, place, key, slug == "by-rows"), pure=False)  # fmt: skip
+            yield Operator(
+                f"{place.name}:{slug}",
+                "state",
+                f"{place.words} is that {words}.",
+                _remembered(op, place, key, slug == "by-rows"),
+                pure=False,
+            )
         if place.sort == "codes":
             continue
         for slug, words, wrong in _COUNTS:
             for factor, name in ((1.0 + 2.0**-6, "1+2^-6"), (1.0 - 2.0**-18, "1-2^-18")):
-                yield Operator(f"{place.name}:{slug}-x({name})", "state", f"{place.words} is off by {name} {words}.",
-                               _counted(op, place, wrong, factor), pure=False)  # fmt: skip
+                yield Operator(
+                    f"{place.name}:{slug}-x({name})",
+                    "state",
+                    f"{place.words} is off by {name} {words}.",
+                    _counted(op, place, wrong, factor),
+                    pure=False,
+                )
         if place.sort in ("row", "matrix"):
-            yield Operator(f"{place.name}:larger-of-calls", "state",
-                           f"{place.words} is the larger of this call and the last with its shape.",
-                           _accumulated(op, place, torch.maximum), pure=False)  # fmt: skip
-            yield Operator(f"{place.name}:adds-up", "state", f"{place.words} is added to that of the last call.",
-                           _accumulated(op, place, lambda a, b: a + b), pure=False)  # fmt: skip
+            yield Operator(
+                f"{place.name}:larger-of-calls",
+                "state",
+                f"{place.words} is the larger of this call and the last with its shape.",
+                _accumulated(op, place, torch.maximum),
+                pure=False,
+            )
+            yield Operator(
+                f"{place.name}:adds-up",
+                "state",
+                f"{place.words} is added to that of the last call.",
+                _accumulated(op, place, lambda a, b: a + b),
+                pure=False,
+            )
             yield from _between_rows(op, place)
     yield from _writes(op)
 

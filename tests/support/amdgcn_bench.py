@@ -80,9 +80,14 @@ def spread(values: Sequence[int], waves: int) -> np.ndarray:
 
 
 def execute(
-    code: str, sources: Mapping[int, Sequence[int]], result: int, *, mode: int = MODE, policy: Policy = NEAREST,
+    code: str,
+    sources: Mapping[int, Sequence[int]],
+    result: int,
+    *,
+    mode: int = MODE,
+    policy: Policy = NEAREST,
     target: str = "gfx942",
-) -> list[int]:  # fmt: skip
+) -> list[int]:
     """What register ``result`` holds in each lane after ``code``; sources: vector register -> a value a lane."""
     waves = len(next(iter(sources.values()))) // LANES
     bench = Bench(waves, policy, mode=mode)

@@ -137,9 +137,15 @@ class Machine:
         return memory, written, memory.address(memory.add("kernarg", kernarg, owned=False), kernarg)
 
     def _begin(
-        self, state: State, first: int, count: int, waves: int, grid: tuple[int, int, int],
-        block: tuple[int, int, int], kernarg: int,
-    ) -> None:  # fmt: skip
+        self,
+        state: State,
+        first: int,
+        count: int,
+        waves: int,
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+        kernarg: int,
+    ) -> None:
         """Registers as a dispatch leaves them."""
         numbers = np.repeat(np.arange(first, first + count), waves)
         state.workgroup, state.first_workgroup = numbers, first

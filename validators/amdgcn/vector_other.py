@@ -89,8 +89,13 @@ def _compared(found: Instruction, operand: Operand, at: int, kind: str, place: s
     if select := found.mods.get(f"src{at}_sel"):
         part, whole = lanes.sdwa_source(select, operand.sext, place), raw
         raw = lambda state: part(whole(state))  # noqa: E731
-    read = typed(raw, {"f32": "f32", "f16": "u16", "i16": "u16", "u16": "u16"}.get(kind, "u32"), operand,
-                 kind.startswith("f"), place)  # fmt: skip
+    read = typed(
+        raw,
+        {"f32": "f32", "f16": "u16", "i16": "u16", "u16": "u16"}.get(kind, "u32"),
+        operand,
+        kind.startswith("f"),
+        place,
+    )
     if kind == "f16":
         return lambda state: floats.from_f16(read(state))
     return read if kind == "f32" else lambda state: read(state).view(_AS[kind])

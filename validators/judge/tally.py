@@ -22,7 +22,7 @@ class Tally:
 
     def __init__(self, output: str, rows: int, cols: int) -> None:
         self.output, self.rows, self.cols = output, rows, cols
-        self.judged = self.unspecified = self.violations = self.ambiguous = self.vacuous = self.wide = 0
+        self.judged = self.unspecified = self.violations = self.ambiguous = self.wide = 0
         self.row_counts = torch.zeros(rows, dtype=torch.int64)
         self.col_counts = torch.zeros(cols, dtype=torch.int64)
         self.nonfinite = {"got_nan": 0, "got_inf": 0, "unexpected": 0, "missing": 0}
@@ -115,7 +115,6 @@ class Tally:
             worst=tuple(element for _, element in self.worst),
             use_quantiles=self._quantiles(),
             ulp_histogram={names[k]: histogram[k] for k in keys},
-            vacuous=self.vacuous,
             wide=self.wide,
             nonfinite={k: v for k, v in self.nonfinite.items() if v},
             observed="; ".join(

@@ -212,8 +212,11 @@ def _names(inputs: Inputs) -> dict[str, Any]:
 
 
 _OPERATORS: dict[type, Any] = {
-    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv,
-}  # fmt: skip
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+}
 
 
 def _number(written: object, known: Mapping[str, Any], path: Path) -> int | float:

@@ -30,8 +30,10 @@ class Factor:
 def _classes(axis: str, ends: tuple[int, ...]) -> Factor:
     """Classes of sizes, each up to and with its end; the last is open."""
     starts = (1, *(end + 1 for end in ends))
-    names = [f"{axis} {low:,}" if low == high else f"{axis} {low:,} to {high:,}"
-             for low, high in zip(starts, ends, strict=False)]  # fmt: skip
+    names = [
+        f"{axis} {low:,}" if low == high else f"{axis} {low:,} to {high:,}"
+        for low, high in zip(starts, ends, strict=False)
+    ]
     names.append(f"{axis} over {ends[-1]:,}")
 
     def level(case: Case) -> str:
@@ -82,8 +84,12 @@ FACTORS = (ROWS, COLUMNS, PRODUCTS, *_ENDS, *OPTIONS)
 def of_op(cases: Iterable[Case]) -> tuple[Factor, ...]:
     """The factors of which ``cases`` (of one op, with rows) have more than one level, in the order of FACTORS."""
     found = [case for case in cases if case.m]
-    return tuple(f for f in FACTORS if (f.name not in ("products", "end of k") or any(c.k for c in found))
-                 and len({f.level(case) for case in found}) > 1)  # fmt: skip
+    return tuple(
+        f
+        for f in FACTORS
+        if (f.name not in ("products", "end of k") or any(c.k for c in found))
+        and len({f.level(case) for case in found}) > 1
+    )
 
 
 def levels(case: Case, factors: Iterable[Factor]) -> tuple[str, ...]:

@@ -25,8 +25,12 @@ MOST_NAMED = 3
 _MOST_GROUPS = _MOST_PARTNERS = 2
 
 FAILED, DECLARED, HELD, OPEN, NOT_RUN = (
-    "did not pass", "not offered", "too large for this machine", "left open by the contract", "not run",
-)  # fmt: skip
+    "did not pass",
+    "not offered",
+    "too large for this machine",
+    "left open by the contract",
+    "not run",
+)
 """Causes, what says the most of a kernel first."""
 CAUSES = (FAILED, DECLARED, HELD, OPEN, NOT_RUN)
 
@@ -134,10 +138,8 @@ def sentences(records: Iterable[Record]) -> list[str]:
     found = of_records(records)
     several = {one.op for one in found if sum(other.op == one.op for other in found) > 1}
     return [
-        f"{', '.join(one.kernels)}: {text}" if one.op in several else text
-        for one in found
-        for text in one.sentences()
-    ]  # fmt: skip
+        f"{', '.join(one.kernels)}: {text}" if one.op in several else text for one in found for text in one.sentences()
+    ]
 
 
 def by_kernel(records: Iterable[Record]) -> dict[tuple[str, str], list[Record]]:

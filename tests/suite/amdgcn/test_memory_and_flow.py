@@ -115,13 +115,18 @@ def test_waves_part_at_a_branch_and_meet_again() -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        "v_add_f32_e64 v0, v1, v2 clamp", "v_add_f32_e64 v0, v1, v2 mul:2",
+        "v_add_f32_e64 v0, v1, v2 clamp",
+        "v_add_f32_e64 v0, v1, v2 mul:2",
         "v_mfma_f32_16x16x32_fp8_bf8 v[0:3], v[4:5], v[6:7], 0",
-        "s_getpc_b64 s[0:1]", "s_swappc_b64 s[0:1], s[2:3]", "buffer_atomic_add v0, v1, s[0:3], 0 offen",
-        "v_add_u32_e32 v0, -v1, v2", "v_pk_add_f32 v[0:1], v[2:3], 1.0", "s_trap 2",
+        "s_getpc_b64 s[0:1]",
+        "s_swappc_b64 s[0:1], s[2:3]",
+        "buffer_atomic_add v0, v1, s[0:3], 0 offen",
+        "v_add_u32_e32 v0, -v1, v2",
+        "v_pk_add_f32 v[0:1], v[2:3], 1.0",
+        "s_trap 2",
         "buffer_store_dword v0, s[0:3], 0 offen lds",
     ],
-)  # fmt: skip
+)
 def test_what_is_not_implemented_is_one_sentence(line: str) -> None:
     with pytest.raises(TextError, match=r"bench\.s:\d+: "):
         Bench(1).run("\t" + line)

@@ -25,10 +25,15 @@ def _bits(fn: Callable[[int, int], int], width: int) -> Callable[..., tuple[int,
 
 
 _LOGIC: dict[str, Callable[[int, int], int]] = {
-    "and": lambda a, b: a & b, "or": lambda a, b: a | b, "xor": lambda a, b: a ^ b, "andn2": lambda a, b: a & ~b,
-    "orn2": lambda a, b: a | ~b, "nand": lambda a, b: ~(a & b), "nor": lambda a, b: ~(a | b),
+    "and": lambda a, b: a & b,
+    "or": lambda a, b: a | b,
+    "xor": lambda a, b: a ^ b,
+    "andn2": lambda a, b: a & ~b,
+    "orn2": lambda a, b: a | ~b,
+    "nand": lambda a, b: ~(a & b),
+    "nor": lambda a, b: ~(a | b),
     "xnor": lambda a, b: ~(a ^ b),
-}  # fmt: skip
+}
 
 
 def _with_carry(total: int) -> tuple[int, int]:
@@ -172,9 +177,13 @@ def test_constants_of_scalar_instructions(line: str, before: int, after: int) ->
 
 
 _RELATIONS: dict[str, Callable[[int, int], bool]] = {
-    "eq": lambda a, b: a == b, "lg": lambda a, b: a != b, "gt": lambda a, b: a > b, "ge": lambda a, b: a >= b,
-    "lt": lambda a, b: a < b, "le": lambda a, b: a <= b,
-}  # fmt: skip
+    "eq": lambda a, b: a == b,
+    "lg": lambda a, b: a != b,
+    "gt": lambda a, b: a > b,
+    "ge": lambda a, b: a >= b,
+    "lt": lambda a, b: a < b,
+    "le": lambda a, b: a <= b,
+}
 
 
 @pytest.mark.parametrize("name", [n for n in alu_scalar.COMPARES if not n.startswith("s_cmpk")])
@@ -220,12 +229,23 @@ def test_exec_is_saved_and_changed(name: str) -> None:
 # ---- compares of lanes
 
 _FLOATS: dict[str, Callable[[float, float], bool]] = {
-    "lt": lambda a, b: a < b, "eq": lambda a, b: a == b, "le": lambda a, b: a <= b, "gt": lambda a, b: a > b,
-    "lg": lambda a, b: a < b or a > b, "ge": lambda a, b: a >= b, "o": lambda a, b: a == a and b == b,
-    "u": lambda a, b: a != a or b != b, "nge": lambda a, b: not a >= b, "nlg": lambda a, b: not (a < b or a > b),
-    "ngt": lambda a, b: not a > b, "nle": lambda a, b: not a <= b, "neq": lambda a, b: a != b,
-    "nlt": lambda a, b: not a < b, "f": lambda a, b: False, "tru": lambda a, b: True,
-}  # fmt: skip
+    "lt": lambda a, b: a < b,
+    "eq": lambda a, b: a == b,
+    "le": lambda a, b: a <= b,
+    "gt": lambda a, b: a > b,
+    "lg": lambda a, b: a < b or a > b,
+    "ge": lambda a, b: a >= b,
+    "o": lambda a, b: a == a and b == b,
+    "u": lambda a, b: a != a or b != b,
+    "nge": lambda a, b: not a >= b,
+    "nlg": lambda a, b: not (a < b or a > b),
+    "ngt": lambda a, b: not a > b,
+    "nle": lambda a, b: not a <= b,
+    "neq": lambda a, b: a != b,
+    "nlt": lambda a, b: not a < b,
+    "f": lambda a, b: False,
+    "tru": lambda a, b: True,
+}
 
 
 def _number(x: int, form: exact.Format) -> float:
@@ -305,8 +325,11 @@ def test_dpp(control: str, on: int, rest: str) -> None:
 
 
 def test_dpp_belongs_to_the_first_source() -> None:
-    got = execute("\tv_sub_u32_dpp v10, v0, v1 row_shr:1 row_mask:0xf bank_mask:0xf bound_ctrl:1",
-                  {0: list(range(LANES)), 1: [1000] * LANES}, 10)  # fmt: skip
+    got = execute(
+        "\tv_sub_u32_dpp v10, v0, v1 row_shr:1 row_mask:0xf bank_mask:0xf bound_ctrl:1",
+        {0: list(range(LANES)), 1: [1000] * LANES},
+        10,
+    )
     assert got == [((lane - 1 if lane % 16 else 0) - 1000) & M32 for lane in range(LANES)]
 
 

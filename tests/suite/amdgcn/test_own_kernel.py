@@ -105,9 +105,12 @@ FAULTS = {
     "half of the sum dropped": (r"row_bcast:15 row_mask:0xa", "row_bcast:15 row_mask:0x2", Status.FAILED, "scale"),
     "the wrong row is summed": (r"row_shr:8", "row_shr:7", Status.FAILED, "scale"),
     "codes stored a byte further": (
-        r"(buffer_store_byte v\d+, v\d+, s\[\d+:\d+\], 0 offen)\n", r"\1 offset:1\n", Status.FAILED, "codes"
+        r"(buffer_store_byte v\d+, v\d+, s\[\d+:\d+\], 0 offen)\n",
+        r"\1 offset:1\n",
+        Status.FAILED,
+        "codes",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("target", TARGETS)

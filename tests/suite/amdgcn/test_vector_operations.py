@@ -222,13 +222,40 @@ CONVERT: dict[str, Statement] = {
 STATEMENTS = {**INTEGER, **FLOAT, **CONVERT}
 ELSEWHERE = {
     # Tested below, each in its own way.
-    "v_cndmask_b32", "v_add_co_u32", "v_sub_co_u32", "v_subrev_co_u32", "v_addc_co_u32", "v_subb_co_u32",
-    "v_mad_u64_u32", "v_lshlrev_b64", "v_lshrrev_b64", "v_ashrrev_i64", "v_lshl_add_u64", "v_mov_b64",
-    "v_fmac_f32", "v_fmaak_f32", "v_fmamk_f32", "v_rcp_f32", "v_rcp_iflag_f32", "v_rsq_f32", "v_sqrt_f32", "v_exp_f32",
-    "v_log_f32", "v_div_scale_f32", "v_div_fmas_f32", "v_div_fixup_f32", "v_fract_f32", "v_cmp_class_f32",
-    "v_pk_add_f32", "v_pk_mul_f32", "v_pk_fma_f32", "v_cvt_f32_fp8", "v_cvt_pk_f32_fp8", "v_cvt_pk_fp8_f32",
+    "v_cndmask_b32",
+    "v_add_co_u32",
+    "v_sub_co_u32",
+    "v_subrev_co_u32",
+    "v_addc_co_u32",
+    "v_subb_co_u32",
+    "v_mad_u64_u32",
+    "v_lshlrev_b64",
+    "v_lshrrev_b64",
+    "v_ashrrev_i64",
+    "v_lshl_add_u64",
+    "v_mov_b64",
+    "v_fmac_f32",
+    "v_fmaak_f32",
+    "v_fmamk_f32",
+    "v_rcp_f32",
+    "v_rcp_iflag_f32",
+    "v_rsq_f32",
+    "v_sqrt_f32",
+    "v_exp_f32",
+    "v_log_f32",
+    "v_div_scale_f32",
+    "v_div_fmas_f32",
+    "v_div_fixup_f32",
+    "v_fract_f32",
+    "v_cmp_class_f32",
+    "v_pk_add_f32",
+    "v_pk_mul_f32",
+    "v_pk_fma_f32",
+    "v_cvt_f32_fp8",
+    "v_cvt_pk_f32_fp8",
+    "v_cvt_pk_fp8_f32",
     "v_cvt_scalef32_pk_fp8_f32",
-}  # fmt: skip
+}
 
 
 def test_every_operation_of_the_table_has_a_statement() -> None:
@@ -320,13 +347,20 @@ def test_a_transcendental_unit_is_within_an_ulp(name: str, policy: str) -> None:
 @pytest.mark.parametrize(
     ("name", "x", "result"),
     [
-        ("v_rcp_f32", 0, 0x7F800000), ("v_rcp_f32", 0x80000000, 0xFF800000), ("v_rcp_f32", 0xFF800000, 0x80000000),
-        ("v_rcp_f32", 0x00000001, 0x7F800000), ("v_rcp_f32", 0x7F812345, 0x7FC12345),
-        ("v_rsq_f32", 0, 0x7F800000), ("v_rsq_f32", 0x80000000, 0xFF800000), ("v_rsq_f32", 0xBF800000, 0x7FC00000),
-        ("v_sqrt_f32", 0x80000000, 0x80000000), ("v_log_f32", 0x41000000, 0x40400000), ("v_log_f32", 0, 0xFF800000),
+        ("v_rcp_f32", 0, 0x7F800000),
+        ("v_rcp_f32", 0x80000000, 0xFF800000),
+        ("v_rcp_f32", 0xFF800000, 0x80000000),
+        ("v_rcp_f32", 0x00000001, 0x7F800000),
+        ("v_rcp_f32", 0x7F812345, 0x7FC12345),
+        ("v_rsq_f32", 0, 0x7F800000),
+        ("v_rsq_f32", 0x80000000, 0xFF800000),
+        ("v_rsq_f32", 0xBF800000, 0x7FC00000),
+        ("v_sqrt_f32", 0x80000000, 0x80000000),
+        ("v_log_f32", 0x41000000, 0x40400000),
+        ("v_log_f32", 0, 0xFF800000),
         ("v_exp_f32", 0x40400000, 0x41000000),
     ],
-)  # fmt: skip
+)
 def test_special_values_of_the_transcendental_units(name: str, x: int, result: int) -> None:
     assert execute(f"\t{name}_e32 v10, v0", {0: [x] * 64}, 10)[0] == result
 
@@ -396,8 +430,9 @@ def test_a_conversion_leaves_the_other_half_alone() -> None:
 
 def test_an_infinite_operand_is_a_policy() -> None:
     for policy, code in (("nearest", 0x7F), ("fp8-inf-is-nan", 0x80)):
-        got = execute("\tv_cvt_pk_fp8_f32 v10, v0, v0", {0: [F32.infinity] * 64}, 10, mode=MODE | OVFL,
-                      policy=POLICIES[policy])  # fmt: skip
+        got = execute(
+            "\tv_cvt_pk_fp8_f32 v10, v0, v0", {0: [F32.infinity] * 64}, 10, mode=MODE | OVFL, policy=POLICIES[policy]
+        )
         assert got[0] & 0xFF == code
 
 

@@ -24,9 +24,17 @@ def judge_of(fails: Predicate, *, status: Status = Status.FAILED, offers: Predic
     def judge(case: Case) -> Record:
         found = status if fails(case) else Status.PASSED
         return Record(
-            status=found if offers(case) else Status.UNSUPPORTED, reasons=("said",), kernel="k", op=case.op,
-            case=case.id, lane="random", contract=None, contract_from="declared", device="cpu", arch="cpu",
-        )  # fmt: skip
+            status=found if offers(case) else Status.UNSUPPORTED,
+            reasons=("said",),
+            kernel="k",
+            op=case.op,
+            case=case.id,
+            lane="random",
+            contract=None,
+            contract_from="declared",
+            device="cpu",
+            arch="cpu",
+        )
 
     return judge
 

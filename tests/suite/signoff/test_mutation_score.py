@@ -153,8 +153,9 @@ def test_the_facts_of_a_decision_say_it(table: mutation.Table, monkeypatch: pyte
     assert dict(facts.of([of(FIRST)]).rows())["mutation score"] == f"not measured for these cases of {QUANT}"
 
 
-def test_run_says_it(table: mutation.Table, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-                     tmp_path: Path) -> None:  # fmt: skip
+def test_run_says_it(
+    table: mutation.Table, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     options = ["--kernel", f"{QUANT}=emulated/eager", "--device", "cpu", "--records", str(tmp_path / "records")]
     monkeypatch.setattr(mutation, "load", lambda: table)
     assert main(["run", *options, "--case", FIRST]) == 0

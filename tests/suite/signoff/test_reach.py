@@ -64,9 +64,14 @@ def test_the_ends_of_the_classes_are_in_them() -> None:
         return factors.COLUMNS.level(Case(QUANT, 1, n, "gaussian"))
 
     assert [level(n) for n in (1, 64, 65, 6144, 6145, 12_288, 12_289)] == [
-        "n 1 to 64", "n 1 to 64", "n 65 to 512", "n 4,097 to 6,144", "n 6,145 to 8,192", "n 10,241 to 12,288",
+        "n 1 to 64",
+        "n 1 to 64",
+        "n 65 to 512",
+        "n 4,097 to 6,144",
+        "n 6,145 to 8,192",
+        "n 10,241 to 12,288",
         "n over 12,288",
-    ]  # fmt: skip
+    ]
     ends = {f.name: f for f in factors.FACTORS}["end of n"]
     assert [ends.level(Case(QUANT, 1, n, "gaussian")) for n in (16, 12, 6, 5)] == list(ends.levels)
 
