@@ -171,16 +171,23 @@ def _run(stage: Stage, number: str, start: float, parsed: argparse.Namespace) ->
     )
 
 
+class _Ended(BaseException):
+    """A signal to end came."""
+
+
 @contextlib.contextmanager
 def _ended_with_us() -> Iterator[None]:
     """SIGTERM ends the stage as well, which would go on for minutes: ``subprocess.run`` kills it as this raises."""
 
-    def end(number: int, _: object) -> None:
-        raise SystemExit(128 + number)
+    def end(*_: object) -> None:
+        raise _Ended
 
     before = signal.signal(signal.SIGTERM, end)
     try:
         yield
+    except _Ended:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -114,7 +114,7 @@ def test_a_stage_ends_with_the_command_that_started_it() -> None:
         stage = int(command.stdout.readline())
         os.kill(stage, 0)
         command.terminate()
-        assert command.wait(60) == 128 + signal.SIGTERM
+        assert command.wait(60) == -signal.SIGTERM
     with pytest.raises(ProcessLookupError):
         os.kill(stage, 0)
 
