@@ -99,7 +99,7 @@ def test_partial_sums_in_bf16_fail_under_unknown_at_default_depth() -> None:
 
 def test_the_decision_says_both() -> None:
     said = facts.of([of(GAUSSIAN, contract_from="declared", follows="cdna3-mfma")])
-    assert said.qualifiers == ("declared unknown, its outputs follow cdna3-mfma",)
+    assert said.qualifiers == ("declared unknown, where the stricter cdna3-mfma fits too",)
     words = f"Contract unknown admits several values for most elements of {GEMM} in lane random."
     assert words in said.caveats
     sharp = (comparison("out", elements=1000, judged=1000, single=900),)
@@ -127,4 +127,4 @@ def test_signed_under_unknown_names_what_the_outputs_follow(tmp_path: Path, caps
     capsys.readouterr()
     written = json.loads((tmp_path / "s" / "signoff.json").read_text())
     said = written["claims"][0]["facts"]["qualifiers"]
-    assert said[0].startswith("declared unknown, its outputs follow ")
+    assert said[0].startswith("declared unknown, where the stricter ")
